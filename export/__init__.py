@@ -1,0 +1,1 @@
+"""Checkpoint to a proven, published artifact. onnx lives only here."""

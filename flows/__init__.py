@@ -1,0 +1,1 @@
+"""Order, schedules and the command line. Prefect lives only here."""

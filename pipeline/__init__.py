@@ -1,0 +1,1 @@
+"""Photos to an evaluated checkpoint. torch lives here and in export/."""

@@ -1,0 +1,146 @@
+"""Answer with a published artifact.
+
+    classifier = Classifier.open("artifacts/store/digits")      # checked, loaded and proven
+    [predictions] = classifier.predict([photo_bytes])
+    print(predictions[0].label, predictions[0].probability)
+
+Shapes: N images, K classes, H x W the model's input. Arrays carry them as a suffix.
+Invariant: equal probabilities are ordered by class index, so two machines agree.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from serve import golden
+from serve.artifact import Artifact, open_artifact
+from serve.errors import ArtifactError, InputError
+from serve.manifest import Variant
+from serve.preprocess import Limits, preprocess
+from serve.runtime import create_session
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One class and how likely it is."""
+
+    label: str
+    probability: float
+    index: int
+
+
+class Classifier:
+    """A loaded artifact. Safe to share between threads: sessions run concurrently, nothing else changes."""
+
+    def __init__(self, artifact: Artifact, variant: Variant, session: Any, limits: Limits) -> None:
+        self.artifact = artifact
+        self.manifest = artifact.manifest
+        self.variant = variant
+        self.limits = limits
+        self.proof: golden.Proof | None = None
+        self._session = session
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        variant: str | None = None,
+        threads: int | None = None,
+        limits: Limits = Limits(),
+        prove: bool = True,
+    ) -> Self:
+        """Check an artifact's files, load one variant, and have it answer its golden samples.
+
+        Args:
+            path: an artifact folder, or a name's folder in a store for its newest version.
+            variant: by default the float32 reference.
+            threads: for one image; by default as many as this process may use.
+            limits: what images are refused.
+            prove: run the golden samples. Turn off only to find out *why* they fail.
+
+        Raises:
+            ArtifactError: it is not whole, does not load, breaks its contract, or fails its golden samples.
+        """
+        artifact = open_artifact(Path(path))
+        chosen = artifact.manifest.variant(variant)
+        session = create_session(artifact.read(chosen.file), threads=threads)
+        classifier = cls(artifact, chosen, session, limits)
+        classifier._check_contract()
+        if prove:
+            classifier.proof = golden.prove(artifact, classifier.probabilities)
+        return classifier
+
+    def pixels(self, image: bytes) -> np.ndarray:
+        """Preprocess one image file's bytes to uint8 (H, W, 3).
+
+        Raises:
+            ImageError: it is none, or over the limits.
+        """
+        return preprocess(image, self.manifest.preprocess, self.limits)
+
+    def probabilities(self, pixels_NHW3: np.ndarray) -> np.ndarray:
+        """Run the model.
+
+        Args:
+            pixels_NHW3: uint8, as `pixels` gives them, stacked.
+
+        Returns:
+            float32, shape (N, K), each row sums to 1.
+
+        Raises:
+            ArtifactError: the model gave a number that is not finite.
+        """
+        (probabilities_NK,) = self._session.run(["probabilities"], {"image": pixels_NHW3})
+        if not np.isfinite(probabilities_NK).all():
+            raise ArtifactError("the model gave a probability that is not finite", code="model_output_not_finite")
+        return np.asarray(probabilities_NK)
+
+    def predict(self, images: Sequence[bytes], top_k: int = 5) -> list[list[Prediction]]:
+        """Classify image files.
+
+        Args:
+            images: the bytes of each file.
+            top_k: how many classes to return for each, at most all of them.
+
+        Returns:
+            For each image its likeliest classes, best first.
+
+        Raises:
+            ImageError: one of them is no good image; the message does not say which, so pass untrusted ones singly.
+            InputError: top_k is under 1.
+        """
+        if top_k < 1:
+            raise InputError(f"top_k must be at least 1, got {top_k}")
+        answers: list[list[Prediction]] = []
+        for start in range(0, len(images), self.variant.max_batch):
+            batch = images[start : start + self.variant.max_batch]
+            pixels_NHW3 = np.stack([self.pixels(image) for image in batch])
+            answers += (self.rank(row_K, top_k) for row_K in self.probabilities(pixels_NHW3))
+        return answers
+
+    def rank(self, probabilities_K: np.ndarray, top_k: int) -> list[Prediction]:
+        """The likeliest classes of one row of probabilities, best first."""
+        order = np.argsort(-probabilities_K, kind="stable")[:top_k]
+        labels = self.manifest.labels
+        return [Prediction(labels[i], float(probabilities_K[i]), int(i)) for i in order]
+
+    def _check_contract(self) -> None:
+        """Compare the graph's own inputs and outputs with the manifest."""
+        spec, classes = self.manifest.preprocess, len(self.manifest.labels)
+        expected = {
+            "image": ("tensor(uint8)", (spec.height, spec.width, 3)),
+            "probabilities": ("tensor(float)", (classes,)),
+            "logits": ("tensor(float)", (classes,)),
+        }
+        values = [*self._session.get_inputs(), *self._session.get_outputs()]
+        found = {value.name: (value.type, tuple(value.shape[1:])) for value in values}
+        if found != expected or any(isinstance(value.shape[0], int) for value in values):
+            raise ArtifactError(
+                f"{self.variant.file} has the inputs and outputs {found}, its manifest promises {expected}, each behind a "
+                "free batch dimension; publish the artifact again",
+                code="spec_mismatch",
+            )

@@ -1,0 +1,98 @@
+"""Golden samples: real images in the artifact, with the pixels and probabilities PyTorch gave for them.
+
+A device that answers them within tolerance decodes, preprocesses and computes as the machine that proved the model. The
+file's pixels and its probabilities are compared apart, so a failure says which half differs.
+
+`golden/golden.json`:
+    {"tolerance": 0.001, "pixel_tolerance": 2.0,
+     "samples": [{"file": "golden/0.jpg", "pixels": "golden/0.png", "probabilities": [0.98, ...]}, ...]}
+"""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from serve.artifact import Artifact
+from serve.errors import GoldenError
+from serve.preprocess import preprocess
+
+FILE_NAME = "golden/golden.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the golden samples showed on this machine."""
+
+    samples: int
+    max_difference: float
+    """Largest difference of a probability, from the file's bytes on."""
+    max_pixel_difference: float
+    """Largest mean difference of an image's pixels, in levels of 0 to 255."""
+    tolerance: float
+    pixel_tolerance: float
+
+
+def prove(artifact: Artifact, probabilities: Callable[[np.ndarray], np.ndarray]) -> Proof:
+    """Have this machine answer an artifact's golden samples.
+
+    Args:
+        artifact: checked by `open_artifact`.
+        probabilities: uint8 (N, H, W, 3) to float32 (N, K): the model as this machine runs it.
+
+    Returns:
+        What was measured; every sample is within tolerance.
+
+    Raises:
+        GoldenError: a sample's pixels, probabilities or best class differ.
+    """
+    golden = _read(artifact)
+    spec = artifact.manifest.preprocess
+    largest = largest_pixels = 0.0
+    for sample in golden["samples"]:
+        data = artifact.read(sample["file"])
+        expected_HW3 = np.asarray(Image.open(io.BytesIO(artifact.read(sample["pixels"])), formats=("PNG",)))
+        pixels_HW3 = preprocess(data, spec)
+        pixel_difference = _mean_difference(sample["file"], pixels_HW3, expected_HW3)
+        if pixel_difference > golden["pixel_tolerance"]:
+            raise GoldenError(
+                f"{sample['file']}: this machine's preprocessing gives other pixels (mean difference {pixel_difference:.1f} of "
+                f"255, tolerated {golden['pixel_tolerance']}); look at the image decoder and the preprocess settings"
+            )
+        expected_K = np.asarray(sample["probabilities"], dtype=np.float32)
+        [observed_K] = probabilities(pixels_HW3[None])
+        if observed_K.shape != expected_K.shape:
+            raise GoldenError(f"{sample['file']}: the model gives {observed_K.size} classes, the sample has {expected_K.size}")
+        difference = float(np.abs(observed_K - expected_K).max())
+        if not difference <= golden["tolerance"]:
+            raise GoldenError(
+                f"{sample['file']}: a probability differs by {difference:.2g}, tolerated {golden['tolerance']:.2g}, although the "
+                "pixels agree; the model file or the runtime computes something else on this machine"
+            )
+        largest, largest_pixels = max(largest, difference), max(largest_pixels, pixel_difference)
+    return Proof(len(golden["samples"]), largest, largest_pixels, golden["tolerance"], golden["pixel_tolerance"])
+
+
+def _read(artifact: Artifact) -> dict[str, Any]:
+    try:
+        golden = json.loads(artifact.read(FILE_NAME))
+        if not golden["samples"]:
+            raise GoldenError(f"{FILE_NAME} holds no samples; an artifact that cannot prove itself is not used")
+        for name in ("tolerance", "pixel_tolerance"):
+            golden[name] = float(golden[name])
+        for sample in golden["samples"]:
+            if not sample.keys() >= {"file", "pixels", "probabilities"}:
+                raise KeyError("file, pixels, probabilities")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GoldenError(f"{FILE_NAME} cannot be read: {error}; publish the artifact again") from error
+    return dict(golden)
+
+
+def _mean_difference(name: str, pixels_HW3: np.ndarray, expected_HW3: np.ndarray) -> float:
+    if pixels_HW3.shape != expected_HW3.shape:
+        raise GoldenError(f"{name}: preprocessing gives the shape {pixels_HW3.shape}, the sample has {expected_HW3.shape}")
+    return float(np.abs(pixels_HW3.astype(np.int16) - expected_HW3).mean())

@@ -1,0 +1,253 @@
+"""From an image file's bytes to the pixels a model sees: the only implementation there is.
+
+Training, evaluation, calibration, verification and serving all call `preprocess`, so a model cannot meet other pixels in
+the field than those it learned from. What it does is data (`PreprocessSpec`), travels in every checkpoint and artifact,
+and is compared by digest on load.
+
+    pixels_HW3 = preprocess(path.read_bytes(), spec)
+
+The order matters and is the contract for every port of it (`docs/artifact.md`):
+1. read size and format from the header; refuse what is over the limits before any pixel is decoded;
+2. decode the first frame whole; a truncated file is an error, never a grey half;
+3. turn upright by the EXIF orientation;
+4. bring to 8-bit RGB: 16-bit is scaled, not clipped; transparency is composited on `background`; CMYK is converted;
+5. cut the centred rectangle of the model's aspect that covers `crop_fraction` of the picture, in whole pixels;
+6. resize it to the model's resolution, antialiased.
+
+Cutting before resizing is one resampling of fewer pixels, needs no intermediate of the picture's own aspect (a 1 x 10,000
+strip stays harmless) and is the order phones do it in. ADR 0003 has the comparison with resize-then-crop.
+"""
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from serve.errors import ImageError, ManifestError
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
+"""What is decoded. TIFF, PSD, EPS and the rest are refused: each is one more parser to attack, and no camera writes them."""
+
+INTERPOLATIONS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation to the turn that undoes it; 1 and invalid values need none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """How large an image may be before it is refused."""
+
+    max_bytes: int = 16 * 2**20
+    """Largest encoded image, in bytes."""
+    max_pixels: int = 50_000_000
+    """Largest width * height, read from the header before decoding."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value < 1:
+                raise ValueError(f"limits.{field.name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreprocessSpec:
+    """The preprocessing of one model, as data."""
+
+    height: int
+    """Rows of the model's input."""
+    width: int
+    """Columns of the model's input."""
+    crop_fraction: float = 0.875
+    """Share of the picture's shorter side that the centred crop keeps; 1.0 keeps all of it."""
+    interpolation: str = "bicubic"
+    """`bilinear`, `bicubic` (a = -0.5) or `lanczos` (3 lobes), as Pillow names them."""
+    antialias: bool = True
+    """The filter widens with the scale when shrinking. Always true; written out for readers in other languages."""
+    orientation: str = "exif"
+    """Pictures are turned upright by their EXIF tag."""
+    color: str = "RGB"
+    """Channel order."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Colour under transparent pixels."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name in ("height", "width"):
+            if not 1 <= getattr(self, name) <= 4096:
+                problems.append(f"{name} must be 1 to 4096, got {getattr(self, name)}")
+        if not 0.1 <= self.crop_fraction <= 1:
+            problems.append(f"crop_fraction must be 0.1 to 1, got {self.crop_fraction}")
+        if self.interpolation not in INTERPOLATIONS:
+            problems.append(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+        for name, only in (("antialias", True), ("orientation", "exif"), ("color", "RGB")):
+            if getattr(self, name) != only:
+                problems.append(f"{name} must be {only!r}, got {getattr(self, name)!r}")
+        if len(self.background) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in self.background):
+            problems.append(f"background must be three values of 0 to 255, got {self.background}")
+        if problems:
+            raise ManifestError("preprocess: " + "; ".join(problems))
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """Read a spec as `to_dict` writes it.
+
+        Raises:
+            ManifestError: a field is missing, unknown, of another type or out of range.
+        """
+        if not isinstance(data, dict):
+            raise ManifestError(f"preprocess must be an object, got {type(data).__name__}")
+        known = {field.name for field in fields(cls)}
+        if data.keys() != known:
+            raise ManifestError(f"preprocess must have exactly the fields {sorted(known)}, got {sorted(data)}")
+        try:
+            return cls(**{**data, "background": tuple(data["background"])})
+        except TypeError as error:
+            raise ManifestError(f"preprocess: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as JSON types."""
+        return {**asdict(self), "background": list(self.background)}
+
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON: two models preprocess alike exactly if these are equal."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def preprocess(data: bytes, spec: PreprocessSpec, limits: Limits = Limits()) -> np.ndarray:
+    """Return the pixels that a model sees of an image file.
+
+    Args:
+        data: the file's bytes: JPEG, PNG, WebP, GIF (first frame) or BMP.
+        spec: the model's preprocessing.
+        limits: what is refused before decoding.
+
+    Returns:
+        uint8, shape (spec.height, spec.width, 3), RGB.
+
+    Raises:
+        ImageError: not an image, truncated, of an unsupported kind, or over the limits.
+    """
+    return fit(decode_image(data, spec.background, limits), spec)
+
+
+def decode_image(
+    data: bytes, background: tuple[int, int, int] = (255, 255, 255), limits: Limits = Limits()
+) -> Image.Image:
+    """Decode an image file to upright 8-bit RGB at its own size.
+
+    Raises:
+        ImageError: as `preprocess`; `code` tells the cases apart.
+    """
+    if not data:
+        raise ImageError("the image is empty (0 bytes)", code="image_empty")
+    if len(data) > limits.max_bytes:
+        raise ImageError(f"the image has {len(data):,} bytes, the limit is {limits.max_bytes:,}", code="image_too_large")
+    image = _open(data, limits)
+    try:
+        image.load()
+        return _to_rgb(_upright(image), background)
+    except ImageError:
+        raise
+    # Pillow's decoders meet hostile bytes here and raise whatever they stumble on: OSError, SyntaxError, struct.error,
+    # zlib.error, IndexError and more. None of them may pass for anything but "this is no good image".
+    except Exception as error:
+        code = "image_truncated" if "truncated" in str(error) or isinstance(error, EOFError) else "image_invalid"
+        raise ImageError(f"the {image.format} data cannot be decoded: {_one_line(error)}", code=code) from error
+
+
+def fit(image: Image.Image, spec: PreprocessSpec) -> np.ndarray:
+    """Crop and resize an upright RGB image to the model's input.
+
+    Returns:
+        uint8, shape (spec.height, spec.width, 3).
+    """
+    box = crop_box(image.width, image.height, spec)
+    resized = image.resize((spec.width, spec.height), INTERPOLATIONS[spec.interpolation], box=box)
+    return np.asarray(resized)
+
+
+def crop_box(width: int, height: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:
+    """Return the rectangle (left, top, right, bottom) that `fit` resizes, in whole pixels of the upright picture."""
+    scale = min(width / spec.width, height / spec.height) * spec.crop_fraction
+    crop_width = max(1, round(spec.width * scale))
+    crop_height = max(1, round(spec.height * scale))
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    return left, top, left + crop_width, top + crop_height
+
+
+def _open(data: bytes, limits: Limits) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            f"the image has more than {limits.max_pixels:,} pixels, the limit", code="image_too_large"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            "the bytes are no image that edgeline reads (JPEG, PNG, WebP, GIF, BMP)", code="not_an_image"
+        ) from error
+    except Exception as error:  # a hostile header, see decode_image
+        raise ImageError(f"the image header cannot be read: {_one_line(error)}") from error
+    if image.width * image.height > limits.max_pixels:
+        raise ImageError(
+            f"the image has {image.width} x {image.height} = {image.width * image.height:,} pixels, "
+            f"the limit is {limits.max_pixels:,}",
+            code="image_too_large",
+        )
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it rewrites the EXIF block too, which costs a copy and fails on odd ones.
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION)
+    except Exception:  # a damaged EXIF block says nothing about the pixels; viewers ignore it and so do we
+        return image
+    turn = UPRIGHT.get(orientation)
+    if turn is None:
+        return image
+    info, image = image.info, image.transpose(turn)
+    image.info = info  # transparency of palette images lives there
+    return image
+
+
+def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        # convert("RGB") would clip every value over 255 to white: scale the 16 bits to 8 instead.
+        grey = np.asarray(image, dtype=np.uint16)
+        return Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ImageError(
+            f"the image has mode {image.mode} (32 bits a pixel), whose range is unknown; save it with 8 or 16 bits",
+            code="mode_not_supported",
+        )
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        canvas = Image.new("RGBA", rgba.size, (*background, 255))
+        return Image.alpha_composite(canvas, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
