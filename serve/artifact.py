@@ -58,7 +58,9 @@ def open_artifact(path: Path) -> Artifact:
         size = _stat(folder / entry.path).st_size
         if size != entry.size:
             raise DigestError(f"{entry.path}: {size:,} bytes, the manifest names {entry.size:,}; copy the artifact again")
-        artifact.read(entry.path)
+        data = artifact.read(entry.path)
+        if entry.role == "labels" and data.decode(errors="replace").split("\n")[:-1] != list(manifest.labels):
+            raise ArtifactError(f"{entry.path} does not list the labels that the manifest names, in their order")
     return artifact
 
 

@@ -5,7 +5,7 @@ file's pixels and its probabilities are compared apart, so a failure says which 
 
 `golden/golden.json`:
     {"tolerance": 0.001, "pixel_tolerance": 2.0,
-     "samples": [{"file": "golden/0.jpg", "pixels": "golden/0.png", "probabilities": [0.98, ...]}, ...]}
+     "samples": [{"file": "golden/0.jpg", "pixels": "golden/0.png", "label": "ants", "probabilities": [0.98, ...]}, ...]}
 """
 
 import io
@@ -61,17 +61,22 @@ def prove(artifact: Artifact, probabilities: Callable[[np.ndarray], np.ndarray])
         if pixel_difference > golden["pixel_tolerance"]:
             raise GoldenError(
                 f"{sample['file']}: this machine's preprocessing gives other pixels (mean difference {pixel_difference:.1f} of "
-                f"255, tolerated {golden['pixel_tolerance']}); look at the image decoder and the preprocess settings"
+                f"255, tolerated {golden['pixel_tolerance']}); look at its image decoder"
             )
         expected_K = np.asarray(sample["probabilities"], dtype=np.float32)
         [observed_K] = probabilities(pixels_HW3[None])
         if observed_K.shape != expected_K.shape:
             raise GoldenError(f"{sample['file']}: the model gives {observed_K.size} classes, the sample has {expected_K.size}")
+        label = artifact.manifest.labels[int(expected_K.argmax())]
+        if label != sample["label"]:
+            raise GoldenError(
+                f"{sample['file']} is {sample['label']!r}, the labels make it {label!r}: the labels are not in the model's order"
+            )
         difference = float(np.abs(observed_K - expected_K).max())
         if not difference <= golden["tolerance"]:
             raise GoldenError(
                 f"{sample['file']}: a probability differs by {difference:.2g}, tolerated {golden['tolerance']:.2g}, although the "
-                "pixels agree; the model file or the runtime computes something else on this machine"
+                "pixels agree; the model or the runtime computes something else here"
             )
         largest, largest_pixels = max(largest, difference), max(largest_pixels, pixel_difference)
     return Proof(len(golden["samples"]), largest, largest_pixels, golden["tolerance"], golden["pixel_tolerance"])
@@ -85,8 +90,8 @@ def _read(artifact: Artifact) -> dict[str, Any]:
         for name in ("tolerance", "pixel_tolerance"):
             golden[name] = float(golden[name])
         for sample in golden["samples"]:
-            if not sample.keys() >= {"file", "pixels", "probabilities"}:
-                raise KeyError("file, pixels, probabilities")
+            if not sample.keys() >= {"file", "pixels", "label", "probabilities"}:
+                raise KeyError("file, pixels, label, probabilities")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GoldenError(f"{FILE_NAME} cannot be read: {error}; publish the artifact again") from error
     return dict(golden)

@@ -236,7 +236,7 @@ Entry = TypeVar("Entry", FileEntry, Variant)
 
 def _entries(kind: type[Entry], items: list[Any], where: str, problems: list[str]) -> list[Entry]:
     entries = []
-    types = {name: getattr(hint, "__origin__", hint) for name, hint in kind.__annotations__.items()}
+    types = {name: dict if name == "verification" else hint for name, hint in kind.__annotations__.items()}
     for index, item in enumerate(items):
         if not isinstance(item, dict) or item.keys() != types.keys():
             problems.append(f"{where}[{index}] must have exactly {', '.join(types)}")

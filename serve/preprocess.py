@@ -149,9 +149,7 @@ def preprocess(data: bytes, spec: PreprocessSpec, limits: Limits = Limits()) -> 
     return fit(decode_image(data, spec.background, limits), spec)
 
 
-def decode_image(
-    data: bytes, background: tuple[int, int, int] = (255, 255, 255), limits: Limits = Limits()
-) -> Image.Image:
+def decode_image(data: bytes, background: tuple[int, int, int] = (255, 255, 255), limits: Limits = Limits()) -> Image.Image:
     """Decode an image file to upright 8-bit RGB at its own size.
 
     Raises:
@@ -198,9 +196,7 @@ def _open(data: bytes, limits: Limits) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
-            f"the image has more than {limits.max_pixels:,} pixels, the limit", code="image_too_large"
-        ) from error
+        raise ImageError(f"the image has more than {limits.max_pixels:,} pixels, the limit", code="image_too_large") from error
     except UnidentifiedImageError as error:
         raise ImageError(
             "the bytes are no image that edgeline reads (JPEG, PNG, WebP, GIF, BMP)", code="not_an_image"
@@ -219,10 +215,9 @@ def _open(data: bytes, limits: Limits) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose: it rewrites the EXIF block too, which costs a copy and fails on odd ones.
     try:
-        orientation = image.getexif().get(EXIF_ORIENTATION)
+        turn = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION, 1))
     except Exception:  # a damaged EXIF block says nothing about the pixels; viewers ignore it and so do we
         return image
-    turn = UPRIGHT.get(orientation)
     if turn is None:
         return image
     info, image = image.info, image.transpose(turn)

@@ -6,7 +6,6 @@ The gate verifies with these settings, the server and the device run with them, 
 import math
 import os
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from serve.errors import ArtifactError
@@ -20,7 +19,7 @@ SETTINGS = {
 }
 
 
-def load_onnxruntime() -> ModuleType:
+def load_onnxruntime() -> Any:
     """Import onnxruntime with its telemetry off.
 
     Wheels since 1.29 open a database under the user's cache folder and call home unless the variable is set before the
@@ -55,7 +54,9 @@ def create_session(model: bytes, *, threads: int | None = None) -> Any:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class of their own
         reason = " ".join(str(error).split())[:300]
-        raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot load the model: {reason}", code="model_unloadable") from error
+        raise ArtifactError(
+            f"ONNX Runtime {ort.__version__} cannot load the model: {reason}", code="model_unloadable"
+        ) from error
 
 
 def usable_cores(cgroup: Path = CGROUP) -> int:

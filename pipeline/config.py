@@ -1,0 +1,255 @@
+"""What a run is asked to do: one frozen model a step, one file, overrides on top.
+
+    load_config(Path("edgeline.toml"), ["train.epochs=5"], data="photos/")
+
+A file is TOML or YAML; its sections are the steps. Unknown keys are refused with the nearest known one, and all problems
+are told at once. The same models are the typed parameters of the scheduled deployment, and `docs/config.md` is written
+from them.
+"""
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serve.errors import ConfigError
+from serve.manifest import NAME
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Step(BaseModel):
+    """Frozen, and refusing what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PrepareConfig(Step):
+    """Find, open, compare and split the images."""
+
+    test_share: Fraction = Field(
+        0.2, gt=0, description="Share of each class held out for the test split, where the data has no split of its own."
+    )
+    val_share: Fraction = Field(
+        0.2, gt=0, description="Share of each class in what is left that becomes the validation split, where the data has none."
+    )
+    min_per_class: int = Field(3, ge=3, description="Fewest distinct images a class may have: one for each split.")
+    max_rejected_share: Fraction = Field(0.1, description="A larger share of unreadable images stops the run.")
+    on_leakage: Literal["drop", "stop"] = Field(
+        "drop",
+        description="What to do where the data's own splits share a picture: `drop` the copy from the split that is trained on (the report lists it), or `stop`.",
+    )
+    max_bytes: int = Field(64 * 2**20, ge=1, description="Largest image file, in bytes.")
+    max_pixels: int = Field(50_000_000, ge=1, description="Largest width * height of an image.")
+
+
+class TrainConfig(Step):
+    """Train the head, or more of the network."""
+
+    strategy: Literal["head", "full", "differential", "gradual"] = Field(
+        "head",
+        description="`head`: frozen backbone, its features computed once. `full`: all layers, one learning rate. `differential`: lower rates towards the input. `gradual`: unfreeze from the top.",
+    )
+    epochs: int = Field(
+        0, ge=0, description="Most passes over the data; 0 takes the strategy's own number (`head` 200, the others 12)."
+    )
+    batch_size: int = Field(32, ge=2, description="Images a step; the head on cached features uses it too.")
+    learning_rate: float = Field(0.0, ge=0, description="Peak learning rate; 0 takes the strategy's own.")
+    weight_decay: float | None = Field(
+        None, ge=0, description="AdamW's weight decay; without it `head` tries several and keeps the best on validation."
+    )
+    dropout: Fraction = Field(0.2, description="Share of features dropped before the last layer.")
+    label_smoothing: Fraction = Field(0.0, description="Probability spread over the other classes in the loss.")
+    class_weights: Literal["balanced", "none"] = Field(
+        "balanced", description="`balanced` weighs each class by the inverse of its count."
+    )
+    patience: int = Field(20, ge=1, description="Epochs without a better validation loss after which training stops.")
+    views: int = Field(
+        0,
+        ge=0,
+        le=16,
+        description="Augmented views of each training image beside the plain one; for `head` their features are cached too.",
+    )
+    augment: Literal["none", "light", "flip"] = Field(
+        "flip",
+        description="`light`: random crop and colour; `flip`: that and mirror images; `none`. Digits and text must not be mirrored.",
+    )
+    layer_decay: float = Field(
+        0.7,
+        gt=0,
+        le=1,
+        description="`differential` and `gradual`: each stage's rate is this share of the next one's towards the head.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes a GPU where there is one, and says which.")
+
+
+class EvaluateConfig(Step):
+    """Measure on the untouched test split."""
+
+    bins: int = Field(15, ge=2, le=100, description="Equal-width confidence bins of the expected calibration error.")
+
+
+class ExportConfig(Step):
+    """Write the ONNX file."""
+
+    opset: int = Field(18, ge=18, le=23, description="ONNX operator set; 18 runs on ONNX Runtime 1.14 and newer.")
+
+
+class VerifyConfig(Step):
+    """The gate: what the exported file must hold."""
+
+    images: int = Field(
+        512, ge=1, description="Most held-out images to compare on, from test and validation; all where there are fewer."
+    )
+    odd_batch: int = Field(7, ge=2, description="An odd batch size to run at, beside 1 and the largest.")
+    max_batch: int = Field(32, ge=1, le=256, description="The largest batch the artifact is proven for.")
+    max_difference: float = Field(1e-4, gt=0, description="Largest difference of any probability from PyTorch's.")
+    margin: float = Field(1e-3, ge=0, description="A best class may differ only where the best two are closer than this.")
+
+
+class PublishConfig(Step):
+    """Package and publish."""
+
+    golden: int = Field(
+        8, ge=2, le=64, description="Held-out images that travel in the artifact as golden samples. They are published with it."
+    )
+    golden_tolerance: float = Field(1e-3, gt=0, description="Largest difference of a golden probability on any device.")
+    golden_pixel_tolerance: float = Field(
+        2.0, gt=0, description="Largest mean difference of a golden image's pixels on any device, of 255."
+    )
+
+
+class LineConfig(Step):
+    """One run of the line."""
+
+    data: str = Field(
+        "digits",
+        min_length=1,
+        description="A folder of class folders, one of train/ val/ test/ folders of these, a CSV file, or `digits` for the embedded data.",
+    )
+    name: str = Field("", description="The artifact's name; by default made from the data's.")
+    model: str = Field(
+        "efficientnet_lite0",
+        min_length=1,
+        description="Backbone: `efficientnet_lite0` to `_lite2`, any torchvision classifier, or `timm:<name>`.",
+    )
+    weights: str = Field("imagenet", min_length=1, description="`imagenet`, `none`, or a local .pth or .safetensors file.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the split and of training.")
+    artifacts: str = Field("artifacts", min_length=1, description="Folder of runs, caches and the store.")
+    prepare: PrepareConfig = Field(default_factory=PrepareConfig, description="Find, open, compare and split the images.")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="Train the head, or more of the network.")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Measure on the untouched test split.")
+    export: ExportConfig = Field(default_factory=ExportConfig, description="Write the ONNX file.")
+    verify: VerifyConfig = Field(default_factory=VerifyConfig, description="The gate.")
+    publish: PublishConfig = Field(default_factory=PublishConfig, description="Package and publish.")
+
+    @property
+    def artifact_name(self) -> str:
+        """The name it is published under: `name`, or the data's own, made fit for a folder and a URL."""
+        if self.name:
+            return self.name
+        stem = Path(self.data).resolve().stem if self.data != "digits" else "digits"
+        made = "".join(c if c.isascii() and c.isalnum() else "-" for c in stem.lower()).strip("-")[:64].strip("-")
+        return made or "model"
+
+    @property
+    def store(self) -> Path:
+        """Where it is published."""
+        return Path(self.artifacts) / "store"
+
+    @property
+    def runs(self) -> Path:
+        """Where working results lie."""
+        return Path(self.artifacts) / "runs"
+
+    @property
+    def cache(self) -> Path:
+        """Where what is known of an image's content is kept over runs."""
+        return Path(self.artifacts) / "cache"
+
+
+def load_config(file: Path | None = None, overrides: list[str] | None = None, **options: Any) -> LineConfig:
+    """Build a configuration from a file, then `key=value` overrides, then options, later ones winning.
+
+    Args:
+        file: TOML or YAML, or None.
+        overrides: `train.epochs=5`; the value is JSON where it parses as such, else text.
+        options: top-level fields; None means not given.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    values = _read(file) if file else {}
+    for override in overrides or []:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override {override!r} must look like train.epochs=5")
+        _put(values, key, _parse(value))
+    for key, value in options.items():
+        if value is not None:
+            values[key] = value
+    return parse_config(values)
+
+
+def parse_config(values: dict[str, Any]) -> LineConfig:
+    """Validate a configuration given as plain values.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    try:
+        config = LineConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_describe(problem) for problem in error.errors())) from error
+    if not NAME.fullmatch(config.artifact_name):
+        raise ConfigError(f"name must be lower-case letters, digits, - and _, at most 64, got {config.artifact_name!r}")
+    return config
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        values = tomllib.loads(text) if file.suffix == ".toml" else yaml.safe_load(text)
+    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{file} is not {'TOML' if file.suffix == '.toml' else 'YAML'}: {' '.join(str(error).split())}"
+        ) from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} must hold keys and values, got {type(values).__name__}")
+    return values
+
+
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"override {key!r}: {section} is no section")
+    values[last] = value
+
+
+def _parse(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _describe(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        model: Any = LineConfig
+        for part in problem["loc"][:-1]:
+            model = model.model_fields[part].annotation
+        near = difflib.get_close_matches(str(problem["loc"][-1]), model.model_fields, n=1, cutoff=0.5)
+        return f"{where} is no setting" + (f"; did you mean {near[0]}?" if near else "")
+    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"

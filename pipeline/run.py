@@ -1,0 +1,64 @@
+"""A run: one configuration on one content of the data, and the folder its steps fill.
+
+`<artifacts>/runs/<name>-<digest>/` holds `config.json` and a folder a step: prepare, train, evaluate, export, verify. The
+digest covers the data's content and every setting, so asking for the same again finds the same folder.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import LineConfig, load_config
+from pipeline.steps import digest_of, replace_file, run_step, write_json
+from serve.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run's folder and configuration; small enough to hand from process to process."""
+
+    folder: Path
+    config: LineConfig
+
+    def step(self, name: str) -> Path:
+        """The folder of a step's result."""
+        return self.folder / name
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step left behind."""
+
+    name: str
+    folder: Path
+    reused: bool
+    """It was there already, unchanged."""
+    seconds: float
+
+
+def create_run(config: LineConfig, fingerprint: str) -> Run:
+    """Return the run of a configuration on data of this fingerprint, made where it does not exist yet."""
+    settings = config.model_dump(mode="json", exclude={"artifacts", "data"}) | {"name": config.artifact_name}
+    folder = config.runs / f"{config.artifact_name}-{digest_of([settings, fingerprint])[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "config.json", lambda path: write_json(path, config.model_dump(mode="json")))
+    return Run(folder, config)
+
+
+def open_run(folder: Path) -> Run:
+    """Open a run that `prepare` made.
+
+    Raises:
+        ConfigError: the folder is no run.
+    """
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} is no run: expected the folder that `edgeline prepare` printed, with a config.json in it")
+    return Run(folder, load_config(folder / "config.json"))
+
+
+def do_step(run: Run, name: str, key: str, build: Callable[[Path], None]) -> StepResult:
+    """Run one step of a run, or find its result (see `pipeline.steps.run_step`)."""
+    start = time.monotonic()
+    built = run_step(run.step(name), key, build)
+    return StepResult(name, run.step(name), not built, time.monotonic() - start)

@@ -1,0 +1,202 @@
+"""How every step keeps its result: built aside, renamed into place, recognised by content, checked before reuse.
+
+A step's folder `<run>/<step>/` appears whole or not at all. Its `receipt.json` holds the key of everything the result
+depends on and the digest of every file in it. A step whose receipt has the key that is asked for, and whose files are
+still what the receipt says, is not run again; one that lacks a file, or holds a changed one, is.
+
+While a step is being built its folder is `<step>.partial/`, and it survives a kill: a step that can go on from there
+(training) finds its own files in it again as long as the key is the same.
+"""
+
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from serve.errors import EdgelineError
+
+RECEIPT = "receipt.json"
+
+
+def step_key(inputs: Mapping[str, Any], modules: tuple[str, ...], packages: tuple[str, ...] = ()) -> str:
+    """Digest of all that a step's result depends on.
+
+    Args:
+        inputs: JSON values: digests of the data it reads, and its settings.
+        modules: the modules whose source is this step's code, by name. They are read, not imported.
+        packages: distributions whose version matters.
+    """
+    sources = {name: hashlib.sha256(_source(name)).hexdigest() for name in modules}
+    versions = {name: _version(name) for name in packages}
+    return digest_of({"inputs": inputs, "code": sources, "packages": versions})
+
+
+def is_current(folder: Path, key: str) -> bool:
+    """Whether a step's folder holds the whole result for this key, every file of it unchanged."""
+    receipt = read_receipt(folder)
+    if receipt is None or receipt["key"] != key:
+        return False
+    return all(_matches(folder / path, entry) for path, entry in receipt["files"].items())
+
+
+def run_step(folder: Path, key: str, build: Callable[[Path], None]) -> bool:
+    """Make a step's result, unless it is there already.
+
+    Args:
+        folder: where the result will lie.
+        key: as `step_key` gives it.
+        build: writes the result's files into the folder it is given. Called only where needed.
+
+    Returns:
+        True if it was built, False if it was there.
+
+    Raises:
+        EdgelineError: another process is building it; or whatever `build` raises, the result then not being there.
+    """
+    if is_current(folder, key):
+        return False
+    partial = folder.with_name(folder.name + ".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(folder.with_name(f".{folder.name}.lock")):
+        if is_current(folder, key):
+            return False
+        if partial.exists() and _read_key(partial) != key:
+            shutil.rmtree(partial)
+        partial.mkdir(exist_ok=True)
+        (partial / ".key").write_text(key)
+        build(partial)
+        (partial / ".key").unlink()
+        write_json(partial / RECEIPT, {"key": key, "files": {p: _entry(partial / p) for p in _files(partial)}})
+        sync_tree(partial)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.rename(partial, folder)
+        sync_folder(folder.parent)
+    return True
+
+
+def result_digest(folder: Path) -> str:
+    """Digest of a finished step's files, for the key of the steps that read them.
+
+    Raises:
+        EdgelineError: the step has not been run.
+    """
+    receipt = read_receipt(folder)
+    if receipt is None:
+        raise EdgelineError(f"{folder} holds no finished step; run `edgeline {folder.name}` first", code="step_missing")
+    return digest_of({path: entry["sha256"] for path, entry in receipt["files"].items()})
+
+
+def read_receipt(folder: Path) -> dict[str, Any] | None:
+    """A step's receipt, or None where there is no whole one."""
+    try:
+        receipt = json.loads((folder / RECEIPT).read_text())
+        return receipt if isinstance(receipt["key"], str) and isinstance(receipt["files"], dict) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON; NaN and infinities are refused, because no other reader knows them."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` write a file, then put it in place of the old one: whoever reads sees the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_folder(path.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file and folder below to the disk."""
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            with Path(parent, name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(parent))
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk, which makes renames in it durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold a step; the lock dies with its process, so nothing stale can be left."""
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise EdgelineError(
+                f"{path.parent} is being worked on by {holder}; wait for it or end it", code="run_locked"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def _source(module: str) -> bytes:
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, module
+    assert spec.origin is not None, module
+    return Path(spec.origin).read_bytes()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": file_digest(path)}
+
+
+def _matches(path: Path, entry: dict[str, Any]) -> bool:
+    try:
+        return bool(path.stat().st_size == entry["size"] and file_digest(path) == entry["sha256"])
+    except OSError:
+        return False
+
+
+def _read_key(partial: Path) -> str | None:
+    try:
+        return (partial / ".key").read_text()
+    except OSError:
+        return None
