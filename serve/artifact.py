@@ -70,8 +70,11 @@ def resolve(path: Path) -> Path:
     Raises:
         ArtifactError: the path is neither.
     """
-    if (path / manifests.FILE_NAME).is_file():
-        return path
+    try:
+        if (path / manifests.FILE_NAME).is_file():
+            return path
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
     if path.is_dir() and (numbers := versions(path)):
         return path / str(numbers[-1])
     raise ArtifactError(f"no artifact at {path}: expected a folder with {manifests.FILE_NAME}, or with version folders in it")
@@ -93,14 +96,15 @@ def versions(folder: Path) -> list[int]:
     """The version numbers published under a name's folder, ascending; none where it does not exist."""
     try:
         with os.scandir(folder) as entries:
-            return sorted(int(e.name) for e in entries if _is_version(e.name) and e.is_dir(follow_symlinks=False))
+            return sorted(int(e.name) for e in entries if is_version(e.name) and e.is_dir(follow_symlinks=False))
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise StoreError(f"the store folder {folder} cannot be read: {error.strerror}") from error
 
 
-def _is_version(name: str) -> bool:
+def is_version(name: str) -> bool:
+    """Whether a folder's name is a version number, written the one way there is."""
     return name.isascii() and name.isdigit() and not name.startswith("0") and len(name) < 10
 
 

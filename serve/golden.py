@@ -10,6 +10,7 @@ file's pixels and its probabilities are compared apart, so a failure says which 
 
 import io
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from serve.artifact import Artifact
-from serve.errors import GoldenError
+from serve.errors import GoldenError, ImageError
 from serve.preprocess import preprocess
 
 FILE_NAME = "golden/golden.json"
@@ -51,32 +52,30 @@ def prove(artifact: Artifact, probabilities: Callable[[np.ndarray], np.ndarray])
         GoldenError: a sample's pixels, probabilities or best class differ.
     """
     golden = _read(artifact)
-    spec = artifact.manifest.preprocess
     largest = largest_pixels = 0.0
     for sample in golden["samples"]:
-        data = artifact.read(sample["file"])
-        expected_HW3 = np.asarray(Image.open(io.BytesIO(artifact.read(sample["pixels"])), formats=("PNG",)))
-        pixels_HW3 = preprocess(data, spec)
+        expected_HW3 = _read_pixels(artifact, sample["pixels"])
+        pixels_HW3 = _preprocess(artifact, sample["file"])
         pixel_difference = _mean_difference(sample["file"], pixels_HW3, expected_HW3)
         if pixel_difference > golden["pixel_tolerance"]:
             raise GoldenError(
                 f"{sample['file']}: this machine's preprocessing gives other pixels (mean difference {pixel_difference:.1f} of "
                 f"255, tolerated {golden['pixel_tolerance']}); look at its image decoder"
             )
-        expected_K = np.asarray(sample["probabilities"], dtype=np.float32)
+        expected_K = sample["probabilities"]
         [observed_K] = probabilities(pixels_HW3[None])
         if observed_K.shape != expected_K.shape:
             raise GoldenError(f"{sample['file']}: the model gives {observed_K.size} classes, the sample has {expected_K.size}")
         label = artifact.manifest.labels[int(expected_K.argmax())]
         if label != sample["label"]:
             raise GoldenError(
-                f"{sample['file']} is {sample['label']!r}, the labels make it {label!r}: the labels are not in the model's order"
+                f"{sample['file']} is {sample['label']!r}, the labels make it {label!r}: they are not in the model's order"
             )
         difference = float(np.abs(observed_K - expected_K).max())
         if not difference <= golden["tolerance"]:
             raise GoldenError(
-                f"{sample['file']}: a probability differs by {difference:.2g}, tolerated {golden['tolerance']:.2g}, although the "
-                "pixels agree; the model or the runtime computes something else here"
+                f"{sample['file']}: a probability differs by {difference:.2g}, tolerated {golden['tolerance']:.2g}, although "
+                "the pixels agree; the model or the runtime computes something else here"
             )
         largest, largest_pixels = max(largest, difference), max(largest_pixels, pixel_difference)
     return Proof(len(golden["samples"]), largest, largest_pixels, golden["tolerance"], golden["pixel_tolerance"])
@@ -89,12 +88,31 @@ def _read(artifact: Artifact) -> dict[str, Any]:
             raise GoldenError(f"{FILE_NAME} holds no samples; an artifact that cannot prove itself is not used")
         for name in ("tolerance", "pixel_tolerance"):
             golden[name] = float(golden[name])
+            if not 0 <= golden[name] < math.inf:
+                raise ValueError(f"{name} must be a number of at least 0, got {golden[name]}")
         for sample in golden["samples"]:
             if not sample.keys() >= {"file", "pixels", "label", "probabilities"}:
-                raise KeyError("file, pixels, label, probabilities")
+                raise ValueError("a sample must have file, pixels, label and probabilities")
+            sample["probabilities"] = np.asarray(sample["probabilities"], dtype=np.float32)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GoldenError(f"{FILE_NAME} cannot be read: {error}; publish the artifact again") from error
     return dict(golden)
+
+
+def _preprocess(artifact: Artifact, path: str) -> np.ndarray:
+    try:
+        return preprocess(artifact.read(path), artifact.manifest.preprocess)
+    except ImageError as error:
+        raise GoldenError(f"{path}: {error}; it decoded where the model was proven, look at this machine's decoder") from error
+
+
+def _read_pixels(artifact: Artifact, path: str) -> np.ndarray:
+    data = artifact.read(path)
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            return np.asarray(image)
+    except Exception as error:  # see serve.preprocess.decode_image for what Pillow's decoders raise
+        raise GoldenError(f"{path} is no PNG of a sample's pixels; publish the artifact again") from error
 
 
 def _mean_difference(name: str, pixels_HW3: np.ndarray, expected_HW3: np.ndarray) -> float:

@@ -90,7 +90,7 @@ class Manifest:
         if len(data) > MAX_BYTES:
             raise ManifestError(f"{FILE_NAME} has {len(data):,} bytes, the limit is {MAX_BYTES:,}")
         try:
-            return cls.from_dict(json.loads(data))
+            return cls.from_dict(json.loads(data, parse_constant=_refuse_constant))
         except (ValueError, RecursionError) as error:
             raise ManifestError(f"{FILE_NAME} is not JSON: {error}") from error
 
@@ -231,6 +231,10 @@ def is_safe_path(path: str) -> bool:
     )
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which JSON does not have and other readers refuse")
+
+
 Entry = TypeVar("Entry", FileEntry, Variant)
 
 
@@ -240,7 +244,7 @@ def _entries(kind: type[Entry], items: list[Any], where: str, problems: list[str
     for index, item in enumerate(items):
         if not isinstance(item, dict) or item.keys() != types.keys():
             problems.append(f"{where}[{index}] must have exactly {', '.join(types)}")
-        elif wrong := [name for name, type_ in types.items() if not isinstance(item[name], type_)]:
+        elif wrong := [name for name, type_ in types.items() if not isinstance(item[name], type_) or item[name] is True]:
             problems.append(f"{where}[{index}] has a wrong type in {', '.join(wrong)}")
         else:
             entries.append(kind(**item))
@@ -266,6 +270,7 @@ def _problems(data: dict[str, Any], files: list[FileEntry], variants: list[Varia
             problems.append(f"{entry.path}: size and sha256 are not a size and a SHA-256")
     if not variants:
         problems.append("variants must name at least one model")
+    problems += [f"variant {v.name}: max_batch must be at least 1, got {v.max_batch}" for v in variants if v.max_batch < 1]
     problems += [f"variant {v.name}: {v.file} is not among the files" for v in variants if v.file not in paths]
     for where in ("inputs", "outputs"):
         if not all(isinstance(value, dict) and {"name", "dtype", "shape"} <= value.keys() for value in data[where]):

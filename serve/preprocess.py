@@ -29,8 +29,11 @@ from PIL import Image, UnidentifiedImageError
 
 from serve.errors import ImageError, ManifestError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """What is decoded. TIFF, PSD, EPS and the rest are refused: each is one more parser to attack, and no camera writes them."""
+
+PILLOW_MAX_PIXELS = 178_956_970
+"""Pillow refuses more by itself, whatever `Limits` allows."""
 
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -196,7 +199,8 @@ def _open(data: bytes, limits: Limits) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"the image has more than {limits.max_pixels:,} pixels, the limit", code="image_too_large") from error
+        limit = min(limits.max_pixels, PILLOW_MAX_PIXELS)
+        raise ImageError(f"the image has more than {limit:,} pixels, the limit", code="image_too_large") from error
     except UnidentifiedImageError as error:
         raise ImageError(
             "the bytes are no image that edgeline reads (JPEG, PNG, WebP, GIF, BMP)", code="not_an_image"

@@ -1,0 +1,254 @@
+"""The device's commands: `edgeline predict`, `edgeline check` and `edgeline serve`.
+
+Nothing heavy is imported here: a command imports what it needs when it runs, so `--help` is instant and `predict` and `check`
+work with the base install.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from serve.errors import EdgelineError, ImageError, InputError
+
+if TYPE_CHECKING:
+    from serve.classifier import Prediction
+    from serve.predictor import Predictor
+
+STDIN = "-"
+MAX_BYTES = 16 * 2**20
+MAX_PIXELS = 50_000_000
+MOST_PIXELS = 178_956_970
+"""Repeated from `serve.preprocess.Limits`, whose import would make `--help` slow; a test compares them."""
+
+CLOSE_S = 5.0
+"""How long a stopped server waits for threads that outlived the grace period."""
+
+Artifact = Annotated[Path, typer.Argument(help="An artifact's folder, or a name's folder in a store for its newest version.")]
+Variant = Annotated[str | None, typer.Option(help="Which form of the model; by default the float32 reference.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="Threads to compute with; by default as many as this process may use.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the device's commands to a command line."""
+    app.command()(predict)
+    app.command()(check)
+    app.command()(serve)
+
+
+def predict(
+    artifact: Artifact,
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="Files, folders (every file in them that is not hidden), or - for stdin."),
+    ],
+    top_k: Annotated[int, typer.Option(min=1, help="How many classes to name for each image.")] = 5,
+    variant: Variant = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Classify images.
+
+    The artifact is checked and answers its golden samples first. An image that cannot be read gets a line on stderr (with
+    `--json` an object with `error` and `code`), the others are still answered, and the exit code is 1.
+
+        edgeline predict artifacts/store/flowers photo.jpg
+
+        edgeline predict artifacts/store/flowers photos/ --top-k 1 --json
+
+        curl -s https://example.org/rose.jpg | edgeline predict artifacts/store/flowers -
+    """
+    from serve.classifier import Classifier
+
+    classifier = Classifier.open(artifact, variant=variant, threads=threads)
+    identity = {"model": classifier.manifest.name, "version": classifier.manifest.version, "variant": classifier.variant.name}
+    failed = False
+    for path in _expand(images):
+        try:
+            [predictions] = classifier.predict([_read(path, classifier.limits.max_bytes)], top_k)
+        except InputError as error:
+            failed = True
+            if as_json:
+                print(json.dumps({"path": path, "error": str(error), "code": error.code}), flush=True)
+            else:
+                print(f"edgeline: {_printable(path)}: {error} [{error.code}]", file=sys.stderr, flush=True)
+            continue
+        if as_json:
+            found = [asdict(prediction) for prediction in predictions]
+            print(json.dumps({"path": path, **identity, "predictions": found}), flush=True)
+        else:
+            print(f"{_printable(path)}: {_ranking(predictions)}", flush=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def check(
+    artifact: Artifact,
+    variant: Annotated[str | None, typer.Option(help="Prove only this form of the model; by default every one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Prove an artifact on this machine.
+
+    Every file's size and SHA-256 is compared with the manifest before anything parses it; then each model is loaded, its
+    inputs and outputs are compared with the manifest, and it answers the golden samples within their tolerance. The exit code
+    is 0 only if all of it holds. That the manifest itself is the one you mean, its SHA-256 tells: compare it with its source.
+
+        edgeline check artifacts/store/flowers
+
+        edgeline check /media/card/flowers/3 --json
+    """
+    try:
+        report = _prove(artifact, variant)
+    except EdgelineError as error:
+        if not as_json:
+            raise
+        print(json.dumps({"proven": False, "error": str(error), "code": error.code}))
+        raise typer.Exit(1) from error
+    if as_json:
+        print(json.dumps(report))
+        return
+    print(f"{report['name']} {report['version']} is proven on this machine")
+    print(f"  manifest  sha256 {report['manifest_sha256']}")
+    print(f"  files     {report['files']}, {report['bytes']:,} bytes: every size and SHA-256 is what the manifest names")
+    for proof in report["variants"]:
+        print(
+            f"  {proof['variant']}  takes and gives what the manifest names; {proof['samples']} golden samples: probabilities "
+            f"differ by at most {proof['max_difference']:.2g} (tolerated {proof['tolerance']:.2g}), pixels by "
+            f"{proof['max_pixel_difference']:.2g} levels of 255 (tolerated {proof['pixel_tolerance']:.2g})"
+        )
+
+
+def serve(
+    artifact: Artifact,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. There is no authentication: mind who can reach it.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Store to offer for download under /artifacts; by default the one that the artifact lies in."),
+    ] = None,
+    variant: Variant = None,
+    threads: Threads = None,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Largest image in bytes; a larger one gets 413.")] = MAX_BYTES,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, max=MOST_PIXELS, help="Largest width * height, read from the header before decoding.")
+    ] = MAX_PIXELS,
+    grace: Annotated[int, typer.Option(min=1, help="Seconds that accepted requests get after SIGTERM or SIGINT.")] = 30,
+) -> None:
+    """Serve an artifact over HTTP.
+
+    The address is printed when the socket is open. `/readyz` answers 200 as soon as the artifact has proven itself, and else
+    says why not; `/healthz` answers while the process lives. Stops with exit code 0 on SIGTERM or SIGINT, when the accepted
+    requests are answered.
+
+        edgeline serve artifacts/store/flowers --port 8000
+
+        curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8000/predict?top_k=3'
+    """
+    from serve.app import create_app
+    from serve.classifier import Classifier
+    from serve.predictor import Predictor
+    from serve.preprocess import Limits
+    from serve.published import store_of
+    from serve.runtime import usable_cores
+    from serve.server import Server, is_exposed, listen, url_of
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("serve").setLevel(logging.INFO)
+    limits = Limits(max_bytes=max_bytes, max_pixels=max_pixels)
+
+    def open_classifier(path: Path) -> Classifier:
+        return Classifier.open(path, variant=variant, threads=threads, limits=limits)
+
+    predictor = Predictor(artifact, open_classifier, workers=threads or usable_cores())
+    app = create_app(predictor, limits=limits, store=store or store_of(artifact))
+    with listen(host, port) as listener:
+        url = url_of(listener)
+        if is_exposed(listener):
+            print(f"edgeline: {url} can be reached from other machines, and has no authentication", file=sys.stderr, flush=True)
+
+        def on_started() -> None:
+            print(f"edgeline serves {_printable(str(artifact))} on {url}", flush=True)
+            predictor.start()
+
+        Server(app, grace_s=grace, on_started=on_started).run([listener])
+    _leave(predictor)
+
+
+def _expand(arguments: list[str]) -> Iterator[str]:
+    """Every path of the command line, folders as the files in them."""
+    for argument in arguments:
+        folder = Path(argument)
+        if argument == STDIN or not folder.is_dir():
+            yield argument
+            continue
+        files = sorted(str(path) for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        yield from files or [argument]
+
+
+def _read(path: str, max_bytes: int) -> bytes:
+    if path == STDIN:
+        return sys.stdin.buffer.read(max_bytes + 1)
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                raise ImageError(f"the image has {size:,} bytes, the limit is {max_bytes:,}", code="image_too_large")
+            return file.read(max_bytes + 1)  # a pipe has no size
+    except IsADirectoryError as error:
+        raise InputError("this folder holds no files", code="image_unreadable") from error
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", code="image_unreadable") from error
+
+
+def _ranking(predictions: "list[Prediction]") -> str:
+    best, *others = (f"{prediction.label} {prediction.probability:.1%}" for prediction in predictions)
+    return f"{best} ({', '.join(others)})" if others else best
+
+
+def _printable(path: str) -> str:
+    """A path fit for a terminal: names may hold line breaks, escape sequences and bytes of other encodings."""
+    return "".join(character if character.isprintable() else "?" for character in path)
+
+
+def _leave(predictor: "Predictor") -> None:
+    """Return if every thread has ended; else end the process, because Python would wait for them for ever."""
+    if not predictor.close(CLOSE_S):
+        print("edgeline: stopped with work that did not end in the grace period", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _prove(path: Path, variant: str | None) -> dict[str, Any]:
+    import hashlib
+
+    from serve.artifact import open_artifact
+    from serve.classifier import Classifier
+    from serve.manifest import FILE_NAME
+
+    artifact = open_artifact(path)
+    manifest = artifact.manifest
+    chosen = manifest.variants if variant is None else [manifest.variant(variant)]
+    proofs = []
+    for each in chosen:
+        proof = Classifier.open(artifact.folder, variant=each.name).proof
+        assert proof is not None
+        proofs.append({"variant": each.name, **asdict(proof)})
+    return {
+        "proven": True,
+        "name": manifest.name,
+        "version": manifest.version,
+        "manifest_sha256": hashlib.sha256((artifact.folder / FILE_NAME).read_bytes()).hexdigest(),
+        "files": len(manifest.files),
+        "bytes": sum(entry.size for entry in manifest.files),
+        "variants": proofs,
+    }

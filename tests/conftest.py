@@ -1,0 +1,141 @@
+"""Fixtures for every layer: a small, true artifact, made without training."""
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve.manifest import FileEntry, Manifest, Variant
+from serve.preprocess import PreprocessSpec, preprocess
+from serve.runtime import create_session
+
+SPEC = PreprocessSpec(height=12, width=16)
+LABELS = ("red", "green", "blue", "dark")
+COLOURS = {"red": (200, 40, 30), "green": (30, 190, 50), "blue": (40, 30, 210), "dark": (15, 12, 10)}
+ROLES = {"labels.txt": "labels", "model.onnx": "model", "evaluation.json": "evaluation", "card.md": "card"}
+
+MakeArtifact = Callable[..., Path]
+
+
+def photo(colour: tuple[int, int, int], orientation: int = 1, size: tuple[int, int] = (40, 30)) -> bytes:
+    """A JPEG with a dark corner, so that turning it wrongly shows, and an EXIF orientation."""
+    picture = Image.new("RGB", size, colour)
+    picture.paste((0, 0, 0), (0, 0, size[0] // 2, size[1] // 3))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=95, exif=exif)
+    return file.getvalue()
+
+
+def colour_model() -> bytes:
+    """An ONNX model under the graph contract that names the colour of a picture, by its mean."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.array([[8, -4, -4, -6], [-4, 8, -4, -6], [-4, -4, 8, -6]], np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
+            helper.make_node("ReduceMean", ["levels"], ["mean"], axes=[1, 2], keepdims=0),
+            helper.make_node("Div", ["mean", "scale"], ["mean01"]),
+            helper.make_node("Gemm", ["mean01", "weights", "bias"], ["logits"]),
+            helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+        ],
+        "colours",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SPEC.height, SPEC.width, 3])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", len(LABELS)])
+            for name in ("probabilities", "logits")
+        ],
+        [
+            numpy_helper.from_array(np.array(255, np.float32), "scale"),
+            numpy_helper.from_array(weights, "weights"),
+            numpy_helper.from_array(np.array([0, 0, 0, 2], np.float32), "bias"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+def seal(folder: Path, **changes: Any) -> Path:
+    """Write the manifest of what lies in an artifact's folder, with changes: what a publisher does, or an able forger."""
+    held = json.loads((folder / "manifest.json").read_text()) | changes
+    paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
+    held["files"] = [
+        {
+            "path": path,
+            "size": (folder / path).stat().st_size,
+            "sha256": hashlib.sha256((folder / path).read_bytes()).hexdigest(),
+            "role": ROLES.get(path, "golden"),
+        }
+        for path in paths
+    ]
+    (folder / "manifest.json").write_text(json.dumps(held))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def artifact_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole artifact in `<store>/colours/1`; copy it before changing anything."""
+    folder = tmp_path_factory.mktemp("template") / "colours" / "1"
+    (folder / "golden").mkdir(parents=True)
+    model = colour_model()
+    session = create_session(model, threads=1)
+    samples = []
+    for index, label in enumerate(LABELS):
+        data = photo(COLOURS[label], orientation=6)
+        pixels = preprocess(data, SPEC)
+        [probabilities] = session.run(["probabilities"], {"image": pixels[None]})
+        names = {"file": f"golden/{index}.jpg", "pixels": f"golden/{index}.png"}
+        (folder / names["file"]).write_bytes(data)
+        Image.fromarray(pixels).save(folder / names["pixels"])
+        samples.append({**names, "label": label, "probabilities": probabilities[0].tolist()})
+    golden = {"tolerance": 0.001, "pixel_tolerance": 2.0, "samples": samples}
+    (folder / "golden" / "golden.json").write_text(json.dumps(golden))
+    (folder / "model.onnx").write_bytes(model)
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
+    (folder / "card.md").write_text("# Colours\n")
+    (folder / "manifest.json").write_bytes(_manifest().to_json())
+    return seal(folder)
+
+
+@pytest.fixture
+def make_artifact(artifact_template: Path, tmp_path: Path) -> MakeArtifact:
+    """A factory of artifacts of one's own: `make_artifact(name="colours", version=1, **manifest_fields)`, its folder."""
+
+    def make(name: str = "colours", version: int = 1, store: Path | None = None, **fields: Any) -> Path:
+        folder = (store or tmp_path / "store") / name / str(version)
+        shutil.copytree(artifact_template, folder)
+        return seal(folder, name=name, version=version, **fields)
+
+    return make
+
+
+def _manifest() -> Manifest:
+    entry = FileEntry(path="model.onnx", size=0, sha256="0" * 64, role="model")
+    gate = {"max_difference": 0.0}
+    variant = Variant(name="onnx-fp32", file="model.onnx", format="onnx", precision="float32", max_batch=4, verification=gate)
+    shape = ["batch", SPEC.height, SPEC.width, 3]
+    return Manifest(
+        name="colours",
+        version=1,
+        created="2026-11-01T12:00:00+00:00",
+        labels=LABELS,
+        preprocess=SPEC,
+        inputs=({"name": "image", "dtype": "uint8", "shape": shape},),
+        outputs=tuple(
+            {"name": name, "dtype": "float32", "shape": ["batch", len(LABELS)]} for name in ("probabilities", "logits")
+        ),
+        variants=(variant,),
+        files=(entry,),
+        metrics={"accuracy": 1.0},
+        verification={"passed": True},
+        provenance={"model": "mean colour"},
+    )
