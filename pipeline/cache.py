@@ -23,7 +23,10 @@ class ContentCache:
             EdgelineError: the file is no cache, or cannot be written.
         """
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EdgelineError(f"{path.parent} cannot be made: {error.strerror}", code="cache_unusable") from error
         with self._connect() as database:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("CREATE TABLE IF NOT EXISTS rows (key TEXT PRIMARY KEY, crc INTEGER, value BLOB) WITHOUT ROWID")

@@ -10,6 +10,7 @@ from them.
 import difflib
 import json
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,9 +24,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Step(BaseModel):
-    """Frozen, and refusing what it does not know."""
+    """Frozen, and refusing what it does not know and numbers that are none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class PrepareConfig(Step):
@@ -41,7 +42,8 @@ class PrepareConfig(Step):
     max_rejected_share: Fraction = Field(0.1, description="A larger share of unreadable images stops the run.")
     on_leakage: Literal["drop", "stop"] = Field(
         "drop",
-        description="What to do where the data's own splits share a picture: `drop` the copy from the split that is trained on (the report lists it), or `stop`.",
+        description="What to do where the data's own splits share a picture: `drop` the copy from the split that is trained "
+        "on (the report lists it), or `stop`.",
     )
     max_bytes: int = Field(64 * 2**20, ge=1, description="Largest image file, in bytes.")
     max_pixels: int = Field(50_000_000, ge=1, description="Largest width * height of an image.")
@@ -52,16 +54,15 @@ class TrainConfig(Step):
 
     strategy: Literal["head", "full", "differential", "gradual"] = Field(
         "head",
-        description="`head`: frozen backbone, its features computed once. `full`: all layers, one learning rate. `differential`: lower rates towards the input. `gradual`: unfreeze from the top.",
+        description="`head`: frozen backbone, its features computed once. `full`: all layers, one learning rate. "
+        "`differential`: lower rates towards the input. `gradual`: unfreeze from the top.",
     )
     epochs: int = Field(
         0, ge=0, description="Most passes over the data; 0 takes the strategy's own number (`head` 200, the others 12)."
     )
     batch_size: int = Field(32, ge=2, description="Images a step; the head on cached features uses it too.")
     learning_rate: float = Field(0.0, ge=0, description="Peak learning rate; 0 takes the strategy's own.")
-    weight_decay: float | None = Field(
-        None, ge=0, description="AdamW's weight decay; without it `head` tries several and keeps the best on validation."
-    )
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
     dropout: Fraction = Field(0.2, description="Share of features dropped before the last layer.")
     label_smoothing: Fraction = Field(0.0, description="Probability spread over the other classes in the loss.")
     class_weights: Literal["balanced", "none"] = Field(
@@ -76,7 +77,8 @@ class TrainConfig(Step):
     )
     augment: Literal["none", "light", "flip"] = Field(
         "flip",
-        description="`light`: random crop and colour; `flip`: that and mirror images; `none`. Digits and text must not be mirrored.",
+        description="`light`: random crop and colour; `flip`: that and mirror images; `none`. "
+        "Digits and text must not be mirrored.",
     )
     layer_decay: float = Field(
         0.7,
@@ -129,7 +131,8 @@ class LineConfig(Step):
     data: str = Field(
         "digits",
         min_length=1,
-        description="A folder of class folders, one of train/ val/ test/ folders of these, a CSV file, or `digits` for the embedded data.",
+        description="A folder of class folders, one of train/ val/ test/ folders of these, a CSV file, "
+        "or `digits` for the embedded data.",
     )
     name: str = Field("", description="The artifact's name; by default made from the data's.")
     model: str = Field(
@@ -152,8 +155,8 @@ class LineConfig(Step):
         """The name it is published under: `name`, or the data's own, made fit for a folder and a URL."""
         if self.name:
             return self.name
-        stem = Path(self.data).resolve().stem if self.data != "digits" else "digits"
-        made = "".join(c if c.isascii() and c.isalnum() else "-" for c in stem.lower()).strip("-")[:64].strip("-")
+        own = Path(self.data).resolve().name.lower().removesuffix(".csv") if self.data != "digits" else "digits"
+        made = "".join(c if c.isascii() and c.isalnum() else "-" for c in own).strip("-")[:64].strip("-")
         return made or "model"
 
     @property
@@ -176,7 +179,7 @@ def load_config(file: Path | None = None, overrides: list[str] | None = None, **
     """Build a configuration from a file, then `key=value` overrides, then options, later ones winning.
 
     Args:
-        file: TOML or YAML, or None.
+        file: TOML or YAML, or a run's config.json, or None.
         overrides: `train.epochs=5`; the value is JSON where it parses as such, else text.
         options: top-level fields; None means not given.
 
@@ -215,12 +218,12 @@ def _read(file: Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    kind = {".toml": "TOML", ".json": "JSON"}.get(file.suffix, "YAML")
+    parse: dict[str, Callable[[str], Any]] = {"TOML": tomllib.loads, "JSON": json.loads, "YAML": yaml.safe_load}
     try:
-        values = tomllib.loads(text) if file.suffix == ".toml" else yaml.safe_load(text)
-    except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"{file} is not {'TOML' if file.suffix == '.toml' else 'YAML'}: {' '.join(str(error).split())}"
-        ) from error
+        values = parse[kind](text)
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{file} is not {kind}: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -98,26 +98,30 @@ def find_source(data: str, artifacts: Path) -> Source:
     Raises:
         DataError: there is none, it has no known layout, or its classes cannot be used.
     """
-    if data == "digits":
-        source = _folders(write_digits(artifacts / "data" / "digits"), "digits")
-    else:
-        path = Path(data)
-        if path.is_dir():
-            source = _folders(path, "folders")
-        elif path.suffix.lower() == ".csv" and path.is_file():
-            source = _csv(path)
-        elif os.path.lexists(path):
-            raise DataError(f"{data} is a file of another kind, expected {LAYOUTS}", code="layout_unknown")
-        else:
-            raise DataError(f"{data} does not exist (seen from {Path.cwd()}), expected {LAYOUTS}", code="data_missing")
-    _check_labels(source)
+    source = _by_layout(data, artifacts)
+    if printable_name(source.root) != source.root:
+        raise DataError(f"{printable_name(source.root)} is no path in UTF-8; rename the folder", code="name_not_utf8")
+    if len(source.labels) < 2:
+        raise DataError(_one_class(source), code="need_two_classes")
+    check_names(source.labels)
     return source
+
+
+def _by_layout(data: str, artifacts: Path) -> Source:
+    if data == "digits":
+        return _folders(write_digits(artifacts / "data" / "digits"), "digits")
+    # os.path and not Path.is_dir(), which raises where a folder above may not be entered.
+    if os.path.isdir(data):
+        return _folders(Path(data), "folders")
+    if data.lower().endswith(".csv") and os.path.isfile(data):
+        return _csv(Path(data))
+    if os.path.lexists(data):
+        raise DataError(f"{data} is a file of another kind, expected {LAYOUTS}", code="layout_unknown")
+    raise DataError(f"{data} does not exist (seen from {Path.cwd()}), expected {LAYOUTS}", code="data_missing")
 
 
 def _folders(folder: Path, layout: Layout) -> Source:
     root = os.path.realpath(folder)
-    if printable_name(root) != root:
-        raise DataError(f"{printable_name(root)}: the path is no UTF-8; rename the folder", code="name_not_utf8")
     entries = scan_root(root)
     found = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     splits = _split_folders(root, found)
@@ -202,7 +206,7 @@ class _Finder:
         self.rejected.append(Rejected(name=printable_name(self._name(path)), code=code, message=message))
 
     def _name(self, path: str) -> str:
-        return os.path.relpath(path, self.root)
+        return path[len(self.root) :].lstrip("/")
 
 
 def _seen(entries: list[os.DirEntry[str]]) -> str:
@@ -272,12 +276,6 @@ def _row(row: dict[str, str | None], root: str) -> SourceFile:
     name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
     given = SPLIT_NAMES[row["split"].lower()] if row.get("split") else None  # type: ignore[union-attr]
     return SourceFile(name=name, label=label, given=given, group=row.get("group") or "")
-
-
-def _check_labels(source: Source) -> None:
-    if len(source.labels) < 2:
-        raise DataError(_one_class(source), code="need_two_classes")
-    check_names(source.labels)
 
 
 def _one_class(source: Source) -> str:

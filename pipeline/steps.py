@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from serve.errors import EdgelineError
 
@@ -122,11 +123,14 @@ def write_json(path: Path, value: Any) -> None:
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Have `write` write a file, then put it in place of the old one: whoever reads sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # its own: two processes may write at once
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
@@ -188,10 +192,10 @@ def _entry(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": file_digest(path)}
 
 
-def _matches(path: Path, entry: dict[str, Any]) -> bool:
+def _matches(path: Path, entry: Any) -> bool:
     try:
         return bool(path.stat().st_size == entry["size"] and file_digest(path) == entry["sha256"])
-    except OSError:
+    except (OSError, KeyError, TypeError):  # the file is gone, or the receipt is damaged
         return False
 
 
