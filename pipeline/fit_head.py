@@ -1,0 +1,141 @@
+"""Strategy `head`: the backbone is frozen, so its features are computed once and only a linear layer is trained on them.
+
+Shapes: N images, D features, K classes.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.augment import augment
+from pipeline.backbones import Network
+from pipeline.cache import ContentCache
+from pipeline.config import TrainConfig
+from pipeline.features import compute_features
+from pipeline.history import Fit, check_finite
+from pipeline.progress import track
+from pipeline.samples import Prepared
+from serve.preprocess import PreprocessSpec
+
+EPOCHS = 200
+LEARNING_RATE = 1e-3
+
+
+def fit(
+    network: Network,
+    spec: PreprocessSpec,
+    prepared: Prepared,
+    config: TrainConfig,
+    weights_K: Tensor,
+    *,
+    seed: int,
+    folder: Path,
+    cache: ContentCache,
+    device: torch.device,
+) -> Fit:
+    """Train a network's head in place on cached features.
+
+    The features are centred, and scaled by one number so that the learning rate means the same for every backbone; both
+    are folded into the layer at the end.
+
+    Raises:
+        DataError, TrainingError: see `pipeline.train.train`.
+    """
+    train, val = prepared.of("train"), prepared.of("val")
+    compute = partial(compute_features, network, spec=spec, cache=cache, device=device)
+    tables = [compute(train, out=folder / "train.npy")]
+    for view in range(1, config.views + 1):
+        draw = partial(augment, kind=config.augment, view=view)
+        tables.append(compute(train, out=folder / f"train-{view}.npy", view=f"{config.augment}-{view}", augment=draw))
+    val_ND = torch.from_numpy(np.array(compute(val, out=folder / "val.npy")))
+    targets_N = torch.tensor([s.index for s in train]).repeat(len(tables))
+    val_targets_N = torch.tensor([s.index for s in val])
+
+    mean_D, scale = _moments(tables[0])
+    head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(*network.classifier.weight.T.shape))
+    head.load_state_dict(network.head.state_dict())
+    course = fit_linear(
+        head, FeatureRows(tables, mean_D, scale), targets_N, (val_ND - mean_D) / scale, val_targets_N, config, weights_K, seed
+    )
+    linear = head[1]
+    with torch.no_grad():
+        network.classifier.weight.copy_(linear.weight / scale)
+        network.classifier.bias.copy_(linear.bias - linear.weight @ mean_D / scale)
+    for path in folder.glob("*.npy"):
+        path.unlink()  # the cache has them
+    return course
+
+
+class FeatureRows:
+    """Rows of feature tables as tensors, centred and scaled, read as they are asked for."""
+
+    def __init__(self, tables: list[np.ndarray], mean_D: Tensor, scale: float) -> None:
+        self.tables, self.mean_D, self.scale = tables, mean_D, scale
+        self.rows = len(tables[0])
+
+    def __len__(self) -> int:
+        return self.rows * len(self.tables)
+
+    def __getitem__(self, indices_N: Tensor) -> Tensor:
+        tables_N, rows_N = np.divmod(indices_N.numpy(), self.rows)
+        rows_ND = np.empty((len(rows_N), self.tables[0].shape[1]), np.float32)
+        for number, table in enumerate(self.tables):
+            rows_ND[tables_N == number] = table[rows_N[tables_N == number]]
+        return (torch.from_numpy(rows_ND) - self.mean_D) / self.scale
+
+
+def fit_linear(
+    head: nn.Sequential,
+    features: FeatureRows,
+    targets_N: Tensor,
+    val_ND: Tensor,
+    val_targets_N: Tensor,
+    config: TrainConfig,
+    weights_K: Tensor,
+    seed: int,
+) -> Fit:
+    """Train dropout + linear on features; the head ends with the weights that were best on validation.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    torch.manual_seed(seed)
+    epochs = config.epochs or EPOCHS
+    optimizer = torch.optim.AdamW(
+        head.parameters(), lr=config.learning_rate or LEARNING_RATE, weight_decay=config.weight_decay, fused=True
+    )
+    course, best = Fit(), {}
+    for epoch in track(range(1, epochs + 1), "training the head", epochs):
+        head.train()
+        total = 0.0
+        for indices_N in torch.randperm(len(features)).split(config.batch_size):
+            loss = functional.cross_entropy(
+                head(features[indices_N]), targets_N[indices_N], weights_K, label_smoothing=config.label_smoothing
+            )
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += loss.item() * len(indices_N)
+            check_finite(loss.item(), epoch)
+        head.eval()
+        with torch.inference_mode():
+            logits_NK = head(val_ND)
+        val_loss = functional.cross_entropy(logits_NK, val_targets_N, weights_K).item()
+        accuracy = (logits_NK.argmax(1) == val_targets_N).float().mean().item()
+        if course.add(total / len(features), val_loss, accuracy):
+            best = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+        if course.is_over(config.patience):
+            break
+    head.load_state_dict(best)
+    return course
+
+
+def _moments(table_ND: np.ndarray) -> tuple[Tensor, float]:
+    """Mean of each feature, and the root mean square of what is left, read in blocks."""
+    mean_D = np.mean(table_ND, axis=0, dtype=np.float64)
+    square = np.mean([np.mean((block - mean_D) ** 2) for block in np.array_split(table_ND, max(1, len(table_ND) // 4096))])
+    return torch.from_numpy(mean_D).float(), max(float(np.sqrt(square)), 1e-6)

@@ -1,0 +1,122 @@
+"""The training step: from prepared samples to a checkpoint, by one of four strategies with one result.
+
+Shapes: N images, D features, K classes.
+"""
+
+import importlib.metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import fit_head, fit_layers
+from pipeline.backbones import Network, build
+from pipeline.cache import ContentCache
+from pipeline.checkpoint import Checkpoint, save_checkpoint
+from pipeline.config import LineConfig, TrainConfig
+from pipeline.devices import choose_device, describe_device
+from pipeline.hard_set import WITNESS, witness
+from pipeline.history import Fit
+from pipeline.run import Run
+from pipeline.samples import Prepared, read_prepared
+from serve.errors import DataError
+from serve.preprocess import PreprocessSpec
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
+
+
+def build_checkpoint(run: Run, folder: Path) -> None:
+    """Train as a run asks, and write the checkpoint into the step's folder.
+
+    `preprocess_witness.npz` goes with it: the pixels that the hard set has at this moment, for the gate to compare with.
+
+    Raises:
+        ConfigError, WeightsError, DataError, TrainingError: see there.
+    """
+    config = run.config
+    prepared = read_prepared(run.step("prepare"))
+    device = choose_device(config.train.device)
+    network, spec = build(config.model, config.weights, classes=len(prepared.labels), dropout=config.train.dropout)
+    fit = train(network, spec, prepared, config.train, seed=config.seed, folder=folder, cache=config.cache, device=device)
+    checkpoint = Checkpoint(
+        model=config.model,
+        weights=config.weights,
+        labels=prepared.labels,
+        preprocess=spec,
+        dropout=config.train.dropout,
+        strategy=config.train.strategy,
+        seed=config.seed,
+        device=describe_device(device),
+        history=tuple(fit.history),
+        best_epoch=fit.best_epoch,
+        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+    )
+    save_checkpoint(folder, network, checkpoint)
+    np.savez_compressed(folder / WITNESS, **witness(spec))
+
+
+def train(
+    network: Network,
+    spec: PreprocessSpec,
+    prepared: Prepared,
+    config: TrainConfig,
+    *,
+    seed: int,
+    folder: Path,
+    cache: Path,
+    device: torch.device,
+) -> Fit:
+    """Train a network in place; it ends with the weights that were best on validation, on the CPU.
+
+    Args:
+        network: as `build` made it.
+        spec: its preprocessing.
+        prepared: the samples; only the train and val splits are read.
+        config: strategy and settings.
+        seed: the same seed, data and machine give the same weights.
+        folder: for working files, which survive a kill and are found again.
+        cache: folder of what is kept over runs.
+        device: where to compute.
+
+    Returns:
+        The course of the training.
+
+    Raises:
+        DataError: a class has no training image.
+        TrainingError: the loss is not finite, or a batch does not fit into memory.
+    """
+    weights_K = class_weights(prepared, config)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    if config.strategy == "head":
+        features = ContentCache(cache / "features.sqlite")
+        fit = fit_head.fit(network, spec, prepared, config, weights_K, seed=seed, folder=folder, cache=features, device=device)
+    else:
+        fit = fit_layers.fit(network, spec, prepared, config, weights_K, seed=seed, folder=folder, device=device)
+    network.to("cpu").eval()
+    return fit
+
+
+def class_weights(prepared: Prepared, config: TrainConfig) -> Tensor:
+    """The loss weight of each class, float32 (K,): 1 on average over the images.
+
+    Raises:
+        DataError: a class has no image in train, or validation has images of one class only.
+    """
+    counts = np.bincount([s.index for s in prepared.of("train")], minlength=len(prepared.labels))
+    if absent := [label for label, count in zip(prepared.labels, counts, strict=True) if not count]:
+        raise DataError(f"no training image of {', '.join(absent)}; every class needs one", code="empty_class")
+    if len({s.index for s in prepared.of("val")}) < 2:
+        raise DataError(
+            "the validation split has images of fewer than two classes, so nothing can be chosen on it; "
+            "give more images or a larger prepare.val_share",
+            code="one_class_fold",
+        )
+    if config.class_weights == "none":
+        return torch.ones(len(counts))
+    return torch.from_numpy(counts.sum() / (len(counts) * counts)).float()
+
+
+def identity(config: LineConfig) -> dict[str, object]:
+    """What, beside the data, a checkpoint depends on."""
+    return {"model": config.model, "seed": config.seed, "train": config.train.model_dump()}
