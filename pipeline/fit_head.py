@@ -3,6 +3,7 @@
 Shapes: N images, D features, K classes.
 """
 
+import copy
 from functools import partial
 from pathlib import Path
 
@@ -56,15 +57,15 @@ def fit(
     val_targets_N = torch.tensor([s.index for s in val])
 
     mean_D, scale = _moments(tables[0])
-    head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(*network.classifier.weight.T.shape))
-    head.load_state_dict(network.head.state_dict())
+    head = copy.deepcopy(network.head)
     course = fit_linear(
         head, FeatureRows(tables, mean_D, scale), targets_N, (val_ND - mean_D) / scale, val_targets_N, config, weights_K, seed
     )
-    linear = head[1]
+    network.head.load_state_dict(head.state_dict())
+    linear = network.classifier
     with torch.no_grad():
-        network.classifier.weight.copy_(linear.weight / scale)
-        network.classifier.bias.copy_(linear.bias - linear.weight @ mean_D / scale)
+        linear.weight.div_(scale)
+        linear.bias.sub_(linear.weight @ mean_D)
     for path in folder.glob("*.npy"):
         path.unlink()  # the cache has them
     return course
@@ -112,7 +113,7 @@ def fit_linear(
     for epoch in track(range(1, epochs + 1), "training the head", epochs):
         head.train()
         total = 0.0
-        for indices_N in torch.randperm(len(features)).split(config.batch_size):
+        for indices_N in torch.split(torch.randperm(len(features)), config.batch_size):
             loss = functional.cross_entropy(
                 head(features[indices_N]), targets_N[indices_N], weights_K, label_smoothing=config.label_smoothing
             )

@@ -85,7 +85,11 @@ def fit(
             val_loss, accuracy = _validate(network, val, spec, config, weights_K, device)
         if course.add(total / len(train), val_loss, accuracy):
             replace_file(folder / "best.pt", lambda path: torch.save(network.state_dict(), path))
-        state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict()}
+        state: dict[str, Any] = {
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+        }
         state |= {"history": course.history, "best_epoch": course.best_epoch, "best_loss": course.best_loss}
         replace_file(folder / RESUME, lambda path, state=state: torch.save(state, path))  # type: ignore[misc]
     network.load_state_dict(torch.load(folder / "best.pt", weights_only=True, map_location=device))

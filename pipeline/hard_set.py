@@ -8,6 +8,7 @@ which no hash of settings would tell.
 import io
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -49,6 +50,12 @@ def hard_set() -> dict[str, bytes]:
 def witness(spec: PreprocessSpec) -> dict[str, np.ndarray]:
     """The hard set's pixels, uint8 (H, W, 3) each, by name."""
     return {name: preprocess(data, spec) for name, data in hard_set().items()}
+
+
+def write_witness(path: Path, spec: PreprocessSpec) -> None:
+    """Keep the witness beside a checkpoint."""
+    pixels: dict[str, Any] = witness(spec)
+    np.savez_compressed(path, **pixels)
 
 
 def check_witness(path: Path, spec: PreprocessSpec) -> float:

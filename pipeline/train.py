@@ -16,7 +16,7 @@ from pipeline.cache import ContentCache
 from pipeline.checkpoint import Checkpoint, save_checkpoint
 from pipeline.config import LineConfig, TrainConfig
 from pipeline.devices import choose_device, describe_device
-from pipeline.hard_set import WITNESS, witness
+from pipeline.hard_set import WITNESS, write_witness
 from pipeline.history import Fit
 from pipeline.run import Run
 from pipeline.samples import Prepared, read_prepared
@@ -53,7 +53,7 @@ def build_checkpoint(run: Run, folder: Path) -> None:
         versions={name: importlib.metadata.version(name) for name in PACKAGES},
     )
     save_checkpoint(folder, network, checkpoint)
-    np.savez_compressed(folder / WITNESS, **witness(spec))
+    write_witness(folder / WITNESS, spec)
 
 
 def train(

@@ -1,0 +1,62 @@
+"""Figures that scikit-learn has no function for, on plain arrays.
+
+Shapes: N images, K classes.
+"""
+
+import math
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from scipy.special import softmax as scipy_softmax
+
+Z_95 = 1.959963984540054
+TEMPERATURES = (0.05, 20.0)
+
+
+def softmax(logits_NK: np.ndarray) -> np.ndarray:
+    """Probabilities of each row, in double precision."""
+    return np.asarray(scipy_softmax(logits_NK.astype(np.float64), axis=1))
+
+
+def nll(logits_NK: np.ndarray, targets_N: np.ndarray) -> float:
+    """Mean negative log-likelihood of the true classes."""
+    return float(-log_softmax(logits_NK.astype(np.float64), axis=1)[np.arange(len(targets_N)), targets_N].mean())
+
+
+def wilson_interval(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
+    """Score interval of a share (Wilson 1927): right near 0 and 1 too, where the normal one leaves the scale.
+
+    Raises:
+        ValueError: no images, or more correct ones than there are.
+    """
+    if not 0 <= correct <= total or total == 0:
+        raise ValueError(f"need 0 <= correct <= total and a total over 0, got {correct} of {total}")
+    share = correct / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def calibration_error(probabilities_NK: np.ndarray, targets_N: np.ndarray, bins: int) -> float:
+    """Expected calibration error over equal-width bins of confidence (Naeini et al. 2015), 0 to 1."""
+    confidence_N = probabilities_NK.max(1)
+    correct_N = probabilities_NK.argmax(1) == targets_N
+    bin_N = np.minimum((confidence_N * bins).astype(int), bins - 1)
+    gaps = [
+        abs(correct_N[bin_N == b].mean() - confidence_N[bin_N == b].mean()) * np.mean(bin_N == b)
+        for b in range(bins)
+        if (bin_N == b).any()
+    ]
+    return float(sum(gaps))
+
+
+def best_temperature(logits_NK: np.ndarray, targets_N: np.ndarray) -> float:
+    """The divisor of the logits that makes the true classes likeliest.
+
+    From Guo et al. 2017, "On Calibration of Modern Neural Networks". Kept within 0.05 to 20, so that a handful of images
+    without a mistake does not make it vanish.
+    """
+    low, high = (math.log(t) for t in TEMPERATURES)
+    found = minimize_scalar(lambda log_t: nll(logits_NK / math.exp(log_t), targets_N), bounds=(low, high), method="bounded")
+    return math.exp(float(found.x))

@@ -1,0 +1,52 @@
+"""Pictures for the report: drawn off screen, the same bytes for the same numbers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+METADATA = {"Software": None}  # matplotlib's version would make equal plots differ
+
+
+def write_confusion_png(path: Path, confusion_KK: np.ndarray, labels: Sequence[str]) -> None:
+    """Draw a confusion matrix: shares of each true class as shades, counts as numbers where they fit."""
+    classes = len(labels)
+    side = min(4 + 0.35 * classes, 24)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    shares = confusion_KK / np.maximum(confusion_KK.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true")
+    if classes <= 60:
+        ticks = [label if len(label) <= 24 else label[:23] + "…" for label in labels]
+        axes.set_xticks(range(classes), ticks, rotation=90, parse_math=False)
+        axes.set_yticks(range(classes), ticks, parse_math=False)
+    if classes <= 30:
+        for row, column in zip(*np.nonzero(confusion_KK), strict=True):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(confusion_KK[row, column]), ha="center", va="center", color=color, fontsize=8)
+    _save(figure, path)
+
+
+def write_reliability_png(path: Path, probabilities_NK: np.ndarray, targets_N: np.ndarray, bins: int) -> None:
+    """Draw accuracy over confidence, with the number of images in each bin."""
+    confidence_N, correct_N = probabilities_NK.max(1), probabilities_NK.argmax(1) == targets_N
+    edges = np.linspace(0, 1, bins + 1)
+    bin_N = np.minimum((confidence_N * bins).astype(int), bins - 1)
+    counts = np.bincount(bin_N, minlength=bins)
+    accuracy = np.bincount(bin_N, weights=correct_N, minlength=bins) / np.maximum(counts, 1)
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    upper.plot((0, 1), (0, 1), color="0.7", linestyle="--")
+    upper.bar(edges[:-1], accuracy, width=1 / bins, align="edge", edgecolor="white")
+    upper.set(ylabel="accuracy", ylim=(0, 1))
+    lower.bar(edges[:-1], counts, width=1 / bins, align="edge", edgecolor="white", color="0.5")
+    lower.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=110, metadata=METADATA)
