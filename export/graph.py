@@ -1,0 +1,101 @@
+"""The static half of the gate: what an ONNX file must be before anything runs it.
+
+Nothing that could reach outside the file, hang, or surprise a device: one file, no functions, no control flow, standard
+operators only, the inputs and outputs of the contract, numbers that are finite.
+"""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from serve.errors import ExportError
+from serve.preprocess import PreprocessSpec
+
+CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
+
+
+def check_graph(data: bytes, spec: PreprocessSpec, *, classes: int, opset: int | None = None) -> onnx.ModelProto:
+    """Check an ONNX file against the graph contract.
+
+    Args:
+        data: the file's bytes.
+        spec: the preprocessing its input expects.
+        classes: K.
+        opset: the operator set it may use at most; any when None.
+
+    Returns:
+        The parsed model.
+
+    Raises:
+        ExportError: with every problem found.
+    """
+    try:
+        model = onnx.load_model_from_string(data)
+    except Exception as error:  # protobuf's DecodeError is not importable by a stable name
+        raise ExportError(f"the file is no ONNX model: {' '.join(str(error).split())[:200]}", code="not_onnx") from error
+    problems = _structure(model, opset) + _interface(model, spec, classes) + _numbers(model)
+    if not problems:
+        try:
+            onnx.checker.check_model(model, full_check=True)
+        except Exception as error:  # ValidationError, InferenceError and others without a common base
+            problems.append(f"onnx.checker refuses it: {' '.join(str(error).split())[:300]}")
+    if problems:
+        raise ExportError("the ONNX file breaks the graph contract: " + "; ".join(problems), code="graph_contract")
+    return model
+
+
+def _structure(model: onnx.ModelProto, opset: int | None) -> list[str]:
+    problems = []
+    if model.functions:
+        problems.append("it defines functions of its own")
+    operators = {node.op_type for node in model.graph.node}
+    if found := operators & CONTROL_FLOW:
+        problems.append(f"it has control flow ({', '.join(sorted(found))})")
+    if found := {node.domain for node in model.graph.node} - {"", "ai.onnx"}:
+        problems.append(f"it uses operators outside the standard ({', '.join(sorted(found))})")
+    versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
+    if opset is not None and (not versions or max(versions) > opset):
+        problems.append(f"it uses operator set {versions}, at most {opset} is allowed")
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
+        problems.append("its weights lie in another file")
+    if any(tensor.external_data for node in model.graph.node for a in node.attribute for tensor in (a.t, *a.tensors)):
+        problems.append("a constant lies in another file")
+    return problems
+
+
+def _interface(model: onnx.ModelProto, spec: PreprocessSpec, classes: int) -> list[str]:
+    expected = {
+        "image": (TensorProto.UINT8, (spec.height, spec.width, 3)),
+        "probabilities": (TensorProto.FLOAT, (classes,)),
+        "logits": (TensorProto.FLOAT, (classes,)),
+    }
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    values = [v for v in (*model.graph.input, *model.graph.output) if v.name not in initializers]
+    problems = []
+    if {value.name for value in values} != expected.keys():
+        problems.append(f"its inputs and outputs are {sorted(v.name for v in values)}, expected {sorted(expected)}")
+    for value in values:
+        if value.name not in expected:
+            continue
+        kind, shape = expected[value.name]
+        tensor = value.type.tensor_type
+        dims = tensor.shape.dim
+        if tensor.elem_type != kind or tuple(d.dim_value for d in dims[1:]) != shape:
+            found = (
+                f"{TensorProto.DataType.Name(tensor.elem_type)} [{', '.join(str(d.dim_value or d.dim_param) for d in dims)}]"
+            )
+            problems.append(f"{value.name} is {found}, expected {TensorProto.DataType.Name(kind)} [batch, {str(shape)[1:-1]}]")
+        elif not dims[0].dim_param:
+            problems.append(f"{value.name} has the fixed batch {dims[0].dim_value}, it must be free")
+    return problems
+
+
+def _numbers(model: onnx.ModelProto) -> list[str]:
+    broken = [
+        tensor.name
+        for tensor in model.graph.initializer
+        if tensor.data_location != TensorProto.EXTERNAL
+        and tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+        and not np.isfinite(numpy_helper.to_array(tensor)).all()
+    ]
+    return [f"weights that are not finite: {', '.join(broken[:5])}"] if broken else []

@@ -1,0 +1,143 @@
+"""Write a checkpoint as one ONNX file under the graph contract.
+
+One input `image`, uint8 [batch, H, W, 3]: RGB bytes at the model's resolution. Two outputs, float32 [batch, K]: `logits`,
+already divided by the temperature, and `probabilities`, their softmax. Normalisation is inside. Only the batch is free.
+"""
+
+import io
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from export.graph import check_graph
+from pipeline.backbones import Network
+from pipeline.checkpoint import load_checkpoint
+from pipeline.evaluate import read_evaluation
+from pipeline.run import Run
+from pipeline.steps import digest_of, file_digest
+from serve.errors import ExportError
+from serve.preprocess import PreprocessSpec
+
+FILE_NAME = "model.onnx"
+IR_VERSION = 8
+"""What ONNX Runtime 1.14 reads; nothing in these graphs needs a newer one."""
+
+
+class Deployed(nn.Module):
+    """The network as it ships: uint8 pixels to calibrated logits and probabilities."""
+
+    def __init__(self, network: Network, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Classify uint8 (N, H, W, 3): probabilities and logits, float32 (N, K)."""
+        # Contiguous, or the exporter carries the channels-last strides into the pooling and writes shape arithmetic.
+        images_NCHW = image.permute(0, 3, 1, 2).contiguous().float()
+        logits_NK = self.network.head(self.network.features(images_NCHW)) / self.temperature
+        return logits_NK.softmax(1), logits_NK
+
+
+def build_export(run: Run, folder: Path) -> None:
+    """Export a run's checkpoint, with the temperature its evaluation found, into the step's folder."""
+    network, checkpoint = load_checkpoint(run.step("train"))
+    temperature = read_evaluation(run.step("evaluate")).calibration.temperature
+    metadata = {
+        "edgeline.labels": "\n".join(checkpoint.labels),
+        "edgeline.model": checkpoint.model,
+        "edgeline.preprocess_sha256": checkpoint.preprocess.digest(),
+        "edgeline.checkpoint_sha256": file_digest(run.step("train") / "checkpoint.safetensors"),
+        "edgeline.temperature": repr(temperature),
+    }
+    export(
+        Deployed(network, temperature),
+        checkpoint.preprocess,
+        folder / FILE_NAME,
+        classes=len(checkpoint.labels),
+        opset=run.config.export.opset,
+        metadata=metadata,
+    )
+
+
+def export(deployed: Deployed, spec: PreprocessSpec, path: Path, *, classes: int, opset: int, metadata: dict[str, str]) -> None:
+    """Write the ONNX file and check it against the contract.
+
+    Args:
+        deployed: in evaluation mode.
+        spec: gives H and W.
+        path: of the file.
+        classes: K.
+        opset: operator set of the default domain.
+        metadata: written into the file's `metadata_props`.
+
+    Raises:
+        ExportError: the exporter cannot express the network, or its file breaks the contract.
+    """
+    deployed = deployed.eval().to(memory_format=torch.contiguous_format)
+    example = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's remarks about its own internals
+            program = torch.onnx.export(
+                deployed,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=["image"],
+                output_names=["probabilities", "logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
+                custom_translation_table={torch.ops.aten.adaptive_avg_pool2d.default: _global_average_pool(opset)},
+                verbose=False,
+            )
+    except Exception as error:  # the exporter and its decompositions raise dozens of kinds
+        reason = " ".join(str(error).split())[:300]
+        raise ExportError(f"PyTorch cannot export this network to ONNX: {reason}; choose another model") from error
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    model.ir_version = IR_VERSION
+    for key, value in sorted(metadata.items()):
+        model.metadata_props.add(key=key, value=value)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    check_graph(path.read_bytes(), spec, classes=classes, opset=opset)
+
+
+def graph_identity(run: Run) -> dict[str, Any]:
+    """What an exported file depends on, for the step's key."""
+    return {"opset": run.config.export.opset, "ir": IR_VERSION, "contract": digest_of(["image", "probabilities", "logits"])}
+
+
+def _global_average_pool(opset: int) -> Any:
+    """Keep the pooling one operator: decomposed, it becomes a ReduceMean that quantisers and phones do not know."""
+    import onnxscript
+
+    op = getattr(onnxscript, f"opset{opset}")
+
+    def translate(x: Any, output_size: Sequence[int]) -> Any:
+        if list(output_size) != [1, 1]:
+            raise ExportError(f"the network pools to {list(output_size)}, only pooling to one value can be exported")
+        return op.GlobalAveragePool(x)
+
+    return translate
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove what the exporter noted of its machine: stack traces hold paths of whoever built the model."""
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer]:
+        del value.metadata_props[:]
+        value.doc_string = ""
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    model.doc_string = model.graph.doc_string = ""
+    model.producer_name, model.producer_version = "edgeline", ""
