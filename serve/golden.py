@@ -94,6 +94,8 @@ def _read(artifact: Artifact) -> dict[str, Any]:
             if not sample.keys() >= {"file", "pixels", "label", "probabilities"}:
                 raise ValueError("a sample must have file, pixels, label and probabilities")
             sample["probabilities"] = np.asarray(sample["probabilities"], dtype=np.float32)
+            if not np.isfinite(sample["probabilities"]).all():
+                raise ValueError("a probability is not finite")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GoldenError(f"{FILE_NAME} cannot be read: {error}; publish the artifact again") from error
     return dict(golden)

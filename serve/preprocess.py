@@ -181,9 +181,9 @@ def fit(image: Image.Image, spec: PreprocessSpec) -> np.ndarray:
     Returns:
         uint8, shape (spec.height, spec.width, 3).
     """
-    box = crop_box(image.width, image.height, spec)
-    resized = image.resize((spec.width, spec.height), INTERPOLATIONS[spec.interpolation], box=box)
-    return np.asarray(resized)
+    # Not resize(box=): at the edges that reads beyond the box, which no port of "cut, then resize" would reproduce.
+    cut = image.crop(crop_box(image.width, image.height, spec))
+    return np.asarray(cut.resize((spec.width, spec.height), INTERPOLATIONS[spec.interpolation]))
 
 
 def crop_box(width: int, height: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,6 +21,10 @@ SPEC = PreprocessSpec(height=12, width=16)
 LABELS = ("red", "green", "blue", "dark")
 COLOURS = {"red": (200, 40, 30), "green": (30, 190, 50), "blue": (40, 30, 210), "dark": (15, 12, 10)}
 ROLES = {"labels.txt": "labels", "model.onnx": "model", "evaluation.json": "evaluation", "card.md": "card"}
+
+# A shared machine may stall any example, and a run leaves no folder behind.
+hypothesis.settings.register_profile("edgeline", deadline=None, database=None)
+hypothesis.settings.load_profile("edgeline")
 
 MakeArtifact = Callable[..., Path]
 
@@ -64,7 +69,7 @@ def colour_model() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def seal(folder: Path, **changes: Any) -> Path:
+def reseal(folder: Path, **changes: Any) -> Path:
     """Write the manifest of what lies in an artifact's folder, with changes: what a publisher does, or an able forger."""
     held = json.loads((folder / "manifest.json").read_text()) | changes
     paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
@@ -103,7 +108,13 @@ def artifact_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
     (folder / "card.md").write_text("# Colours\n")
     (folder / "manifest.json").write_bytes(_manifest().to_json())
-    return seal(folder)
+    return reseal(folder)
+
+
+@pytest.fixture
+def seal() -> Callable[..., Path]:
+    """`seal(folder, **manifest_fields)`: write the manifest of what lies in the folder, as if that had been published."""
+    return reseal
 
 
 @pytest.fixture
@@ -113,7 +124,7 @@ def make_artifact(artifact_template: Path, tmp_path: Path) -> MakeArtifact:
     def make(name: str = "colours", version: int = 1, store: Path | None = None, **fields: Any) -> Path:
         folder = (store or tmp_path / "store") / name / str(version)
         shutil.copytree(artifact_template, folder)
-        return seal(folder, name=name, version=version, **fields)
+        return reseal(folder, name=name, version=version, **fields)
 
     return make
 

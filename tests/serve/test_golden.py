@@ -1,0 +1,167 @@
+"""Golden samples catch what hashes cannot: an artifact that is whole and still wrong, or a machine that differs."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve import preprocess
+from serve.artifact import open_artifact
+from serve.classifier import Classifier
+from serve.errors import GoldenError
+
+Seal = Callable[..., Path]
+
+
+@pytest.fixture(name="folder")
+def published(make_artifact: Callable[..., Path]) -> Path:
+    return make_artifact()
+
+
+def change_golden(folder: Path, seal: Seal, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "golden" / "golden.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    seal(folder)
+
+
+def test_a_true_artifact_is_proven(folder: Path) -> None:
+    proof = Classifier.open(folder).proof
+    assert proof is not None
+    assert (proof.samples, proof.tolerance, proof.pixel_tolerance) == (4, 0.001, 2.0)
+    assert proof.max_difference < 1e-5
+    assert proof.max_pixel_difference < 0.5
+
+
+def test_labels_in_another_order_are_refused(folder: Path, seal: Seal) -> None:
+    (folder / "labels.txt").write_text("green\nred\nblue\ndark\n")
+    seal(folder, labels=["green", "red", "blue", "dark"])
+    with pytest.raises(GoldenError, match=r"golden/0.jpg is 'red', the labels make it 'green'.*not in the model's order"):
+        Classifier.open(folder)
+
+
+def test_a_machine_that_ignores_exif_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preprocess, "UPRIGHT", {})
+    with pytest.raises(GoldenError, match="this machine's preprocessing gives other pixels"):
+        Classifier.open(folder)
+
+
+def test_a_machine_that_swaps_red_and_blue_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = preprocess.fit
+    monkeypatch.setattr(preprocess, "fit", lambda image, spec: fit(image, spec)[..., ::-1])
+    with pytest.raises(GoldenError, match="other pixels"):
+        Classifier.open(folder)
+
+
+def test_a_spec_that_cuts_otherwise_is_refused(folder: Path, seal: Seal) -> None:
+    spec = json.loads((folder / "manifest.json").read_text())["preprocess"]
+    seal(folder, preprocess=spec | {"crop_fraction": 0.5})
+    with pytest.raises(GoldenError, match="other pixels"):
+        Classifier.open(folder)
+
+
+def test_a_machine_that_cannot_decode_a_sample_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preprocess, "FORMATS", ("PNG",))
+    with pytest.raises(GoldenError, match=r"golden/0.jpg: .*look at this machine's decoder"):
+        Classifier.open(folder)
+
+
+@pytest.mark.parametrize("shift", [0.01, -0.5])
+def test_changed_probabilities_are_refused(folder: Path, seal: Seal, shift: float) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["samples"][1]["probabilities"][2] += shift
+
+    change_golden(folder, seal, change)
+    with pytest.raises(
+        GoldenError, match=r"golden/1.jpg: a probability differs by .*tolerated 0.001, although the pixels agree"
+    ):
+        Classifier.open(folder)
+
+
+def test_a_nudged_weight_is_refused(folder: Path, seal: Seal) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(folder / "model.onnx")
+    [bias] = [value for value in model.graph.initializer if value.name == "bias"]
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.array([0.1, 0, 0, 0], np.float32), "bias"))
+    onnx.save(model, folder / "model.onnx")
+    seal(folder)
+    with pytest.raises(GoldenError, match="the model or the runtime computes something else here"):
+        Classifier.open(folder)
+
+
+def test_a_difference_within_tolerance_is_measured(folder: Path, seal: Seal) -> None:
+    def change(data: dict[str, Any]) -> None:
+        data["samples"][1]["probabilities"][2] += 0.0005
+
+    change_golden(folder, seal, change)
+    proof = Classifier.open(folder).proof
+    assert proof is not None
+    assert proof.max_difference == pytest.approx(0.0005, abs=1e-5)
+
+
+def test_samples_of_another_number_of_classes_are_refused(folder: Path, seal: Seal) -> None:
+    change_golden(folder, seal, lambda data: data["samples"][0]["probabilities"].append(0.0))
+    with pytest.raises(GoldenError, match="the model gives 4 classes, the sample has 5"):
+        Classifier.open(folder)
+
+
+def test_pixels_of_another_size_are_refused(folder: Path, seal: Seal) -> None:
+    Image.new("RGB", (5, 4)).save(folder / "golden" / "0.png")
+    seal(folder)
+    with pytest.raises(GoldenError, match=r"gives the shape \(12, 16, 3\), the sample has \(4, 5, 3\)"):
+        Classifier.open(folder)
+
+
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (16, 12)).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("data", [b"", b"text", jpeg()], ids=["empty", "text", "a JPEG"])
+def test_pixels_that_are_no_png_are_refused(folder: Path, seal: Seal, data: bytes) -> None:
+    (folder / "golden" / "0.png").write_bytes(data)
+    seal(folder)
+    with pytest.raises(GoldenError, match=r"golden/0.png is no PNG"):
+        Classifier.open(folder)
+
+
+UNREADABLE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "no samples": (lambda d: d["samples"].clear(), "holds no samples"),
+    "samples missing": (lambda d: d.pop("samples"), "samples"),
+    "no tolerance": (lambda d: d.pop("tolerance"), "tolerance"),
+    "a tolerance that is not finite": (lambda d: d.update(pixel_tolerance=float("nan")), "pixel_tolerance must be a number"),
+    "a tolerance without end": (lambda d: d.update(tolerance=float("inf")), "tolerance must be a number"),
+    "a sample without a label": (lambda d: d["samples"][0].pop("label"), "must have file, pixels, label"),
+    "a sample that is text": (lambda d: d.update(samples=["golden/0.jpg"]), "cannot be read"),
+    "probabilities that are text": (lambda d: d["samples"][0].update(probabilities=["high"]), "cannot be read"),
+    "a probability that is no number": (
+        lambda d: d["samples"][0].update(probabilities=[float("nan"), 0, 0, 0]),
+        "a probability is not finite",
+    ),
+    "ragged probabilities": (lambda d: d["samples"][0].update(probabilities=[[1], [2, 3]]), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), UNREADABLE.values(), ids=UNREADABLE)
+def test_samples_that_cannot_be_read_are_refused(
+    folder: Path, seal: Seal, change: Callable[[dict[str, Any]], object], reason: str
+) -> None:
+    change_golden(folder, seal, change)
+    with pytest.raises(GoldenError, match=reason):
+        Classifier.open(folder)
+
+
+def test_a_sample_outside_the_artifact_is_not_read(folder: Path, seal: Seal) -> None:
+    change_golden(folder, seal, lambda data: data["samples"][0].update(file="../../secret"))
+    artifact = open_artifact(folder)
+    with pytest.raises(Exception, match="names no file"):
+        Classifier.open(artifact.folder)

@@ -1,0 +1,41 @@
+"""What starting on a device costs: the static layer test cannot see what a dependency drags in."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NEVER = {"torch", "torchvision", "timm", "onnx", "onnxscript", "sklearn", "matplotlib", "prefect", "pydantic", "fastapi"}
+HTTP = {"starlette", "uvicorn", "python_multipart", "anyio", "h11"}
+COMPUTING = {"numpy", "PIL", "onnxruntime"}
+
+LIMITS = {
+    "serve.errors": NEVER | HTTP | COMPUTING,
+    "serve.commands": NEVER | HTTP | COMPUTING,
+    "flows.cli": NEVER | HTTP | COMPUTING,
+    "serve.manifest": NEVER | HTTP | {"onnxruntime"},
+    "serve.preprocess": NEVER | HTTP | {"onnxruntime"},
+    "serve.classifier": NEVER | HTTP | {"onnxruntime"},
+    "serve.app": NEVER | {"onnxruntime", "uvicorn"},
+    "serve.server": NEVER | COMPUTING,
+}
+
+
+@pytest.mark.parametrize(("module", "forbidden"), LIMITS.items(), ids=LIMITS)
+def test_importing_a_module_pulls_in_nothing_heavy(module: str, forbidden: set[str]) -> None:
+    code = f"import json, sys, {module}; print(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(json.loads(ended.stdout)) & forbidden == set()
+
+
+def test_predicting_pulls_in_the_base_install_only(artifact_template: Path) -> None:
+    code = (
+        "import json, sys; from serve.classifier import Classifier; Classifier.open(sys.argv[1]);"
+        "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    )
+    command = [sys.executable, "-c", code, str(artifact_template)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(json.loads(ended.stdout)) & (NEVER | HTTP) == set()

@@ -1,0 +1,90 @@
+"""The runtime's settings: threads that fit the machine, and silence."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serve.errors import ArtifactError
+from serve.runtime import SETTINGS, create_session, usable_cores
+
+ROOT = Path(__file__).resolve().parents[2]
+CPUS = 8
+
+QUOTAS: dict[str, tuple[dict[str, str], int]] = {
+    "no cgroup": ({}, CPUS),
+    "v2 unlimited": ({"cpu.max": "max 100000\n"}, CPUS),
+    "v2 half a CPU": ({"cpu.max": "50000 100000\n"}, 1),
+    "v2 one CPU": ({"cpu.max": "100000 100000\n"}, 1),
+    "v2 one and a half": ({"cpu.max": "150000 100000\n"}, 2),
+    "v2 more than there are": ({"cpu.max": "6400000 100000\n"}, CPUS),
+    "v1 unlimited": ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, CPUS),
+    "v1 two CPUs": ({"cpu/cpu.cfs_quota_us": "200000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
+    "v1 of another period": ({"cpu/cpu.cfs_quota_us": "25000\n", "cpu/cpu.cfs_period_us": "10000\n"}, 3),
+}
+
+
+@pytest.mark.parametrize(("files", "expected"), QUOTAS.values(), ids=QUOTAS)
+def test_threads_follow_the_cgroup_quota(
+    files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(CPUS)))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert usable_cores(tmp_path) == expected
+
+
+def test_threads_follow_the_affinity(tmp_path: Path) -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert usable_cores(tmp_path) == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def test_a_session_has_the_settings_that_ship(artifact_template: Path) -> None:
+    options = create_session((artifact_template / "model.onnx").read_bytes(), threads=3).get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
+    assert SETTINGS["session.intra_op.allow_spinning"] == "0"
+    assert {key: options.get_session_config_entry(key) for key in SETTINGS} == SETTINGS
+
+
+@pytest.mark.parametrize("data", [b"", b"not a model", b"\x08\x09" * 40], ids=["empty", "text", "half a protobuf"])
+def test_what_is_no_model_is_refused_in_one_line(data: bytes) -> None:
+    with pytest.raises(ArtifactError, match="cannot load the model") as refusal:
+        create_session(data)
+    assert refusal.value.code == "model_unloadable"
+    assert "\n" not in str(refusal.value)
+
+
+PREDICT_AND_TELL = """
+import json, os, sys
+connected = []
+sys.addaudithook(lambda event, args: connected.append(str(args)) if event.startswith("socket.") else None)
+from pathlib import Path
+from serve.classifier import Classifier
+folder = Path(sys.argv[1])
+classifier = Classifier.open(folder)
+[[best]] = classifier.predict([(folder / "golden/0.jpg").read_bytes()], 1)
+held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+sockets = [target for target in held if target.startswith("socket:")]
+print(json.dumps({"label": best.label, "connected": connected, "sockets": sockets}))
+"""
+
+
+def test_predicting_opens_no_socket_and_writes_no_file(make_artifact: Callable[..., Path], tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "TMPDIR": str(home), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-c", PREDICT_AND_TELL, str(make_artifact())]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
+    )
+    assert json.loads(ended.stdout) == {"label": "red", "connected": [], "sockets": []}
+    assert [str(path) for path in home.rglob("*")] == []
