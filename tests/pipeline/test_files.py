@@ -88,10 +88,14 @@ def test_folders_may_be_nested_deeper_than_the_stack(tmp_path: Path) -> None:
         for _ in range(depth):
             os.mkdir("d")
             os.chdir("d")
+        (tmp_path / "d" / "a.jpg").touch()
+        assert found(tmp_path) == {"d/a.jpg": None}
     finally:
+        (tmp_path / "d" / "a.jpg").unlink(missing_ok=True)
+        for _ in range(depth):  # pytest's own tidying up would recurse
+            os.chdir("..")
+            os.rmdir("d")
         os.chdir(here)
-    (tmp_path / "d" / "a.jpg").touch()
-    assert found(tmp_path)["d/a.jpg"] is None
 
 
 @pytest.mark.parametrize("name", ["folder", "fifo", "/dev/zero", "absent"])
