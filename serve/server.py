@@ -33,7 +33,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = (error.strerror or str(error)).partition(" (while")[0]
         raise ConfigError(
             f"cannot listen on {host} port {port}: {reason}; choose another --host or --port, port 0 takes a free one",
             code="address_unusable",
