@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline.config import LineConfig, load_config
 from pipeline.steps import digest_of, replace_file, run_step, write_json
-from serve.errors import ConfigError
+from serve.errors import ConfigError, EdgelineError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +38,20 @@ class StepResult:
 
 
 def create_run(config: LineConfig, fingerprint: str) -> Run:
-    """Return the run of a configuration on data of this fingerprint, made where it does not exist yet."""
+    """Return the run of a configuration on data of this fingerprint, made where it does not exist yet.
+
+    Raises:
+        EdgelineError: its folder cannot be written to.
+    """
     settings = config.model_dump(mode="json", exclude={"artifacts", "data"}) | {"name": config.artifact_name}
     folder = config.runs / f"{config.artifact_name}-{digest_of([settings, fingerprint])[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "config.json", lambda path: write_json(path, config.model_dump(mode="json")))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / "config.json", lambda path: write_json(path, config.model_dump(mode="json")))
+    except OSError as error:
+        raise EdgelineError(
+            f"{folder} cannot be written: {error.strerror}; name another folder with artifacts=...", code="run_unwritable"
+        ) from error
     return Run(folder, config)
 
 

@@ -1,0 +1,19 @@
+import pytest
+
+from pipeline.progress import track
+
+
+def test_items_pass_unchanged_and_nothing_is_drawn_where_nobody_watches(capfd: pytest.CaptureFixture[str]) -> None:
+    assert list(track(iter("abc"), "reading images", 3)) == ["a", "b", "c"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_terminal_is_shown_a_bar_on_standard_error(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
+    assert list(track(iter("abc"), "reading images", 6, step=2)) == ["a", "b", "c"]
+    output, bar = capfd.readouterr()
+    assert output == ""
+    assert "reading images" in bar
+    assert "6/6" in bar
