@@ -15,16 +15,16 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from export import files
 from export.graph import check_graph
 from pipeline.backbones import Network
 from pipeline.checkpoint import load_checkpoint
 from pipeline.evaluate import read_evaluation
 from pipeline.run import Run
-from pipeline.steps import digest_of, file_digest
+from pipeline.steps import file_digest
 from serve.errors import ExportError
 from serve.preprocess import PreprocessSpec
 
-FILE_NAME = "model.onnx"
 IR_VERSION = 8
 """What ONNX Runtime 1.14 reads; nothing in these graphs needs a newer one."""
 
@@ -59,7 +59,7 @@ def build_export(run: Run, folder: Path) -> None:
     export(
         Deployed(network, temperature),
         checkpoint.preprocess,
-        folder / FILE_NAME,
+        folder / files.MODEL,
         classes=len(checkpoint.labels),
         opset=run.config.export.opset,
         metadata=metadata,
@@ -108,11 +108,6 @@ def export(deployed: Deployed, spec: PreprocessSpec, path: Path, *, classes: int
         model.metadata_props.add(key=key, value=value)
     path.write_bytes(model.SerializeToString(deterministic=True))
     check_graph(path.read_bytes(), spec, classes=classes, opset=opset)
-
-
-def graph_identity(run: Run) -> dict[str, Any]:
-    """What an exported file depends on, for the step's key."""
-    return {"opset": run.config.export.opset, "ir": IR_VERSION, "contract": digest_of(["image", "probabilities", "logits"])}
 
 
 def _global_average_pool(opset: int) -> Any:

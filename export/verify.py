@@ -8,6 +8,7 @@ raises; nothing that was not verified can be published, because publishing asks 
 Shapes: N images, H x W the model's input, K classes.
 """
 
+import hashlib
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from export import files
 from export.graph import check_graph
-from export.to_onnx import FILE_NAME as MODEL_NAME
 from export.to_onnx import Deployed
 from pipeline.checkpoint import load_checkpoint
 from pipeline.config import VerifyConfig
@@ -28,14 +29,13 @@ from pipeline.hard_set import WITNESS, check_witness, hard_set
 from pipeline.metrics import wilson_interval
 from pipeline.progress import track
 from pipeline.run import Run
-from pipeline.samples import Sample, map_ahead, read_image, read_prepared
-from pipeline.steps import digest_of, file_digest, write_json
+from pipeline.samples import ADMITTED, Sample, map_ahead, read_image, read_prepared
+from pipeline.steps import digest_of, write_json
 from serve.errors import VerificationError
 from serve.latency import measure
-from serve.preprocess import Limits, PreprocessSpec, preprocess
+from serve.preprocess import PreprocessSpec, preprocess
 from serve.runtime import SETTINGS, create_session, load_onnxruntime, usable_cores
 
-FILE_NAME = "verification.json"
 MIN_SPREAD = 1e-4
 """A model whose probabilities move less than this over all images answers without looking."""
 WORST = 10
@@ -69,7 +69,7 @@ def build_verification(run: Run, folder: Path) -> None:
     """
     network, checkpoint = load_checkpoint(run.step("train"))
     evaluation = read_evaluation(run.step("evaluate"))
-    onnx_path = run.step("export") / MODEL_NAME
+    onnx_path = run.step("export") / files.MODEL
     prepared = read_prepared(run.step("prepare"))
     samples = choose_samples([*prepared.of("test"), *prepared.of("val")], run.config.verify.images)
     report = verify(
@@ -80,7 +80,7 @@ def build_verification(run: Run, folder: Path) -> None:
         run.config.verify,
         witness=run.step("train") / WITNESS,
     )
-    write_json(folder / FILE_NAME, report)
+    write_json(folder / files.VERIFICATION, report)
     raise_problems(report)
 
 
@@ -119,7 +119,7 @@ def verify(
     classes = deployed.network.classifier.out_features
     check_graph(model, spec, classes=classes)
     pixel_drift = check_witness(witness, spec) if witness is not None else None
-    names = [*(f"hard:{name}" for name in hard_set()), *(sample.path for sample in samples)]
+    names = [*(f"hard:{name}" for name in hard_set()), *(sample.name for sample in samples)]
     expected_NK, pixels = run_pytorch(deployed, spec, samples)
     session = create_session(model)
     comparisons = []
@@ -133,6 +133,7 @@ def verify(
     correct = sum(int(row_K.argmax()) == sample.index for sample, row_K in tested)
     return {
         "schema": "edgeline.verification/1",
+        "model_sha256": hashlib.sha256(model).hexdigest(),
         "passed": not problems,
         "problems": problems,
         "bars": {"max_difference": config.max_difference, "margin": config.margin, "top1_agreement_over_margin": 1.0},
@@ -169,11 +170,9 @@ def run_pytorch(deployed: Deployed, spec: PreprocessSpec, samples: Sequence[Samp
         float32 probabilities (N, K), and each image's pixels, uint8 (H, W, 3).
     """
     deployed.eval()
-    limits = Limits(max_bytes=2**31)
-    # The hard set's huge image is over nobody's limit; samples were admitted by `prepare`.
     readers: list[Callable[[], bytes]] = [lambda data=data: data for data in hard_set().values()]  # type: ignore[misc]
     readers += [lambda sample=sample: read_image(sample) for sample in samples]  # type: ignore[misc]
-    pixels = list(map_ahead(lambda read: preprocess(read(), spec, limits), readers, ahead=64))
+    pixels = list(map_ahead(lambda read: preprocess(read(), spec, ADMITTED), readers, ahead=64))
     rows = []
     batches = track(_batches(pixels, CPU_BATCH), "verifying: PyTorch", len(pixels), step=CPU_BATCH)
     with torch.inference_mode():
@@ -219,7 +218,7 @@ def compare(
     clear_N = margin_N > config.margin
     if (count := int((difference_N > config.max_difference).sum())) > 0:
         problems.append(
-            f"{count} of {len(names)} images differ by more than {config.max_difference:g}, the most by {difference_N.max():.3g}"
+            f"{count} of {len(names)} images differ by over {config.max_difference:g}, the most by {difference_N.max():.3g}"
         )
     if (count := int((~same_N & clear_N).sum())) > 0:
         problems.append(f"{count} images have another best class although PyTorch is clear (margin over {config.margin:g})")
@@ -235,8 +234,10 @@ def compare(
         max_difference=_finite(difference_N.max()),
         top1_agreement=float(same_N.mean()),
         top1_agreement_over_margin=float(same_N[clear_N].mean()) if clear_N.any() else 1.0,
-        flips=tuple({"image": names[i], "margin": float(margin_N[i]), "difference": _finite(difference_N[i])} for i in flips),
-        worst=tuple({"image": names[i], "difference": _finite(difference_N[i])} for i in worst),
+        flips=tuple(
+            {"image": names[int(i)], "margin": float(margin_N[i]), "difference": _finite(difference_N[i])} for i in flips
+        ),
+        worst=tuple({"image": names[int(i)], "difference": _finite(difference_N[i])} for i in worst),
         problems=tuple(problems),
     )
 
@@ -255,11 +256,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def verification_identity(run: Run) -> dict[str, Any]:
-    """What a verification depends on, for the step's key."""
-    return {"model": file_digest(run.step("export") / MODEL_NAME), "verify": run.config.verify.model_dump()}
-
-
 def _batches(pixels: Sequence[np.ndarray], batch: int) -> Iterator[np.ndarray]:
     for start in range(0, len(pixels), batch):
         yield np.stack(pixels[start : start + batch])
@@ -271,7 +267,7 @@ def _accuracy(correct: int, total: int) -> dict[str, float]:
 
 
 def _first(names: Sequence[str], chosen_N: np.ndarray) -> str:
-    found = [names[i] for i in np.flatnonzero(chosen_N)]
+    found = [names[i] for i in np.flatnonzero(chosen_N).tolist()]
     return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 

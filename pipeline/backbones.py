@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.weights import is_file
 from serve.errors import ConfigError, WeightsError
 from serve.preprocess import INTERPOLATIONS, PreprocessSpec
 
@@ -132,21 +133,6 @@ def load(model: str, weights: str) -> Pretrained:
     if is_file(weights):
         _load_file(pretrained.module, Path(weights))
     return pretrained
-
-
-def is_file(weights: str) -> bool:
-    """Whether a `weights` setting names a file."""
-    return Path(weights).suffix in (".pth", ".pt", ".safetensors")
-
-
-def weights_identity(weights: str) -> str:
-    """What a `weights` setting stands for, as part of a step's key: the file's content, or the name."""
-    if not is_file(weights):
-        return weights
-    try:
-        return hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-    except OSError as error:
-        raise WeightsError(f"weights {weights}: {error.strerror}; name a file that is there") from error
 
 
 def remove_classifier(module: nn.Module, model: str) -> int:

@@ -75,7 +75,7 @@ class Calibration(Record):
 class Mistake(Record):
     """A test image that was called by another label."""
 
-    path: str
+    image: str
     label: str
     predicted: str
     probability: float
@@ -200,7 +200,7 @@ def _mistakes(
 ) -> list[Mistake]:
     wrong = [
         Mistake(
-            path=sample.path,
+            image=sample.name,
             label=sample.label,
             predicted=labels[predicted],
             probability=float(probabilities_K[predicted]),

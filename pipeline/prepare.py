@@ -50,18 +50,8 @@ def prepare(config: LineConfig) -> tuple[Run, StepResult]:
     Raises:
         DataError: the data cannot be trained on; the message says what to change.
     """
-    source = find_source(config.data, Path(config.artifacts))
-    limits = Limits(max_bytes=config.prepare.max_bytes, max_pixels=config.prepare.max_pixels)
-    hashes = hash_files([source.path(file) for file in source.files], limits)
-    fingerprint = _fingerprint(source, hashes)
+    source, limits, hashes, fingerprint = _look(config)
     run = create_run(config, fingerprint)
-    inputs = {
-        "fingerprint": fingerprint,
-        "root": source.root,  # samples.csv holds absolute paths
-        "layout": source.layout,
-        "seed": config.seed,
-        "settings": config.prepare.model_dump(mode="json"),
-    }
 
     def build(folder: Path) -> None:
         opened = open_images(source, hashes, limits, ContentCache(config.cache / "images.sqlite"))
@@ -74,7 +64,35 @@ def prepare(config: LineConfig) -> tuple[Run, StepResult]:
         summary = {"fingerprint": fingerprint, "seed": config.seed, **summarise(source, opened, resolved, samples)}
         write_json(folder / "summary.json", summary)
 
-    return run, do_step(run, "prepare", step_key(inputs, MODULES, ("pillow",)), build)
+    return run, do_step(run, "prepare", _key(config, source, fingerprint), build)
+
+
+def find_run(config: LineConfig) -> tuple[Run, str]:
+    """Hash a configuration's data and return the run that `prepare` would fill, with the key of its step.
+
+    Raises:
+        DataError: there is no such data.
+    """
+    source, _, _, fingerprint = _look(config)
+    return create_run(config, fingerprint), _key(config, source, fingerprint)
+
+
+def _look(config: LineConfig) -> tuple[Source, Limits, list[str | ImageError], str]:
+    source = find_source(config.data, Path(config.artifacts))
+    limits = Limits(max_bytes=config.prepare.max_bytes, max_pixels=config.prepare.max_pixels)
+    hashes = hash_files([source.path(file) for file in source.files], limits)
+    return source, limits, hashes, _fingerprint(source, hashes)
+
+
+def _key(config: LineConfig, source: Source, fingerprint: str) -> str:
+    inputs = {
+        "fingerprint": fingerprint,
+        "root": source.root,  # samples.csv holds absolute paths
+        "layout": source.layout,
+        "seed": config.seed,
+        "settings": config.prepare.model_dump(mode="json"),
+    }
+    return step_key(inputs, MODULES, ("pillow",))
 
 
 def _fingerprint(source: Source, hashes: Sequence[str | ImageError]) -> str:

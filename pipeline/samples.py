@@ -44,6 +44,11 @@ class Sample:
     width: int
     height: int
 
+    @property
+    def name(self) -> str:
+        """Its folder and file name: what reports and artifacts call it, which must not tell where a machine keeps data."""
+        return "/".join(Path(self.path).parts[-2:])
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -57,6 +62,10 @@ class Prepared:
     def of(self, *splits: Split) -> list[Sample]:
         """The samples of some splits, in the file's order."""
         return [sample for sample in self.samples if sample.split in splits]
+
+
+ADMITTED = Limits(max_bytes=2**31, max_pixels=2**31)
+"""For images that `prepare` admitted under its own limits."""
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
@@ -102,7 +111,7 @@ def read_image(sample: Sample) -> bytes:
 
 
 def stream_pixels(
-    samples: Sequence[Sample], spec: PreprocessSpec, batch_size: int, *, limits: Limits = Limits(max_bytes=2**31)
+    samples: Sequence[Sample], spec: PreprocessSpec, batch_size: int, *, limits: Limits = ADMITTED
 ) -> Iterator[np.ndarray]:
     """Preprocess samples in order, ahead of the consumer, in memory bounded by a few batches.
 

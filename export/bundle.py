@@ -1,0 +1,138 @@
+"""Lay out the files of an artifact and write its manifest.
+
+manifest.json  labels.txt  model.onnx  golden/  evaluation.json  verification.json  report.html  card.md
+"""
+
+import shutil
+from datetime import UTC, datetime
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+from export import files, golden, report
+from export.to_onnx import Deployed
+from export.verify import choose_samples
+from pipeline.checkpoint import load_checkpoint
+from pipeline.evaluate import FILE_NAME as EVALUATION_NAME
+from pipeline.evaluate import read_evaluation
+from pipeline.run import Run
+from pipeline.samples import SPLITS, read_prepared
+from pipeline.steps import file_digest
+from serve import manifest as manifests
+from serve.manifest import FileEntry, Manifest, Variant
+from serve.preprocess import PreprocessSpec
+
+ROLES = {
+    "labels.txt": "labels",
+    files.MODEL: "model",
+    EVALUATION_NAME: "evaluation",
+    files.VERIFICATION: "verification",
+    "report.html": "report",
+    "card.md": "card",
+}
+
+
+def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, version: int, content: str) -> Manifest:
+    """Write every file of an artifact into an empty folder.
+
+    Args:
+        run: what it is made from.
+        folder: empty.
+        verification: as `export.publish.read_verification` gives it.
+        version: the number it will be published under.
+        content: digest of all that the artifact is made from.
+    """
+    network, checkpoint = load_checkpoint(run.step("train"))
+    evaluation = read_evaluation(run.step("evaluate"))
+    prepared = read_prepared(run.step("prepare"))
+    held_out = choose_samples([*prepared.of("test"), *prepared.of("val")], len(prepared.samples))
+
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in checkpoint.labels), encoding="utf-8")
+    for step, name in (("export", files.MODEL), ("evaluate", EVALUATION_NAME), ("verify", files.VERIFICATION)):
+        shutil.copyfile(run.step(step) / name, folder / name)
+    deployed = Deployed(network, evaluation.calibration.temperature)
+    golden.write_golden(folder, deployed, checkpoint.preprocess, checkpoint.labels, held_out, run.config.publish)
+    provenance = {
+        "content_sha256": content,
+        "edgeline": package_version("edgeline"),
+        "backbone": checkpoint.model,
+        "weights": Path(checkpoint.weights).name,
+        "strategy": checkpoint.strategy,
+        "seed": checkpoint.seed,
+        "trained_on": checkpoint.device,
+        "versions": checkpoint.versions,
+        "checkpoint_sha256": file_digest(run.step("train") / "checkpoint.safetensors"),
+        "preprocess_sha256": checkpoint.preprocess.digest(),
+        "data_sha256": prepared.fingerprint,
+        "images": {split: len(prepared.of(split)) for split in SPLITS},
+        "config": run.config.model_dump(mode="json", exclude={"data", "artifacts", "weights"}),
+    }
+    summary = {
+        "passed": verification["passed"],
+        "images": verification["images"],
+        "max_difference": verification["max_difference"],
+        "top1_agreement": verification["top1_agreement"],
+        "p50_ms": verification["latency"]["p50_ms"],
+        "cpu": verification["machine"]["cpu"],
+    }
+    metrics = {
+        "top1": evaluation.top1.model_dump(),
+        "macro_f1": evaluation.macro.f1,
+        "ece": evaluation.calibration.ece_after,
+        "temperature": evaluation.calibration.temperature,
+    }
+    report.write_report(folder / "report.html", run, evaluation, verification, provenance)
+    report.write_card(folder / "card.md", run.config.artifact_name, evaluation, verification, provenance)
+    variant = Variant(
+        name="onnx-fp32",
+        file=files.MODEL,
+        format="onnx",
+        precision="float32",
+        max_batch=run.config.verify.max_batch,
+        verification=summary,
+    )
+    manifest = Manifest(
+        name=run.config.artifact_name,
+        version=version,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        labels=checkpoint.labels,
+        preprocess=checkpoint.preprocess,
+        inputs=(_input(checkpoint.preprocess),),
+        outputs=_outputs(len(checkpoint.labels)),
+        variants=(variant,),
+        files=tuple(_entries(folder)),
+        metrics=metrics,
+        verification=summary,
+        provenance=provenance,
+    )
+    data = manifest.to_json()
+    assert Manifest.from_json(data) == manifest, "a manifest must read back as it was written"
+    (folder / manifests.FILE_NAME).write_bytes(data)
+    return manifest
+
+
+def _input(spec: PreprocessSpec) -> dict[str, Any]:
+    return {
+        "name": "image",
+        "dtype": "uint8",
+        "shape": ["batch", spec.height, spec.width, 3],
+        "layout": "NHWC",
+        "color": spec.color,
+        "range": [0, 255],
+    }
+
+
+def _outputs(classes: int) -> tuple[dict[str, Any], ...]:
+    return (
+        {"name": "probabilities", "dtype": "float32", "shape": ["batch", classes], "meaning": "softmax of the logits"},
+        {"name": "logits", "dtype": "float32", "shape": ["batch", classes], "meaning": "temperature-scaled"},
+    )
+
+
+def _entries(folder: Path) -> list[FileEntry]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return [
+        FileEntry(path=name, size=path.stat().st_size, sha256=file_digest(path), role=ROLES.get(name, "golden"))
+        for name, path in zip(names, paths, strict=True)
+    ]

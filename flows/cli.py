@@ -1,0 +1,60 @@
+"""The `edgeline` command.
+
+Imports nothing heavy: each command imports what it needs when it runs, so `edgeline predict` answers on a device that has
+only the base install. This is one of the two process edges: every error that a person can act on becomes one line and
+exit code 1 here, a command line that makes no sense exit code 2, and an interrupt 130.
+"""
+
+import sys
+from importlib.util import find_spec
+
+import typer
+
+from flows import commands as line
+from serve import commands as device
+from serve.errors import EdgelineError, MissingExtraError
+
+EXTRAS = {
+    "starlette": "http",
+    "uvicorn": "http",
+    "prefect": "flows",
+    "onnx": "export",
+    "onnxscript": "export",
+    "jinja2": "export",
+}
+"""The extra that brings a package; all else that can be missing comes with `train`."""
+
+app = typer.Typer(
+    name="edgeline",
+    help="From a folder of photos to an image classifier that carries its own proof to small machines.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+line.register(app)
+device.register(app)
+
+
+def main() -> None:
+    """Run the command line, and turn errors into one line and an exit code."""
+    try:
+        app()
+    except EdgelineError as error:
+        fail(error)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if find_spec(module) is not None:
+            raise
+        fail(MissingExtraError(module, EXTRAS.get(module, "train")))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away; there is nobody left to tell
+        sys.exit(1)
+
+
+def fail(error: EdgelineError) -> None:
+    """Print an error as one line and exit."""
+    print(f"edgeline: {' '.join(str(error).split())} [{error.code}]", file=sys.stderr)
+    sys.exit(1)

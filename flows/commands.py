@@ -1,0 +1,279 @@
+"""The commands of the line: `edgeline run`, and one for each of its steps.
+
+Nothing heavy is imported here; a command imports what it needs when it runs.
+"""
+
+import json
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from serve.errors import EdgelineError
+
+if TYPE_CHECKING:
+    from pipeline.config import LineConfig
+    from pipeline.run import Run, StepResult
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="A folder of class folders; or one with `train/`, `val/`, `test/` folders of class folders; or a CSV file with "
+        "`path,label[,split][,group]`; or `digits`, the embedded data."
+    ),
+]
+Config = Annotated[Path | None, typer.Option(help="A TOML or YAML file of settings; see docs/config.md.")]
+Name = Annotated[str | None, typer.Option(help="The artifact's name; by default made from the data's.")]
+Model = Annotated[
+    str | None, typer.Option(help="`efficientnet_lite0` to `_lite2`, a torchvision classifier, or `timm:<name>`.")
+]
+Weights = Annotated[str | None, typer.Option(help="`imagenet`, `none`, or a local .pth or .safetensors file.")]
+Strategy = Annotated[str | None, typer.Option(help="`head`, `full`, `differential` or `gradual`.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the split and of training.")]
+Artifacts = Annotated[str | None, typer.Option(help="Folder of runs, caches and the store.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Any setting: `--set train.epochs=5`; may be repeated.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, as `edgeline prepare` printed it.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of the line to a command line."""
+    app.command("run")(run)
+    for command in (prepare, train, evaluate, export, verify, publish):
+        app.command()(command)
+
+
+def run(
+    data: Data = None,
+    config: Config = None,
+    name: Name = None,
+    model: Model = None,
+    weights: Weights = None,
+    strategy: Strategy = None,
+    seed: Seed = None,
+    artifacts: Artifacts = None,
+    overrides: Overrides = None,
+    prefect: Annotated[
+        bool, typer.Option(help="Run as a Prefect flow, on the configured server or an embedded one; or as plain functions.")
+    ] = True,
+    demo: Annotated[bool, typer.Option(hidden=True, help="End by classifying a few held-out images.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the whole line: prepare, train, evaluate, export, verify, publish.
+
+    Steps whose inputs, settings and code have not changed are reused, so running it again costs seconds, and a run that
+    was stopped goes on where it was. Nothing is published that was not verified.
+
+        edgeline run --data photos/
+
+        edgeline run --data photos/ --model mobilenet_v2 --name birds --set train.epochs=50
+
+        edgeline run --config edgeline.toml --seed 1 --json
+    """
+    from flows.summary import summarise
+
+    settings = _load(config, overrides, data, name, model, weights, strategy, seed, artifacts)
+    finished, steps = _run_line(settings, prefect)
+    summary = summarise(finished, steps)
+    if as_json:
+        print(json.dumps(summary))
+        return
+    _show(summary, finished, demo)
+
+
+def prepare(
+    data: Data = None,
+    config: Config = None,
+    name: Name = None,
+    model: Model = None,
+    weights: Weights = None,
+    strategy: Strategy = None,
+    seed: Seed = None,
+    artifacts: Artifacts = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Find, open, compare and split the images; print the run's folder, which the other steps take.
+
+    The run keeps the settings of all its steps, so they are given here. What was left out and why is in the run's
+    `prepare/rejected.csv`, `duplicates.csv` and `conflicts.csv`; your own files are only read.
+
+        edgeline prepare --data photos/
+
+        edgeline prepare --data labels.csv --set prepare.test_share=0.25
+    """
+    from pipeline.prepare import prepare as prepare_data
+
+    made, result = prepare_data(_load(config, overrides, data, name, model, weights, strategy, seed, artifacts))
+    summary = json.loads((result.folder / "summary.json").read_text(encoding="utf-8"))
+    rejected = f"{summary['rejected']} rejected, {summary['duplicates']} duplicates, {summary['conflicts']} conflicts"
+    lines = [
+        f"{summary['kept']} images of {len(summary['labels'])} classes; {rejected}",
+        *summary["warnings"],
+        str(made.folder),
+    ]
+    _report(made, result, summary, lines, as_json)
+
+
+def train(folder: RunFolder, as_json: Json = False) -> None:
+    """Train the checkpoint of a run.
+
+    edgeline train artifacts/runs/photos-0123456789ab
+    """
+    made, result = _do(folder, "train")
+    settings = json.loads((result.folder / "checkpoint.json").read_text(encoding="utf-8"))
+    best = settings["history"][settings["best_epoch"] - 1]
+    report = {key: settings[key] for key in ("model", "strategy", "seed", "device", "best_epoch")} | best
+    line = (
+        f"{settings['model']} on {settings['device']}: best of {len(settings['history'])} epochs is {settings['best_epoch']}, "
+        f"validation accuracy {best['val_accuracy']:.2%}"
+    )
+    _report(made, result, report, [line], as_json)
+
+
+def evaluate(folder: RunFolder, as_json: Json = False) -> None:
+    """Evaluate a run's checkpoint on its test split, and fit its temperature on validation.
+
+    edgeline evaluate artifacts/runs/photos-0123456789ab
+    """
+    made, result = _do(folder, "evaluate")
+    report = json.loads((result.folder / "evaluation.json").read_text(encoding="utf-8"))
+    top1, calibration = report["top1"], report["calibration"]
+    lines = [
+        f"accuracy {top1['value']:.2%} (95 % interval {top1['low']:.2%} to {top1['high']:.2%}), {top1['total']} test images",
+        f"macro F1 {report['macro']['f1']:.3f}",
+        f"calibration error {calibration['ece_after']:.3f}, {calibration['ece_before']:.3f} before temperature "
+        f"{calibration['temperature']:.2f}",
+    ]
+    _report(made, result, report, lines, as_json)
+
+
+def export(folder: RunFolder, as_json: Json = False) -> None:
+    """Export a run's checkpoint to ONNX.
+
+    edgeline export artifacts/runs/photos-0123456789ab
+    """
+    made, result = _do(folder, "export")
+    path = result.folder / "model.onnx"
+    size = path.stat().st_size
+    _report(made, result, {"model": str(path), "bytes": size}, [f"{path}: {size:,} bytes"], as_json)
+
+
+def verify(folder: RunFolder, as_json: Json = False) -> None:
+    """Hold a run's ONNX file against PyTorch, from image bytes to probabilities. Exit code 0 only if all bars are held.
+
+    edgeline verify artifacts/runs/photos-0123456789ab
+    """
+    try:
+        made, result = _do(folder, "verify")
+    except EdgelineError:
+        failed = folder / "verify.partial" / "verification.json"
+        if as_json and failed.is_file():
+            print(failed.read_text(encoding="utf-8"), end="")
+            raise typer.Exit(1) from None
+        raise
+    report = json.loads((result.folder / "verification.json").read_text(encoding="utf-8"))
+    lines = [
+        f"passed: {sum(report['images'].values())} images at batches {', '.join(str(c['batch']) for c in report['comparisons'])}",
+        f"max difference {report['max_difference']:.2g} (bar {report['bars']['max_difference']:g})",
+        f"same best class {report['top1_agreement']:.2%}",
+    ]
+    _report(made, result, report, lines, as_json)
+
+
+def publish(folder: RunFolder, as_json: Json = False) -> None:
+    """Publish a run's verified artifact to the store.
+
+    edgeline publish artifacts/runs/photos-0123456789ab
+    """
+    made, result = _do(folder, "publish")
+    said = "was published before" if result.reused else "is published"
+    report = {"artifact": str(result.folder), "version": int(result.folder.name)}
+    _report(made, result, report, [f"{result.folder} {said}"], as_json)
+
+
+def _load(
+    config: Path | None,
+    overrides: list[str] | None,
+    data: str | None,
+    name: str | None,
+    model: str | None,
+    weights: str | None,
+    strategy: str | None,
+    seed: int | None,
+    artifacts: str | None,
+) -> "LineConfig":
+    from pipeline.config import load_config
+
+    overrides = [*(overrides or []), *([f"train.strategy={strategy}"] if strategy else [])]
+    options = {"data": data, "name": name, "model": model, "weights": weights, "seed": seed, "artifacts": artifacts}
+    return load_config(config, overrides, **options)
+
+
+def _run_line(settings: "LineConfig", prefect: bool) -> "tuple[Run, list[StepResult]]":
+    from flows.line import is_up_to_date, run_line
+
+    if not prefect:
+        return run_line(settings)
+    from flows.server import configured_url
+
+    # With nothing to do, an embedded server would take longer to start than the whole line, and be gone at once.
+    if configured_url() is None and is_up_to_date(settings):
+        return run_line(settings)
+    from flows.flow import run_with_prefect
+
+    return run_with_prefect(settings)
+
+
+def _do(folder: Path, name: str) -> "tuple[Run, StepResult]":
+    from flows.line import AFTER_PREPARE
+    from pipeline.run import open_run
+
+    made = open_run(folder)
+    return made, AFTER_PREPARE[name](made)
+
+
+def _report(made: "Run", result: "StepResult", report: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    if as_json:
+        step = {"name": result.name, "folder": str(result.folder), "reused": result.reused, "seconds": result.seconds}
+        print(json.dumps({"run": str(made.folder), "step": step, "report": report}))
+        return
+    for line in lines:
+        print(line)
+    print("reused, nothing it depends on has changed" if result.reused else f"done in {result.seconds:.1f} s")
+
+
+def _show(summary: dict[str, Any], finished: "Run", demo: bool) -> None:
+    """Print the closing table, a few answers of the published artifact for the demo, and what to do next."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from flows.summary import next_commands, summary_rows
+    from pipeline.samples import read_prepared
+
+    console = Console(highlight=False)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for what, how_much in summary_rows(summary):
+        table.add_row(f"[bold]{what}[/]", escape(how_much))
+    console.print(table)
+    held_out = read_prepared(finished.step("prepare")).of("test")
+    if demo:
+        from serve.classifier import Classifier
+
+        console.print("\n[bold]the published artifact on held-out images[/]")
+        classifier = Classifier.open(Path(summary["artifact"]))
+        for sample in random.Random(0).sample(held_out, 5):
+            [[best]] = classifier.predict([Path(sample.path).read_bytes()], top_k=1)
+            console.print(
+                f"  {escape(sample.name)}: {escape(best.label)} ({best.probability:.1%}), truly {escape(sample.label)}"
+            )
+    console.print("\n[bold]next[/]")
+    image = held_out[0].path
+    commands = next_commands(
+        summary, str(Path(image).relative_to(Path.cwd())) if Path(image).is_relative_to(Path.cwd()) else image
+    )
+    width = max(len(command) for command, _ in commands)
+    for command, purpose in commands:
+        console.print(f"  {escape(command):{width}}  [dim]{purpose}[/]", soft_wrap=True)

@@ -1,0 +1,164 @@
+"""The line: its steps in order, each a plain function of a run. No Prefect here, and no torch until a step has work to do.
+
+A step's key covers the results it reads, its settings, its code and the libraries that do its work, so an unchanged step
+is recognised within milliseconds.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.config import LineConfig
+from pipeline.prepare import find_run, prepare
+from pipeline.run import Run, StepResult, do_step
+from pipeline.steps import is_current, result_digest, step_key
+from pipeline.weights import weights_identity
+
+Step = Callable[[Run], StepResult]
+
+PREPROCESSING = ("serve.preprocess", "pipeline.samples")
+NETWORK = ("pipeline.backbones", "pipeline.checkpoint")
+
+
+def train_key(run: Run) -> str:
+    """What the checkpoint depends on."""
+    config = run.config
+    fit = "pipeline.fit_head" if config.train.strategy == "head" else "pipeline.fit_layers"
+    settings = {
+        "prepare": result_digest(run.step("prepare")),
+        "model": config.model,
+        "weights": weights_identity(config.weights),
+        "seed": config.seed,
+        "train": config.train.model_dump(),
+    }
+    modules = ("pipeline.train", fit, "pipeline.features", "pipeline.augment", "pipeline.hard_set", *NETWORK, *PREPROCESSING)
+    return step_key(settings, modules, packages=("torch", "torchvision", "timm", "pillow"))
+
+
+def train(run: Run) -> StepResult:
+    """Train a checkpoint on the prepared samples."""
+
+    def build(folder: Path) -> None:
+        from pipeline.train import build_checkpoint
+
+        build_checkpoint(run, folder)
+
+    return do_step(run, "train", train_key(run), build)
+
+
+def evaluate_key(run: Run) -> str:
+    """What the evaluation depends on."""
+    settings = {"inputs": _results(run, "prepare", "train"), "evaluate": run.config.evaluate.model_dump()}
+    modules = ("pipeline.evaluate", "pipeline.metrics", "pipeline.plots", *NETWORK, *PREPROCESSING)
+    return step_key(settings, modules, packages=("torch", "timm", "scipy", "matplotlib", "pillow"))
+
+
+def evaluate(run: Run) -> StepResult:
+    """Evaluate the checkpoint on the test split and fit its temperature on validation."""
+
+    def build(folder: Path) -> None:
+        from pipeline.evaluate import build_evaluation
+
+        build_evaluation(run, folder)
+
+    return do_step(run, "evaluate", evaluate_key(run), build)
+
+
+def export_key(run: Run) -> str:
+    """What the ONNX file depends on."""
+    settings = {"inputs": _results(run, "train", "evaluate"), "export": run.config.export.model_dump()}
+    return step_key(settings, ("export.to_onnx", "export.graph", *NETWORK), packages=("torch", "timm", "onnx", "onnxscript"))
+
+
+def export(run: Run) -> StepResult:
+    """Write the checkpoint as one ONNX file."""
+
+    def build(folder: Path) -> None:
+        from export.to_onnx import build_export
+
+        build_export(run, folder)
+
+    return do_step(run, "export", export_key(run), build)
+
+
+def verify_key(run: Run) -> str:
+    """What the verification depends on."""
+    settings = {"inputs": _results(run, "prepare", "train", "evaluate", "export"), "verify": run.config.verify.model_dump()}
+    modules = (
+        "export.verify",
+        "export.graph",
+        "export.to_onnx",
+        "pipeline.hard_set",
+        "serve.runtime",
+        *NETWORK,
+        *PREPROCESSING,
+    )
+    return step_key(settings, modules, packages=("torch", "timm", "onnxruntime", "onnx", "pillow"))
+
+
+def verify(run: Run) -> StepResult:
+    """Hold the ONNX file against PyTorch."""
+
+    def build(folder: Path) -> None:
+        from export.verify import build_verification
+
+        build_verification(run, folder)
+
+    return do_step(run, "verify", verify_key(run), build)
+
+
+def publish(run: Run) -> StepResult:
+    """Publish the verified artifact to the store."""
+    from export.publish import publish as publish_run
+
+    start = time.monotonic()
+    return replace(publish_run(run), seconds=time.monotonic() - start)
+
+
+def is_up_to_date(config: LineConfig) -> bool:
+    """Whether every step's result, the published artifact too, is there already for this configuration and data."""
+    from export.publish import content_digest, find_content
+
+    run, key = find_run(config)
+    keys = {"prepare": lambda _: key, "train": train_key, "evaluate": evaluate_key, "export": export_key, "verify": verify_key}
+    # In order: a key can only be computed from the results before it.
+    if not all(is_current(run.step(name), key_of(run)) for name, key_of in keys.items()):
+        return False
+    return find_content(config.store / config.artifact_name, content_digest(run)) is not None
+
+
+def _results(run: Run, *names: str) -> dict[str, str]:
+    return {name: result_digest(run.step(name)) for name in names}
+
+
+AFTER_PREPARE: dict[str, Step] = {
+    "train": train,
+    "evaluate": evaluate,
+    "export": export,
+    "verify": verify,
+    "publish": publish,
+}
+
+
+def run_line(
+    config: LineConfig,
+    *,
+    call_prepare: Callable[[LineConfig], tuple[Run, StepResult]] = prepare,
+    call: Callable[[str, Run], StepResult] = lambda name, run: AFTER_PREPARE[name](run),
+) -> tuple[Run, list[StepResult]]:
+    """Run every step in order.
+
+    Args:
+        config: what is asked for.
+        call_prepare: runs the first step; the Prefect flow passes its task.
+        call: runs a later step by name; likewise.
+
+    Returns:
+        The run, and what each step left behind, `publish` last: its folder is the artifact.
+
+    Raises:
+        EdgelineError: a step failed; the ones before it keep their results.
+    """
+    run, prepared = call_prepare(config)
+    return run, [prepared, *(call(name, run) for name in AFTER_PREPARE)]

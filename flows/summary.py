@@ -1,0 +1,84 @@
+"""What a finished run comes to: for the terminal, for `--json` and for the Prefect UI."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipeline.run import Run, StepResult
+
+MEGABYTE = 1e6
+
+
+def summarise(run: Run, steps: list[StepResult]) -> dict[str, Any]:
+    """The figures of a run as JSON types.
+
+    Args:
+        run: finished up to its last step.
+        steps: what each left behind, `publish` last.
+    """
+    artifact = steps[-1].folder
+    manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
+    evaluation = json.loads((artifact / "evaluation.json").read_text(encoding="utf-8"))
+    verification = json.loads((artifact / "verification.json").read_text(encoding="utf-8"))
+    return {
+        "artifact": str(artifact),
+        "name": manifest["name"],
+        "version": manifest["version"],
+        "run": str(run.folder),
+        "backbone": manifest["provenance"]["backbone"],
+        "trained_on": manifest["provenance"]["trained_on"],
+        "images": manifest["provenance"]["images"],
+        "classes": len(manifest["labels"]),
+        "top1": evaluation["top1"],
+        "shipped_top1": verification["test_accuracy"],
+        "macro_f1": evaluation["macro"]["f1"],
+        "ece_before": evaluation["calibration"]["ece_before"],
+        "ece_after": evaluation["calibration"]["ece_after"],
+        "max_difference": verification["max_difference"],
+        "top1_agreement": verification["top1_agreement"],
+        "verified_images": sum(verification["images"].values()),
+        "p50_ms": verification["latency"]["p50_ms"],
+        "model_bytes": next(entry["size"] for entry in manifest["files"] if entry["role"] == "model"),
+        "artifact_bytes": sum(entry["size"] for entry in manifest["files"]),
+        "steps": [asdict(step) | {"folder": str(step.folder)} for step in steps],
+    }
+
+
+def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """A summary as a short table of (what, how much)."""
+    top1, images = summary["top1"], summary["images"]
+    return [
+        ("artifact", f"{summary['name']} version {summary['version']}"),
+        ("backbone", f"{summary['backbone']}, trained on {summary['trained_on']}"),
+        ("images", f"{images['train']} train, {images['val']} validation, {images['test']} test; {summary['classes']} classes"),
+        (
+            "accuracy (test)",
+            f"{top1['value']:.2%}, 95 % interval {top1['low']:.2%} to {top1['high']:.2%} ({top1['correct']} of {top1['total']})",
+        ),
+        ("calibration error", f"{summary['ece_after']:.3f} (before temperature {summary['ece_before']:.3f})"),
+        (
+            "ONNX against PyTorch",
+            f"max difference {summary['max_difference']:.1e}, same best class {summary['top1_agreement']:.2%}, "
+            f"{summary['verified_images']} images",
+        ),
+        ("size", f"model {summary['model_bytes'] / MEGABYTE:.1f} MB, artifact {summary['artifact_bytes'] / MEGABYTE:.1f} MB"),
+        ("p50 latency", f"{summary['p50_ms']:.1f} ms an image"),
+        (
+            "steps",
+            ", ".join(
+                f"{s['name']} {'reused' if s['reused'] else str(round(s['seconds'], 1)) + ' s'}" for s in summary["steps"]
+            ),
+        ),
+    ]
+
+
+def next_commands(summary: dict[str, Any], image: str | None) -> list[tuple[str, str]]:
+    """The commands worth trying next, each with what it does."""
+    artifact = Path(summary["artifact"]).parent
+    return [
+        (f"edgeline serve {artifact}", "answer over HTTP, and let phones download it"),
+        (f"edgeline predict {artifact} {image or 'photo.jpg'}", "classify a picture"),
+        (f"edgeline check {artifact}", "prove it, here or on a device"),
+        ("edgeline run --data FOLDER", "the same with your own photos, one folder a class"),
+    ]
