@@ -121,10 +121,10 @@ class Published:
         if opened is None:
             return None
         try:
-            digest = await self._digest(address, opened) if opened.size == entry.size else "another size"
+            digest = await self._digest(address, opened) if opened.size == entry.size else ""
             if digest != entry.sha256:
                 raise DigestError(
-                    f"{'/'.join(address)}: {opened.size:,} bytes, sha256 {digest[:12]}; the manifest names "
+                    f"{'/'.join(address)}: {opened.size:,} bytes, sha256 {digest[:12] or 'not looked at'}; the manifest names "
                     f"{entry.size:,} bytes, sha256 {entry.sha256[:12]}; copy the artifact again"
                 )
         except BaseException:

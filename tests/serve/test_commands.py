@@ -4,14 +4,18 @@ import inspect
 import io
 import json
 import os
+import re
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from flows.cli import main
 from serve import commands
@@ -133,6 +137,18 @@ def test_an_endless_stdin_is_cut_off(artifact_template: Path) -> None:
         ended = subprocess.run(command, cwd=ROOT, stdin=zeros, capture_output=True, text=True, timeout=30)
     assert ended.returncode == 1
     assert "[image_too_large]" in ended.stderr
+
+
+def test_pillows_own_warnings_are_not_shown(run: Run, artifact_template: Path, tmp_path: Path) -> None:
+    picture = Image.new("RGB", (40, 30), (200, 40, 30))
+    picture.save(tmp_path / "exif.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    header = struct.pack(">IIBBBBB", 10_000, 10_000, 1, 0, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    (tmp_path / "large.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT\x35\xaf\x06\x1e")
+    code, out, err = run("predict", artifact_template, tmp_path / "exif.jpg", tmp_path / "large.png", "--top-k", 1)
+    assert code == 1
+    assert out.startswith(f"{tmp_path}/exif.jpg: red")
+    assert re.fullmatch(r"edgeline: \S+/large.png: .* the limit is 50,000,000 \[image_too_large\]\n", err)
 
 
 def test_a_hostile_file_name_stays_on_its_line(run: Run, artifact_template: Path, photos: Path) -> None:

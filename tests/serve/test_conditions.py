@@ -124,4 +124,4 @@ def test_a_hostile_header_costs_nothing(header: str) -> None:
     start = time.perf_counter()
     assert byte_range([header], 100) is None
     assert not names_tag([header * 2, '"' * 50_000], TAG, weakly=True)
-    assert time.perf_counter() - start < 0.2
+    assert time.perf_counter() - start < 1

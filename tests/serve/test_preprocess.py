@@ -189,7 +189,7 @@ def test_a_bomb_is_refused_from_its_header(data: bytes) -> None:
     with pytest.raises(ImageError, match="pixels") as refusal:
         decode_image(data)
     assert refusal.value.code == "image_too_large"
-    assert time.perf_counter() - start < 0.2
+    assert time.perf_counter() - start < 1  # decoding the second one takes 2.6 s
 
 
 def test_the_limit_that_is_named_is_the_one_that_held() -> None:
