@@ -17,6 +17,7 @@ from serve.errors import EdgelineError, MissingExtraError
 EXTRAS = {
     "starlette": "http",
     "uvicorn": "http",
+    "python_multipart": "http",
     "prefect": "flows",
     "onnx": "export",
     "onnxscript": "export",

@@ -190,8 +190,9 @@ def test_a_taken_port_is_said_in_one_line(artifact_template: Path) -> None:
     assert re.fullmatch(r"edgeline: cannot listen on 127.0.0.1 port \d+: Address already in use; .*\n", ended.stderr)
 
 
-def test_a_missing_extra_is_named_in_one_line(artifact_template: Path) -> None:
-    code = "import sys; sys.modules['starlette'] = None; from flows.cli import main; main()"
+@pytest.mark.parametrize("package", ["starlette", "uvicorn", "python_multipart"])
+def test_a_missing_extra_is_named_in_one_line(artifact_template: Path, package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from flows.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", str(artifact_template), "--port", "0"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
     assert ended.returncode == 1
