@@ -450,6 +450,8 @@ warm, real = map(parse_config, json.loads(sys.argv[1]))
 prepare(warm)                   # imports all that is needed, which another user may not be able to
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
+    if not os.access(sys.modules["pipeline.prepare"].__file__, os.R_OK):
+        sys.exit(77)
 print(prepare(real)[1].folder)
 """
 
@@ -474,6 +476,8 @@ def test_what_may_not_be_read_is_rejected_and_a_read_only_folder_is_enough(publi
     warm = config(data).model_copy(update={"artifacts": str(public / "warm")})
     arguments = json.dumps([warm.model_dump(), config(data).model_dump()])
     done = subprocess.run([sys.executable, "-c", AS_NOBODY, arguments], capture_output=True, text=True)
+    if done.returncode == 77:
+        pytest.skip("this is root, and another user may not enter the folder of the source code")
     assert done.stderr == ""
     with Path(done.stdout.strip(), "rejected.csv").open(newline="") as file:
         rows = [(row["path"], row["reason"], row["message"]) for row in csv.DictReader(file)]

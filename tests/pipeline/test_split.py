@@ -89,6 +89,11 @@ def test_groups_are_taken_whole_and_near_the_share() -> None:
     assert counts(groups, carve(groups, BOTH, seed=0)) == {"cat": {"test": 40, "train": 130, "val": 30}}
 
 
+def test_a_group_is_taken_where_that_comes_nearer_to_the_share() -> None:
+    groups = {f"g{number}": {"cat": 5} for number in range(8)}  # wanted are 8 for the test, and 6 of the rest
+    assert counts(groups, carve(groups, BOTH, seed=0)) == {"cat": {"test": 10, "train": 25, "val": 5}}
+
+
 def test_a_giant_group_is_trained_on() -> None:
     groups = {"giant": {"cat": 500}, **singles(cat=6)}
     for seed in range(20):
