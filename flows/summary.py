@@ -54,7 +54,7 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("images", f"{images['train']} train, {images['val']} validation, {images['test']} test; {summary['classes']} classes"),
         (
             "accuracy (test)",
-            f"{top1['value']:.2%}, 95 % interval {top1['low']:.2%} to {top1['high']:.2%} ({top1['correct']} of {top1['total']})",
+            f"{top1['value']:.2%}, 95 % interval {top1['low']:.1%} to {top1['high']:.1%} ({top1['correct']} of {top1['total']})",
         ),
         ("calibration error", f"{summary['ece_after']:.3f} (before temperature {summary['ece_before']:.3f})"),
         (
@@ -66,11 +66,13 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("p50 latency", f"{summary['p50_ms']:.1f} ms an image"),
         (
             "steps",
-            ", ".join(
-                f"{s['name']} {'reused' if s['reused'] else str(round(s['seconds'], 1)) + ' s'}" for s in summary["steps"]
-            ),
+            ", ".join(f"{s['name']} {_took(s)}" for s in summary["steps"]),
         ),
     ]
+
+
+def _took(step: dict[str, Any]) -> str:
+    return "reused" if step["reused"] else f"{step['seconds']:.1f} s"
 
 
 def next_commands(summary: dict[str, Any], image: str | None) -> list[tuple[str, str]]:

@@ -69,6 +69,11 @@ class TrainConfig(Step):
         "balanced", description="`balanced` weighs each class by the inverse of its count."
     )
     patience: int = Field(20, ge=1, description="Epochs without a better validation loss after which training stops.")
+    refit: bool = Field(
+        True,
+        description="`head`: once validation has shown the best number of epochs, train again on train and validation together "
+        "for as many. The temperature stays the one of images not learned from.",
+    )
     views: int = Field(
         0,
         ge=0,

@@ -20,6 +20,7 @@ from pipeline.plots import write_confusion_png, write_reliability_png
 from pipeline.progress import track
 from pipeline.run import Run
 from pipeline.samples import Sample, read_prepared, stream_pixels
+from pipeline.train import CALIBRATION
 from serve.preprocess import PreprocessSpec
 
 FILE_NAME = "evaluation.json"
@@ -104,10 +105,10 @@ def build_evaluation(run: Run, folder: Path) -> None:
     prepared = read_prepared(run.step("prepare"))
     device = choose_device(run.config.train.device)
     network.to(device)
-    val, test = prepared.of("val"), prepared.of("test")
-    val_logits_NK = compute_logits(network, val, checkpoint.preprocess, device)
+    test = prepared.of("test")
     test_logits_NK = compute_logits(network, test, checkpoint.preprocess, device)
-    temperature = best_temperature(val_logits_NK, _targets(val))
+    with np.load(run.step("train") / CALIBRATION, allow_pickle=False) as calibration:
+        temperature = best_temperature(calibration["logits"], calibration["targets"])
     evaluation = evaluate(test_logits_NK, test, checkpoint.labels, temperature=temperature, bins=run.config.evaluate.bins)
     (folder / FILE_NAME).write_text(evaluation.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
     probabilities_NK = softmax(test_logits_NK / temperature)

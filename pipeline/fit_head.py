@@ -52,15 +52,18 @@ def fit(
     for view in range(1, config.views + 1):
         draw = partial(augment, kind=config.augment, view=view)
         tables.append(compute(train, out=folder / f"train-{view}.npy", view=f"{config.augment}-{view}", augment=draw))
-    val_ND = torch.from_numpy(np.array(compute(val, out=folder / "val.npy")))
+    val_table_ND = compute(val, out=folder / "val.npy")
     targets_N = torch.tensor([s.index for s in train]).repeat(len(tables))
     val_targets_N = torch.tensor([s.index for s in val])
 
     mean_D, scale = _moments(tables[0])
+    features, val_features = FeatureRows(tables, mean_D, scale), FeatureRows([val_table_ND], mean_D, scale)
     head = copy.deepcopy(network.head)
-    course = fit_linear(
-        head, FeatureRows(tables, mean_D, scale), targets_N, (val_ND - mean_D) / scale, val_targets_N, config, weights_K, seed
-    )
+    course = fit_linear(head, features, targets_N, val_features, val_targets_N, config, weights_K, seed)
+    if config.refit:
+        head.load_state_dict(network.head.state_dict())
+        everything = FeatureRows([*tables, val_table_ND], mean_D, scale)
+        refit(head, everything, torch.cat([targets_N, val_targets_N]), config, weights_K, seed, epochs=course.best_epoch)
     network.head.load_state_dict(head.state_dict())
     linear = network.classifier
     with torch.no_grad():
@@ -76,16 +79,17 @@ class FeatureRows:
 
     def __init__(self, tables: list[np.ndarray], mean_D: Tensor, scale: float) -> None:
         self.tables, self.mean_D, self.scale = tables, mean_D, scale
-        self.rows = len(tables[0])
+        self.starts = np.cumsum([0, *(len(table) for table in tables)])
 
     def __len__(self) -> int:
-        return self.rows * len(self.tables)
+        return int(self.starts[-1])
 
     def __getitem__(self, indices_N: Tensor) -> Tensor:
-        tables_N, rows_N = np.divmod(indices_N.numpy(), self.rows)
-        rows_ND = np.empty((len(rows_N), self.tables[0].shape[1]), np.float32)
-        for number, table in enumerate(self.tables):
-            rows_ND[tables_N == number] = table[rows_N[tables_N == number]]
+        indices = indices_N.numpy()
+        rows_ND = np.empty((len(indices), self.tables[0].shape[1]), np.float32)
+        for table, start in zip(self.tables, self.starts, strict=False):
+            here_N = (indices >= start) & (indices < start + len(table))
+            rows_ND[here_N] = table[indices[here_N] - start]
         return (torch.from_numpy(rows_ND) - self.mean_D) / self.scale
 
 
@@ -93,46 +97,82 @@ def fit_linear(
     head: nn.Sequential,
     features: FeatureRows,
     targets_N: Tensor,
-    val_ND: Tensor,
+    val_features: FeatureRows,
     val_targets_N: Tensor,
     config: TrainConfig,
     weights_K: Tensor,
     seed: int,
 ) -> Fit:
-    """Train dropout + linear on features; the head ends with the weights that were best on validation.
+    """Train dropout + linear on features with early stopping; the head ends with the weights best on validation.
 
     Raises:
         TrainingError: the loss is not finite.
     """
     torch.manual_seed(seed)
     epochs = config.epochs or EPOCHS
-    optimizer = torch.optim.AdamW(
-        head.parameters(), lr=config.learning_rate or LEARNING_RATE, weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = _optimizer(head, config)
+    val_ND = val_features[torch.arange(len(val_features))]
     course, best = Fit(), {}
     for epoch in track(range(1, epochs + 1), "training the head", epochs):
-        head.train()
-        total = 0.0
-        for indices_N in torch.split(torch.randperm(len(features)), config.batch_size):
-            loss = functional.cross_entropy(
-                head(features[indices_N]), targets_N[indices_N], weights_K, label_smoothing=config.label_smoothing
-            )
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total += loss.item() * len(indices_N)
-            check_finite(loss.item(), epoch)
+        train_loss = _epoch(head, optimizer, features, targets_N, config, weights_K, epoch)
         head.eval()
         with torch.inference_mode():
             logits_NK = head(val_ND)
         val_loss = functional.cross_entropy(logits_NK, val_targets_N, weights_K).item()
         accuracy = (logits_NK.argmax(1) == val_targets_N).float().mean().item()
-        if course.add(total / len(features), val_loss, accuracy):
+        if course.add(train_loss, val_loss, accuracy):
             best = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+            course.val_logits_NK = logits_NK.numpy()
         if course.is_over(config.patience):
             break
     head.load_state_dict(best)
     return course
+
+
+def refit(
+    head: nn.Sequential,
+    features: FeatureRows,
+    targets_N: Tensor,
+    config: TrainConfig,
+    weights_K: Tensor,
+    seed: int,
+    *,
+    epochs: int,
+) -> None:
+    """Train a fresh head on train and validation together, for as many epochs as validation found best."""
+    torch.manual_seed(seed)
+    optimizer = _optimizer(head, config)
+    for epoch in range(1, epochs + 1):
+        _epoch(head, optimizer, features, targets_N, config, weights_K, epoch)
+    head.eval()
+
+
+def _optimizer(head: nn.Sequential, config: TrainConfig) -> torch.optim.Optimizer:
+    rate = config.learning_rate or LEARNING_RATE
+    return torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=config.weight_decay, fused=True)
+
+
+def _epoch(
+    head: nn.Sequential,
+    optimizer: torch.optim.Optimizer,
+    features: FeatureRows,
+    targets_N: Tensor,
+    config: TrainConfig,
+    weights_K: Tensor,
+    epoch: int,
+) -> float:
+    """Go once through the features in a drawn order and return the mean loss."""
+    head.train()
+    total = 0.0
+    for indices_N in torch.split(torch.randperm(len(features)), config.batch_size):
+        logits_NK = head(features[indices_N])
+        loss = functional.cross_entropy(logits_NK, targets_N[indices_N], weights_K, label_smoothing=config.label_smoothing)
+        check_finite(loss.item(), epoch)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += loss.item() * len(indices_N)
+    return total / len(features)
 
 
 def _moments(table_ND: np.ndarray) -> tuple[Tensor, float]:

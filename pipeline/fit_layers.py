@@ -82,7 +82,10 @@ def fit(
                 scaler.step(optimizer)
                 scaler.update()
                 total += loss.item() * len(targets_N)
-            val_loss, accuracy = _validate(network, val, spec, config, weights_K, device)
+            logits_NK = _logits(network, val, spec, config, device)
+            targets_N = torch.tensor([s.index for s in val])
+            val_loss = functional.cross_entropy(logits_NK, targets_N, weights_K.cpu()).item()
+            accuracy = (logits_NK.argmax(1) == targets_N).float().mean().item()
         if course.add(total / len(train), val_loss, accuracy):
             replace_file(folder / "best.pt", lambda path: torch.save(network.state_dict(), path))
         state: dict[str, Any] = {
@@ -93,6 +96,7 @@ def fit(
         state |= {"history": course.history, "best_epoch": course.best_epoch, "best_loss": course.best_loss}
         replace_file(folder / RESUME, lambda path, state=state: torch.save(state, path))  # type: ignore[misc]
     network.load_state_dict(torch.load(folder / "best.pt", weights_only=True, map_location=device))
+    course.val_logits_NK = _logits(network, val, spec, config, device).numpy()
     for name in ("best.pt", RESUME):
         (folder / name).unlink()
     return course
@@ -147,18 +151,11 @@ def _batches(
         yield to_device(pixels_NHW3, device), to_device(torch.tensor([s.index for s in part]), device)
 
 
-def _validate(
-    network: Network, val: list[Sample], spec: PreprocessSpec, config: TrainConfig, weights_K: Tensor, device: torch.device
-) -> tuple[float, float]:
+def _logits(network: Network, samples: list[Sample], spec: PreprocessSpec, config: TrainConfig, device: torch.device) -> Tensor:
     network.eval()
-    logits: list[Tensor] = []
     with torch.inference_mode(), autocast(device):
-        for batch_NHW3 in stream_pixels(val, spec, config.batch_size):
-            logits.append(network(to_device(torch.from_numpy(batch_NHW3), device)).float())
-    logits_NK = torch.cat(logits)
-    targets_N = torch.tensor([s.index for s in val], device=device)
-    loss = functional.cross_entropy(logits_NK, targets_N, weights_K).item()
-    return loss, (logits_NK.argmax(1) == targets_N).float().mean().item()
+        batches = (torch.from_numpy(batch_NHW3) for batch_NHW3 in stream_pixels(samples, spec, config.batch_size))
+        return torch.cat([network(to_device(batch_NHW3, device)).float().cpu() for batch_NHW3 in batches])
 
 
 def _resume(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Fit:

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from serve.errors import TrainingError
 
 MIN_IMPROVEMENT = 1e-4
@@ -16,6 +18,8 @@ class Fit:
     best_epoch: int = 0
     """From 1; 0 before the first."""
     best_loss: float = math.inf
+    val_logits_NK: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    """The best epoch's logits on validation, before the network learned from those images: what calibration is fitted on."""
 
     def add(self, train_loss: float, val_loss: float, val_accuracy: float) -> bool:
         """Record an epoch and tell whether it is the best so far on validation.

@@ -23,6 +23,8 @@ from pipeline.samples import Prepared, read_prepared
 from serve.errors import DataError
 from serve.preprocess import PreprocessSpec
 
+CALIBRATION = "calibration.npz"
+"""Validation logits from before the network learned from those images, for `evaluate` to fit the temperature on."""
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 
@@ -53,6 +55,8 @@ def build_checkpoint(run: Run, folder: Path) -> None:
         versions={name: importlib.metadata.version(name) for name in PACKAGES},
     )
     save_checkpoint(folder, network, checkpoint)
+    targets_N = np.array([sample.index for sample in prepared.of("val")])
+    np.savez_compressed(folder / CALIBRATION, logits=fit.val_logits_NK, targets=targets_N)
     write_witness(folder / WITNESS, spec)
 
 
@@ -67,7 +71,7 @@ def train(
     cache: Path,
     device: torch.device,
 ) -> Fit:
-    """Train a network in place; it ends with the weights that were best on validation, on the CPU.
+    """Train a network in place; it ends on the CPU with the weights that validation chose.
 
     Args:
         network: as `build` made it.
