@@ -52,10 +52,7 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("artifact", f"{summary['name']} version {summary['version']}"),
         ("backbone", f"{summary['backbone']}, trained on {summary['trained_on']}"),
         ("images", f"{images['train']} train, {images['val']} validation, {images['test']} test; {summary['classes']} classes"),
-        (
-            "accuracy (test)",
-            f"{top1['value']:.2%}, 95 % interval {top1['low']:.1%} to {top1['high']:.1%} ({top1['correct']} of {top1['total']})",
-        ),
+        ("accuracy (test)", f"{_percent(top1)} ({top1['correct']} of {top1['total']})"),
         ("calibration error", f"{summary['ece_after']:.3f} (before temperature {summary['ece_before']:.3f})"),
         (
             "ONNX against PyTorch",
@@ -69,6 +66,10 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
             ", ".join(f"{s['name']} {_took(s)}" for s in summary["steps"]),
         ),
     ]
+
+
+def _percent(share: dict[str, Any]) -> str:
+    return f"{share['value']:.2%}, 95 % interval {share['low']:.2%} to {share['high']:.2%}"
 
 
 def _took(step: dict[str, Any]) -> str:

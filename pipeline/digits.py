@@ -1,7 +1,9 @@
 """The embedded data: scikit-learn's 1,797 handwritten digits as image files, so that the line runs without any photos.
 
 They are written as 8-bit grey PNG files in class folders, 8 x 8 pixels with a black margin of 4 around them, because the
-strokes touch the borders and preprocessing cuts those off; from there on they are treated like anybody's photos. Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository (1998),
+strokes touch the borders and preprocessing cuts those off; from there on they are treated like anybody's photos.
+
+Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository (1998),
 CC BY 4.0; the part that scikit-learn ships.
 """
 
