@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -160,13 +161,13 @@ def _is_none(error: ImageError, opened: bool) -> bool:
 def _judge(paths: Mapping[str, str], limits: Limits, cache: ContentCache) -> tuple[dict[str, Picture | ImageError], int]:
     """The verdict on each content, given a file that has it, and how many were not known yet."""
     code = step_key(asdict(limits), ("pipeline.inspection", "serve.preprocess"), ("pillow",))
-    known = {key.partition(":")[0]: value for key, value in cache.get(f"{sha256}:{code}" for sha256 in paths)}
+    known = {key.partition(":")[0]: _parse(value) for key, value in cache.get(f"{sha256}:{code}" for sha256 in paths)}
     unknown = [(sha256, path) for sha256, path in paths.items() if sha256 not in known]
     verdicts = map_ahead(lambda item: (item[0], _examine(item[1], item[0], limits)), unknown, ahead=16)
     for batch in _batches(track(verdicts, "reading images", len(unknown)), BATCH):
         cache.put([(f"{sha256}:{code}", verdict) for sha256, verdict in batch])
-        known.update(batch)
-    return {sha256: _parse(known[sha256]) for sha256 in paths}, len(unknown)
+        known.update((sha256, _parse(verdict)) for sha256, verdict in batch)
+    return known, len(unknown)
 
 
 def _hash(path: str, limits: Limits) -> str | ImageError:
@@ -195,7 +196,9 @@ def _examine(path: str, sha256: str, limits: Limits) -> bytes:
 
 def _parse(verdict: bytes) -> Picture | ImageError:
     fields = json.loads(verdict)
-    return ImageError(fields["message"], code=fields["code"]) if "code" in fields else Picture(**fields)
+    if "code" in fields:
+        return ImageError(fields["message"], code=fields["code"])
+    return Picture(fields["pixels"], fields["width"], fields["height"], sys.intern(fields["format"]))
 
 
 def _read_again(path: str, sha256: str, limits: Limits) -> bytes:

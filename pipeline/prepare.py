@@ -28,6 +28,7 @@ from serve.errors import DataError, ImageError
 from serve.preprocess import Limits
 
 MODULES = (
+    "pipeline.classes",
     "pipeline.duplicates",
     "pipeline.files",
     "pipeline.findings",
