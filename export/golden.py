@@ -99,7 +99,7 @@ def _encode(image: Image.Image, suffix: str, *, orientation: int | None = None) 
 def _answer(deployed: Deployed, spec: PreprocessSpec, labels: Sequence[str], data: bytes, suffix: str) -> dict[str, Any]:
     pixels_HW3 = preprocess(data, spec)
     with torch.inference_mode():
-        probabilities_K = deployed(torch.from_numpy(pixels_HW3[None]))[0][0].numpy()
+        probabilities_K = deployed(torch.from_numpy(np.stack([pixels_HW3])))[0][0].numpy()
     second, first = np.sort(probabilities_K)[-2:]
     return {
         "data": data,
