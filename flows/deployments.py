@@ -2,7 +2,8 @@
 
 A deployment is the whole configuration, a schedule and a work pool. It is found by its name, so deploying again changes it.
 Its worker imports the flow from the installed package: it needs the same edgeline, and the data and the artifacts' folder
-at the same absolute paths, but nothing of the folder that was deployed from.
+at the same absolute paths, but nothing of the folder that was deployed from. Nothing heavy is imported here before the
+command runs.
 
 One run at a time, and a run that falls due during another one is cancelled (`CANCEL_NEW`), not queued: the next one sees
 whatever the data are then, so runs that queued behind a long one would only repeat each other.
@@ -17,12 +18,12 @@ from zoneinfo import available_timezones
 import typer
 
 from flows.commands import Artifacts, Config, Data, Json, Name, Overrides
-from flows.server import check_server, configured_url
-from pipeline.config import LineConfig, load_config
 from serve.errors import ConfigError, EdgelineError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+
+    from pipeline.config import LineConfig
 
 CRON = "0 3 * * *"
 TIMEZONE = "Europe/Prague"
@@ -75,6 +76,8 @@ def deploy_command(
 
         edgeline deploy --config edgeline.toml --deployment weekly --cron "0 4 * * MON"
     """
+    from pipeline.config import load_config
+
     settings = load_config(config, overrides, data=data, name=name, artifacts=artifacts)
     deployed = deploy(settings, name=deployment, cron=cron, timezone=timezone, pool=pool)
     if as_json:
@@ -86,7 +89,7 @@ def deploy_command(
 
 
 def deploy(
-    config: LineConfig, *, name: str = DEPLOYMENT, cron: str = CRON, timezone: str = TIMEZONE, pool: str = POOL
+    config: "LineConfig", *, name: str = DEPLOYMENT, cron: str = CRON, timezone: str = TIMEZONE, pool: str = POOL
 ) -> Deployed:
     """Create the deployment `edgeline/<name>`, or change it.
 
@@ -101,6 +104,9 @@ def deploy(
         ConfigError: the schedule makes no sense, or no server is configured.
         EdgelineError: the server does not answer, or refuses.
     """
+    from flows.server import check_server, configured_url, opt_out
+
+    opt_out()
     check_schedule(cron, timezone)
     url = configured_url()
     if url is None:
@@ -123,7 +129,7 @@ def deploy(
     return Deployed(f"edgeline/{name}", identity, cron, timezone, pool, server, parameters)
 
 
-def absolute(config: LineConfig) -> dict[str, Any]:
+def absolute(config: "LineConfig") -> dict[str, Any]:
     """A configuration as parameters: what differs from the defaults, with absolute paths.
 
     Defaults are left to the edgeline that runs it, as for `edgeline run`; the form shows them.

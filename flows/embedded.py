@@ -16,6 +16,7 @@ before the server is up simply waits for it.
 import base64
 import http.client
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -33,6 +34,7 @@ LOG_NAME = "server.log"
 START_S = 180.0
 """A first start migrates the database: 11 s on two idle cores, ten times that on busy ones."""
 STOP_S = 10.0
+DRAIN_S = 10.0
 
 # Task states reach the database as events, one a transaction by default: slow, and lost with a traceback at exit.
 BATCHES = {
@@ -68,7 +70,7 @@ class EmbeddedServer:
 
     @property
     def log(self) -> Path:
-        """What the server has to say; empty as long as all is well."""
+        """What the server said when it failed."""
         return self.home / LOG_NAME
 
     def __enter__(self) -> Self:
@@ -87,12 +89,12 @@ class EmbeddedServer:
                     stdout=log,
                     stderr=log,
                     pass_fds=(listener.fileno(),),
-                    env=self._environment(),
+                    env=self.environment(),
                     cwd=self.home,  # Prefect reads settings from files in the working folder
                     start_new_session=True,  # so that Ctrl-C stops us first, and the run's end is still recorded
                 )
         except OSError as error:
-            raise _failure(str(error)) from error
+            raise self._failure(str(error)) from error
         return self
 
     def wait(self) -> None:
@@ -106,15 +108,19 @@ class EmbeddedServer:
             connection.request("GET", "/api/admin/version", headers={"Authorization": self._authorization()})
             status = connection.getresponse().status
         except (OSError, http.client.HTTPException) as error:
-            raise _failure(self._last_words() or f"{type(error).__name__} {error}".strip()) from error
+            raise self._failure(self._last_words() or f"{type(error).__name__} {error}".strip()) from error
         finally:
             connection.close()
         if status != http.client.OK:
-            raise _failure(f"status {status} from {self.url}")
+            raise self._failure(f"status {status} from {self.url}")
 
     @contextmanager
     def settings(self) -> Iterator[None]:
-        """Make Prefect in this process a client of the server, whatever the user's own settings are."""
+        """Make Prefect in this process a client of the server, whatever the user's own settings are.
+
+        Leaving hands the server what is still under way to it: states of tasks travel as events.
+        """
+        from prefect.events.worker import EventsWorker
         from prefect.settings import (
             PREFECT_API_AUTH_STRING,
             PREFECT_API_KEY,
@@ -138,7 +144,10 @@ class EmbeddedServer:
             PREFECT_SERVER_ANALYTICS_ENABLED: False,
         }
         with temporary_settings(values), _no_proxy():
-            yield
+            try:
+                yield
+            finally:
+                EventsWorker.drain_all(timeout=DRAIN_S)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Stop the process, by closing the pipe that it watches."""
@@ -150,7 +159,8 @@ class EmbeddedServer:
             self.process.kill()
             self.process.wait()
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """The environment of its process: ours, less what would be settings of Prefect, and its own ones."""
         own = {"PREFECT_HOME": str(self.home), "PREFECT_SERVER_API_AUTH_STRING": self._password}
         return {key: value for key, value in os.environ.items() if not key.upper().startswith("PREFECT_")} | SETTINGS | own
 
@@ -158,14 +168,22 @@ class EmbeddedServer:
         return "Basic " + base64.b64encode(self._password.encode()).decode()
 
     def _last_words(self) -> str:
-        """The last line of its log, if it has died."""
+        """Why it died, from its log; nothing if it has not."""
         try:
             self.process.wait(1)
         except subprocess.TimeoutExpired:
             return ""
-        lines = self.log.read_text(errors="replace").split("\n")
-        said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        text = self.log.read_text(errors="replace")
+        errors = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception)\b.*", text, re.MULTILINE) or text.split("\n")
+        said = next((line.strip() for line in reversed(errors) if line.strip()), "it said nothing")
         return f"exit code {self.process.returncode}: {said[:300]} (more in {self.log})"
+
+    def _failure(self, reason: str) -> EdgelineError:
+        return EdgelineError(
+            f"the embedded Prefect server did not start: {reason}; use --no-prefect, or delete its folder {self.home}, "
+            "which holds nothing else",
+            code="prefect_failed",
+        )
 
 
 @contextmanager
@@ -179,9 +197,3 @@ def _no_proxy() -> Iterator[None]:
         del os.environ["no_proxy"]
         if before is not None:
             os.environ["no_proxy"] = before
-
-
-def _failure(reason: str) -> EdgelineError:
-    return EdgelineError(
-        f"the embedded Prefect server did not start: {reason}; use --no-prefect to run without one", code="prefect_failed"
-    )

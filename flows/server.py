@@ -20,7 +20,6 @@ from pipeline.run import Run, StepResult
 from serve.errors import ConfigError, EdgelineError
 
 PROBE_S = 10.0
-DRAIN_S = 10.0
 
 
 def run_with_prefect(config: LineConfig) -> tuple[Run, list[StepResult]]:
@@ -41,7 +40,7 @@ def run_with_prefect(config: LineConfig) -> tuple[Run, list[StepResult]]:
     if url is not None:
         check_server(url)
         return _run(config, url)
-    _opt_out()
+    opt_out()
     with EmbeddedServer(Path(config.artifacts) / "prefect") as server:
         import_module("flows.line_flow")
         import_module("pipeline.backbones")  # PyTorch: nearly every run needs it, and the server is not up yet
@@ -58,7 +57,7 @@ def configured_url() -> str | None:
     """
     if not _may_have_settings():
         return None
-    _opt_out()
+    opt_out()
     try:
         from prefect.settings import PREFECT_API_URL
     except ValueError as error:  # pydantic's for a setting, and Prefect's for a file
@@ -88,19 +87,21 @@ def check_server(url: str) -> str:
     return _without_password(url)
 
 
+def opt_out() -> None:
+    """Keep Prefect's client from reporting its use; to be called before it is imported."""
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+
+
 def _run(config: LineConfig, url: str) -> tuple[Run, list[StepResult]]:
     import httpx
-    from prefect.events.worker import EventsWorker
 
     from flows.line_flow import edgeline
 
-    with _quiet_terminal():
-        try:
+    try:
+        with _quiet_terminal():
             return edgeline(config)
-        except httpx.HTTPError as error:
-            raise _unusable(url, error) from error
-        finally:
-            EventsWorker.drain_all(timeout=DRAIN_S)  # while the server is still there to take them
+    except httpx.HTTPError as error:
+        raise _unusable(url, error) from error
 
 
 def _unusable(url: str, error: BaseException) -> EdgelineError:
@@ -126,11 +127,6 @@ def _may_have_settings() -> bool:
         return True
     mentions = {Path(".env"): "prefect", Path("pyproject.toml"): "tool.prefect"}
     return any(path.is_file() and word in path.read_text(errors="replace").lower() for path, word in mentions.items())
-
-
-def _opt_out() -> None:
-    """Keep Prefect's client from reporting its use. It reads the variable when it is imported."""
-    os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
 @contextmanager

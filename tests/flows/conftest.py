@@ -1,0 +1,114 @@
+"""A Prefect API for the tests of the flows, and one small run of the whole line that they share."""
+
+import random
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from PIL import Image
+
+from flows.embedded import EmbeddedServer
+from flows.line import run_line
+from pipeline.config import LineConfig, load_config
+
+COLOURS = {"warm": (200, 60, 40), "cold": (40, 70, 200)}
+EACH = 20
+DATABASE = "prefect.db"
+DEADLINE_S = 60
+
+Value = TypeVar("Value")
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[[Callable[[], Value | None]], Value]:
+    """`wait_for(ask)`: ask again and again until the answer is something, and return it."""
+
+    def wait(ask: Callable[[], Value | None], deadline_s: float = DEADLINE_S) -> Value:
+        deadline = time.monotonic() + deadline_s
+        while not (found := ask()):
+            assert time.monotonic() < deadline, f"nothing within {deadline_s} s"
+            time.sleep(0.1)
+        return found
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def migrated_home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
+    """`migrated_home()`: a new folder for a Prefect server. Its database is migrated already, from the second run on."""
+    assert request.config.cache is not None
+    kept = request.config.cache.mkdir(f"prefect-{version('prefect')}") / DATABASE
+
+    def make() -> Path:
+        home = tmp_path_factory.mktemp("prefect")
+        if kept.exists():
+            shutil.copy(kept, home / DATABASE)
+        return home
+
+    if not kept.exists():
+        with EmbeddedServer(make()) as server:
+            server.wait()
+        with closing(sqlite3.connect(server.home / DATABASE)) as full, closing(sqlite3.connect(kept)) as copy:
+            full.backup(copy)
+    return make
+
+
+@pytest.fixture(scope="session")
+def prefect_server(migrated_home: Callable[[], Path]) -> Iterator[EmbeddedServer]:
+    """A running server."""
+    with EmbeddedServer(migrated_home()) as server:
+        server.wait()
+        yield server
+
+
+@pytest.fixture
+def prefect_api(prefect_server: EmbeddedServer) -> Iterator[str]:
+    """The URL of an API, which is the configured one as long as the test runs."""
+    with prefect_server.settings():
+        yield prefect_server.url
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of small pictures, no two alike."""
+    folder = tmp_path_factory.mktemp("data") / "tints"
+    chance = random.Random(0)
+    for label, colour in COLOURS.items():
+        (folder / label).mkdir(parents=True)
+        for index in range(EACH):
+            picture = Image.new("RGB", (40, 32), tuple(level + chance.randint(-30, 30) for level in colour))
+            for _ in range(30):
+                picture.putpixel((chance.randrange(40), chance.randrange(32)), tuple(chance.randbytes(3)))
+            picture.save(folder / label / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_config(photos: Path) -> Callable[[Path], LineConfig]:
+    """`small_config(artifacts)`: what makes a run short."""
+
+    def configure(artifacts: Path) -> LineConfig:
+        return load_config(None, ["train.epochs=3", "publish.golden=2"], data=str(photos), artifacts=str(artifacts))
+
+    return configure
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, small_config: Callable[[Path], LineConfig]) -> LineConfig:
+    """A configuration whose run is done and published; shared, so tests that change its folders copy them."""
+    config = small_config(tmp_path_factory.mktemp("finished"))
+    run_line(config)
+    return config
+
+
+@pytest.fixture
+def unpublished(finished: LineConfig, tmp_path: Path) -> LineConfig:
+    """A configuration whose run is done, in folders of its own, but not published."""
+    shutil.copytree(Path(finished.artifacts) / "runs", tmp_path / "runs")
+    return finished.model_copy(update={"artifacts": str(tmp_path)})
