@@ -18,6 +18,8 @@ from PIL import Image
 from pipeline.steps import sync_folder, sync_tree
 
 MARGIN = 4
+"""Black pixels around the 8 x 8."""
+
 COUNTS = (178, 182, 177, 183, 181, 182, 181, 179, 174, 180)
 """Images of each digit; a folder that has other numbers is written again."""
 
@@ -49,6 +51,12 @@ def write_digits(folder: Path) -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
+    try:
+        with Image.open(folder / "0" / "0000.png") as first:  # written by this version?
+            if first.width != 8 + 2 * MARGIN:
+                return False
+    except OSError:
+        return False
     return all(len(list(folder.glob(f"{digit}/*.png"))) == count for digit, count in enumerate(COUNTS))
 
 

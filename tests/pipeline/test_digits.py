@@ -22,16 +22,18 @@ def test_every_digit_is_there_in_its_class_folder(digits: Path) -> None:
     assert [path.name for path in digits.parent.iterdir()] == ["digits"]
 
 
-def test_the_pixels_are_scikit_learns_over_the_whole_range(digits: Path) -> None:
+def test_the_pixels_are_scikit_learns_over_the_whole_range_inside_a_black_margin(digits: Path) -> None:
     from sklearn.datasets import load_digits
 
     data = load_digits()
     for index in (0, 1, 1796):
-        path = digits / str(data.target[index]) / f"{index:04}.png"
-        image = Image.open(path)
-        assert (image.mode, image.size) == ("L", (8, 8))
-        assert np.abs(np.asarray(image) / 255 - data.images[index] / 16).max() <= 0.5 / 255
-    assert np.asarray(Image.open(digits / "0" / "0000.png")).max() == 239  # 15 of 16
+        with Image.open(digits / str(data.target[index]) / f"{index:04}.png") as image:
+            assert (image.mode, image.size) == ("L", (16, 16))
+            pixels = np.asarray(image).astype(int)
+        assert np.abs(pixels[4:12, 4:12] / 255 - data.images[index] / 16).max() <= 0.5 / 255
+        assert pixels.sum() == pixels[4:12, 4:12].sum()
+    assert data.images[1].max() == 16
+    assert data.images.min() == 0
 
 
 def test_whole_digits_are_left_alone(digits: Path) -> None:
@@ -45,6 +47,13 @@ def test_a_lost_file_is_noticed_and_written_again(digits: Path, tmp_path: Path) 
     (copy / "3" / "0003.png").unlink()
     write_digits(copy)
     assert (copy / "3" / "0003.png").read_bytes() == (digits / "3" / "0003.png").read_bytes()
+
+
+def test_digits_of_another_size_are_written_again(digits: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(digits, tmp_path / "digits")
+    Image.new("L", (8, 8)).save(copy / "0" / "0000.png")
+    write_digits(copy)
+    assert (copy / "0" / "0000.png").read_bytes() == (digits / "0" / "0000.png").read_bytes()
 
 
 def test_two_at_once_leave_one_whole_folder(tmp_path: Path) -> None:
