@@ -1,0 +1,69 @@
+"""Accuracy of the shipped ONNX file: the whole line on real photos, several seeds, two backbones.
+
+The figure is the verified file's own, on images the line held out, run through ONNX Runtime from the files' bytes.
+`mobilenet_v2` takes torchvision's weights; where `../shared/data/weights/torch` is there, from that folder.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+from pathlib import Path
+
+from common import SHARED, photos, report
+
+from flows.line import run_line
+from flows.summary import summarise
+from pipeline.config import load_config
+
+DATA = ("hymenoptera", "flowers17", "xsdd_steel", "digits")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", nargs="*", help="folders; by default the real photos that are there, and the digits")
+    parser.add_argument("--models", nargs="*", default=["efficientnet_lite0", "mobilenet_v2"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--artifacts", help="keep the runs here instead of in a temporary folder")
+    arguments = parser.parse_args()
+    if (SHARED / "weights" / "torch").is_dir():
+        os.environ.setdefault("TORCH_HOME", str(SHARED / "weights" / "torch"))
+    folders = arguments.data or sorted({photos(name) for name in DATA}, key=str)
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for data in folders:
+            for model in arguments.models:
+                rows.append(measure(data, model, arguments.seeds, arguments.artifacts or temporary))
+                row = rows[-1]
+                shown = " ".join(f"{value:.4f}" for value in row["accuracies"])
+                print(
+                    f"{row['data']:12} {model:20} mean {row['mean']:.4f}  ({shown})  n {row['test_images']}  max difference "
+                    f"{row['max_difference']:.1e}  same best class {row['top1_agreement']:.4f}  ece {row['ece']:.3f}",
+                    flush=True,
+                )
+    report("accuracy", seeds=arguments.seeds, rows=rows)
+
+
+def measure(data: str, model: str, seeds: int, artifacts: str) -> dict[str, object]:
+    """Run the line once a seed."""
+    name = f"{Path(data).name}-{model}".lower().replace("_", "-")
+    runs = [
+        summarise(*run_line(load_config(data=data, model=model, seed=seed, name=name, artifacts=artifacts)))
+        for seed in range(seeds)
+    ]
+    accuracies = [run["shipped_top1"]["value"] for run in runs]
+    return {
+        "data": Path(data).name,
+        "model": model,
+        "mean": statistics.mean(accuracies),
+        "accuracies": accuracies,
+        "test_images": runs[0]["images"]["test"],
+        "max_difference": max(run["max_difference"] for run in runs),
+        "top1_agreement": min(run["top1_agreement"] for run in runs),
+        "ece": statistics.mean(run["ece_after"] for run in runs),
+        "ece_before": statistics.mean(run["ece_before"] for run in runs),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""What every benchmark needs: some data, and one closing line of JSON."""
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from export.verify import machine
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def photos(name: str) -> str:
+    """The path of a folder of real photos, or the embedded digits where there is none."""
+    return str(SHARED / name) if (SHARED / name).is_dir() else "digits"
+
+
+def report(benchmark: str, **figures: Any) -> None:
+    """Print the closing line."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    print(json.dumps({"benchmark": benchmark, **figures, "date": now, "machine": machine()}))
+
+
+class Clock:
+    """Seconds of a `with` block."""
+
+    def __enter__(self) -> "Clock":
+        self.start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self.start

@@ -1,0 +1,74 @@
+"""From image files to features, against the bare forward pass over tensors that are already in memory.
+
+Two bare passes, in turn with ours: the network as it was loaded, and the same with its batch norms folded, which is what
+ours runs. Median of rounds.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+from common import Clock, photos, report
+
+from pipeline.backbones import build
+from pipeline.cache import ContentCache
+from pipeline.config import load_config
+from pipeline.devices import choose_device
+from pipeline.features import CPU_BATCH, compute_features, fold_batch_norm
+from pipeline.prepare import prepare
+from pipeline.samples import read_prepared, stream_pixels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default=photos("hymenoptera"))
+    parser.add_argument("--model", default="efficientnet_lite0")
+    parser.add_argument("--images", type=int, default=240)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    device = choose_device("cpu")
+    network, spec = build(arguments.model, "imagenet", classes=2)
+    folded = fold_batch_norm(network, spec)
+    with tempfile.TemporaryDirectory() as temporary:
+        run, _ = prepare(load_config(data=arguments.data, artifacts=temporary))
+        samples = list(read_prepared(run.step("prepare")).samples)[: arguments.images]
+        batches = [torch.from_numpy(batch_NHW3) for batch_NHW3 in stream_pixels(samples, spec, CPU_BATCH)]
+
+        def bare(which) -> float:
+            with Clock() as clock, torch.inference_mode():
+                for batch_NHW3 in batches:
+                    which.features(batch_NHW3.permute(0, 3, 1, 2).float())
+            return len(samples) / clock.seconds
+
+        def from_files(number: int) -> float:
+            cache = ContentCache(Path(temporary, f"{number}.sqlite"))
+            with Clock() as clock:
+                compute_features(network, samples, spec, out=Path(temporary, "f.npy"), cache=cache, device=device)
+            return len(samples) / clock.seconds
+
+        bare(network), bare(folded)
+        rounds = [(from_files(n), bare(network), bare(folded)) for n in range(arguments.rounds)]
+    ours, plain, folds = (statistics.median(column) for column in zip(*rounds, strict=True))
+    to_plain = statistics.median(r[0] / r[1] for r in rounds)
+    to_folded = statistics.median(r[0] / r[2] for r in rounds)
+    print(f"files to features           {ours:6.1f} images/s")
+    print(f"bare forward pass           {plain:6.1f} images/s  ratio {to_plain:.2f}")
+    print(f"bare pass, norms folded     {folds:6.1f} images/s  ratio {to_folded:.2f}")
+    report(
+        "feature_extraction",
+        data=Path(arguments.data).name,
+        model=arguments.model,
+        images=len(samples),
+        rounds=arguments.rounds,
+        images_per_s=ours,
+        bare_images_per_s=plain,
+        bare_folded_images_per_s=folds,
+        ratio=to_plain,
+        ratio_to_folded=to_folded,
+    )
+
+
+if __name__ == "__main__":
+    main()

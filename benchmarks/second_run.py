@@ -1,0 +1,57 @@
+"""`edgeline run`, again with nothing changed, and again after one photo was added: seconds, and what was redone."""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common import Clock, photos, report
+from PIL import Image
+
+EDGELINE = str(Path(sys.executable).with_name("edgeline"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--data", default=photos("hymenoptera"), help="a folder of class folders, or of train/ and val/ of them"
+    )
+    parser.add_argument("--no-prefect", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        data = Path(temporary, "photos")
+        source = arguments.data
+        if source == "digits":
+            from pipeline.digits import write_digits
+
+            source = str(write_digits(Path(temporary, "digits")))
+        shutil.copytree(source, data)
+        command = [EDGELINE, "run", "--data", str(data), "--artifacts", f"{temporary}/artifacts", "--json"]
+        command += ["--no-prefect"] if arguments.no_prefect else []
+        first = timed("first run", command)
+        second = timed("nothing changed", command)
+        photo = next(path for path in sorted(data.rglob("*.*")) if path.suffix.lower() in (".jpg", ".png"))
+        added = Image.open(photo).convert("RGB").rotate(7)
+        added.save(photo.with_name("added.png"))
+        third = timed("one photo added", command)
+    report(
+        "second_run", data=Path(arguments.data).name, prefect=not arguments.no_prefect, first=first, second=second, third=third
+    )
+
+
+def timed(title: str, command: list[str]) -> dict[str, object]:
+    """Run the line and tell how long it took and which steps were reused."""
+    with Clock() as clock:
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    steps = {
+        step["name"]: "reused" if step["reused"] else round(step["seconds"], 1) for step in json.loads(done.stdout)["steps"]
+    }
+    print(f"{title:16} {clock.seconds:6.1f} s  {steps}", flush=True)
+    return {"seconds": clock.seconds, "steps": steps}
+
+
+if __name__ == "__main__":
+    main()

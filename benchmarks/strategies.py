@@ -1,0 +1,73 @@
+"""The strategies that train the backbone too, beside `head`, on the same split; one of them is killed and resumed.
+
+The killed one must end with the very weights of the one that was left alone: their digests are compared.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import Clock, photos, report
+
+from flows.line import evaluate, train
+from pipeline.config import load_config
+from pipeline.evaluate import read_evaluation
+from pipeline.prepare import prepare
+from pipeline.steps import file_digest
+
+STRATEGIES = ("head", "full", "differential", "gradual")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default=photos("hymenoptera"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], help="settings, as for edgeline run")
+    arguments = parser.parse_args()
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for strategy in STRATEGIES:
+            overrides = [f"train.strategy={strategy}", *arguments.set]
+            run, _ = prepare(load_config(None, overrides, data=arguments.data, seed=arguments.seed, artifacts=temporary))
+            with Clock() as clock:
+                train(run)
+            evaluate(run)
+            top1 = read_evaluation(run.step("evaluate")).top1
+            rows.append(
+                {"strategy": strategy, "accuracy": top1.value, "low": top1.low, "high": top1.high, "train_s": clock.seconds}
+            )
+            print(
+                f"{strategy:13} test accuracy {top1.value:.4f} ({top1.low:.4f} to {top1.high:.4f})  {clock.seconds:6.1f} s",
+                flush=True,
+            )
+            undisturbed = file_digest(run.step("train") / "checkpoint.safetensors")
+        same = kill_and_resume(arguments, undisturbed)
+    print(f"killed after its second epoch and resumed: {'the same weights to the bit' if same else 'OTHER WEIGHTS'}")
+    report("strategies", data=Path(arguments.data).name, seed=arguments.seed, rows=rows, resumed_is_identical=same)
+
+
+def kill_and_resume(arguments: argparse.Namespace, expected: str) -> bool:
+    """Train the last strategy again elsewhere, kill it with SIGKILL, train on, and compare the checkpoints."""
+    with tempfile.TemporaryDirectory() as temporary:
+        overrides = [f"train.strategy={STRATEGIES[-1]}", *arguments.set]
+        run, _ = prepare(load_config(None, overrides, data=arguments.data, seed=arguments.seed, artifacts=temporary))
+        program = "import sys; from flows.line import train; from pipeline.run import open_run; train(open_run(__import__('pathlib').Path(sys.argv[1])))"
+        process = subprocess.Popen([sys.executable, "-c", program, str(run.folder)])
+        resume, epochs, seen = run.step("train.partial") / "resume.pt", 0, 0.0
+        while epochs < 2 and process.poll() is None:
+            if resume.exists() and (changed := resume.stat().st_mtime) != seen:
+                seen, epochs = changed, epochs + 1
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        train(run)
+        return file_digest(run.step("train") / "checkpoint.safetensors") == expected
+
+
+if __name__ == "__main__":
+    main()
