@@ -56,8 +56,7 @@ def kill_and_resume(arguments: argparse.Namespace, expected: str) -> bool:
     with tempfile.TemporaryDirectory() as temporary:
         overrides = [f"train.strategy={STRATEGIES[-1]}", *arguments.set]
         run, _ = prepare(load_config(None, overrides, data=arguments.data, seed=arguments.seed, artifacts=temporary))
-        program = "import sys; from flows.line import train; from pipeline.run import open_run; train(open_run(__import__('pathlib').Path(sys.argv[1])))"
-        process = subprocess.Popen([sys.executable, "-c", program, str(run.folder)])
+        process = subprocess.Popen([Path(sys.executable).with_name("edgeline"), "train", run.folder])
         resume, epochs, seen = run.step("train.partial") / "resume.pt", 0, 0.0
         while epochs < 2 and process.poll() is None:
             if resume.exists() and (changed := resume.stat().st_mtime) != seen:

@@ -16,6 +16,7 @@ from pipeline.augment import augment
 from pipeline.backbones import Network
 from pipeline.cache import ContentCache
 from pipeline.config import TrainConfig
+from pipeline.devices import one_thread
 from pipeline.features import compute_features
 from pipeline.history import Fit, check_finite
 from pipeline.progress import track
@@ -59,11 +60,12 @@ def fit(
     mean_D, scale = _moments(tables[0])
     features, val_features = FeatureRows(tables, mean_D, scale), FeatureRows([val_table_ND], mean_D, scale)
     head = copy.deepcopy(network.head)
-    course = fit_linear(head, features, targets_N, val_features, val_targets_N, config, weights_K, seed)
-    if config.refit:
-        head.load_state_dict(network.head.state_dict())
-        everything = FeatureRows([*tables, val_table_ND], mean_D, scale)
-        refit(head, everything, torch.cat([targets_N, val_targets_N]), config, weights_K, seed, epochs=course.best_epoch)
+    with one_thread():
+        course = fit_linear(head, features, targets_N, val_features, val_targets_N, config, weights_K, seed)
+        if config.refit:
+            head.load_state_dict(network.head.state_dict())
+            everything = FeatureRows([*tables, val_table_ND], mean_D, scale)
+            refit(head, everything, torch.cat([targets_N, val_targets_N]), config, weights_K, seed, epochs=course.best_epoch)
     network.head.load_state_dict(head.state_dict())
     linear = network.classifier
     with torch.no_grad():
