@@ -2,7 +2,8 @@
 
 They are held-out photos of the user's own, encoded again at most 1,024 pixels wide without any metadata (a photo's EXIF
 tells where it was taken), and one of them a second time turned on its side with an EXIF tag that says so, because ignoring
-that tag is the commonest fault of new devices. PyTorch's answers are computed from exactly these bytes.
+that tag is the commonest fault of new devices; it is the one whose turning changes its pixels most. PyTorch's answers are
+computed from exactly these bytes.
 """
 
 import io
@@ -20,7 +21,7 @@ from pipeline.config import PublishConfig
 from pipeline.samples import ADMITTED, Sample, read_image
 from pipeline.steps import write_json
 from serve.golden import FILE_NAME
-from serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, decode_image, preprocess
+from serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, decode_image, fit, preprocess
 
 MAX_SIDE = 1024
 CLEAR = 0.05
@@ -47,21 +48,28 @@ def write_golden(
     """
     (folder / FILE_NAME).parent.mkdir()
     deployed.eval()
-    entries: list[dict[str, Any]] = []
+    answers: list[dict[str, Any]] = []
+    turned, most = None, -1.0
     candidates = choose(samples, config.golden * 3)
     for position, sample in enumerate(candidates):
         image, suffix = _shrunk(sample)
-        entry = _answer(deployed, spec, labels, _encode(image, suffix), suffix)
+        answer = _answer(deployed, spec, labels, _encode(image, suffix), suffix)
         # Towards the end candidates are taken as they are, rather than to have too few.
-        if entry["margin"] < CLEAR and len(candidates) - position > config.golden - len(entries):
+        if answer["margin"] < CLEAR and len(candidates) - position >= config.golden - len(answers):
             continue
-        if not entries:
-            turned = _encode(image.transpose(Image.Transpose.ROTATE_90), ".jpg", orientation=6)
-            _add(folder, entries, _answer(deployed, spec, labels, turned, ".turned.jpg"))
-        _add(folder, entries, entry)
-        if len(entries) >= config.golden:
+        answers.append(answer)
+        if (change := _change_by_turning(image, spec)) > most:
+            turned, most = image, change
+        if len(answers) + 1 >= config.golden:
             break
-    golden = {"tolerance": config.golden_tolerance, "pixel_tolerance": config.golden_pixel_tolerance, "samples": entries}
+    assert turned is not None, "there is at least one held-out image"
+    data = _encode(turned.transpose(Image.Transpose.ROTATE_90), ".jpg", orientation=6)
+    answers.insert(0, _answer(deployed, spec, labels, data, ".turned.jpg"))
+    golden = {
+        "tolerance": config.golden_tolerance,
+        "pixel_tolerance": config.golden_pixel_tolerance,
+        "samples": [_write_sample(folder, index, answer) for index, answer in enumerate(answers)],
+    }
     write_json(folder / FILE_NAME, golden)
 
 
@@ -82,6 +90,12 @@ def _shrunk(sample: Sample) -> tuple[Image.Image, str]:
     return image, ".jpg" if data.startswith(b"\xff\xd8") else ".png"
 
 
+def _change_by_turning(image: Image.Image, spec: PreprocessSpec) -> float:
+    """Mean difference of the pixels, of 255, that a quarter turn makes: what ignoring the EXIF tag would show as."""
+    upright_HW3, turned_HW3 = fit(image, spec), fit(image.transpose(Image.Transpose.ROTATE_90), spec)
+    return float(np.abs(upright_HW3.astype(np.int16) - turned_HW3).mean())
+
+
 def _encode(image: Image.Image, suffix: str, *, orientation: int | None = None) -> bytes:
     plain = Image.frombytes(image.mode, image.size, image.tobytes())  # no metadata of the original comes along
     buffer = io.BytesIO()
@@ -99,7 +113,7 @@ def _encode(image: Image.Image, suffix: str, *, orientation: int | None = None) 
 def _answer(deployed: Deployed, spec: PreprocessSpec, labels: Sequence[str], data: bytes, suffix: str) -> dict[str, Any]:
     pixels_HW3 = preprocess(data, spec)
     with torch.inference_mode():
-        probabilities_K = deployed(torch.from_numpy(np.stack([pixels_HW3])))[0][0].numpy()
+        [probabilities_K], [logits_K] = (output.numpy() for output in deployed(torch.from_numpy(np.stack([pixels_HW3]))))
     second, first = np.sort(probabilities_K)[-2:]
     return {
         "data": data,
@@ -108,13 +122,14 @@ def _answer(deployed: Deployed, spec: PreprocessSpec, labels: Sequence[str], dat
         "label": labels[int(probabilities_K.argmax())],
         "margin": float(first - second),
         "probabilities": [float(p) for p in probabilities_K],
+        "logits": [float(logit) for logit in logits_K],
     }
 
 
-def _add(folder: Path, entries: list[dict[str, Any]], answer: dict[str, Any]) -> None:
-    """Write a sample's two files, and add what `golden.json` says of it."""
-    stem = f"golden/{len(entries)}"
+def _write_sample(folder: Path, index: int, answer: dict[str, Any]) -> dict[str, Any]:
+    """Write a sample's two files, and return what `golden.json` says of it."""
+    stem = f"golden/{index}"
     (folder / (stem + answer["suffix"])).write_bytes(answer["data"])
     Image.fromarray(answer["pixels"]).save(folder / f"{stem}.pixels.png", optimize=True)
-    kept = {name: answer[name] for name in ("label", "probabilities")}
-    entries.append({"file": stem + answer["suffix"], "pixels": f"{stem}.pixels.png", **kept})
+    kept = {name: answer[name] for name in ("label", "probabilities", "logits")}
+    return {"file": stem + answer["suffix"], "pixels": f"{stem}.pixels.png", **kept}

@@ -71,7 +71,7 @@ class Classifier:
         classifier = cls(artifact, chosen, session, limits)
         classifier._check_contract()
         if prove:
-            classifier.proof = golden.prove(artifact, classifier.probabilities)
+            classifier.proof = golden.prove(artifact, classifier.answer)
         return classifier
 
     def pixels(self, image: bytes) -> np.ndarray:
@@ -94,10 +94,18 @@ class Classifier:
         Raises:
             ArtifactError: the model gave a number that is not finite.
         """
-        (probabilities_NK,) = self._session.run(["probabilities"], {"image": pixels_NHW3})
+        return self.answer(pixels_NHW3)[0]
+
+    def answer(self, pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Run the model for its probabilities and its logits, float32 (N, K) each.
+
+        Raises:
+            ArtifactError: as `probabilities`.
+        """
+        probabilities_NK, logits_NK = self._session.run(["probabilities", "logits"], {"image": pixels_NHW3})
         if not np.isfinite(probabilities_NK).all():
             raise ArtifactError("the model gave a probability that is not finite", code="model_output_not_finite")
-        return np.asarray(probabilities_NK)
+        return probabilities_NK, logits_NK
 
     def predict(self, images: Sequence[bytes], top_k: int = 5) -> list[list[Prediction]]:
         """Classify image files.
@@ -142,5 +150,13 @@ class Classifier:
             raise ArtifactError(
                 f"{self.variant.file} has the inputs and outputs {found}, its manifest promises {expected}, each behind a "
                 "free batch dimension; publish the artifact again",
+                code="spec_mismatch",
+            )
+        # Golden samples show the order of the classes they are of, and an artifact may have more classes than samples.
+        exported = self._session.get_modelmeta().custom_metadata_map.get("edgeline.labels")
+        if exported is not None and exported.split("\n") != list(self.manifest.labels):
+            raise ArtifactError(
+                f"{self.variant.file} was exported for other labels, or for another order of them, than the manifest names; "
+                "publish the artifact again",
                 code="spec_mismatch",
             )

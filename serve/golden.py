@@ -1,11 +1,14 @@
 """Golden samples: real images in the artifact, with the pixels and probabilities PyTorch gave for them.
 
 A device that answers them within tolerance decodes, preprocesses and computes as the machine that proved the model. The
-file's pixels and its probabilities are compared apart, so a failure says which half differs.
+file's pixels and its probabilities are compared apart, so a failure says which half differs. The model also answers the
+stored pixels, and there its logits are compared: a confident model's probabilities are 0 and 1 to the last bit and hide what
+becomes of its weights.
 
 `golden/golden.json`:
     {"tolerance": 0.001, "pixel_tolerance": 2.0,
-     "samples": [{"file": "golden/0.jpg", "pixels": "golden/0.png", "label": "ants", "probabilities": [0.98, ...]}, ...]}
+     "samples": [{"file": "golden/0.jpg", "pixels": "golden/0.pixels.png", "label": "ants",
+                  "probabilities": [0.98, ...], "logits": [7.1, ...]}, ...]}
 """
 
 import io
@@ -32,27 +35,30 @@ class Proof:
     samples: int
     max_difference: float
     """Largest difference of a probability, from the file's bytes on."""
+    max_logit_difference: float
+    """Largest difference of a logit, from the stored pixels on, as a share of the sample's largest."""
     max_pixel_difference: float
     """Largest mean difference of an image's pixels, in levels of 0 to 255."""
     tolerance: float
+    """Of probabilities and logits."""
     pixel_tolerance: float
 
 
-def prove(artifact: Artifact, probabilities: Callable[[np.ndarray], np.ndarray]) -> Proof:
+def prove(artifact: Artifact, answer: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Proof:
     """Have this machine answer an artifact's golden samples.
 
     Args:
         artifact: checked by `open_artifact`.
-        probabilities: uint8 (N, H, W, 3) to float32 (N, K): the model as this machine runs it.
+        answer: uint8 (N, H, W, 3) to probabilities and logits, float32 (N, K): the model as this machine runs it.
 
     Returns:
         What was measured; every sample is within tolerance.
 
     Raises:
-        GoldenError: a sample's pixels, probabilities or best class differ.
+        GoldenError: a sample's pixels, probabilities, logits or best class differ.
     """
     golden = _read(artifact)
-    largest = largest_pixels = 0.0
+    largest = largest_logits = largest_pixels = 0.0
     for sample in golden["samples"]:
         expected_HW3 = _read_pixels(artifact, sample["pixels"])
         pixels_HW3 = _preprocess(artifact, sample["file"])
@@ -63,7 +69,7 @@ def prove(artifact: Artifact, probabilities: Callable[[np.ndarray], np.ndarray])
                 f"255, tolerated {golden['pixel_tolerance']}); look at its image decoder"
             )
         expected_K = sample["probabilities"]
-        [observed_K] = probabilities(pixels_HW3[None])
+        [observed_K], _ = answer(pixels_HW3[None])
         if observed_K.shape != expected_K.shape:
             raise GoldenError(f"{sample['file']}: the model gives {observed_K.size} classes, the sample has {expected_K.size}")
         label = artifact.manifest.labels[int(expected_K.argmax())]
@@ -77,8 +83,18 @@ def prove(artifact: Artifact, probabilities: Callable[[np.ndarray], np.ndarray])
                 f"{sample['file']}: a probability differs by {difference:.2g}, tolerated {golden['tolerance']:.2g}, although "
                 "the pixels agree; the model or the runtime computes something else here"
             )
+        _, [logits_K] = answer(expected_HW3[None])
+        logit_difference = float(np.abs(logits_K - sample["logits"]).max() / max(1.0, np.abs(sample["logits"]).max()))
+        if not logit_difference <= golden["tolerance"]:
+            raise GoldenError(
+                f"{sample['file']}: on the stored pixels a logit differs by {logit_difference:.2g} of the largest, tolerated "
+                f"{golden['tolerance']:.2g}; the model or the runtime computes something else here"
+            )
         largest, largest_pixels = max(largest, difference), max(largest_pixels, pixel_difference)
-    return Proof(len(golden["samples"]), largest, largest_pixels, golden["tolerance"], golden["pixel_tolerance"])
+        largest_logits = max(largest_logits, logit_difference)
+    return Proof(
+        len(golden["samples"]), largest, largest_logits, largest_pixels, golden["tolerance"], golden["pixel_tolerance"]
+    )
 
 
 def _read(artifact: Artifact) -> dict[str, Any]:
@@ -91,11 +107,14 @@ def _read(artifact: Artifact) -> dict[str, Any]:
             if not 0 <= golden[name] < math.inf:
                 raise ValueError(f"{name} must be a number of at least 0, got {golden[name]}")
         for sample in golden["samples"]:
-            if not sample.keys() >= {"file", "pixels", "label", "probabilities"}:
-                raise ValueError("a sample must have file, pixels, label and probabilities")
-            sample["probabilities"] = np.asarray(sample["probabilities"], dtype=np.float32)
-            if not np.isfinite(sample["probabilities"]).all():
-                raise ValueError("a probability is not finite")
+            if not sample.keys() >= {"file", "pixels", "label", "probabilities", "logits"}:
+                raise ValueError("a sample must have file, pixels, label, probabilities and logits")
+            for name in ("probabilities", "logits"):
+                sample[name] = np.asarray(sample[name], dtype=np.float32)
+                if not np.isfinite(sample[name]).all():
+                    raise ValueError(f"one of the {name} is not finite")
+            if sample["logits"].shape != sample["probabilities"].shape:
+                raise ValueError("a sample must have as many logits as probabilities")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GoldenError(f"{FILE_NAME} cannot be read: {error}; publish the artifact again") from error
     return dict(golden)

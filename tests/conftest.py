@@ -97,11 +97,12 @@ def artifact_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index, label in enumerate(LABELS):
         data = photo(COLOURS[label], orientation=6)
         pixels = preprocess(data, SPEC)
-        [probabilities] = session.run(["probabilities"], {"image": pixels[None]})
+        [probabilities], [logits] = session.run(["probabilities", "logits"], {"image": pixels[None]})
         names = {"file": f"golden/{index}.jpg", "pixels": f"golden/{index}.png"}
         (folder / names["file"]).write_bytes(data)
         Image.fromarray(pixels).save(folder / names["pixels"])
-        samples.append({**names, "label": label, "probabilities": probabilities[0].tolist()})
+        answers = {"probabilities": probabilities.tolist(), "logits": logits.tolist()}
+        samples.append({**names, "label": label, **answers})
     golden = {"tolerance": 0.001, "pixel_tolerance": 2.0, "samples": samples}
     (folder / "golden" / "golden.json").write_text(json.dumps(golden))
     (folder / "model.onnx").write_bytes(model)

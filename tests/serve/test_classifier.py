@@ -1,5 +1,6 @@
 """Predictions of an artifact."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -137,3 +138,19 @@ def test_a_model_that_gives_no_number_is_refused(make_artifact: Callable[..., Pa
 def test_an_artifact_may_be_moved(artifact_template: Path, tmp_path: Path, photos: list[bytes]) -> None:
     shutil.copytree(artifact_template, tmp_path / "on a card")
     assert Classifier.open(str(tmp_path / "on a card")).predict(photos[:1])[0][0].label == "red"
+
+
+def test_labels_swapped_that_no_golden_sample_shows_are_refused(make_artifact: Callable[..., Path], seal: Seal) -> None:
+    def write_the_labels(model: onnx.ModelProto) -> None:
+        model.metadata_props.add(key="edgeline.labels", value="red\ngreen\nblue\ndark")
+
+    folder = edit_model(make_artifact(), seal, write_the_labels)
+    assert Classifier.open(folder).proof is not None
+    golden = json.loads((folder / "golden" / "golden.json").read_text())
+    golden["samples"] = golden["samples"][:2]
+    (folder / "golden" / "golden.json").write_text(json.dumps(golden))
+    (folder / "labels.txt").write_text("red\ngreen\ndark\nblue\n")
+    seal(folder, labels=["red", "green", "dark", "blue"])
+    with pytest.raises(ArtifactError, match="was exported for other labels, or for another order") as refusal:
+        Classifier.open(folder)
+    assert refusal.value.code == "spec_mismatch"

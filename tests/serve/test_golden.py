@@ -97,6 +97,35 @@ def test_a_nudged_weight_is_refused(folder: Path, seal: Seal) -> None:
         Classifier.open(folder)
 
 
+def test_a_weight_that_only_the_logits_show_is_refused(folder: Path, seal: Seal) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    # Scaled and shifted until every probability is 0 or 1, the model answers alike whatever becomes of one weight.
+    model = onnx.load(folder / "model.onnx")
+    held = {value.name: value for value in model.graph.initializer}
+    for name in ("weights", "bias"):
+        held[name].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(held[name]) * np.float32(1000), name))
+    onnx.save(model, folder / "model.onnx")
+    seal(folder)
+    classifier = Classifier.open(folder, prove=False)
+
+    def answer_again(data: dict[str, Any]) -> None:
+        for sample in data["samples"]:
+            pixels = np.array(Image.open(folder / sample["pixels"]))[None]
+            [probabilities], [logits] = classifier.answer(pixels)
+            assert set(probabilities.tolist()) == {0.0, 1.0}
+            sample.update(probabilities=probabilities.tolist(), logits=logits.tolist())
+
+    change_golden(folder, seal, answer_again)
+    assert Classifier.open(folder).proof is not None
+    held["bias"].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(held["bias"]) + np.float32([20, 0, 0, 0]), "bias"))
+    onnx.save(model, folder / "model.onnx")
+    seal(folder)
+    with pytest.raises(GoldenError, match=r"golden/0.jpg: on the stored pixels a logit differs by .* of the largest"):
+        Classifier.open(folder)
+
+
 def test_a_difference_within_tolerance_is_measured(folder: Path, seal: Seal) -> None:
     def change(data: dict[str, Any]) -> None:
         data["samples"][1]["probabilities"][2] += 0.0005
@@ -108,7 +137,11 @@ def test_a_difference_within_tolerance_is_measured(folder: Path, seal: Seal) -> 
 
 
 def test_samples_of_another_number_of_classes_are_refused(folder: Path, seal: Seal) -> None:
-    change_golden(folder, seal, lambda data: data["samples"][0]["probabilities"].append(0.0))
+    def change(data: dict[str, Any]) -> None:
+        for name in ("probabilities", "logits"):
+            data["samples"][0][name].append(0.0)
+
+    change_golden(folder, seal, change)
     with pytest.raises(GoldenError, match="the model gives 4 classes, the sample has 5"):
         Classifier.open(folder)
 
@@ -145,8 +178,14 @@ UNREADABLE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "probabilities that are text": (lambda d: d["samples"][0].update(probabilities=["high"]), "cannot be read"),
     "a probability that is no number": (
         lambda d: d["samples"][0].update(probabilities=[float("nan"), 0, 0, 0]),
-        "a probability is not finite",
+        "one of the probabilities is not finite",
     ),
+    "a logit without end": (
+        lambda d: d["samples"][0].update(logits=[float("inf"), 0, 0, 0]),
+        "one of the logits is not finite",
+    ),
+    "fewer logits than probabilities": (lambda d: d["samples"][0]["logits"].pop(), "as many logits as probabilities"),
+    "a sample without logits": (lambda d: d["samples"][0].pop("logits"), "must have file, pixels, label, probabilities and"),
     "ragged probabilities": (lambda d: d["samples"][0].update(probabilities=[[1], [2, 3]]), "cannot be read"),
 }
 
