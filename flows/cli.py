@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import typer
 
 from flows import commands as line
+from flows import deployments
 from serve import commands as device
 from serve.errors import EdgelineError, MissingExtraError
 
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 line.register(app)
+deployments.register(app)
 device.register(app)
 
 

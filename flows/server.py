@@ -60,9 +60,10 @@ def configured_url() -> str | None:
     opt_out()
     try:
         from prefect.settings import PREFECT_API_URL
+
+        url: str | None = PREFECT_API_URL.value()
     except ValueError as error:  # pydantic's for a setting, and Prefect's for a file
-        raise ConfigError(f"Prefect cannot read its settings: {error}") from error
-    url: str | None = PREFECT_API_URL.value()
+        raise ConfigError(f"Prefect cannot read its settings: {' '.join(str(error).split())}") from error
     return url or None
 
 
