@@ -124,8 +124,9 @@ def check(
     for proof in report["variants"]:
         print(
             f"  {proof['variant']}  takes and gives what the manifest names; {proof['samples']} golden samples: probabilities "
-            f"differ by at most {proof['max_difference']:.2g} (tolerated {proof['tolerance']:.2g}), pixels by "
-            f"{proof['max_pixel_difference']:.2g} levels of 255 (tolerated {proof['pixel_tolerance']:.2g})"
+            f"differ by at most {proof['max_difference']:.2g}, logits by {proof['max_logit_difference']:.2g} of the largest "
+            f"(tolerated {proof['tolerance']:.2g}), pixels by {proof['max_pixel_difference']:.2g} levels of 255 (tolerated "
+            f"{proof['pixel_tolerance']:.2g})"
         )
 
 
