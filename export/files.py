@@ -1,4 +1,6 @@
-"""Names of the files that the steps of this layer hand on; free of torch, so that a reused step is recognised at once."""
+"""Names of steps and files that this layer's steps hand on; free of torch, so that a reused step is recognised at once."""
 
 MODEL = "model.onnx"
 VERIFICATION = "verification.json"
+VERIFIED = ("prepare", "train", "evaluate", "export")
+"""The steps whose results the verification is of."""

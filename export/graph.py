@@ -1,8 +1,10 @@
 """The static half of the gate: what an ONNX file must be before anything runs it.
 
 Nothing that could reach outside the file, hang, or surprise a device: one file, no functions, no control flow, standard
-operators only, the inputs and outputs of the contract, numbers that are finite.
+operators only, no newer format than the oldest runtime reads, the inputs and outputs of the contract, finite numbers.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -11,7 +13,9 @@ from onnx import TensorProto, numpy_helper
 from serve.errors import ExportError
 from serve.preprocess import PreprocessSpec
 
-CONTROL_FLOW = {"If", "Loop", "Scan", "SequenceMap"}
+IR_VERSION = 8
+"""What ONNX Runtime 1.14 reads; nothing in these graphs needs a newer one."""
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
 def check_graph(data: bytes, spec: PreprocessSpec, *, classes: int, opset: int | None = None) -> onnx.ModelProto:
@@ -48,18 +52,20 @@ def _structure(model: onnx.ModelProto, opset: int | None) -> list[str]:
     problems = []
     if model.functions:
         problems.append("it defines functions of its own")
-    operators = {node.op_type for node in model.graph.node}
-    if found := operators & CONTROL_FLOW:
+    if model.training_info:
+        problems.append("it carries graphs for training")
+    # Control flow is what holds a graph of its own: If, Loop, Scan, SequenceMap, and whatever comes after them.
+    if found := {node.op_type for node in model.graph.node if any(a.HasField("g") or a.graphs for a in node.attribute)}:
         problems.append(f"it has control flow ({', '.join(sorted(found))})")
     if found := {node.domain for node in model.graph.node} - {"", "ai.onnx"}:
         problems.append(f"it uses operators outside the standard ({', '.join(sorted(found))})")
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     if opset is not None and (not versions or max(versions) > opset):
         problems.append(f"it uses operator set {versions}, at most {opset} is allowed")
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        problems.append("its weights lie in another file")
-    if any(tensor.external_data for node in model.graph.node for a in node.attribute for tensor in (a.t, *a.tensors)):
-        problems.append("a constant lies in another file")
+    if model.ir_version > IR_VERSION:
+        problems.append(f"its IR version is {model.ir_version}, at most {IR_VERSION} is allowed")
+    if elsewhere := [name for name, tensor in _tensors(model) if tensor.external_data or _is_external(tensor)]:
+        problems.append(f"weights lie in another file: {', '.join(elsewhere[:5])}")
     return problems
 
 
@@ -91,11 +97,34 @@ def _interface(model: onnx.ModelProto, spec: PreprocessSpec, classes: int) -> li
 
 
 def _numbers(model: onnx.ModelProto) -> list[str]:
-    broken = [
-        tensor.name
-        for tensor in model.graph.initializer
-        if tensor.data_location != TensorProto.EXTERNAL
-        and tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
-        and not np.isfinite(numpy_helper.to_array(tensor)).all()
+    broken, unreadable = [], []
+    for name, tensor in _tensors(model):
+        if _is_external(tensor) or tensor.data_type not in FLOATS:
+            continue
+        try:
+            finite = np.isfinite(numpy_helper.to_array(tensor)).all()
+        except (ValueError, TypeError):  # fewer or more bytes than its shape asks for
+            unreadable.append(name)
+        else:
+            broken += [] if finite else [name]
+    broken += [node.name for node in model.graph.node for a in node.attribute if not np.isfinite([a.f, *a.floats]).all()]
+    return [
+        f"{what}: {', '.join(found[:5])}"
+        for what, found in (("weights that are not finite", broken), ("weights of another size than their shape", unreadable))
+        if found
     ]
-    return [f"weights that are not finite: {', '.join(broken[:5])}"] if broken else []
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
+    """Every tensor that the file holds, with a name to find it by."""
+    yield from ((tensor.name, tensor) for tensor in model.graph.initializer)
+    for sparse in model.graph.sparse_initializer:
+        yield from ((sparse.values.name, tensor) for tensor in (sparse.values, sparse.indices))
+    for node in model.graph.node:
+        for a in node.attribute:
+            sparse_tensors = (part for s in (a.sparse_tensor, *a.sparse_tensors) for part in (s.values, s.indices))
+            yield from ((node.name, tensor) for tensor in (a.t, *a.tensors, *sparse_tensors))
+
+
+def _is_external(tensor: TensorProto) -> bool:
+    return bool(tensor.data_location == TensorProto.EXTERNAL)

@@ -1,30 +1,17 @@
-"""Publish a verified run: stage beside, prove, flush, rename.
+"""Publish a verified run: nothing that was not verified, as it now lies there, gets into the store."""
 
-`<store>/<name>/<version>/` appears by one rename and never changes. Whatever is killed before that leaves a hidden
-`.staging-*` folder that no reader looks at and the next publisher removes; whatever is killed after it leaves the new
-version whole. Publishing the same content again gives the version that has it.
-"""
-
-import errno
-import fcntl
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from export import files
+from export.store import publish_folder
 from pipeline.run import Run, StepResult
-from pipeline.steps import digest_of, file_digest, result_digest, sync_folder, sync_tree
-from serve.artifact import versions
-from serve.classifier import Classifier
-from serve.errors import EdgelineError, StoreError, VerificationError
-from serve.manifest import FILE_NAME, Manifest
+from pipeline.steps import digest_of, file_digest, is_current, read_receipt, result_digest, step_key
+from serve.errors import VerificationError
 
-STAGING = ".staging-"
+MODULES = ("export.bundle", "export.golden", "export.report", "pipeline.evaluate", "serve.golden", "serve.manifest")
+"""The code that an artifact's files are written by, beside that of the steps."""
 
 
 def publish(run: Run) -> StepResult:
@@ -34,103 +21,66 @@ def publish(run: Run) -> StepResult:
         The published folder.
 
     Raises:
-        VerificationError: the run has not passed verification.
+        VerificationError: the run has not passed verification, or changed since.
         ArtifactError: the staged artifact does not prove itself on this machine.
         StoreError: the store cannot be written.
     """
     verification = read_verification(run)
     content = content_digest(run)
-    folder = run.config.store / run.config.artifact_name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _only_publisher(folder):
-            _remove_leftovers(folder)
-            if (found := find_content(folder, content)) is not None:
-                return StepResult("publish", found, reused=True, seconds=0.0)
-            return StepResult("publish", _publish(run, folder, verification, content), reused=False, seconds=0.0)
-    except OSError as error:
-        raise StoreError(f"{folder} cannot be written: {error.strerror or error}; nothing was published") from error
+
+    def write(folder: Path, version: int) -> None:
+        from export.bundle import write_bundle  # brings torch, which finding a published version does not need
+
+        write_bundle(run, folder, verification, version=version, content=content)
+
+    target, reused = publish_folder(run.config.store / run.config.artifact_name, content, write)
+    return StepResult("publish", target, reused=reused, seconds=0.0)
 
 
 def content_digest(run: Run) -> str:
     """Digest of all that a run's artifact is made from."""
     steps = {name: result_digest(run.step(name)) for name in ("train", "evaluate", "export", "verify")}
-    return digest_of({"steps": steps, "publish": run.config.publish.model_dump(), "name": run.config.artifact_name})
-
-
-def find_content(folder: Path, content: str) -> Path | None:
-    """The newest version under a name's folder, if it is this content."""
-    for version in versions(folder)[-1:]:
-        try:
-            manifest = Manifest.from_json((folder / str(version) / FILE_NAME).read_bytes())
-        except (OSError, EdgelineError):
-            return None
-        if manifest.provenance.get("content_sha256") == content:
-            return folder / str(version)
-    return None
+    settings = {"publish": run.config.publish.model_dump(), "name": run.config.artifact_name}
+    return digest_of({"steps": steps, "code": step_key(settings, MODULES)})
 
 
 def read_verification(run: Run) -> dict[str, Any]:
-    """Read a run's verification, which must have passed on the very model file that the export step holds.
+    """Read a run's verification, which must have passed on the very results that its steps hold.
 
     Raises:
         VerificationError: it did not, or there is none.
     """
     try:
         verification: dict[str, Any] = json.loads((run.step("verify") / files.VERIFICATION).read_text(encoding="utf-8"))
-        passed, verified = verification["passed"], verification["model_sha256"]
-    except (OSError, ValueError, KeyError) as error:
+        passed, model, inputs = verification["passed"], verification["model_sha256"], verification["inputs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise VerificationError(
             f"{run.step('verify')} holds no verification; run `edgeline verify` first", code="not_verified"
         ) from error
-    if passed is not True or verified != file_digest(run.step("export") / files.MODEL):
+    if passed is not True or model != _digest(run.step("export") / files.MODEL):
         raise VerificationError(
             f"{run.step('export') / files.MODEL} is not the file that passed verification; verify it again", code="not_verified"
+        )
+    if changed := [name for name in (*files.VERIFIED, "verify") if not _is_whole(run.step(name))]:
+        raise VerificationError(
+            f"{run.folder}: the result of {', '.join(changed)} has changed since it was made; run the step again",
+            code="not_verified",
+        )
+    if other := [name for name in files.VERIFIED if inputs.get(name) != result_digest(run.step(name))]:
+        raise VerificationError(
+            f"{run.folder}: {', '.join(other)} is not what was verified; run `edgeline verify` again", code="not_verified"
         )
     return verification
 
 
-def _publish(run: Run, folder: Path, verification: dict[str, Any], content: str) -> Path:
-    from export.bundle import write_bundle  # brings torch, which finding a published version does not need
-
-    staging = folder / f"{STAGING}{os.getpid()}-{secrets.token_hex(4)}"
-    staging.mkdir()
+def _digest(path: Path) -> str | None:
     try:
-        version = max(versions(folder), default=0) + 1
-        write_bundle(run, staging, verification, version=version, content=content)
-        Classifier.open(staging)  # what cannot prove itself here is not published
-        for path in staging.rglob("*"):
-            if path.is_file():
-                path.chmod(0o444)
-        sync_tree(staging)
-        target = folder / str(version)
-        _rename(staging, target)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    sync_folder(folder)
-    sync_folder(folder.parent)
-    return target
+        return file_digest(path)
+    except OSError:
+        return None
 
 
-def _rename(staging: Path, target: Path) -> None:
-    try:
-        os.rename(staging, target)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        raise StoreError(f"{target} was published by somebody who holds no lock on this store; publish again") from error
-
-
-@contextmanager
-def _only_publisher(folder: Path) -> Iterator[None]:
-    """Publishers of one name wait for each other; the lock dies with its process."""
-    with (folder / ".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed publishers staged; with the lock held, none of it can be a living one's."""
-    for path in folder.glob(f"{STAGING}*"):
-        shutil.rmtree(path, ignore_errors=True)
+def _is_whole(folder: Path) -> bool:
+    """Whether a step's files are still what its receipt says."""
+    receipt = read_receipt(folder)
+    return receipt is not None and is_current(folder, receipt["key"])

@@ -16,17 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from export import files
-from export.graph import check_graph
+from export.graph import IR_VERSION, check_graph
 from pipeline.backbones import Network
-from pipeline.checkpoint import load_checkpoint
+from pipeline.checkpoint import TENSORS, Checkpoint, load_checkpoint
 from pipeline.evaluate import read_evaluation
 from pipeline.run import Run
 from pipeline.steps import file_digest
 from serve.errors import ExportError
 from serve.preprocess import PreprocessSpec
-
-IR_VERSION = 8
-"""What ONNX Runtime 1.14 reads; nothing in these graphs needs a newer one."""
 
 
 class Deployed(nn.Module):
@@ -49,21 +46,25 @@ def build_export(run: Run, folder: Path) -> None:
     """Export a run's checkpoint, with the temperature its evaluation found, into the step's folder."""
     network, checkpoint = load_checkpoint(run.step("train"))
     temperature = read_evaluation(run.step("evaluate")).calibration.temperature
-    metadata = {
-        "edgeline.labels": "\n".join(checkpoint.labels),
-        "edgeline.model": checkpoint.model,
-        "edgeline.preprocess_sha256": checkpoint.preprocess.digest(),
-        "edgeline.checkpoint_sha256": file_digest(run.step("train") / "checkpoint.safetensors"),
-        "edgeline.temperature": repr(temperature),
-    }
     export(
         Deployed(network, temperature),
         checkpoint.preprocess,
         folder / files.MODEL,
         classes=len(checkpoint.labels),
         opset=run.config.export.opset,
-        metadata=metadata,
+        metadata=metadata_of(run, checkpoint, temperature),
     )
+
+
+def metadata_of(run: Run, checkpoint: Checkpoint, temperature: float) -> dict[str, str]:
+    """What an exported file says of where it comes from; the gate compares it with the run."""
+    return {
+        "edgeline.labels": "\n".join(checkpoint.labels),
+        "edgeline.model": checkpoint.model,
+        "edgeline.preprocess_sha256": checkpoint.preprocess.digest(),
+        "edgeline.checkpoint_sha256": file_digest(run.step("train") / TENSORS),
+        "edgeline.temperature": repr(temperature),
+    }
 
 
 def export(deployed: Deployed, spec: PreprocessSpec, path: Path, *, classes: int, opset: int, metadata: dict[str, str]) -> None:

@@ -87,6 +87,7 @@ def verify_key(run: Run) -> str:
     settings = {"inputs": _results(run, "prepare", "train", "evaluate", "export"), "verify": run.config.verify.model_dump()}
     modules = (
         "export.verify",
+        "export.comparison",
         "export.graph",
         "export.to_onnx",
         "pipeline.hard_set",
@@ -118,7 +119,8 @@ def publish(run: Run) -> StepResult:
 
 def is_up_to_date(config: LineConfig) -> bool:
     """Whether every step's result, the published artifact too, is there already for this configuration and data."""
-    from export.publish import content_digest, find_content
+    from export.publish import content_digest
+    from export.store import find_content
 
     run, key = find_run(config)
     keys = {"prepare": lambda _: key, "train": train_key, "evaluate": evaluate_key, "export": export_key, "verify": verify_key}

@@ -114,7 +114,11 @@ class VerifyConfig(Step):
     )
     odd_batch: int = Field(7, ge=2, description="An odd batch size to run at, beside 1 and the largest.")
     max_batch: int = Field(32, ge=1, le=256, description="The largest batch the artifact is proven for.")
-    max_difference: float = Field(1e-4, gt=0, description="Largest difference of any probability from PyTorch's.")
+    max_difference: float = Field(
+        1e-4,
+        gt=0,
+        description="Largest difference of any probability from PyTorch's, and of any logit as a share of the largest logit.",
+    )
     margin: float = Field(1e-3, ge=0, description="A best class may differ only where the best two are closer than this.")
 
 
@@ -124,7 +128,12 @@ class PublishConfig(Step):
     golden: int = Field(
         8, ge=2, le=64, description="Held-out images that travel in the artifact as golden samples. They are published with it."
     )
-    golden_tolerance: float = Field(1e-3, gt=0, description="Largest difference of a golden probability on any device.")
+    golden_tolerance: float = Field(
+        1e-3,
+        gt=0,
+        description="Largest difference of a golden probability on any device, and of a golden logit as a share of the "
+        "sample's largest.",
+    )
     golden_pixel_tolerance: float = Field(
         2.0, gt=0, description="Largest mean difference of a golden image's pixels on any device, of 255."
     )
