@@ -1,10 +1,9 @@
 """An embedded Prefect server: started where none is configured, and never outliving the process that started it.
 
-    with EmbeddedServer(Path("artifacts/prefect")) as server:
+    with EmbeddedServer(Path("artifacts/prefect")) as server, server.settings():
         import ...                      # it starts meanwhile
         server.wait()
-        with server.settings():
-            flow()
+        flow()
 
 It has a database and settings of its own, and neither reads nor touches those of the user. It listens on 127.0.0.1 only,
 takes requests only with a password made for this one start, serves no UI, runs no schedules and sends nothing anywhere.

@@ -41,12 +41,11 @@ def run_with_prefect(config: LineConfig) -> tuple[Run, list[StepResult]]:
         check_server(url)
         return _run(config, url)
     opt_out()
-    with EmbeddedServer(Path(config.artifacts) / "prefect") as server:
+    with EmbeddedServer(Path(config.artifacts) / "prefect") as server, server.settings():
         import_module("flows.line_flow")
         import_module("pipeline.backbones")  # PyTorch: nearly every run needs it, and the server is not up yet
         server.wait()
-        with server.settings():
-            return _run(config, server.url)
+        return _run(config, server.url)
 
 
 def configured_url() -> str | None:
