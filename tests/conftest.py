@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,9 @@ SPEC = PreprocessSpec(height=12, width=16)
 LABELS = ("red", "green", "blue", "dark")
 COLOURS = {"red": (200, 40, 30), "green": (30, 190, 50), "blue": (40, 30, 210), "dark": (15, 12, 10)}
 ROLES = {"labels.txt": "labels", "model.onnx": "model", "evaluation.json": "evaluation", "card.md": "card"}
+
+# As the command line does, before anything loads PyTorch; subprocesses inherit it.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 # A shared machine may stall any example, and a run leaves no folder behind.
 hypothesis.settings.register_profile("edgeline", deadline=None, database=None)
