@@ -8,6 +8,7 @@ exit code 1 here, a command line that makes no sense exit code 2, and an interru
 import os
 import sys
 from importlib.util import find_spec
+from typing import Annotated
 
 import typer
 
@@ -29,12 +30,30 @@ EXTRAS = {
 
 app = typer.Typer(
     name="edgeline",
-    help="From a folder of photos to an image classifier that carries its own proof to small machines.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(version("edgeline"))
+        raise typer.Exit
+
+
+@app.callback()
+def edgeline(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """From a folder of photos to an image classifier that carries its own proof to small machines."""
+
+
 line.register(app)
 deployments.register(app)
 device.register(app)

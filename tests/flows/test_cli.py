@@ -1,0 +1,109 @@
+"""The command line as its users meet it: one line for what went wrong, exit codes, and no tracebacks."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from flows import cli
+
+Edgeline = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(name="edgeline")
+def _edgeline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Edgeline:
+    """Run a command line in a folder of its own; gives (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["edgeline", *arguments])
+        try:
+            cli.main()
+            code: object = 0
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        assert isinstance(code, int)
+        return code, out, err
+
+    return run
+
+
+def folder(tmp_path: Path, **classes: int) -> str:
+    """A folder of class folders with that many different images each."""
+    for label, count in classes.items():
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for index in range(count):
+            colour = (hash(label) % 200, 5 * index, 80)
+            Image.new("RGB", (20, 16), colour).save(tmp_path / "photos" / label / f"{index}.png")
+    return str(tmp_path / "photos")
+
+
+REFUSED = {
+    "no such data": (["run", "--data", "nowhere"], "nowhere"),
+    "an unknown setting": (["run", "--set", "train.epoch=5"], "did you mean epochs"),
+    "two settings out of range": (["run", "--set", "train.epochs=-1", "--set", "verify.images=0"], "verify.images"),
+    "an override without a value": (["run", "--set", "train.epochs"], "train.epochs=5"),
+    "a config that is not there": (["run", "--config", "edgeline.toml"], "edgeline.toml"),
+    "a name that is no name": (["run", "--name", "My Birds"], "lower-case"),
+    "a run that is no run": (["train", "somewhere"], "edgeline prepare"),
+    "an artifact that is not there": (["check", "artifacts/store/birds"], "no artifact"),
+    "an artifact that is not there, to predict": (["predict", "artifacts/store/birds", "x.jpg"], "no artifact"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "says"), REFUSED.values(), ids=REFUSED)
+def test_a_mistake_gets_one_line_that_says_what_to_do(edgeline: Edgeline, arguments: list[str], says: str) -> None:
+    code, out, err = edgeline(*arguments, *(["--no-prefect"] if arguments[0] == "run" else []))
+    assert (code, out) == (1, "")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_one_class_only_is_refused_before_any_training(edgeline: Edgeline, tmp_path: Path) -> None:
+    code, _, err = edgeline("run", "--no-prefect", "--data", folder(tmp_path, ants=5))
+    assert code == 1
+    assert "[need_two_classes]" in err
+
+
+def test_an_unknown_model_is_refused_with_the_ones_there_are(edgeline: Edgeline, tmp_path: Path) -> None:
+    code, _, err = edgeline("run", "--no-prefect", "--model", "resnet51", "--data", folder(tmp_path, ants=8, bees=8))
+    assert code == 1
+    assert "efficientnet_lite0" in err
+
+
+def test_a_command_line_that_makes_no_sense_exits_with_two(edgeline: Edgeline) -> None:
+    assert edgeline("run", "--nonsense")[0] == 2
+
+
+def test_a_step_before_its_time_says_which_step_comes_first(edgeline: Edgeline, tmp_path: Path) -> None:
+    code, out, err = edgeline("prepare", "--data", folder(tmp_path, ants=8, bees=8), "--json")
+    assert code == 0, err
+    run = json.loads(out)["run"]
+    code, _, err = edgeline("verify", run)
+    assert code == 1
+    assert "edgeline train" in err
+
+
+def test_prepare_reports_what_it_found_as_json(edgeline: Edgeline, tmp_path: Path) -> None:
+    data = folder(tmp_path, ants=8, bees=8)
+    Path(data, "bees", "broken.jpg").write_bytes(b"")
+    code, out, _ = edgeline("prepare", "--data", data, "--json")
+    report = json.loads(out)["report"]
+    assert code == 0
+    assert (report["kept"], report["rejected"]) == (16, 1)
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(
+    edgeline: Edgeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)  # as where the package is not installed
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("pydantic", "pipeline")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    code, _, err = edgeline("prepare", "--data", str(tmp_path))
+    assert code == 1
+    assert "pip install 'edgeline[train]'" in err
