@@ -52,10 +52,8 @@ def edgeline(config: LineConfig) -> tuple[Run, list[StepResult]]:
 
 
 def errors_in_one_line(record: logging.LogRecord) -> bool:
-    """A log filter: an error that a person can act on says so itself, and needs no traceback."""
-    error = record.exc_info[1] if record.exc_info else None
-    if isinstance(error, EdgelineError):
-        record.msg, record.args = "%s [%s]", (" ".join(str(error).split()), error.code)
+    """A log filter: an error that a person can act on says all in its message, and loses its traceback here."""
+    if record.exc_info and isinstance(record.exc_info[1], EdgelineError):
         record.exc_info = record.exc_text = None
     return True
 

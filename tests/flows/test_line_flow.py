@@ -115,7 +115,7 @@ def test_an_error_comes_back_as_it_was_and_is_one_line_in_the_log(
     said = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert said
     assert not any(record.exc_info or "\n" in record.getMessage() for record in said)
-    assert f"{error.value} [{code}]" in said[0].getMessage()
+    assert all(str(error.value) in record.getMessage() for record in said)
 
 
 def test_a_bug_keeps_its_traceback() -> None:
