@@ -175,7 +175,7 @@ def verify(folder: RunFolder, as_json: Json = False) -> None:
         raise
     report = json.loads((result.folder / "verification.json").read_text(encoding="utf-8"))
     lines = [
-        f"passed: {sum(report['images'].values())} images at batches {', '.join(str(c['batch']) for c in report['comparisons'])}",
+        f"passed: {sum(report['images'].values())} images, batches {', '.join(str(c['batch']) for c in report['comparisons'])}",
         f"max difference {report['max_difference']:.2g} (bar {report['bars']['max_difference']:g})",
         f"same best class {report['top1_agreement']:.2%}",
     ]
@@ -221,7 +221,7 @@ def _run_line(settings: "LineConfig", prefect: bool) -> "tuple[Run, list[StepRes
     # With nothing to do, an embedded server would take longer to start than the whole line, and be gone at once.
     if configured_url() is None and is_up_to_date(settings):
         return run_line(settings)
-    from flows.flow import run_with_prefect
+    from flows.server import run_with_prefect
 
     return run_with_prefect(settings)
 
