@@ -41,6 +41,7 @@ def augment(pixels_NHW3: Tensor, samples: Sequence[Sample], *, kind: str, view: 
     views = []
     with torch.random.fork_rng(devices=[]):
         for image_HW3, sample in zip(pixels_NHW3, samples, strict=True):
-            torch.manual_seed(int(sample.sha256[:12], 16) + view)
+            # Not torch.manual_seed: that seeds the GPUs too, and the network's dropout there with them.
+            torch.default_generator.manual_seed(int(sample.sha256[:12], 16) + view)
             views.append(transform(image_HW3.permute(2, 0, 1)).permute(1, 2, 0))
     return torch.stack(views)

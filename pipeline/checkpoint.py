@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.backbones import Network, build
 from pipeline.steps import write_json
-from serve.errors import TrainingError
+from serve.errors import ManifestError, TrainingError
 from serve.preprocess import PreprocessSpec
 
 TENSORS = "checkpoint.safetensors"
@@ -64,7 +64,7 @@ def read_settings(folder: Path) -> Checkpoint:
         for name in ("labels", "history"):
             settings[name] = tuple(settings[name])
         checkpoint = Checkpoint(**settings | {"preprocess": spec})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ManifestError) as error:
         raise TrainingError(f"{folder} holds no checkpoint ({error}); train again", code="checkpoint_mismatch") from error
     if spec.digest() != expected:
         raise TrainingError(

@@ -58,8 +58,12 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @contextmanager
-def memory_errors(batch_size: int) -> Iterator[None]:
+def memory_errors(batch_size: int, remedy: str = "") -> Iterator[None]:
     """Turn running out of memory into an error that names the remedy.
+
+    Args:
+        batch_size: images that were to fit.
+        remedy: what to do; by default, lower `train.batch_size`.
 
     Raises:
         TrainingError: a batch did not fit.
@@ -67,15 +71,13 @@ def memory_errors(batch_size: int) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _too_large(batch_size) from error
+        raise _too_large(batch_size, remedy) from error
     except RuntimeError as error:
         if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
             raise
-        raise _too_large(batch_size) from error
+        raise _too_large(batch_size, remedy) from error
 
 
-def _too_large(batch_size: int) -> TrainingError:
-    return TrainingError(
-        f"a batch of {batch_size} images does not fit into memory; lower train.batch_size, to {max(2, batch_size // 2)} say",
-        code="out_of_memory",
-    )
+def _too_large(batch_size: int, remedy: str) -> TrainingError:
+    remedy = remedy or f"lower train.batch_size, to {max(2, batch_size // 2)} say"
+    return TrainingError(f"a batch of {batch_size} images does not fit into memory; {remedy}", code="out_of_memory")

@@ -1,8 +1,8 @@
 """A frozen backbone's features of every image, computed once and kept by content.
 
-An image's features depend on its bytes, the preprocessing and the backbone, and on nothing else; under those three they
-are kept in a `ContentCache`, over runs and over kills. Memory is bounded by a few batches however many images there are:
-the table the head is trained on is a memory-mapped file.
+An image's features depend on its bytes, the preprocessing, the backbone and the code of both, and on nothing else; under
+those they are kept in a `ContentCache`, over runs and over kills. Memory is bounded by a few batches however many images
+there are: the table the head is trained on is a memory-mapped file.
 
 Shapes: N images, D features, H x W the model's input.
 """
@@ -22,11 +22,16 @@ from pipeline.cache import ContentCache
 from pipeline.devices import autocast, memory_errors, to_device
 from pipeline.progress import track
 from pipeline.samples import Sample, stream_pixels
+from pipeline.steps import step_key
 from serve.preprocess import PreprocessSpec
 
 CPU_BATCH = 8
 """Fastest on CPUs by far: the layers' outputs of more images do not stay in the cache (`benchmarks/head_training.py`)."""
 GPU_BATCH = 256
+CODE = ("serve.preprocess", "pipeline.samples", "pipeline.augment", "pipeline.backbones", "pipeline.features")
+PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy")
+FOLDING_ERROR = 1e-3
+"""Largest difference that folding may make, as a share of the largest feature; rounding makes a hundredth of it."""
 
 Augment = Callable[[Tensor, Sequence[Sample]], Tensor]
 """uint8 (N, H, W, 3) and whose they are, to the same shape."""
@@ -62,15 +67,17 @@ def compute_features(
         DataError: a file is gone or changed.
         TrainingError: out of memory.
     """
-    prefix = f"{backbone_digest(network)}:{spec.digest()}:{device.type}:{view}"
+    asked = {"backbone": backbone_digest(network), "spec": spec.digest(), "device": device.type, "view": view}
+    prefix = step_key(asked, CODE, PACKAGES)
     keys = {sample.sha256: f"{prefix}:{sample.sha256}" for sample in samples}
     known = {key for key, _ in cache.get(keys.values())}
     missing = list({s.sha256: s for s in samples if keys[s.sha256] not in known}.values())
     if missing:
         _compute(network, missing, spec, keys, cache, device, augment)
     table_ND = np.lib.format.open_memmap(out, "w+", np.float32, (len(samples), network.classifier.in_features))
-    for row, (_, value) in enumerate(cache.get(keys[sample.sha256] for sample in samples)):
-        table_ND[row] = np.frombuffer(value, np.float32)
+    rows = cache.get(keys[sample.sha256] for sample in samples)
+    for row_D, (_, value) in zip(table_ND, rows, strict=True):
+        row_D[:] = np.frombuffer(value, np.float32)
     table_ND.flush()
     return np.asarray(np.load(out, mmap_mode="r"))
 
@@ -99,7 +106,8 @@ def _compute(
     folded = fold_batch_norm(network, spec).to(device)
     pixels = track(stream_pixels(samples, spec, batch_size), "computing features", len(samples), step=batch_size)
     position = 0
-    with torch.inference_mode(), autocast(device), memory_errors(batch_size):
+    remedy = "take a smaller model" + (", or train.device=cpu" if on_gpu else "")
+    with torch.inference_mode(), autocast(device), memory_errors(batch_size, remedy):
         for batch_NHW3 in pixels:
             part = samples[position : position + len(batch_NHW3)]
             position += len(part)
@@ -113,12 +121,29 @@ def _compute(
 def fold_batch_norm(network: Network, spec: PreprocessSpec) -> Network:
     """Return a copy of a network, for inference, whose batch norms are folded into the convolutions before them.
 
-    Which convolution feeds which norm is seen from one forward pass, not from names or tracing, so it holds for any
-    network: a norm is folded where its input is the very tensor a convolution gave.
+    Which convolution feeds which norm is seen from one forward pass, not from names or tracing: a norm is folded where its
+    input is the very tensor a convolution gave. What that cannot see (a tensor with a second reader, or changed in place;
+    a convolution that rescales its own weights) shows in the features: the copy is unfolded where they are not the same.
     """
-    folded = copy.deepcopy(network).eval()
+    plain = copy.deepcopy(network).eval()
+    folded = copy.deepcopy(plain)
+    noise = torch.rand(1, 3, spec.height, spec.width, generator=torch.Generator().manual_seed(0)) * 255
+    pairs, expected_ND = _conv_norm_pairs(folded, noise)
+    for conv, norm in pairs:
+        fused = fuse_conv_bn_eval(conv, norm)
+        conv.weight, conv.bias = fused.weight, fused.bias
+        # timm's norms carry the activation after them: keep that, and make the affine part nothing.
+        activation = getattr(norm, "act", None)
+        _replace(folded.backbone, norm, activation if isinstance(activation, nn.Module) else nn.Identity())
+    with torch.inference_mode():
+        difference = (folded.features(noise) - expected_ND).abs().max()
+    return plain if difference > FOLDING_ERROR * expected_ND.abs().max() else folded
+
+
+def _conv_norm_pairs(network: Network, images_NCHW: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], Tensor]:
+    """The convolutions whose output goes into a batch norm, each with it, and the features."""
     produced: dict[int, nn.Conv2d] = {}
-    pairs: list[tuple[nn.Conv2d, nn.Module]] = []
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
     kept: list[Tensor] = []  # tensors stay alive, so that their ids stay theirs
 
     def after_conv(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -127,24 +152,18 @@ def fold_batch_norm(network: Network, spec: PreprocessSpec) -> Network:
         kept.append(output)
 
     def before_norm(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, nn.BatchNorm2d)
         if (conv := produced.get(id(inputs[0]))) is not None:
             pairs.append((conv, layer))
 
-    hooks = [m.register_forward_hook(after_conv) for m in folded.backbone.modules() if isinstance(m, nn.Conv2d)]
-    norms = [m for m in folded.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    hooks = [m.register_forward_hook(after_conv) for m in network.backbone.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in network.backbone.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
     hooks += [m.register_forward_pre_hook(before_norm) for m in norms]
     with torch.inference_mode():
-        folded.features(torch.zeros(1, 3, spec.height, spec.width))
+        features_ND = network.features(images_NCHW)
     for hook in hooks:
         hook.remove()
-    for conv, norm in pairs:
-        assert isinstance(norm, nn.BatchNorm2d)
-        fused = fuse_conv_bn_eval(conv, norm)
-        conv.weight, conv.bias = fused.weight, fused.bias
-        # timm's norms carry the activation after them: keep that, and make the affine part nothing.
-        activation = getattr(norm, "act", None)
-        _replace(folded.backbone, norm, activation if isinstance(activation, nn.Module) else nn.Identity())
-    return folded
+    return pairs, features_ND
 
 
 def _replace(root: nn.Module, old: nn.Module, new: nn.Module) -> None:

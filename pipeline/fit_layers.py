@@ -8,13 +8,19 @@ stage and in when a stage is released:
 - `gradual`: those rates, and the head alone first, then stage by stage from the top (the same paper).
 
 After every epoch the state is on disk; a killed training goes on after the last whole epoch and ends with the very weights
-it would have had, because each epoch draws from a seed of its own.
+it would have had, because each epoch draws from a seed of its own. The state of the epoch before is kept too: where the
+newest is damaged, one epoch is trained again, and not all of them.
 
 Shapes: N images, H x W the model's input, K classes.
 """
 
+import hashlib
+import io
+import logging
 import math
+import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +42,8 @@ EPOCHS = 12
 LEARNING_RATE = 5e-4
 HEAD_FACTOR = 4.0
 """How much faster the head learns than the top stage where rates differ: it starts from nothing."""
-RESUME = "resume.pt"
+RESUME, PREVIOUS = "resume.pt", "resume.previous.pt"
+LOG = logging.getLogger(__name__)
 
 
 def fit(
@@ -61,7 +68,7 @@ def fit(
     weights_K = weights_K.to(device)
     optimizer = torch.optim.AdamW(parameter_groups(network, config), weight_decay=config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-    course = _resume(folder / RESUME, network, optimizer, scaler)
+    course, best = _resume(folder, network, optimizer, scaler)
     steps = math.ceil(len(train) / config.batch_size)
     while len(course.history) < epochs and not course.is_over(config.patience):
         epoch = len(course.history) + 1
@@ -87,18 +94,12 @@ def fit(
             val_loss = functional.cross_entropy(logits_NK, targets_N, weights_K.cpu()).item()
             accuracy = (logits_NK.argmax(1) == targets_N).float().mean().item()
         if course.add(total / len(train), val_loss, accuracy):
-            replace_file(folder / "best.pt", lambda path: torch.save(network.state_dict(), path))
-        state: dict[str, Any] = {
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-        }
-        state |= {"history": course.history, "best_epoch": course.best_epoch, "best_loss": course.best_loss}
-        replace_file(folder / RESUME, lambda path, state=state: torch.save(state, path))  # type: ignore[misc]
-    network.load_state_dict(torch.load(folder / "best.pt", weights_only=True, map_location=device))
+            best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        _keep(folder, network, optimizer, scaler, course, best)
+    network.load_state_dict(best)
     course.val_logits_NK = _logits(network, val, spec, config, device).numpy()
-    for name in ("best.pt", RESUME):
-        (folder / name).unlink()
+    for name in (RESUME, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
     return course
 
 
@@ -107,9 +108,9 @@ def parameter_groups(network: Network, config: TrainConfig) -> list[dict[str, An
     rate = config.learning_rate or LEARNING_RATE
     named = stages(network.backbone)
     groups = []
-    for index, (name, modules) in enumerate(named):
+    for index, stage in enumerate(named):
         peak = rate if config.strategy == "full" else rate * config.layer_decay ** (len(named) - 1 - index)
-        groups.append({"name": name, "params": [p for m in modules for p in m.parameters()], "lr": peak, "peak": peak})
+        groups.append({"name": stage.name, "params": stage.parameters(), "lr": peak, "peak": peak})
     head = rate if config.strategy == "full" else rate * HEAD_FACTOR
     return [*groups, {"name": "head", "params": list(network.head.parameters()), "lr": head, "peak": head}]
 
@@ -123,12 +124,9 @@ def release(network: Network, config: TrainConfig, epoch: int, epochs: int) -> l
     share = 1.0 if config.strategy != "gradual" else (epoch - 1) / max(1, round(epochs * 2 / 3) - 1)
     count = min(len(named), math.ceil(len(named) * share))
     network.train()
-    for index, (_, modules) in enumerate(named):
-        learns = index >= len(named) - count
-        for module in modules:
-            module.train(learns)
-            module.requires_grad_(learns)
-    return [name for name, _ in named[len(named) - count :]]
+    for index, stage in enumerate(named):
+        stage.set_learning(index >= len(named) - count)
+    return [stage.name for stage in named[len(named) - count :]]
 
 
 def _set_rates(optimizer: torch.optim.Optimizer, progress: float) -> None:
@@ -158,11 +156,54 @@ def _logits(network: Network, samples: list[Sample], spec: PreprocessSpec, confi
         return torch.cat([network(to_device(batch_NHW3, device)).float().cpu() for batch_NHW3 in batches])
 
 
-def _resume(path: Path, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> Fit:
-    if not path.exists():
-        return Fit()
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    scaler.load_state_dict(state["scaler"])
-    return Fit(state["history"], state["best_epoch"], state["best_loss"])
+def _keep(
+    folder: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    course: Fit,
+    best: dict[str, Tensor],
+) -> None:
+    """Put the state after an epoch on the disk, all of it in one file, and keep the one before it."""
+    parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "scaler": scaler}
+    state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()} | {"best": best}
+    state |= {"history": course.history, "best_epoch": course.best_epoch, "best_loss": course.best_loss}
+    if (folder / RESUME).exists():
+        os.replace(folder / RESUME, folder / PREVIOUS)
+    replace_file(folder / RESUME, partial(_write, state))
+
+
+def _resume(
+    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> tuple[Fit, dict[str, Tensor]]:
+    """Load the newest state that is whole: the course so far and its best weights; both empty where there is none."""
+    for path in (folder / RESUME, folder / PREVIOUS):
+        if not path.exists():
+            continue
+        state = _read(path)
+        if state is None:
+            LOG.warning("%s is damaged and was deleted; training goes on from the state before it, if there is one", path)
+            path.unlink()
+            continue
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        return Fit(state["history"], state["best_epoch"], state["best_loss"]), state["best"]
+    return Fit(), {}
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    payload = io.BytesIO()
+    torch.save(state, payload)
+    with path.open("wb") as file:
+        file.write(payload.getbuffer())
+        file.write(hashlib.sha256(payload.getbuffer()).digest())
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The state in a file, or None where the file is not what was written: torch.load takes changed bytes without a word."""
+    data = memoryview(path.read_bytes())
+    if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+        return None
+    state: dict[str, Any] = torch.load(io.BytesIO(data[:-32]), weights_only=True, map_location="cpu")
+    return state

@@ -67,8 +67,8 @@ def check_witness(path: Path, spec: PreprocessSpec) -> float:
     Raises:
         VerificationError: a picture of the hard set comes out differently.
     """
-    then = np.load(path, allow_pickle=False)
-    differences = {name: _mean_difference(pixels_HW3, then[name]) for name, pixels_HW3 in witness(spec).items()}
+    with np.load(path, allow_pickle=False) as then:
+        differences = {name: _mean_difference(pixels_HW3, then[name]) for name, pixels_HW3 in witness(spec).items()}
     worst = max(differences, key=lambda name: differences[name])
     if differences[worst] > MAX_WITNESS_DIFFERENCE:
         off = [name for name in differences if differences[name] > MAX_WITNESS_DIFFERENCE]

@@ -14,7 +14,7 @@ from pipeline import fit_head, fit_layers
 from pipeline.backbones import Network, build
 from pipeline.cache import ContentCache
 from pipeline.checkpoint import Checkpoint, save_checkpoint
-from pipeline.config import LineConfig, TrainConfig
+from pipeline.config import TrainConfig
 from pipeline.devices import choose_device, describe_device
 from pipeline.hard_set import WITNESS, write_witness
 from pipeline.history import Fit
@@ -119,8 +119,3 @@ def class_weights(prepared: Prepared, config: TrainConfig) -> Tensor:
     if config.class_weights == "none":
         return torch.ones(len(counts))
     return torch.from_numpy(counts.sum() / (len(counts) * counts)).float()
-
-
-def identity(config: LineConfig) -> dict[str, object]:
-    """What, beside the data, a checkpoint depends on."""
-    return {"model": config.model, "seed": config.seed, "train": config.train.model_dump()}

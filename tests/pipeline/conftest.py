@@ -1,0 +1,157 @@
+"""Small, real things to train on: pictures of three shapes, networks, and one whole trained and evaluated run."""
+
+import copy
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from pipeline.backbones import Network, build
+from pipeline.cache import ContentCache
+from pipeline.config import load_config
+from pipeline.run import Run, create_run
+from pipeline.samples import Prepared, Sample, write_samples
+from pipeline.steps import write_json
+from serve.preprocess import PreprocessSpec
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+KINDS = ("disc", "frame", "stripes")
+SPLIT_SIZES = {"train": 12, "val": 4, "test": 4}
+SPEC = PreprocessSpec(height=32, width=32)
+
+
+def draw(kind: str, number: int) -> Image.Image:
+    """A shape of any colour at any place; the number decides."""
+    rng = random.Random(f"{kind} {number}")
+    picture = Image.new("RGB", (80, 64), tuple(rng.randrange(60) for _ in range(3)))
+    pen = ImageDraw.Draw(picture)
+    colour = tuple(rng.randrange(120, 256) for _ in range(3))
+    x, y, side = rng.randrange(14, 24), rng.randrange(8, 14), rng.randrange(30, 40)
+    if kind == "disc":
+        pen.ellipse((x, y, x + side, y + side), fill=colour)
+    elif kind == "frame":
+        pen.rectangle((x, y, x + side, y + side), outline=colour, width=5)
+    else:
+        for offset in range(0, side, 8):
+            pen.line((x, y + offset, x + side, y + offset), fill=colour, width=3)
+    return picture
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real photos and weights."""
+    if not SHARED.is_dir():
+        pytest.skip("no real photos and weights here (../shared/data)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def make_sample() -> Callable[..., Sample]:
+    """`make_sample(path, **fields)`: the sample of an image file."""
+
+    def make(path: Path, **fields: Any) -> Sample:
+        given = {"label": "disc", "index": 0, "split": "train", "group": "", "pixels": "", "width": 0, "height": 0}
+        return Sample(path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest(), **given | fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory, make_sample: Callable[..., Sample]) -> Prepared:
+    """Three classes of 12 training, 4 validation and 4 test pictures."""
+    root, samples = tmp_path_factory.mktemp("shapes"), []
+    splits = [split for split, size in SPLIT_SIZES.items() for _ in range(size)]
+    for index, kind in enumerate(KINDS):
+        (root / kind).mkdir()
+        for number, split in enumerate(splits):
+            path = root / kind / f"{number:02}.png"
+            draw(kind, number).save(path)
+            samples.append(make_sample(path, label=kind, index=index, split=split))
+    return Prepared(KINDS, tuple(samples), "shapes")
+
+
+@pytest.fixture(scope="session")
+def lite0_template() -> tuple[Network, PreprocessSpec]:
+    return build("efficientnet_lite0", "imagenet", classes=len(KINDS), dropout=0.2)
+
+
+@pytest.fixture
+def lite0(lite0_template: tuple[Network, PreprocessSpec]) -> Network:
+    """EfficientNet-Lite0 with its ImageNet weights and a fresh head; its own copy for each test."""
+    return copy.deepcopy(lite0_template[0])
+
+
+@pytest.fixture(scope="session")
+def small_template() -> Network:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build("mobilenet_v3_small", "none", classes=len(KINDS), dropout=0.2)[0]
+
+
+@pytest.fixture
+def small(small_template: Network) -> Network:
+    """A small network with random weights, the same ones each time; its own copy for each test."""
+    return copy.deepcopy(small_template)
+
+
+@pytest.fixture
+def spec() -> PreprocessSpec:
+    """Small pictures: every network here pools over whatever is left of them."""
+    return SPEC
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ContentCache:
+    """An empty cache."""
+    return ContentCache(tmp_path / "cache" / "features.sqlite")
+
+
+@pytest.fixture
+def many_threads() -> Iterator[None]:
+    """Whatever a test does to the number of threads is undone."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def make_run(shapes: Prepared) -> Callable[..., Run]:
+    """`make_run(artifacts, prepared=shapes, **options)`: a run whose prepare step is done."""
+
+    def make(artifacts: Path, prepared: Prepared = shapes, **options: Any) -> Run:
+        overrides = [f"train.{key}={value}" for key, value in options.pop("train", {}).items()]
+        config = load_config(None, overrides, artifacts=str(artifacts), name="shapes", **options)
+        run = create_run(config, prepared.fingerprint)
+        run.step("prepare").mkdir()
+        write_samples(run.step("prepare") / "samples.csv", prepared.samples)
+        summary = {"labels": list(prepared.labels), "fingerprint": prepared.fingerprint}
+        write_json(run.step("prepare") / "summary.json", summary)
+        return run
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def trained_run(make_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose checkpoint is Lite0 with a head trained on the shapes. Copy it before changing anything."""
+    from pipeline.train import build_checkpoint
+
+    run = make_run(tmp_path_factory.mktemp("trained"))
+    run.step("train").mkdir()
+    build_checkpoint(run, run.step("train"))
+    return run
+
+
+@pytest.fixture(scope="session")
+def evaluated_run(trained_run: Run) -> Run:
+    """The same run, evaluated."""
+    from pipeline.evaluate import build_evaluation
+
+    trained_run.step("evaluate").mkdir()
+    build_evaluation(trained_run, trained_run.step("evaluate"))
+    return trained_run
