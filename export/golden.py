@@ -9,6 +9,7 @@ computed from exactly these bytes.
 import io
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ from PIL import Image
 
 from export.to_onnx import Deployed
 from pipeline.config import PublishConfig
-from pipeline.samples import ADMITTED, Sample, read_image
+from pipeline.samples import ADMITTED, Sample, map_ahead, read_image
 from pipeline.steps import write_json
 from serve.golden import FILE_NAME
-from serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, decode_image, fit, preprocess
+from serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, crop_box, decode_image, fit, preprocess
 
 MAX_SIDE = 1024
 CLEAR = 0.05
@@ -43,14 +44,14 @@ def write_golden(
         deployed: the network; its answers become the expected ones.
         spec: its preprocessing.
         labels: class names in index order.
-        samples: held-out images to choose from, best ones first.
+        samples: held-out images to choose from.
         config: how many, and the tolerances.
     """
     (folder / FILE_NAME).parent.mkdir()
     deployed.eval()
     answers: list[dict[str, Any]] = []
     turned, most = None, -1.0
-    candidates = choose(samples, config.golden * 3)
+    candidates = choose(samples, config.golden * 3, spec)
     for position, sample in enumerate(candidates):
         image, suffix = _shrunk(sample)
         answer = _answer(deployed, spec, labels, _encode(image, suffix), suffix)
@@ -73,14 +74,36 @@ def write_golden(
     write_json(folder / FILE_NAME, golden)
 
 
-def choose(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Take samples in turn from every class, so that as many classes as possible are seen."""
+def choose(samples: Sequence[Sample], count: int, spec: PreprocessSpec) -> list[Sample]:
+    """Take samples in turn from every class, so that as many classes as possible are seen, the most telling ones first."""
+    # Large ones are looked at first: what need not be shrunk cannot show whether a device smooths when it shrinks.
+    looked_at = _in_turn(sorted(samples, key=lambda s: -min(MAX_SIDE, s.width, s.height)))[:count]
+    scores = list(map_ahead(lambda sample: _telling(_shrunk(sample)[0], spec), looked_at, ahead=16))
+    order = sorted(range(len(looked_at)), key=lambda i: scores[i], reverse=True)
+    return _in_turn([looked_at[i] for i in order])
+
+
+def _in_turn(samples: Sequence[Sample]) -> list[Sample]:
     by_class: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_class[sample.index].append(sample)
     rounds = max(len(group) for group in by_class.values())
-    in_turn = [group[r] for r in range(rounds) for _, group in sorted(by_class.items()) if r < len(group)]
-    return in_turn[:count]
+    return [group[r] for r in range(rounds) for _, group in sorted(by_class.items()) if r < len(group)]
+
+
+def _telling(image: Image.Image, spec: PreprocessSpec) -> tuple[float, float]:
+    """How far the two commonest faults of resizing, no smoothing and another filter, would show in a picture; the lesser first.
+
+    Each as a mean difference of pixels, of 255. Flat or blurred pictures come out alike whatever is done to them.
+    """
+    other = "bicubic" if spec.interpolation == "bilinear" else "bilinear"
+    filtered = fit(image, replace(spec, interpolation=other))
+    kind = Image.Resampling.BILINEAR if spec.interpolation == "bilinear" else Image.Resampling.BICUBIC
+    box = crop_box(image.width, image.height, spec)
+    unsmoothed = np.asarray(image.transform((spec.width, spec.height), Image.Transform.EXTENT, box, kind))
+    right = fit(image, spec)
+    less, more = sorted((_mean_difference(right, filtered), _mean_difference(right, unsmoothed)))
+    return less, more
 
 
 def _shrunk(sample: Sample) -> tuple[Image.Image, str]:
@@ -92,8 +115,11 @@ def _shrunk(sample: Sample) -> tuple[Image.Image, str]:
 
 def _change_by_turning(image: Image.Image, spec: PreprocessSpec) -> float:
     """Mean difference of the pixels, of 255, that a quarter turn makes: what ignoring the EXIF tag would show as."""
-    upright_HW3, turned_HW3 = fit(image, spec), fit(image.transpose(Image.Transpose.ROTATE_90), spec)
-    return float(np.abs(upright_HW3.astype(np.int16) - turned_HW3).mean())
+    return _mean_difference(fit(image, spec), fit(image.transpose(Image.Transpose.ROTATE_90), spec))
+
+
+def _mean_difference(one_HW3: np.ndarray, other_HW3: np.ndarray) -> float:
+    return float(np.abs(one_HW3.astype(np.int16) - other_HW3).mean())
 
 
 def _encode(image: Image.Image, suffix: str, *, orientation: int | None = None) -> bytes:

@@ -1,0 +1,164 @@
+"""One small run of the whole line on pictures like photos, which all tests of this layer share.
+
+The three kinds of picture are easy to tell apart, so the temperature makes the model as sure as a model can be: its
+probabilities on held-out pictures are 0 and 1 to the last bit. That is the case in which a fault is hardest to see.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from export.to_onnx import Deployed
+from flows.line import run_line
+from pipeline.backbones import Network, Normalisation
+from pipeline.checkpoint import load_checkpoint
+from pipeline.config import LineConfig, VerifyConfig, load_config
+from pipeline.evaluate import read_evaluation
+from pipeline.run import Run
+from pipeline.samples import Sample, read_prepared
+from serve.preprocess import PreprocessSpec
+
+LABELS = ("bark", "leaf", "sky")
+EACH = 14
+SIZES = [(900, 720), (240, 330), (300, 240), (280, 280)]
+ORIENTATIONS = (1, 6, 3, 8)
+ORIENTATION, GPS = 0x0112, 0x8825
+SETTINGS = ["train.epochs=30", "publish.golden=5", "verify.max_batch=16"]
+
+
+def picture(label: str, index: int) -> Image.Image:
+    """A picture with the colours, the grain and the texture of its kind, and no symmetry."""
+    chance = np.random.default_rng([LABELS.index(label), index])
+    width, height = SIZES[index % len(SIZES)]
+    y, x = np.mgrid[0:height, 0:width] / 240
+    base, texture = {
+        "bark": ((120, 80, 40), 50 * np.sin(2 * np.pi * (8 * x + 0.6 * np.sin(6 * y + index)))),
+        "leaf": ((60, 140, 50), 40 * np.sin(2 * np.pi * 5 * (x + y)) * np.sin(2 * np.pi * 5 * (x - 2 * y))),
+        "sky": ((90, 140, 220), 60 * y - 20),
+    }[label]
+    blotches = Image.fromarray(chance.integers(0, 256, (9, 9, 3), dtype=np.uint8)).resize((width, height))
+    grain = sum(
+        chance.normal(0, 20, (height // size + 1, width // size + 1)).repeat(size, 0).repeat(size, 1)[:height, :width]
+        for size in (1, 2, 4, 8)
+    )
+    pixels = np.array(base) + 0.4 * (np.asarray(blotches) - 128.0) + (grain + texture)[..., None]
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def save_photo(path: Path, image: Image.Image, orientation: int = 1) -> None:
+    """Save a JPEG as a phone does: with its orientation, and where it was taken."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    exif[GPS] = {1: "N", 2: (52.0, 31.0, 12.0), 3: "E", 4: (13.0, 24.0, 18.0)}
+    image.save(path, "JPEG", quality=92, exif=exif)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder: a third PNG, the others JPEG with EXIF orientation and a place; no two pictures alike."""
+    folder = tmp_path_factory.mktemp("data") / "photos"
+    for label in LABELS:
+        (folder / label).mkdir(parents=True)
+        for index in range(EACH):
+            image, path = picture(label, index), folder / label / str(index)
+            if index % 3:
+                save_photo(path.with_suffix(".jpg"), image, ORIENTATIONS[index % 4])
+            else:
+                image.save(path.with_suffix(".png"))
+    return folder
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that is done, and the artifact it published. Shared: who changes a folder copies it first."""
+
+    run: Run
+    artifact: Path
+
+    @property
+    def config(self) -> LineConfig:
+        return self.run.config
+
+    @property
+    def model(self) -> bytes:
+        return (self.run.step("export") / "model.onnx").read_bytes()
+
+    @property
+    def witness(self) -> Path:
+        return self.run.step("train") / "preprocess_witness.npz"
+
+    def copy(self, artifacts: Path) -> Run:
+        """The run in a folder of its own, with a store of its own."""
+        config = self.config.model_copy(update={"artifacts": str(artifacts)})
+        folder = config.runs / self.run.folder.name
+        shutil.copytree(self.run.folder, folder)
+        return Run(folder, config)
+
+
+@pytest.fixture(scope="session")
+def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    artifacts = tmp_path_factory.mktemp("line")
+    config = load_config(None, SETTINGS, data=str(photos), artifacts=str(artifacts))
+    run, steps = run_line(config)
+    return Finished(run, steps[-1].folder)
+
+
+@pytest.fixture(scope="session")
+def deployed(finished: Finished) -> Deployed:
+    """PyTorch's side; tests must not change it."""
+    network, _ = load_checkpoint(finished.run.step("train"))
+    return Deployed(network, read_evaluation(finished.run.step("evaluate")).calibration.temperature)
+
+
+@pytest.fixture(scope="session")
+def spec(finished: Finished) -> PreprocessSpec:
+    return load_checkpoint(finished.run.step("train"))[1].preprocess
+
+
+@pytest.fixture(scope="session")
+def held_out(finished: Finished) -> list[Sample]:
+    """A few test samples of every class."""
+    return read_prepared(finished.run.step("prepare")).of("test")[::2]
+
+
+@pytest.fixture
+def bars(finished: Finished) -> VerifyConfig:
+    return finished.config.verify
+
+
+@pytest.fixture
+def run(finished: Finished, tmp_path: Path) -> Run:
+    """The run in a folder of this test's own."""
+    return finished.copy(tmp_path / "artifacts")
+
+
+@pytest.fixture
+def artifact(finished: Finished, tmp_path: Path) -> Path:
+    """The published artifact in a folder of this test's own, its files writable."""
+    folder = tmp_path / "published" / "photos" / "1"
+    shutil.copytree(finished.artifact, folder, copy_function=shutil.copyfile)
+    return folder
+
+
+TINY = PreprocessSpec(height=16, width=16)
+
+
+@pytest.fixture
+def tiny() -> Callable[[], Deployed]:
+    """`tiny()`: a network of a few hundred weights for pixels of 16 x 16, not trained on anything."""
+
+    def make() -> Deployed:
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        backbone = nn.Sequential(*layers)
+        network = Network(backbone, 8, len(LABELS), 0.2, Normalisation((127.0,) * 3, (128.0,) * 3))
+        return Deployed(network.eval(), 0.7)
+
+    return make
