@@ -40,6 +40,8 @@ from serve.preprocess import PreprocessSpec
 
 EPOCHS = 12
 LEARNING_RATE = 5e-4
+FULL_LEARNING_RATE = 2e-4
+"""Of every layer alike; more of it, and what the first layers know is lost before the head has learned anything."""
 HEAD_FACTOR = 4.0
 """How much faster the head learns than the top stage where rates differ: it starts from nothing."""
 RESUME, PREVIOUS = "resume.pt", "resume.previous.pt"
@@ -105,7 +107,7 @@ def fit(
 
 def parameter_groups(network: Network, config: TrainConfig) -> list[dict[str, Any]]:
     """The optimiser's groups, from the input to the head, each with its peak learning rate under `peak`."""
-    rate = config.learning_rate or LEARNING_RATE
+    rate = config.learning_rate or (FULL_LEARNING_RATE if config.strategy == "full" else LEARNING_RATE)
     named = stages(network.backbone)
     groups = []
     for index, stage in enumerate(named):
