@@ -87,12 +87,13 @@ def _interface(model: onnx.ModelProto, spec: PreprocessSpec, classes: int) -> li
         tensor = value.type.tensor_type
         dims = tensor.shape.dim
         if tensor.elem_type != kind or tuple(d.dim_value for d in dims[1:]) != shape:
-            found = (
-                f"{TensorProto.DataType.Name(tensor.elem_type)} [{', '.join(str(d.dim_value or d.dim_param) for d in dims)}]"
-            )
-            problems.append(f"{value.name} is {found}, expected {TensorProto.DataType.Name(kind)} [batch, {str(shape)[1:-1]}]")
+            shown = ", ".join(str(d.dim_value or d.dim_param or "?") for d in dims)
+            found = f"{TensorProto.DataType.Name(tensor.elem_type)} [{shown}]"
+            wanted = f"{TensorProto.DataType.Name(kind)} [{', '.join(['batch', *map(str, shape)])}]"
+            problems.append(f"{value.name} is {found}, expected {wanted}")
         elif not dims[0].dim_param:
-            problems.append(f"{value.name} has the fixed batch {dims[0].dim_value}, it must be free")
+            fixed = f"has the fixed batch {dims[0].dim_value}" if dims[0].HasField("dim_value") else "does not name its batch"
+            problems.append(f"{value.name} {fixed}, it must be free")
     return problems
 
 

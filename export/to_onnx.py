@@ -99,7 +99,8 @@ def export(deployed: Deployed, spec: PreprocessSpec, path: Path, *, classes: int
                 verbose=False,
             )
     except Exception as error:  # the exporter and its decompositions raise dozens of kinds
-        reason = " ".join(str(error).split())[:300]
+        cause = _first_cause(error)
+        reason = cause if isinstance(cause, ExportError) else " ".join(str(cause).split())[:300]
         raise ExportError(f"PyTorch cannot export this network to ONNX: {reason}; choose another model") from error
     assert program is not None
     model = program.model_proto
@@ -109,6 +110,13 @@ def export(deployed: Deployed, spec: PreprocessSpec, path: Path, *, classes: int
         model.metadata_props.add(key=key, value=value)
     path.write_bytes(model.SerializeToString(deterministic=True))
     check_graph(path.read_bytes(), spec, classes=classes, opset=opset)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What went wrong; the exporter wraps it in advice to its own developers."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _global_average_pool(opset: int) -> Any:
@@ -129,11 +137,13 @@ def _strip(model: onnx.ModelProto) -> None:
     """Remove what the exporter noted of its machine: stack traces hold paths of whoever built the model."""
     for node in model.graph.node:
         del node.metadata_props[:]
-        node.doc_string = ""
+        node.ClearField("doc_string")
     for value in [*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer]:
         del value.metadata_props[:]
-        value.doc_string = ""
+        value.ClearField("doc_string")
     del model.graph.metadata_props[:]
     del model.metadata_props[:]
-    model.doc_string = model.graph.doc_string = ""
-    model.producer_name, model.producer_version = "edgeline", ""
+    for whole in (model, model.graph):
+        whole.ClearField("doc_string")
+    model.producer_name = "edgeline"
+    model.ClearField("producer_version")
