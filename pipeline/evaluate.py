@@ -1,8 +1,13 @@
 """Measure a checkpoint on the untouched test split, and calibrate its confidence on the validation split.
 
+    python -m pipeline.evaluate > docs/schemas/evaluation.schema.json
+
+writes the JSON Schema of the result anew, for readers in other languages.
+
 Shapes: N images, K classes.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -21,6 +26,7 @@ from pipeline.progress import track
 from pipeline.run import Run
 from pipeline.samples import Sample, read_prepared, stream_pixels
 from pipeline.train import CALIBRATION
+from serve.errors import TrainingError
 from serve.preprocess import PreprocessSpec
 
 FILE_NAME = "evaluation.json"
@@ -122,6 +128,11 @@ def read_evaluation(folder: Path) -> Evaluation:
     return Evaluation.model_validate_json((folder / FILE_NAME).read_text(encoding="utf-8"))
 
 
+def evaluation_schema() -> str:
+    """The JSON Schema of `evaluation.json`, as text."""
+    return json.dumps(Evaluation.model_json_schema(by_alias=True), indent=1, ensure_ascii=False) + "\n"
+
+
 def compute_logits(
     network: Network, samples: Sequence[Sample], spec: PreprocessSpec, device: torch.device, batch_size: int = CPU_BATCH
 ) -> np.ndarray:
@@ -129,12 +140,24 @@ def compute_logits(
 
     Returns:
         float32, shape (N, K), on the host.
+
+    Raises:
+        DataError: a file is gone or changed.
+        TrainingError: a logit is not finite, which no figure and no ranking could be made from.
     """
     network.eval()
     batches = track(stream_pixels(samples, spec, batch_size), "evaluating images", len(samples), step=batch_size)
     with torch.inference_mode():
         logits = [network(torch.from_numpy(batch_NHW3).to(device)).float().cpu() for batch_NHW3 in batches]
-    return torch.cat(logits).numpy()
+    logits_NK = torch.cat(logits).numpy()
+    finite_N = np.isfinite(logits_NK).all(1)
+    if not finite_N.all():
+        raise TrainingError(
+            f"the network gives no finite numbers for {len(finite_N) - finite_N.sum()} of {len(finite_N)} images, the first "
+            f"being {samples[int(finite_N.argmin())].name}; look at that image, or train again at a lower train.learning_rate",
+            code="logits_not_finite",
+        )
+    return logits_NK
 
 
 def evaluate(
@@ -210,3 +233,7 @@ def _mistakes(
         if predicted != sample.index
     ]
     return sorted(wrong, key=lambda mistake: -mistake.probability)[:most]
+
+
+if __name__ == "__main__":
+    print(evaluation_schema(), end="")

@@ -284,6 +284,20 @@ def test_a_training_that_was_broken_off_ends_with_the_very_weights(
     assert caplog.messages == []
 
 
+@pytest.fixture
+def epochs_trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The epochs whose batches were asked for."""
+    epochs: list[int] = []
+    true = fit_layers._batches
+
+    def watched(*args: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        epochs.append(args[3])
+        yield from true(*args)
+
+    monkeypatch.setattr(fit_layers, "_batches", watched)
+    return epochs
+
+
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
@@ -317,20 +331,17 @@ def test_a_training_that_was_killed_ends_with_the_very_weights(
     fitted: Fitted,
     small_template: Network,
     undisturbed: tuple[State, Fit],
+    epochs_trained: list[int],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     prepared = make_run(tmp_path_factory.mktemp("killed")).step("prepare")
     killed = subprocess.run([sys.executable, "-c", KILLED, str(prepared), str(tmp_path)], timeout=120, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert {path.name for path in tmp_path.iterdir()} == {RESUME, PREVIOUS}
-    epochs: list[int] = []
-    true = fit_layers._batches
-    monkeypatch.setattr(fit_layers, "_batches", lambda *args: (epochs.append(args[3]), true(*args))[1])
     network = copy.deepcopy(small_template)
     fitted(network, config())
-    assert epochs == [3, 4]
+    assert epochs_trained == [3, 4]
     assert changed(undisturbed[0], network) == set()
 
 
@@ -386,20 +397,17 @@ def test_a_damaged_state_costs_its_epoch_and_never_the_result(
     fitted: Fitted,
     small: Network,
     undisturbed: tuple[State, Fit],
+    epochs_trained: list[int],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, data in states.items():
         (tmp_path / name).write_bytes(data)
     for name in names:
         damage(tmp_path / name)
-    epochs: list[int] = []
-    true = fit_layers._batches
-    monkeypatch.setattr(fit_layers, "_batches", lambda *args: (epochs.append(args[3]), true(*args))[1])
     with caplog.at_level(logging.WARNING):
         fitted(small, config())
-    assert epochs == trained
+    assert epochs_trained == trained
     assert changed(undisturbed[0], small) == set()
     told = [
         f"{tmp_path / name} is damaged and was deleted; training goes on from the state before it, if there is one"
