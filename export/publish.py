@@ -50,6 +50,10 @@ def read_verification(run: Run) -> dict[str, Any]:
     Raises:
         VerificationError: it did not, or there is none.
     """
+    if (failed := run.step("verify.partial") / files.VERIFICATION).exists():
+        raise VerificationError(
+            f"the last verification of this run was not finished or not passed; see {failed}", code="not_verified"
+        )
     try:
         verification: dict[str, Any] = json.loads((run.step("verify") / files.VERIFICATION).read_text(encoding="utf-8"))
         passed, model, inputs = verification["passed"], verification["model_sha256"], verification["inputs"]
