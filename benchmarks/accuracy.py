@@ -57,7 +57,7 @@ def measure(data: str, model: str, seeds: int, artifacts: str) -> dict[str, obje
         "model": model,
         "mean": statistics.mean(accuracies),
         "accuracies": accuracies,
-        "test_images": runs[0]["images"]["test"],
+        "test_images": runs[0]["shipped_top1"]["total"],
         "max_difference": max(run["max_difference"] for run in runs),
         "top1_agreement": min(run["top1_agreement"] for run in runs),
         "ece": statistics.mean(run["ece_after"] for run in runs),

@@ -19,6 +19,7 @@ from pipeline.run import Run
 from pipeline.samples import SPLITS, read_prepared
 from pipeline.steps import file_digest
 from serve import manifest as manifests
+from serve.errors import VerificationError
 from serve.manifest import FileEntry, Manifest, Variant
 from serve.preprocess import PreprocessSpec
 
@@ -50,6 +51,8 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in checkpoint.labels), encoding="utf-8")
     for step, name in (("export", files.MODEL), ("evaluate", EVALUATION_NAME), ("verify", files.VERIFICATION)):
         shutil.copyfile(run.step(step) / name, folder / name)
+    if file_digest(folder / files.MODEL) != verification["model_sha256"]:
+        raise VerificationError("the ONNX file changed while it was packaged; publish again", code="not_verified")
     deployed = Deployed(network, evaluation.calibration.temperature)
     golden.write_golden(folder, deployed, checkpoint.preprocess, checkpoint.labels, held_out, run.config.publish)
     provenance = {

@@ -20,6 +20,7 @@ from export.graph import IR_VERSION, check_graph
 from pipeline.backbones import Network
 from pipeline.checkpoint import TENSORS, Checkpoint, load_checkpoint
 from pipeline.evaluate import read_evaluation
+from pipeline.progress import waiting
 from pipeline.run import Run
 from pipeline.steps import file_digest
 from serve.errors import ExportError
@@ -46,14 +47,15 @@ def build_export(run: Run, folder: Path) -> None:
     """Export a run's checkpoint, with the temperature its evaluation found, into the step's folder."""
     network, checkpoint = load_checkpoint(run.step("train"))
     temperature = read_evaluation(run.step("evaluate")).calibration.temperature
-    export(
-        Deployed(network, temperature),
-        checkpoint.preprocess,
-        folder / files.MODEL,
-        classes=len(checkpoint.labels),
-        opset=run.config.export.opset,
-        metadata=metadata_of(run, checkpoint, temperature),
-    )
+    with waiting("exporting to ONNX"):
+        export(
+            Deployed(network, temperature),
+            checkpoint.preprocess,
+            folder / files.MODEL,
+            classes=len(checkpoint.labels),
+            opset=run.config.export.opset,
+            metadata=metadata_of(run, checkpoint, temperature),
+        )
 
 
 def metadata_of(run: Run, checkpoint: Checkpoint, temperature: float) -> dict[str, str]:
@@ -95,7 +97,7 @@ def export(deployed: Deployed, spec: PreprocessSpec, path: Path, *, classes: int
                 input_names=["image"],
                 output_names=["probabilities", "logits"],
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
-                custom_translation_table={torch.ops.aten.adaptive_avg_pool2d.default: _global_average_pool(opset)},
+                custom_translation_table={torch.ops.aten.adaptive_avg_pool2d.default: _pooling(opset)},
                 verbose=False,
             )
     except Exception as error:  # the exporter and its decompositions raise dozens of kinds
@@ -119,16 +121,25 @@ def _first_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _global_average_pool(opset: int) -> Any:
-    """Keep the pooling one operator: decomposed, it becomes a ReduceMean that quantisers and phones do not know."""
+def _pooling(opset: int) -> Any:
+    """Keep the pooling one operator: decomposed, it becomes a ReduceMean that quantisers and phones do not know.
+
+    At the one resolution that a model has, adaptive pooling is global, nothing at all, or of a fixed window.
+    """
     import onnxscript
 
     op = getattr(onnxscript, f"opset{opset}")
 
     def translate(x: Any, output_size: Sequence[int]) -> Any:
-        if list(output_size) != [1, 1]:
-            raise ExportError(f"the network pools to {list(output_size)}, only pooling to one value can be exported")
-        return op.GlobalAveragePool(x)
+        observed, wanted = list(x.shape[2:]), list(output_size)
+        if wanted == [1, 1]:
+            return op.GlobalAveragePool(x)
+        if observed == wanted:
+            return op.Identity(x)
+        window = [have // want for have, want in zip(observed, wanted, strict=True)]
+        if observed != [size * want for size, want in zip(window, wanted, strict=True)]:
+            raise ExportError(f"the network pools {observed} to {wanted}, whose windows are not all of one size")
+        return op.AveragePool(x, kernel_shape=window, strides=window)
 
     return translate
 

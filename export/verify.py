@@ -48,6 +48,7 @@ def build_verification(run: Run, folder: Path) -> None:
     Raises:
         VerificationError: the file does not give what the model gives; the message names the worst images.
     """
+    (folder / files.VERIFICATION).unlink(missing_ok=True)  # of an earlier try
     network, checkpoint = load_checkpoint(run.step("train"))
     evaluation = read_evaluation(run.step("evaluate"))
     onnx_path = run.step("export") / files.MODEL
@@ -71,7 +72,7 @@ def build_verification(run: Run, folder: Path) -> None:
 
 
 def choose_samples(samples: Sequence[Sample], most: int) -> list[Sample]:
-    """Take at most that many samples, test before validation, spread over the classes by content."""
+    """Take at most that many samples, test before validation, in an order that only their content decides."""
     chosen = sorted(samples, key=lambda s: (s.split != "test", digest_of([s.sha256])))
     return chosen[:most]
 

@@ -7,6 +7,7 @@ exit code 1 here, a command line that makes no sense exit code 2, and an interru
 
 import os
 import sys
+import warnings
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -64,6 +65,8 @@ def main() -> None:
     # Threads of PyTorch's OpenMP that wait for each other sleep instead of spinning: on a machine with other work to do,
     # training is two to four times faster so. Read when PyTorch is loaded, which is why it is set here.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Pillow's remarks on damaged metadata: every image gets an answer or an error of ours.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         app()
     except EdgelineError as error:
@@ -78,6 +81,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away; there is nobody left to tell
         sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        fail(EdgelineError(f"{where}{error.strerror or error}; look at the disk and its permissions", code="io_error"))
 
 
 def fail(error: EdgelineError) -> None:

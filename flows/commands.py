@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serve.errors import EdgelineError
+from serve.errors import VerificationError
 
 if TYPE_CHECKING:
     from pipeline.config import LineConfig
@@ -167,9 +167,9 @@ def verify(folder: RunFolder, as_json: Json = False) -> None:
     """
     try:
         made, result = _do(folder, "verify")
-    except EdgelineError:
+    except VerificationError as error:
         failed = folder / "verify.partial" / "verification.json"
-        if as_json and failed.is_file():
+        if as_json and error.code == VerificationError.code and failed.is_file():
             print(failed.read_text(encoding="utf-8"), end="")
             raise typer.Exit(1) from None
         raise

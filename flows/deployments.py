@@ -30,10 +30,10 @@ TIMEZONE = "Europe/Prague"
 POOL = "edgeline"
 DEPLOYMENT = "scheduled"
 JOB = {
-    "env": {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"},
+    "env": {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "OMP_WAIT_POLICY": "PASSIVE"},
     "stream_output": False,  # with it, a run whose worker is killed dies of its next line of output
 }
-"""How a worker starts a run."""
+"""How a worker starts a run; the last variable is the command line's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +134,12 @@ def absolute(config: "LineConfig") -> dict[str, Any]:
 
     Defaults are left to the edgeline that runs it, as for `edgeline run`; the form shows them.
     """
+    from pipeline.weights import is_file
+
     values = config.model_dump(mode="json", exclude_defaults=True)
     values["data"] = config.data if config.data == "digits" else str(Path(config.data).absolute())
     values["artifacts"] = str(Path(config.artifacts).absolute())
-    if config.weights not in ("imagenet", "none"):
+    if is_file(config.weights):
         values["weights"] = str(Path(config.weights).absolute())
     return values
 

@@ -14,11 +14,13 @@ from pipeline.prepare import find_run, prepare
 from pipeline.run import Run, StepResult, do_step
 from pipeline.steps import is_current, result_digest, step_key
 from pipeline.weights import weights_identity
+from serve.artifact import versions
 
 Step = Callable[[Run], StepResult]
 
 PREPROCESSING = ("serve.preprocess", "pipeline.samples")
-NETWORK = ("pipeline.backbones", "pipeline.checkpoint")
+NETWORK = ("pipeline.backbones", "pipeline.checkpoint", "pipeline.devices")
+LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 
 def train_key(run: Run) -> str:
@@ -32,8 +34,8 @@ def train_key(run: Run) -> str:
         "seed": config.seed,
         "train": config.train.model_dump(),
     }
-    modules = ("pipeline.train", fit, "pipeline.features", "pipeline.augment", "pipeline.hard_set", *NETWORK, *PREPROCESSING)
-    return step_key(settings, modules, packages=("torch", "torchvision", "timm", "pillow"))
+    modules = ("pipeline.train", fit, "pipeline.features", "pipeline.augment", "pipeline.history", "pipeline.hard_set")
+    return step_key(settings, (*modules, *NETWORK, *PREPROCESSING), packages=LIBRARIES)
 
 
 def train(run: Run) -> StepResult:
@@ -51,7 +53,7 @@ def evaluate_key(run: Run) -> str:
     """What the evaluation depends on."""
     settings = {"inputs": _results(run, "prepare", "train"), "evaluate": run.config.evaluate.model_dump()}
     modules = ("pipeline.evaluate", "pipeline.metrics", "pipeline.plots", *NETWORK, *PREPROCESSING)
-    return step_key(settings, modules, packages=("torch", "timm", "scipy", "matplotlib", "pillow"))
+    return step_key(settings, modules, packages=(*LIBRARIES, "scipy", "matplotlib"))
 
 
 def evaluate(run: Run) -> StepResult:
@@ -68,7 +70,7 @@ def evaluate(run: Run) -> StepResult:
 def export_key(run: Run) -> str:
     """What the ONNX file depends on."""
     settings = {"inputs": _results(run, "train", "evaluate"), "export": run.config.export.model_dump()}
-    return step_key(settings, ("export.to_onnx", "export.graph", *NETWORK), packages=("torch", "timm", "onnx", "onnxscript"))
+    return step_key(settings, ("export.to_onnx", "export.graph", *NETWORK), packages=(*LIBRARIES, "onnx", "onnxscript"))
 
 
 def export(run: Run) -> StepResult:
@@ -92,10 +94,11 @@ def verify_key(run: Run) -> str:
         "export.to_onnx",
         "pipeline.hard_set",
         "serve.runtime",
+        "serve.latency",
         *NETWORK,
         *PREPROCESSING,
     )
-    return step_key(settings, modules, packages=("torch", "timm", "onnxruntime", "onnx", "pillow"))
+    return step_key(settings, modules, packages=(*LIBRARIES, "onnxruntime", "onnx"))
 
 
 def verify(run: Run) -> StepResult:
@@ -122,6 +125,8 @@ def is_up_to_date(config: LineConfig) -> bool:
     from export.publish import content_digest
     from export.store import find_content
 
+    if not versions(config.store / config.artifact_name):
+        return False  # before hashing anything
     run, key = find_run(config)
     keys = {"prepare": lambda _: key, "train": train_key, "evaluate": evaluate_key, "export": export_key, "verify": verify_key}
     # In order: a key can only be computed from the results before it.

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from flows.embedded import EmbeddedServer
 from pipeline.config import LineConfig
+from pipeline.progress import waiting
 from pipeline.run import Run, StepResult
 from serve.errors import ConfigError, EdgelineError
 
@@ -42,9 +43,10 @@ def run_with_prefect(config: LineConfig) -> tuple[Run, list[StepResult]]:
         return _run(config, url)
     opt_out()
     with EmbeddedServer(Path(config.artifacts) / "prefect") as server, server.settings():
-        import_module("flows.line_flow")
-        import_module("pipeline.backbones")  # PyTorch: nearly every run needs it, and the server is not up yet
-        server.wait()
+        with waiting("starting Prefect"):
+            import_module("flows.line_flow")
+            import_module("pipeline.backbones")  # PyTorch: nearly every run needs it, and the server is not up yet
+            server.wait()
         return _run(config, server.url)
 
 

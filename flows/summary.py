@@ -1,8 +1,11 @@
 """What a finished run comes to: for the terminal, for `--json` and for the Prefect UI."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
+from shutil import which
 from typing import Any
 
 from pipeline.run import Run, StepResult
@@ -78,10 +81,13 @@ def _took(step: dict[str, Any]) -> str:
 
 def next_commands(summary: dict[str, Any], image: str | None) -> list[tuple[str, str]]:
     """The commands worth trying next, each with what it does."""
-    artifact = Path(summary["artifact"]).parent
+    artifact = str(Path(summary["artifact"]).parent)
+    here = Path(sys.executable).with_name("edgeline")
+    short = str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
+    edgeline = "edgeline" if which("edgeline") else quote(short)
     return [
-        (f"edgeline serve {artifact}", "answer over HTTP, and let phones download it"),
-        (f"edgeline predict {artifact} {image or 'photo.jpg'}", "classify a picture"),
-        (f"edgeline check {artifact}", "prove it, here or on a device"),
-        ("edgeline run --data FOLDER", "the same with your own photos, one folder a class"),
+        (f"{edgeline} serve {quote(artifact)}", "answer over HTTP, and let phones download it"),
+        (f"{edgeline} predict {quote(artifact)} {quote(image or 'photo.jpg')}", "classify a picture"),
+        (f"{edgeline} check {quote(artifact)}", "prove it, here or on a device"),
+        (f"{edgeline} run --data FOLDER", "the same with your own photos, one folder a class"),
     ]

@@ -36,7 +36,7 @@ class Checkpoint:
     history: tuple[dict[str, float], ...]
     """Per epoch: training and validation loss, validation accuracy."""
     best_epoch: int
-    """The epoch whose weights these are, from 1."""
+    """The epoch that validation found best, from 1."""
     versions: dict[str, str]
 
 

@@ -81,7 +81,7 @@ class TrainConfig(Step):
         description="Augmented views of each training image beside the plain one; for `head` their features are cached too.",
     )
     augment: Literal["none", "light", "flip"] = Field(
-        "flip",
+        "light",
         description="`light`: random crop and colour; `flip`: that and mirror images; `none`. "
         "Digits and text must not be mirrored.",
     )
@@ -117,9 +117,12 @@ class VerifyConfig(Step):
     max_difference: float = Field(
         1e-4,
         gt=0,
+        le=1e-4,
         description="Largest difference of any probability from PyTorch's, and of any logit as a share of the largest logit.",
     )
-    margin: float = Field(1e-3, ge=0, description="A best class may differ only where the best two are closer than this.")
+    margin: float = Field(
+        1e-3, ge=0, le=1e-3, description="A best class may differ only where the best two are closer than this."
+    )
 
 
 class PublishConfig(Step):

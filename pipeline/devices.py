@@ -18,10 +18,8 @@ def choose_device(wanted: str) -> torch.device:
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device is cuda, and PyTorch sees no GPU here; take auto or cpu")
-    if wanted != "cpu" and torch.cuda.is_available():
-        return torch.device("cuda")
     torch.set_num_threads(usable_cores())
-    return torch.device("cpu")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def describe_device(device: torch.device) -> str:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.backbones import Network
 from pipeline.checkpoint import load_checkpoint
-from pipeline.devices import choose_device
+from pipeline.devices import choose_device, memory_errors, to_device
 from pipeline.features import CPU_BATCH
 from pipeline.metrics import best_temperature, calibration_error, nll, softmax, wilson_interval
 from pipeline.plots import write_confusion_png, write_reliability_png
@@ -147,8 +147,9 @@ def compute_logits(
     """
     network.eval()
     batches = track(stream_pixels(samples, spec, batch_size), "evaluating images", len(samples), step=batch_size)
-    with torch.inference_mode():
-        logits = [network(torch.from_numpy(batch_NHW3).to(device)).float().cpu() for batch_NHW3 in batches]
+    torch.backends.cudnn.allow_tf32 = False  # or a GPU's convolutions round to 10 bits
+    with torch.inference_mode(), memory_errors(batch_size):
+        logits = [network(to_device(torch.from_numpy(batch_NHW3), device)).float().cpu() for batch_NHW3 in batches]
     logits_NK = torch.cat(logits).numpy()
     finite_N = np.isfinite(logits_NK).all(1)
     if not finite_N.all():

@@ -23,12 +23,20 @@ from pipeline.devices import autocast, memory_errors, to_device
 from pipeline.progress import track
 from pipeline.samples import Sample, stream_pixels
 from pipeline.steps import step_key
+from serve.errors import TrainingError
 from serve.preprocess import PreprocessSpec
 
 CPU_BATCH = 8
-"""Fastest on CPUs by far: the layers' outputs of more images do not stay in the cache (`benchmarks/head_training.py`)."""
+"""Fastest on CPUs: the layers' outputs of more images do not stay in the processor's cache."""
 GPU_BATCH = 256
-CODE = ("serve.preprocess", "pipeline.samples", "pipeline.augment", "pipeline.backbones", "pipeline.features")
+CODE = (
+    "serve.preprocess",
+    "pipeline.samples",
+    "pipeline.augment",
+    "pipeline.backbones",
+    "pipeline.devices",
+    "pipeline.features",
+)
 PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy")
 FOLDING_ERROR = 1e-3
 """Largest difference that folding may make, as a share of the largest feature; rounding makes a hundredth of it."""
@@ -114,8 +122,23 @@ def _compute(
             images_NHW3 = to_device(torch.from_numpy(batch_NHW3), device)
             if augment is not None:
                 images_NHW3 = augment(images_NHW3, part)
-            features_ND = folded.features(images_NHW3.permute(0, 3, 1, 2).float()).float().cpu().numpy()
+            images_NCHW = images_NHW3.permute(0, 3, 1, 2).float()
+            features_ND = folded.features(images_NCHW).float().cpu().numpy()
+            if on_gpu and not np.isfinite(features_ND).all():
+                with torch.autocast("cuda", enabled=False):  # half precision overflowed
+                    features_ND = folded.features(images_NCHW).float().cpu().numpy()
+            _check_finite(features_ND, part)
             cache.put((keys[s.sha256], row_D.tobytes()) for s, row_D in zip(part, features_ND, strict=True))
+
+
+def _check_finite(features_ND: np.ndarray, samples: Sequence[Sample]) -> None:
+    """Refuse features that would stay in the cache and spoil every later training."""
+    for sample, row_D in zip(samples, features_ND, strict=True):
+        if not np.isfinite(row_D).all():
+            raise TrainingError(
+                f"the backbone gives features that are not finite for {sample.path}; are its weights whole?",
+                code="features_not_finite",
+            )
 
 
 def fold_batch_norm(network: Network, spec: PreprocessSpec) -> Network:

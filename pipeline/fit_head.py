@@ -49,23 +49,25 @@ def fit(
     """
     train, val = prepared.of("train"), prepared.of("val")
     compute = partial(compute_features, network, spec=spec, cache=cache, device=device)
-    tables = [compute(train, out=folder / "train.npy")]
+    tables, val_tables = [compute(train, out=folder / "train.npy")], [compute(val, out=folder / "val.npy")]
     for view in range(1, config.views + 1):
-        draw = partial(augment, kind=config.augment, view=view)
-        tables.append(compute(train, out=folder / f"train-{view}.npy", view=f"{config.augment}-{view}", augment=draw))
-    val_table_ND = compute(val, out=folder / "val.npy")
+        draw = partial(compute, view=f"{config.augment}-{view}", augment=partial(augment, kind=config.augment, view=view))
+        tables.append(draw(train, out=folder / f"train-{view}.npy"))
+        if config.refit:
+            val_tables.append(draw(val, out=folder / f"val-{view}.npy"))
     targets_N = torch.tensor([s.index for s in train]).repeat(len(tables))
     val_targets_N = torch.tensor([s.index for s in val])
 
     mean_D, scale = _moments(tables[0])
-    features, val_features = FeatureRows(tables, mean_D, scale), FeatureRows([val_table_ND], mean_D, scale)
+    features, val_features = FeatureRows(tables, mean_D, scale), FeatureRows(val_tables[:1], mean_D, scale)
     head = copy.deepcopy(network.head)
     with one_thread():
         course = fit_linear(head, features, targets_N, val_features, val_targets_N, config, weights_K, seed)
         if config.refit:
             head.load_state_dict(network.head.state_dict())
-            everything = FeatureRows([*tables, val_table_ND], mean_D, scale)
-            refit(head, everything, torch.cat([targets_N, val_targets_N]), config, weights_K, seed, epochs=course.best_epoch)
+            everything = FeatureRows([*tables, *val_tables], mean_D, scale)
+            targets_N = torch.cat([targets_N, val_targets_N.repeat(len(val_tables))])
+            refit(head, everything, targets_N, config, weights_K, seed, epochs=course.best_epoch)
     network.head.load_state_dict(head.state_dict())
     linear = network.classifier
     with torch.no_grad():

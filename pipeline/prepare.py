@@ -9,9 +9,11 @@ and why) and `summary.json`. The user's files are read and never written to.
 The run is found by the content of the files, not by their times: a second call costs the hashing and no more.
 """
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 from pipeline.cache import ContentCache
 from pipeline.classes import some
@@ -51,13 +53,14 @@ def prepare(config: LineConfig) -> tuple[Run, StepResult]:
     Raises:
         DataError: the data cannot be trained on; the message says what to change.
     """
+    start = time.monotonic()
     source, limits, hashes, fingerprint = _look(config)
     run = create_run(config, fingerprint)
 
     def build(folder: Path) -> None:
         opened = open_images(source, hashes, limits, ContentCache(config.cache / "images.sqlite"))
         write_rejected(folder / "rejected.csv", (*opened.rejected, *opened.ignored))
-        _check_opened(source, opened, config.prepare)
+        _check_opened(source, opened, config.prepare, folder / "rejected.csv")
         resolved = resolve(opened.images, on_leakage=config.prepare.on_leakage)
         samples = _samples(source, resolved, _split(source, resolved, config))
         write_samples(folder / "samples.csv", samples)
@@ -65,7 +68,8 @@ def prepare(config: LineConfig) -> tuple[Run, StepResult]:
         summary = {"fingerprint": fingerprint, "seed": config.seed, **summarise(source, opened, resolved, samples)}
         write_json(folder / "summary.json", summary)
 
-    return run, do_step(run, "prepare", _key(config, source, fingerprint), build)
+    result = do_step(run, "prepare", _key(config, source, fingerprint), build)
+    return run, replace(result, seconds=time.monotonic() - start)
 
 
 def find_run(config: LineConfig) -> tuple[Run, str]:
@@ -106,12 +110,12 @@ def _fingerprint(source: Source, hashes: Sequence[str | ImageError]) -> str:
     return digest_of([sorted(files, key=str), sorted(rejected), source.labels])
 
 
-def _check_opened(source: Source, opened: Opened, config: PrepareConfig) -> None:
+def _check_opened(source: Source, opened: Opened, config: PrepareConfig, table: Path) -> None:
     if len(opened.rejected) > config.max_rejected_share * opened.found:
         reasons = some((f"{file.name}: {file.message} [{file.code}]" for file in opened.rejected), 3)
         raise DataError(
             f"{len(opened.rejected):,} of {opened.found:,} files cannot be used, more than "
-            f"prepare.max_rejected_share = {config.max_rejected_share:g}: {reasons}; mend or remove them",
+            f"prepare.max_rejected_share = {config.max_rejected_share:g}: {reasons}; mend or remove them (all are in {table})",
             code="too_many_rejected",
         )
     usable = Counter(image.file.label for image in opened.images if image.split in (None, "train"))
@@ -172,11 +176,18 @@ def _check_carved(
         )
 
 
+def _public_name(name: str) -> str:
+    """The relative name of a file; of one that a table names by an outside path, the file's name alone."""
+    path = PurePosixPath(name)
+    return path.name if path.is_absolute() or ".." in path.parts else name
+
+
 def _samples(source: Source, resolved: Resolved, splits: Mapping[str, Split]) -> list[Sample]:
     index = {label: index for index, label in enumerate(source.labels)}
     return [
         Sample(
             path=source.path(image.file),
+            name=_public_name(image.file.name),
             label=image.file.label,
             index=index[image.file.label],
             split=splits[image.picture.pixels],

@@ -1,12 +1,19 @@
 """Show on the terminal how far a long loop is; silent where nobody watches."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
+
+
+def waiting(description: str) -> AbstractContextManager[object]:
+    """Show that something takes its time that cannot be counted; silent where nobody watches."""
+    console = Console(stderr=True)
+    return console.status(f"{description} …") if console.is_terminal else nullcontext()
 
 
 def track(items: Iterable[Item], description: str, total: int, *, step: int = 1) -> Iterator[Item]:

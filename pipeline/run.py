@@ -63,7 +63,9 @@ def open_run(folder: Path) -> Run:
     """
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} is no run: expected the folder that `edgeline prepare` printed, with a config.json in it")
-    return Run(folder, load_config(folder / "config.json"))
+    # The folder says where the artifacts are, whatever folder the run was made from.
+    artifacts = folder.resolve().parent.parent
+    return Run(folder, load_config(folder / "config.json", artifacts=str(artifacts)))
 
 
 def do_step(run: Run, name: str, key: str, build: Callable[[Path], None]) -> StepResult:

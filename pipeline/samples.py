@@ -43,11 +43,8 @@ class Sample:
     """SHA-256 of the upright RGB pixels: equal for the same picture in another file."""
     width: int
     height: int
-
-    @property
-    def name(self) -> str:
-        """Its folder and file name: what reports and artifacts call it, which must not tell where a machine keeps data."""
-        return "/".join(Path(self.path).parts[-2:])
+    name: str = ""
+    """Relative to the data's root: what reports and artifacts call it, which must not tell where a machine keeps data."""
 
 
 @dataclass(frozen=True)

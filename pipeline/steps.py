@@ -72,6 +72,8 @@ def run_step(folder: Path, key: str, build: Callable[[Path], None]) -> bool:
         if partial.exists() and _read_key(partial) != key:
             shutil.rmtree(partial)
         partial.mkdir(exist_ok=True)
+        for leftover in partial.rglob(".*.tmp"):
+            leftover.unlink()  # of a `replace_file` that was killed
         (partial / ".key").write_text(key)
         build(partial)
         (partial / ".key").unlink()

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -70,7 +69,6 @@ def predict(
     """
     from serve.classifier import Classifier
 
-    _silence_pillow()
     classifier = Classifier.open(artifact, variant=variant, threads=threads)
     identity = {"model": classifier.manifest.name, "version": classifier.manifest.version, "variant": classifier.variant.name}
     failed = False
@@ -168,7 +166,6 @@ def serve(
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("serve").setLevel(logging.INFO)
-    _silence_pillow()
     limits = Limits(max_bytes=max_bytes, max_pixels=max_pixels)
 
     def open_classifier(path: Path) -> Classifier:
@@ -187,11 +184,6 @@ def serve(
 
         Server(app, grace_s=grace, on_started=on_started).run([listener])
     _leave(predictor)
-
-
-def _silence_pillow() -> None:
-    """Keep its warnings of damaged metadata and large pictures off stderr: each image gets an answer or an error of ours."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _expand(arguments: list[str]) -> Iterator[str]:
