@@ -138,7 +138,11 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 
 def sync_tree(folder: Path) -> None:
     """Flush every file and folder below to the disk."""
-    for parent, _, files in os.walk(folder):
+
+    def refuse(error: OSError) -> None:  # left alone, os.walk passes over what it cannot list
+        raise error
+
+    for parent, _, files in os.walk(folder, onerror=refuse):
         for name in files:
             with Path(parent, name).open("rb") as file:
                 os.fsync(file.fileno())

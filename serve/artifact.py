@@ -110,7 +110,11 @@ def is_version(name: str) -> bool:
 
 def _files_below(folder: Path) -> set[str]:
     found = set()
-    for parent, folders, files in os.walk(folder):
+
+    def refuse(error: OSError) -> None:  # left alone, os.walk passes over what it cannot list
+        raise ArtifactError(f"{error.filename}: {error.strerror}; copy the artifact again") from error
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
         for name in [*folders, *files]:
             path = Path(parent, name)
             if path.is_symlink():

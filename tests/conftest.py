@@ -116,7 +116,7 @@ def artifact_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return reseal(folder)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def seal() -> Callable[..., Path]:
     """`seal(folder, **manifest_fields)`: write the manifest of what lies in the folder, as if that had been published."""
     return reseal
