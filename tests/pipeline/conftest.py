@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from torch import nn
 
 from pipeline.backbones import Network, build
 from pipeline.cache import ContentCache
@@ -56,7 +57,8 @@ def make_sample() -> Callable[..., Sample]:
 
     def make(path: Path, **fields: Any) -> Sample:
         given = {"label": "disc", "index": 0, "split": "train", "group": "", "pixels": "", "width": 0, "height": 0}
-        return Sample(path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest(), **given | fields)
+        digest, name = hashlib.sha256(path.read_bytes()).hexdigest(), f"{path.parent.name}/{path.name}"
+        return Sample(path=str(path), name=name, sha256=digest, **given | fields)
 
     return make
 
@@ -90,7 +92,22 @@ def lite0(lite0_template: tuple[Network, PreprocessSpec]) -> Network:
 def small_template() -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return build("mobilenet_v3_small", "none", classes=len(KINDS), dropout=0.2)[0]
+        network = build("mobilenet_v3_small", "none", classes=len(KINDS), dropout=0.2)[0]
+        _settle(network)
+        return network
+
+
+def _settle(network: Network) -> None:
+    """Fit the norms' statistics to some noise, without which the signal of random weights dies out on its way."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    usual = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        network.train()(torch.randint(0, 256, (64, SPEC.height, SPEC.width, 3), dtype=torch.uint8))
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
+    network.eval()
 
 
 @pytest.fixture

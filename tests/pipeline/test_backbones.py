@@ -353,11 +353,11 @@ def test_dropout_beside_the_old_classifier_goes_with_it() -> None:
     assert [m.p for m in network.backbone.classifier.modules() if isinstance(m, nn.Dropout)] == [0.0]
 
 
-def test_a_network_classifies_bytes_as_it_does_normalised_pixels() -> None:
-    network, _ = build("mobilenet_v3_small", "none", classes=3)  # its own: the others must go on knowing nothing
-    nn.init.normal_(network.classifier.weight)
+def test_a_network_classifies_bytes_as_it_does_normalised_pixels(small: Network) -> None:
+    nn.init.normal_(small.classifier.weight)
     pixels_NHW3 = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     mean, std = torch.tensor(IMAGENET.mean), torch.tensor(IMAGENET.std)
     with torch.inference_mode():
-        expected_NK = network.head(network.backbone(((pixels_NHW3.double() - mean) / std).float().permute(0, 3, 1, 2)))
-        torch.testing.assert_close(network(pixels_NHW3), expected_NK, rtol=0, atol=1e-5)
+        expected_NK = small.head(small.backbone(((pixels_NHW3.double() - mean) / std).float().permute(0, 3, 1, 2)))
+        assert expected_NK.abs().max() > 0.1
+        torch.testing.assert_close(small(pixels_NHW3), expected_NK, rtol=0, atol=1e-3)

@@ -1,11 +1,12 @@
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 import torch
 from torch import nn
 
 from pipeline.backbones import Network
-from pipeline.devices import autocast, choose_device, describe_device, memory_errors, to_device
+from pipeline.devices import autocast, choose_device, describe_device, memory_errors, one_thread, to_device
 from serve.errors import ConfigError, TrainingError
 from serve.runtime import usable_cores
 
@@ -18,6 +19,15 @@ def test_the_cpu_is_used_with_every_core_of_this_process() -> None:
     torch.set_num_threads(1)
     device = choose_device("cpu")
     assert describe_device(device) == f"CPU, {usable_cores()} threads"
+
+
+@pytest.mark.usefixtures("many_threads")
+def test_one_thread_works_for_a_while_and_all_of_them_afterwards_whatever_happened() -> None:
+    torch.set_num_threads(2)
+    with suppress(KeyboardInterrupt), one_thread():
+        assert torch.get_num_threads() == 1
+        raise KeyboardInterrupt
+    assert torch.get_num_threads() == 2
 
 
 @no_gpu

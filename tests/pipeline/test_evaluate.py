@@ -35,8 +35,8 @@ CPU = torch.device("cpu")
 def samples_of(targets: list[int] | np.ndarray, labels: list[str]) -> list[Sample]:
     given = {"split": "test", "group": "", "sha256": "0" * 64, "pixels": "", "width": 1, "height": 1}
     return [
-        Sample(path=f"/data/{labels[index]}/{number:03}.png", label=labels[index], index=int(index), **given)  # type: ignore[arg-type]
-        for number, index in enumerate(targets)
+        Sample(path=f"/data/{number}.png", name=f"{labels[i]}/{number:03}.png", label=labels[i], index=int(i), **given)  # type: ignore[arg-type]
+        for number, i in enumerate(targets)
     ]
 
 
@@ -127,7 +127,8 @@ def test_logits_are_those_of_the_files_in_order(
     pixels_NHW3 = np.stack([preprocess(Path(s.path).read_bytes(), spec) for s in shapes.of("val")])
     with torch.inference_mode():
         expected_NK = small.eval()(torch.from_numpy(pixels_NHW3)).numpy()
-    np.testing.assert_allclose(observed_NK, expected_NK, rtol=0, atol=1e-5)
+    assert np.abs(expected_NK).max() > 0.1
+    np.testing.assert_allclose(observed_NK, expected_NK, rtol=0, atol=1e-3)
 
 
 def test_an_answer_that_is_no_number_names_its_image(small: Network, shapes: Prepared, spec: PreprocessSpec) -> None:

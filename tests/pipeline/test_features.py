@@ -173,6 +173,20 @@ def test_a_damaged_row_is_computed_again(compute: Compute, computed: list[int], 
     assert computed == [8, 4, 1]
 
 
+def test_features_that_are_no_numbers_name_the_image_and_are_not_kept(
+    compute: Compute, small: Network, shapes: Prepared, cache: ContentCache
+) -> None:
+    def spoil(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output.index_fill(0, torch.tensor([len(output) - 1]), torch.nan)  # a stand-in for half precision overflowing
+
+    small.backbone.register_forward_hook(spoil)
+    with pytest.raises(TrainingError, match=r"not finite for \S+/frame/15\.png; are its weights whole") as refusal:
+        compute(shapes.of("val"))
+    assert refusal.value.code == "features_not_finite"
+    with closing(sqlite3.connect(cache.path)) as database:
+        assert database.execute("SELECT count(*) FROM rows").fetchone() == (0,)
+
+
 def test_a_batch_that_does_not_fit_is_said_so(compute: Compute, small: Network, shapes: Prepared) -> None:
     def run_out(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if len(inputs[0]) > 1:  # a stand-in: to fill this machine's memory would hit its other users

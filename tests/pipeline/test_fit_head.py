@@ -59,11 +59,16 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit(
 ) -> None:
     config = TrainConfig(views=1, epochs=5)
     networks = [lite0, *(copy.deepcopy(lite0) for _ in range(2))]
-    for number, (network, seed) in enumerate(zip(networks, (3, 3, 4), strict=True)):
+    first, again, other = (
         fitted(network, config, seed, ContentCache(tmp_path / f"{number}.sqlite"))
+        for number, (network, seed) in enumerate(zip(networks, (3, 3, 4), strict=True))
+    )
     weights = [network.classifier.weight for network in networks]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+    # The refit seeds itself, so the course before it is compared too.
+    assert np.array_equal(first.val_logits_NK, again.val_logits_NK)
+    assert not np.array_equal(first.val_logits_NK, other.val_logits_NK)
 
 
 def test_the_network_gives_on_pixels_what_the_head_gave_on_normalised_features(
@@ -97,6 +102,20 @@ def test_views_are_further_training_images(fitted: Fitted, lite0: Network, monke
     monkeypatch.setattr(fit_head, "fit_linear", watched)
     fitted(lite0, PLAIN.model_copy(update={"views": 2, "epochs": 1}))
     assert sizes == [(3 * 36, 3 * 36)]
+
+
+def test_the_refit_sees_as_many_views_of_validation(fitted: Fitted, lite0: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, list[int]]] = []
+    true = fit_head.refit
+
+    def watched(head: nn.Sequential, features: FeatureRows, targets_N: Tensor, *rest: Any, epochs: int) -> None:
+        sizes.append((len(features), targets_N.bincount().tolist()))
+        assert torch.equal(targets_N[108:], torch.tensor(([0] * 4 + [1] * 4 + [2] * 4) * 3))
+        true(head, features, targets_N, *rest, epochs=epochs)
+
+    monkeypatch.setattr(fit_head, "refit", watched)
+    fitted(lite0, PLAIN.model_copy(update={"views": 2, "epochs": 1, "refit": True}))
+    assert sizes == [(3 * 48, [48, 48, 48])]
 
 
 def rows(features_ND: np.ndarray) -> FeatureRows:
@@ -181,6 +200,7 @@ def test_a_loss_that_is_no_number_stops_training_with_its_epoch(
     with pytest.raises(TrainingError, match=f"the loss became (nan|inf) in {where}") as refusal:
         fit_linear(head, rows(features_ND), noise(40, 1)[1], *noise(20, 2), TrainConfig(**settings), torch.ones(2), 0)
     assert refusal.value.code == "loss_not_finite"
+    assert not head[1].weight.isnan().any()  # nothing was learned from such a loss
 
 
 def test_features_that_never_vary_divide_by_nothing(fitted: Fitted, small: Network) -> None:

@@ -316,8 +316,8 @@ def die_after_the_second(path, write):
         os.kill(os.getpid(), signal.SIGKILL)
 
 fit_layers.replace_file = die_after_the_second
-torch.manual_seed(0)
 network, _ = build("mobilenet_v3_small", "none", classes=3, dropout=0.2)
+network.load_state_dict(torch.load(sys.argv[3], weights_only=True))
 config = TrainConfig(strategy="gradual", epochs=4, batch_size=12)
 fit_layers.fit(
     network, PreprocessSpec(height=32, width=32), read_prepared(Path(sys.argv[1])), config, torch.ones(3),
@@ -336,7 +336,9 @@ def test_a_training_that_was_killed_ends_with_the_very_weights(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     prepared = make_run(tmp_path_factory.mktemp("killed")).step("prepare")
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(prepared), str(tmp_path)], timeout=120, check=False)
+    torch.save(small_template.state_dict(), prepared / "network.pth")
+    arguments = [str(prepared), str(tmp_path), str(prepared / "network.pth")]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], timeout=120, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert {path.name for path in tmp_path.iterdir()} == {RESUME, PREVIOUS}
     network = copy.deepcopy(small_template)

@@ -96,12 +96,16 @@ def drawn(temperature: float, images: int = 20_000) -> tuple[np.ndarray, np.ndar
     return (honest_NK * temperature).astype(np.float32), targets_N
 
 
-@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 3.0])
 def test_the_temperature_that_classes_were_drawn_at_is_found(temperature: float) -> None:
     logits_NK, targets_N = drawn(temperature)
     found = best_temperature(logits_NK, targets_N)
     assert found == pytest.approx(temperature, rel=0.03)
     assert calibration_error(softmax(logits_NK / found), targets_N, 15) < 0.015
+
+
+def test_a_split_without_a_mistake_gets_at_most_twice_the_logits() -> None:
+    assert best_temperature(np.eye(3, dtype=np.float32), np.arange(3)) == pytest.approx(0.5, rel=1e-3)
 
 
 @given(LOGITS, st.integers(0, 2**31))

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.progress import track
+from pipeline.progress import track, waiting
 
 
 def test_items_pass_unchanged_and_nothing_is_drawn_where_nobody_watches(capfd: pytest.CaptureFixture[str]) -> None:
@@ -17,3 +17,15 @@ def test_a_terminal_is_shown_a_bar_on_standard_error(
     assert output == ""
     assert "reading images" in bar
     assert "6/6" in bar
+
+
+def test_waiting_is_said_on_a_terminal_alone(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with waiting("loading"):
+        pass
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
+    with waiting("loading"):
+        pass
+    output, status = capfd.readouterr()
+    assert output == ""
+    assert "loading …" in status
