@@ -16,7 +16,13 @@ from flows.line import run_line
 from flows.summary import summarise
 from pipeline.config import load_config
 
-DATA = ("hymenoptera", "flowers17", "xsdd_steel", "digits")
+DATA = {
+    "hymenoptera": [],
+    "flowers17": ["train.views=1", "train.augment=flip"],
+    "xsdd_steel": [],
+    "digits": [],
+}
+"""Folders and the settings that differ from the defaults; each row of the result names them."""
 
 
 def main() -> None:
@@ -47,14 +53,16 @@ def main() -> None:
 def measure(data: str, model: str, seeds: int, artifacts: str) -> dict[str, object]:
     """Run the line once a seed."""
     name = f"{Path(data).name}-{model}".lower().replace("_", "-")
+    settings = DATA.get(Path(data).name, [])
     runs = [
-        summarise(*run_line(load_config(data=data, model=model, seed=seed, name=name, artifacts=artifacts)))
+        summarise(*run_line(load_config(None, settings, data=data, model=model, seed=seed, name=name, artifacts=artifacts)))
         for seed in range(seeds)
     ]
     accuracies = [run["shipped_top1"]["value"] for run in runs]
     return {
         "data": Path(data).name,
         "model": model,
+        "settings": settings,
         "mean": statistics.mean(accuracies),
         "accuracies": accuracies,
         "test_images": runs[0]["shipped_top1"]["total"],

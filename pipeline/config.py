@@ -72,7 +72,7 @@ class TrainConfig(Step):
     refit: bool = Field(
         True,
         description="`head`: once validation has shown the best number of epochs, train again on train and validation together "
-        "for as many. The temperature stays the one of images not learned from.",
+        "for as many, at least 40. The temperature stays the one of images not learned from.",
     )
     views: int = Field(
         0,

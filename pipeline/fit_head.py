@@ -25,6 +25,9 @@ from serve.preprocess import PreprocessSpec
 
 EPOCHS = 200
 LEARNING_RATE = 1e-3
+REFIT_EPOCHS = 40
+"""At least: the best epoch of a few dozen validation images may be the fourth by chance, and a frozen backbone's head does
+not lose by more (ADR 0005)."""
 
 
 def fit(
@@ -65,9 +68,10 @@ def fit(
         course = fit_linear(head, features, targets_N, val_features, val_targets_N, config, weights_K, seed)
         if config.refit:
             head.load_state_dict(network.head.state_dict())
+            epochs = min(max(course.best_epoch, REFIT_EPOCHS), config.epochs or EPOCHS)
             everything = FeatureRows([*tables, *val_tables], mean_D, scale)
             targets_N = torch.cat([targets_N, val_targets_N.repeat(len(val_tables))])
-            refit(head, everything, targets_N, config, weights_K, seed, epochs=course.best_epoch)
+            refit(head, everything, targets_N, config, weights_K, seed, epochs=epochs)
     network.head.load_state_dict(head.state_dict())
     linear = network.classifier
     with torch.no_grad():
