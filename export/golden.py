@@ -98,11 +98,14 @@ def _telling(image: Image.Image, spec: PreprocessSpec) -> tuple[float, float]:
     """
     other = "bicubic" if spec.interpolation == "bilinear" else "bilinear"
     filtered = fit(image, replace(spec, interpolation=other))
-    kind = Image.Resampling.BILINEAR if spec.interpolation == "bilinear" else Image.Resampling.BICUBIC
-    box = crop_box(image.width, image.height, spec)
-    unsmoothed = np.asarray(image.transform((spec.width, spec.height), Image.Transform.EXTENT, box, kind))
     right = fit(image, spec)
-    less, more = sorted((_mean_difference(right, filtered), _mean_difference(right, unsmoothed)))
+    left, _, right_edge, _ = box = crop_box(image.width, image.height, spec)
+    smoothing = 0.0
+    if right_edge - left > spec.width:  # enlarging needs none
+        kind = Image.Resampling.BILINEAR if spec.interpolation == "bilinear" else Image.Resampling.BICUBIC
+        unsmoothed = np.asarray(image.transform((spec.width, spec.height), Image.Transform.EXTENT, box, kind))
+        smoothing = _mean_difference(right, unsmoothed)
+    less, more = sorted((_mean_difference(right, filtered), smoothing))
     return less, more
 
 

@@ -1,7 +1,7 @@
 """One small run of the whole line on pictures like photos, which all tests of this layer share.
 
-The three kinds of picture are easy to tell apart, so the temperature makes the model as sure as a model can be: its
-probabilities on held-out pictures are 0 and 1 to the last bit. That is the case in which a fault is hardest to see.
+The three kinds of picture are easy to tell apart, so the model is sure: its probabilities on held-out pictures are 0 and 1
+but for a millionth. That is the case in which a fault of its weights is hardest to see.
 """
 
 import hashlib

@@ -1,6 +1,5 @@
 """The exported file keeps the graph contract, tells nothing of the machine, and is the same each time."""
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -129,9 +128,34 @@ def test_exporting_again_gives_the_same_bytes_whatever_mode_the_network_was_left
     assert path.read_bytes() == finished.model
 
 
-class TwoByTwo(nn.Module):
+class Pooled(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
     def forward(self, images: Tensor) -> Tensor:
-        return nn.functional.adaptive_avg_pool2d(images, (2, 2)).flatten(1)
+        return nn.functional.adaptive_avg_pool2d(images, self.size).flatten(1)
+
+
+SMALL = PreprocessSpec(height=16, width=16)
+
+
+def with_backbone(backbone: nn.Module, features: int) -> Deployed:
+    network = Network(backbone, features, 3, 0.0, Normalisation((127.0,) * 3, (128.0,) * 3))
+    return Deployed(network.eval(), 1.0)
+
+
+@pytest.mark.parametrize(("size", "operator"), [(1, "GlobalAveragePool"), (2, "AveragePool"), (16, "Identity")])
+def test_pooling_is_one_operator_that_gives_what_pytorch_gives(size: int, operator: str, tmp_path: Path) -> None:
+    deployed = with_backbone(Pooled(size), 3 * size * size)
+    export(deployed, SMALL, tmp_path / "model.onnx", classes=3, opset=18, metadata={})
+    kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert (operator in kinds) or (operator == "Identity" and not any("Pool" in kind for kind in kinds))
+    assert "ReduceMean" not in kinds
+    pixels_NHW3 = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    [logits_NK] = create_session((tmp_path / "model.onnx").read_bytes()).run(["logits"], {"image": pixels_NHW3})
+    with torch.inference_mode():
+        np.testing.assert_allclose(logits_NK, deployed(torch.from_numpy(pixels_NHW3))[1].numpy(), rtol=0, atol=1e-6)
 
 
 class ByContent(nn.Module):
@@ -147,7 +171,7 @@ class SixDeep(nn.Module):
 
 
 CANNOT: dict[str, tuple[nn.Module, int, str]] = {
-    "pooling to more than one value": (TwoByTwo(), 12, r"the network pools to \[2, 2\]"),
+    "pooling by unequal windows": (Pooled(3), 27, r"the network pools \[16, 16\] to \[3, 3\], whose windows are not all"),
     "control flow that depends on the pixels": (ByContent(), 3, "PyTorch cannot export this network to ONNX: .*choose another"),
     "an operator without a translation": (SixDeep(), 3, "PyTorch cannot export this network to ONNX: .*bessel_j0"),
 }
@@ -155,13 +179,10 @@ CANNOT: dict[str, tuple[nn.Module, int, str]] = {
 
 @pytest.mark.parametrize(("backbone", "features", "reason"), CANNOT.values(), ids=CANNOT)
 def test_a_network_that_cannot_be_exported_is_refused(tmp_path: Path, backbone: nn.Module, features: int, reason: str) -> None:
-    network = Network(backbone, features, 3, 0.0, Normalisation((127.0,) * 3, (128.0,) * 3))
-    small = PreprocessSpec(height=16, width=16)
     with pytest.raises(ExportError, match=reason):
-        export(Deployed(network, 1.0), small, tmp_path / "model.onnx", classes=3, opset=18, metadata={})
+        export(with_backbone(backbone, features), SMALL, tmp_path / "model.onnx", classes=3, opset=18, metadata={})
 
 
 def test_a_network_of_another_number_of_classes_is_refused(tiny: Callable[[], Deployed], tmp_path: Path) -> None:
-    small = PreprocessSpec(height=16, width=16)
     with pytest.raises(ExportError, match=r"probabilities is FLOAT \[batch, 3\], expected FLOAT \[batch, 4\]"):
-        export(copy.deepcopy(tiny()), small, tmp_path / "model.onnx", classes=4, opset=18, metadata={})
+        export(tiny(), SMALL, tmp_path / "model.onnx", classes=4, opset=18, metadata={})
