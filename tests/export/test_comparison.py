@@ -12,8 +12,8 @@ from pipeline.config import VerifyConfig
 from serve.errors import VerificationError
 
 BARS = VerifyConfig()
-WIDE = VerifyConfig(max_difference=0.5, margin=0.01)
-"""Bars that only a flipped best class can break."""
+WIDE = BARS.model_copy(update={"max_difference": 0.5, "margin": 0.01})
+"""Wider than any setting may be, so that only a flipped best class breaks them."""
 
 
 def softmax(logits_NK: np.ndarray) -> np.ndarray:

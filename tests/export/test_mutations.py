@@ -600,6 +600,6 @@ def test_the_model_of_an_older_run_is_refused_though_every_hash_is_right(finishe
     for sample in json.loads((artifact / "golden" / "golden.json").read_text())["samples"]:
         data = (artifact / sample["file"]).read_bytes()
         [[best]] = classifier.predict([data], top_k=1)
-        assert (best.label, best.probability) == (sample["label"], pytest.approx(1, abs=1e-3))  # its answers are just as sure
+        assert (best.label, best.probability) == (sample["label"], pytest.approx(1, abs=0.02))  # it is just as sure
     with pytest.raises(GoldenError, match="on the stored pixels a logit differs by .* of the largest"):
         Classifier.open(artifact)

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,11 @@ from onnx import numpy_helper
 from export.publish import content_digest, publish, read_verification
 from pipeline.run import Run
 from pipeline.steps import result_digest
-from serve.artifact import open_artifact, versions
+from serve.artifact import names, open_artifact, versions
 from serve.classifier import Classifier
 from serve.errors import EdgelineError, GoldenError, StoreError, VerificationError
 
+ROOT = Path(__file__).resolve().parents[2]
 Redo = Callable[[Path], None]
 
 
@@ -206,6 +210,35 @@ def test_an_older_model_with_every_record_forged_does_not_prove_itself(run: Run,
         publish(run)
     assert versions(run.config.store / "photos") == []
     assert [path.name for path in (run.config.store / "photos").iterdir()] == [".lock"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from export.publish import publish
+from pipeline.run import open_run
+
+
+def hook(event, arguments):
+    if event == "os.rename" and ".staging-" in str(arguments[0]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+sys.addaudithook(hook)
+publish(open_run(Path(sys.argv[1])))
+"""
+
+
+def test_a_run_whose_publishing_is_killed_at_the_last_moment_is_not_there_and_can_be_published_again(run: Run) -> None:
+    """`test_store.py` kills a small publication at every moment; this is a whole one."""
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(run.folder)], cwd=ROOT, capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    folder = run.config.store / "photos"
+    [left] = [path for path in folder.iterdir() if path.name != ".lock"]
+    assert open_artifact(left).manifest.version == 1, "it was whole, and had not its name yet"
+    assert (names(run.config.store), versions(folder)) == ([], [])
+    assert publish(run).folder == folder / "1"
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "1"]
 
 
 def test_a_step_that_was_never_run_is_asked_for(run: Run) -> None:
