@@ -201,10 +201,12 @@ def test_published_photos_of_a_run_name_no_place(finished: Any) -> None:
 # How much room they take.
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_photo_of_twelve_megapixels_becomes_a_small_sample(write: Write, keep: Keep, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {}), ("PNG", {"compress_level": 1})], ids=["JPEG", "PNG"])
+def test_a_photo_of_twelve_megapixels_becomes_a_small_sample(
+    write: Write, keep: Keep, kind: str, options: dict[str, int]
+) -> None:
     large = textured(SHADES["blue"], 0, size=(4000, 3000))
-    folder, samples = write([keep(large, "blue", kind)], golden=2)
+    folder, samples = write([keep(large, "blue", kind, **options)], golden=2)
     for sample in samples:
         assert sorted(picture(folder / sample["file"]).size) == [768, MAX_SIDE]
     sizes = {path.name: path.stat().st_size for path in (folder / "golden").iterdir()}
