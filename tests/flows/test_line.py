@@ -101,10 +101,9 @@ def test_a_changed_setting_redoes_its_step_and_the_ones_that_read_it(copied: Lin
     assert not is_up_to_date(stricter)
 
 
-def test_an_added_photo_is_noticed(line: tuple[LineConfig, Run, list[StepResult]], tmp_path: Path) -> None:
-    config = line[0]
-    shutil.copytree(config.data, tmp_path / "photos")
-    moved = config.model_copy(update={"data": str(tmp_path / "photos")})
+def test_an_added_photo_is_noticed(copied: LineConfig, tmp_path: Path) -> None:
+    shutil.copytree(copied.data, tmp_path / "photos")
+    moved = copied.model_copy(update={"data": str(tmp_path / "photos")})
     Image.new("RGB", (40, 48), (250, 10, 10)).save(tmp_path / "photos" / "red" / "new.png")
     assert not is_up_to_date(moved)
 
