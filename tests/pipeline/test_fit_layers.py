@@ -102,6 +102,19 @@ def test_rates_warm_up_and_come_down_to_nothing(small: Network) -> None:
     assert rates[-1] == pytest.approx(0, abs=1e-9)
 
 
+def test_every_step_has_its_place_in_the_schedule(fitted: Fitted, small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    places: list[float] = []
+    true = fit_layers._set_rates
+
+    def watched(optimizer: torch.optim.Optimizer, progress: float) -> None:
+        places.append(progress)
+        true(optimizer, progress)
+
+    monkeypatch.setattr(fit_layers, "_set_rates", watched)
+    fitted(small, config("full", epochs=2))
+    assert places == [step / 6 for step in range(6)]  # two epochs of three batches
+
+
 # What each strategy releases
 
 
