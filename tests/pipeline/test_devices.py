@@ -61,11 +61,12 @@ def test_a_gpu_works_in_mixed_precision() -> None:
 
 @gpu
 def test_a_gpu_gives_the_features_of_the_cpu(small: Network) -> None:
-    pixels_NHW3 = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
+    images_NCHW = torch.randint(0, 256, (4, 3, 32, 32)).float()
     with torch.inference_mode():
-        expected_NK = small(pixels_NHW3)
-        observed_NK = small.to("cuda")(to_device(pixels_NHW3, torch.device("cuda"))).cpu()
-    torch.testing.assert_close(observed_NK, expected_NK, rtol=0, atol=1e-3)
+        expected_ND = small.features(images_NCHW)
+        observed_ND = small.to("cuda").features(to_device(images_NCHW, torch.device("cuda"))).cpu()
+    # A GPU's convolutions may round to 10 bits.
+    torch.testing.assert_close(observed_ND, expected_ND, rtol=0, atol=0.02 * expected_ND.abs().max().item())
 
 
 def run_out_on_a_gpu() -> None:
