@@ -32,6 +32,7 @@ def train_key(run: Run) -> str:
         "model": config.model,
         "weights": weights_identity(config.weights),
         "seed": config.seed,
+        "preprocess": config.preprocess.model_dump(),
         "train": config.train.model_dump(),
     }
     modules = ("pipeline.train", fit, "pipeline.features", "pipeline.augment", "pipeline.history", "pipeline.hard_set")

@@ -11,13 +11,14 @@ Shapes: N images, C channels, H x W the model's input, D features, K classes.
 
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.config import PreprocessConfig
 from pipeline.steps import file_digest
 from pipeline.weights import is_file
 from serve.errors import ConfigError, WeightsError
@@ -115,7 +116,9 @@ class Pretrained:
     normalisation: Normalisation
 
 
-def build(model: str, weights: str, *, classes: int, dropout: float = 0.0) -> tuple[Network, PreprocessSpec]:
+def build(
+    model: str, weights: str, *, classes: int, dropout: float = 0.0, preprocess: PreprocessConfig | None = None
+) -> tuple[Network, PreprocessSpec]:
     """Build a network with a new head on pretrained weights.
 
     Args:
@@ -123,12 +126,13 @@ def build(model: str, weights: str, *, classes: int, dropout: float = 0.0) -> tu
         weights: `imagenet`, `none` (random), one of torchvision's weight names, or a local .pth or .safetensors file.
         classes: outputs of the new head, whose weights are zero: every class is equally likely at first.
         dropout: share of features dropped in training.
+        preprocess: what is wanted otherwise than the weights' own preprocessing.
 
     Returns:
-        The network in evaluation mode and channels-last layout, and the preprocessing that its weights want.
+        The network in evaluation mode and channels-last layout, and its preprocessing.
 
     Raises:
-        ConfigError: no such model, or one without a linear classifier.
+        ConfigError: no such model, one without a linear classifier, or one that cannot take the wanted size.
         WeightsError: the weights are absent or do not fit.
     """
     pretrained = load(model, weights)
@@ -138,7 +142,27 @@ def build(model: str, weights: str, *, classes: int, dropout: float = 0.0) -> tu
     nn.init.zeros_(network.classifier.bias)
     network = network.to(memory_format=torch.channels_last).eval()
     _check_features(network, pretrained.preprocess, model)
-    return network, pretrained.preprocess
+    if preprocess is None:
+        return network, pretrained.preprocess
+    return network, _change(pretrained.preprocess, preprocess, network, model)
+
+
+def _change(spec: PreprocessSpec, wanted: PreprocessConfig, network: Network, model: str) -> PreprocessSpec:
+    changed = replace(
+        spec,
+        height=wanted.size or spec.height,
+        width=wanted.size or spec.width,
+        crop_fraction=wanted.crop_fraction or spec.crop_fraction,
+        interpolation=spec.interpolation if wanted.interpolation == "own" else wanted.interpolation,
+    )
+    try:
+        with torch.inference_mode():
+            network.features(torch.full((1, 3, changed.height, changed.width), 127.0))
+    except (RuntimeError, AssertionError) as error:  # transformers have one embedding a patch, and say so in either way
+        raise ConfigError(
+            f"preprocess.size = {wanted.size}: {model} takes {spec.height}x{spec.width} only; leave the setting out"
+        ) from error
+    return changed
 
 
 def load(model: str, weights: str) -> Pretrained:

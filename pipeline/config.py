@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from serve.errors import ConfigError
 from serve.manifest import NAME
@@ -49,6 +49,35 @@ class PrepareConfig(Step):
     max_pixels: int = Field(50_000_000, ge=1, description="Largest width * height of an image.")
 
 
+class PreprocessConfig(Step):
+    """Turn a picture into the model's input, the same way in training, evaluation and on every device."""
+
+    size: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Rows and columns of the model's input; 0 takes what the weights were trained for. Smaller is faster.",
+    )
+    crop_fraction: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the shorter side that the centred crop keeps; 0 takes what the weights were evaluated with. "
+        "1 where what matters may lie at the edge.",
+    )
+    interpolation: Literal["own", "bilinear", "bicubic", "lanczos"] = Field(
+        "own", description="Filter of the resize; `own` takes what the weights were trained with."
+    )
+
+    @field_validator("size", "crop_fraction")
+    @classmethod
+    def _own_or_sensible(cls, value: float, field: ValidationInfo) -> float:
+        least = {"size": 32, "crop_fraction": 0.1}[str(field.field_name)]
+        if 0 < value < least:
+            raise ValueError(f"must be 0 or at least {least}")
+        return value
+
+
 class TrainConfig(Step):
     """Train the head, or more of the network."""
 
@@ -63,7 +92,7 @@ class TrainConfig(Step):
     batch_size: int = Field(32, ge=2, description="Images a step; the head on cached features uses it too.")
     learning_rate: float = Field(0.0, ge=0, description="Peak learning rate; 0 takes the strategy's own.")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay.")
-    dropout: Fraction = Field(0.2, description="Share of features dropped before the last layer.")
+    dropout: Fraction = Field(0.5, description="Share of features dropped before the last layer.")
     label_smoothing: Fraction = Field(0.0, description="Probability spread over the other classes in the loss.")
     class_weights: Literal["balanced", "none"] = Field(
         "balanced", description="`balanced` weighs each class by the inverse of its count."
@@ -161,6 +190,9 @@ class LineConfig(Step):
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the split and of training.")
     artifacts: str = Field("artifacts", min_length=1, description="Folder of runs, caches and the store.")
     prepare: PrepareConfig = Field(default_factory=PrepareConfig, description="Find, open, compare and split the images.")
+    preprocess: PreprocessConfig = Field(
+        default_factory=PreprocessConfig, description="Turn a picture into the model's input, the same way everywhere."
+    )
     train: TrainConfig = Field(default_factory=TrainConfig, description="Train the head, or more of the network.")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Measure on the untouched test split.")
     export: ExportConfig = Field(default_factory=ExportConfig, description="Write the ONNX file.")

@@ -24,7 +24,7 @@ from pipeline.samples import Prepared
 from serve.preprocess import PreprocessSpec
 
 EPOCHS = 200
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 5e-4
 REFIT_EPOCHS = 40
 """At least: the best epoch of a few dozen validation images may be the fourth by chance, and a frozen backbone's head does
 not lose by more (ADR 0005)."""

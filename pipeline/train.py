@@ -39,7 +39,13 @@ def build_checkpoint(run: Run, folder: Path) -> None:
     config = run.config
     prepared = read_prepared(run.step("prepare"))
     device = choose_device(config.train.device)
-    network, spec = build(config.model, config.weights, classes=len(prepared.labels), dropout=config.train.dropout)
+    network, spec = build(
+        config.model,
+        config.weights,
+        classes=len(prepared.labels),
+        dropout=config.train.dropout,
+        preprocess=config.preprocess,
+    )
     fit = train(network, spec, prepared, config.train, seed=config.seed, folder=folder, cache=config.cache, device=device)
     checkpoint = Checkpoint(
         model=config.model,

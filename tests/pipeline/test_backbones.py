@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.backbones import LITE, Network, Normalisation, Pretrained, build, load, remove_classifier, stages
+from pipeline.config import PreprocessConfig
 from serve.errors import ConfigError, WeightsError
 from serve.preprocess import PreprocessSpec, decode_image, preprocess
 
@@ -300,6 +301,27 @@ NO_MODEL = {
 def test_a_network_that_cannot_be_had_is_refused_as_a_setting(model: str, weights: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(model, weights, classes=2)
+
+
+CHANGES = {
+    "a smaller input": ({"size": 96}, {"height": 96, "width": 96}),
+    "the whole picture": ({"crop_fraction": 1}, {"crop_fraction": 1}),
+    "another filter": ({"interpolation": "lanczos"}, {"interpolation": "lanczos"}),
+    "nothing": ({}, {}),
+}
+
+
+@pytest.mark.parametrize(("wanted", "changed"), CHANGES.values(), ids=CHANGES)
+def test_preprocessing_changes_in_what_is_asked_for_and_in_nothing_else(
+    wanted: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    own = build("mobilenet_v3_small", "none", classes=2)[1]
+    assert build("mobilenet_v3_small", "none", classes=2, preprocess=PreprocessConfig(**wanted))[1] == replace(own, **changed)
+
+
+def test_a_size_that_the_network_cannot_take_is_refused_as_a_setting() -> None:
+    with pytest.raises(ConfigError, match=r"preprocess\.size = 96: timm:deit_tiny_patch16_224 takes 224x224 only"):
+        build("timm:deit_tiny_patch16_224", "none", classes=2, preprocess=PreprocessConfig(size=96))
 
 
 def test_a_network_without_any_linear_layer_has_no_classifier() -> None:

@@ -75,6 +75,8 @@ def test_an_override_is_json_where_it_can_be(override: str, value: Any) -> None:
 BAD_OVERRIDES = {
     "no equals sign": ("train.epochs", "must look like train.epochs=5"),
     "no key": ("=5", "must look like train.epochs=5"),
+    "a crop that leaves nothing": ("preprocess.crop_fraction=0.05", "must be 0 or at least 0.1"),
+    "an input too small to see on": ("preprocess.size=8", "must be 0 or at least 32"),
     "an unknown setting": ("train.epoch=5", "train.epoch is no setting; did you mean epochs?"),
     "an unknown section": ("training.epochs=5", "training is no setting; did you mean train?"),
     "nothing like it": ("zzz=1", "zzz is no setting"),
