@@ -53,8 +53,19 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
         shutil.copyfile(run.step(step) / name, folder / name)
     if file_digest(folder / files.MODEL) != verification["model_sha256"]:
         raise VerificationError("the ONNX file changed while it was packaged; publish again", code="not_verified")
+    shipped = [entry for entry in verification["variants"] if entry["passed"]]
+    for entry in shipped:
+        _copy_variant(run.step("variants"), folder, entry)
     deployed = Deployed(network, evaluation.calibration.temperature)
-    golden.write_golden(folder, deployed, checkpoint.preprocess, checkpoint.labels, held_out, run.config.publish)
+    golden.write_golden(
+        folder,
+        deployed,
+        checkpoint.preprocess,
+        checkpoint.labels,
+        held_out,
+        run.config.publish,
+        variants={entry["name"]: (folder / entry["file"], entry["precision"]) for entry in shipped},
+    )
     provenance = {
         "content_sha256": content,
         "edgeline": package_version("edgeline"),
@@ -86,14 +97,18 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
     }
     report.write_report(folder / "report.html", run, evaluation, verification, provenance)
     report.write_card(folder / "card.md", run.config.artifact_name, evaluation, verification, provenance)
-    variant = Variant(
-        name="onnx-fp32",
-        file=files.MODEL,
-        format="onnx",
-        precision="float32",
-        max_batch=run.config.verify.max_batch,
-        verification=summary,
-    )
+    max_batch = run.config.verify.max_batch
+    variants = [
+        Variant(
+            name="onnx-fp32",
+            file=files.MODEL,
+            format="onnx",
+            precision="float32",
+            max_batch=max_batch,
+            verification=summary,
+        ),
+        *(_variant(entry, verification, max_batch) for entry in shipped),
+    ]
     manifest = Manifest(
         name=run.config.artifact_name,
         version=version,
@@ -102,7 +117,7 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
         preprocess=checkpoint.preprocess,
         inputs=(_input(checkpoint.preprocess),),
         outputs=_outputs(len(checkpoint.labels)),
-        variants=(variant,),
+        variants=tuple(variants),
         files=tuple(_entries(folder)),
         metrics=metrics,
         verification=summary,
@@ -112,6 +127,43 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
     assert Manifest.from_json(data) == manifest, "a manifest must read back as it was written"
     (folder / manifests.FILE_NAME).write_bytes(data)
     return manifest
+
+
+def _copy_variant(step: Path, folder: Path, entry: dict[str, Any]) -> None:
+    """Copy a variant's files, the model of which must be the one that was verified.
+
+    Raises:
+        VerificationError: it is another one.
+    """
+    shutil.copyfile(step / entry["file"], folder / entry["file"])
+    if file_digest(folder / entry["file"]) != entry["sha256"]:
+        raise VerificationError(f"{entry['file']} changed while it was packaged; publish again", code="not_verified")
+    operators = f"{entry['file']}.operators.config"
+    if (step / operators).is_file():
+        shutil.copyfile(step / operators, folder / operators)
+
+
+def _variant(entry: dict[str, Any], verification: dict[str, Any], max_batch: int) -> Variant:
+    likeness, one_thread = entry["likeness"], entry["latency"]["threads_1"]
+    return Variant(
+        name=entry["name"],
+        file=entry["file"],
+        format=entry["format"],
+        precision=entry["precision"],
+        max_batch=max_batch,
+        verification={
+            "passed": entry["passed"],
+            "images": verification["images"],
+            "sqnr_db": likeness["sqnr_db"],
+            "top1_agreement": likeness["top1_agreement"],
+            "max_difference": likeness["max_difference"],
+            "accuracy": entry["accuracy"],
+            "bytes": entry["bytes"],
+            "p50_ms_one_thread": one_thread["p50_ms"],
+            "start": entry["start"],
+            "cpu": verification["machine"]["cpu"],
+        },
+    )
 
 
 def _input(spec: PreprocessSpec) -> dict[str, Any]:
@@ -136,6 +188,12 @@ def _entries(folder: Path) -> list[FileEntry]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [path.relative_to(folder).as_posix() for path in paths]
     return [
-        FileEntry(path=name, size=path.stat().st_size, sha256=file_digest(path), role=ROLES.get(name, "golden"))
+        FileEntry(path=name, size=path.stat().st_size, sha256=file_digest(path), role=_role(name))
         for name, path in zip(names, paths, strict=True)
     ]
+
+
+def _role(name: str) -> str:
+    if name.endswith((".onnx", ".ort")):
+        return "model"
+    return "operators" if name.endswith(".operators.config") else ROLES.get(name, "golden")

@@ -6,13 +6,15 @@ hide a fault.
 Shapes: N images, K classes.
 """
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
 from pipeline.config import VerifyConfig
+from pipeline.progress import track
 from serve.errors import VerificationError
 
 MIN_SPREAD = 1e-4
@@ -115,6 +117,29 @@ def compare(names: Sequence[str], expected: Outputs, observed: Outputs, config: 
         worst=tuple(differences[i] for i in worst.tolist()),
         problems=tuple(problems),
     )
+
+
+def run_session(session: Any, pixels: Sequence[np.ndarray], batch: int) -> Outputs:
+    """Run ONNX Runtime over images at one batch size. The last batch is filled up with images that were there already.
+
+    Raises:
+        VerificationError: it fails.
+    """
+    filled = [pixels[i % len(pixels)] for i in range(math.ceil(len(pixels) / batch) * batch)]
+    title = f"verifying: ONNX Runtime, batch {batch}"
+    batches = track(in_batches(filled, batch), title, len(filled), step=batch)
+    try:
+        outputs = Outputs.join(session.run(["probabilities", "logits"], {"image": b_NHW3}) for b_NHW3 in batches)
+    except Exception as error:  # its exceptions share no base class of their own
+        reason = " ".join(str(error).split())[:300]
+        raise VerificationError(f"ONNX Runtime cannot run the file at batch {batch}: {reason}") from error
+    return Outputs(outputs.probabilities_NK[: len(pixels)], outputs.logits_NK[: len(pixels)])
+
+
+def in_batches(pixels: Sequence[np.ndarray], batch: int) -> Iterator[np.ndarray]:
+    """Stack images, `batch` at a time: uint8 (N, H, W, 3)."""
+    for start in range(0, len(pixels), batch):
+        yield np.stack(pixels[start : start + batch])
 
 
 def raise_problems(report: dict[str, Any]) -> None:

@@ -2,5 +2,6 @@
 
 MODEL = "model.onnx"
 VERIFICATION = "verification.json"
-VERIFIED = ("prepare", "train", "evaluate", "export")
+VARIANTS = "variants.json"
+VERIFIED = ("prepare", "train", "evaluate", "export", "variants")
 """The steps whose results the verification is of."""

@@ -23,10 +23,18 @@ from pipeline.samples import ADMITTED, Sample, map_ahead, read_image
 from pipeline.steps import write_json
 from serve.golden import FILE_NAME
 from serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, crop_box, decode_image, fit, preprocess
+from serve.runtime import create_session
 
 MAX_SIDE = 1024
 CLEAR = 0.05
 """Margin between the best two classes that a golden sample should have, so that no rounding can flip it."""
+
+
+INT8_TOLERANCES = {"tolerance": 0.15, "logit_tolerance": 0.06}
+"""Of a probability, and of a logit as a share of the largest, between processors.
+
+int8 rounds a few values to the next step where float scales are multiplied in another order: a logit difference of 0.022 was
+seen between x86 and ARM. Saturating products, or another layer's weights, make more."""
 
 
 def write_golden(
@@ -36,8 +44,13 @@ def write_golden(
     labels: Sequence[str],
     samples: Sequence[Sample],
     config: PublishConfig,
+    *,
+    variants: dict[str, tuple[Path, str]] | None = None,
 ) -> None:
     """Write `golden/` below an artifact's folder.
+
+    The reference's answers are PyTorch's. A variant of another precision has answers of its own: those that its file gave
+    here, with the tolerance that its precision needs between processors.
 
     Args:
         folder: of the artifact.
@@ -46,6 +59,7 @@ def write_golden(
         labels: class names in index order.
         samples: held-out images to choose from.
         config: how many, and the tolerances.
+        variants: file and precision of each variant that has answers of its own, by name.
     """
     (folder / FILE_NAME).parent.mkdir()
     deployed.eval()
@@ -66,11 +80,23 @@ def write_golden(
     assert turned is not None, "there is at least one held-out image"
     data = _encode(turned.transpose(Image.Transpose.ROTATE_90), ".jpg", orientation=6)
     answers.insert(0, _answer(deployed, spec, labels, data, ".turned.jpg"))
-    golden = {
+    written = [_write_sample(folder, index, answer) for index, answer in enumerate(answers)]
+    golden: dict[str, Any] = {
         "tolerance": config.golden_tolerance,
         "pixel_tolerance": config.golden_pixel_tolerance,
-        "samples": [_write_sample(folder, index, answer) for index, answer in enumerate(answers)],
+        "samples": written,
     }
+    pixels_NHW3 = np.stack([answer["pixels"] for answer in answers])
+    for name, (path, precision) in (variants or {}).items():
+        if precision == "float32":
+            continue
+        session = create_session(path.read_bytes())
+        probabilities_NK, logits_NK = session.run(["probabilities", "logits"], {"image": pixels_NHW3})
+        tolerances = INT8_TOLERANCES if precision == "int8" else {"tolerance": config.golden_tolerance}
+        golden.setdefault("variants", {})[name] = tolerances
+        for entry, probabilities_K, logits_K in zip(written, probabilities_NK, logits_NK, strict=True):
+            own = {"probabilities": probabilities_K.astype(float).tolist(), "logits": logits_K.astype(float).tolist()}
+            entry.setdefault("variants", {})[name] = own
     write_json(folder / FILE_NAME, golden)
 
 

@@ -10,9 +10,9 @@ Shapes: N images, H x W the model's input, K classes.
 """
 
 import hashlib
-import math
+import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ import numpy as np
 import torch
 
 from export import files
-from export.comparison import Outputs, compare, raise_problems
+from export.comparison import Outputs, compare, in_batches, raise_problems, run_session
+from export.divergence import IMAGES, PLOT, explain
 from export.graph import check_graph
 from export.to_onnx import Deployed, metadata_of
+from export.verify_variants import verify_variants
 from pipeline.checkpoint import load_checkpoint
 from pipeline.config import VerifyConfig
 from pipeline.evaluate import read_evaluation
@@ -37,7 +39,7 @@ from pipeline.steps import digest_of, result_digest, write_json
 from serve.errors import VerificationError
 from serve.latency import measure
 from serve.preprocess import PreprocessSpec, preprocess
-from serve.runtime import SETTINGS, create_session, load_onnxruntime, usable_cores
+from serve.runtime import create_session, load_onnxruntime, session_settings, usable_cores
 
 
 def build_verification(run: Run, folder: Path) -> None:
@@ -65,7 +67,12 @@ def build_verification(run: Run, folder: Path) -> None:
         witness=run.step("train") / WITNESS,
         opset=run.config.export.opset,
         metadata=metadata_of(run, checkpoint, temperature),
+        variants=run.step("variants"),
+        plot=folder / PLOT,
     )
+    if run.config.export.require_variants:
+        report["problems"] += [f"{v['name']}: {problem}" for v in report["variants"] for problem in v["problems"]]
+        report["passed"] = not report["problems"]
     report["inputs"] = {name: result_digest(run.step(name)) for name in files.VERIFIED}
     write_json(folder / files.VERIFICATION, report)
     raise_problems(report)
@@ -87,8 +94,10 @@ def verify(
     witness: Path | None = None,
     opset: int | None = None,
     metadata: dict[str, str] | None = None,
+    variants: Path | None = None,
+    plot: Path | None = None,
 ) -> dict[str, Any]:
-    """Compare an ONNX file with a PyTorch network from image bytes to probabilities.
+    """Compare an ONNX file, and its variants, with a PyTorch network from image bytes to probabilities.
 
     Args:
         deployed: the network with its temperature; evaluation mode is set here.
@@ -99,9 +108,12 @@ def verify(
         witness: the hard set's pixels at training time; checked where given.
         opset: the operator set that the file may use at most; any where not given.
         metadata: what the file must say of its origin; checked where given.
+        variants: the folder of `export.variants.build_variants`; none are judged where not given.
+        plot: where to draw how the error grows along the network, should the file fail.
 
     Returns:
-        The report that becomes `verification.json`; `passed` says whether all bars were held.
+        The report that becomes `verification.json`; `passed` says whether the file held all bars, and each of `variants` says
+        so for itself.
 
     Raises:
         ExportError: the file breaks the graph contract, so it is not run at all.
@@ -119,10 +131,21 @@ def verify(
         comparisons.append(compare(names, expected, observed, config, batch=batch))
     problems = [f"batch {c.batch}: {problem}" for c in comparisons for problem in c.problems]
     problems += _strangers({entry.key: entry.value for entry in graph.metadata_props}, metadata or {})
+    divergence = None
+    if problems:
+        place, divergence = explain(deployed, model, spec, np.stack(pixels[:IMAGES]), plot, quantised=False)
+        problems += [place] if place else []
     # The samples follow the hard set; only they have labels.
     own_NK = observed.probabilities_NK[len(hard_set()) :]
     tested = [(sample, row_K) for sample, row_K in zip(samples, own_NK, strict=True) if sample.split == "test"]
     correct = sum(int(row_K.argmax()) == sample.index for sample, row_K in tested)
+    made = [] if variants is None else json.loads((variants / files.VARIANTS).read_text(encoding="utf-8"))["variants"]
+    labelled = [(len(hard_set()) + position, s.index) for position, s in enumerate(samples) if s.split == "test"]
+    judged = []
+    if made and variants is not None and not problems:
+        scene = hard_set()["scene"]
+        asked = metadata or {}
+        judged = verify_variants(made, variants, deployed, expected, pixels, scene, labelled, spec, asked, config, opset=opset)
     return {
         "schema": "edgeline.verification/1",
         "model_sha256": hashlib.sha256(model).hexdigest(),
@@ -136,6 +159,8 @@ def verify(
         "top1_agreement": min(c.top1_agreement for c in comparisons),
         "pixel_drift_since_training": pixel_drift,
         "comparisons": [asdict(c) for c in comparisons],
+        "divergence": divergence,
+        "variants": judged,
         "latency": None if problems else asdict(measure(session, hard_set()["scene"], spec)),
         "machine": machine(),
     }
@@ -152,28 +177,11 @@ def run_pytorch(deployed: Deployed, spec: PreprocessSpec, samples: Sequence[Samp
     readers += [lambda sample=sample: read_image(sample) for sample in samples]  # type: ignore[misc]
     pixels = list(map_ahead(lambda read: preprocess(read(), spec, ADMITTED), readers, ahead=64))
     rows = []
-    batches = track(_batches(pixels, CPU_BATCH), "verifying: PyTorch", len(pixels), step=CPU_BATCH)
+    batches = track(in_batches(pixels, CPU_BATCH), "verifying: PyTorch", len(pixels), step=CPU_BATCH)
     with torch.inference_mode():
         for batch_NHW3 in batches:
             rows.append([output.numpy() for output in deployed(torch.from_numpy(batch_NHW3))])
     return Outputs.join(rows), pixels
-
-
-def run_session(session: Any, pixels: Sequence[np.ndarray], batch: int) -> Outputs:
-    """Run ONNX Runtime over images at one batch size. The last batch is filled up with images that were there already.
-
-    Raises:
-        VerificationError: it fails.
-    """
-    filled = [pixels[i % len(pixels)] for i in range(math.ceil(len(pixels) / batch) * batch)]
-    title = f"verifying: ONNX Runtime, batch {batch}"
-    batches = track(_batches(filled, batch), title, len(filled), step=batch)
-    try:
-        outputs = Outputs.join(session.run(["probabilities", "logits"], {"image": b_NHW3}) for b_NHW3 in batches)
-    except Exception as error:  # its exceptions share no base class of their own
-        reason = " ".join(str(error).split())[:300]
-        raise VerificationError(f"ONNX Runtime cannot run the file at batch {batch}: {reason}") from error
-    return Outputs(outputs.probabilities_NK[: len(pixels)], outputs.logits_NK[: len(pixels)])
 
 
 def machine() -> dict[str, Any]:
@@ -186,7 +194,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "onnxruntime": ort.__version__,
-        "session": {"graph_optimization": "all", "providers": ["CPUExecutionProvider"], **SETTINGS},
+        "session": {"graph_optimization": "all", "providers": ["CPUExecutionProvider"], **session_settings()},
     }
 
 
@@ -203,11 +211,6 @@ def _strangers(found: dict[str, str], expected: dict[str, str]) -> list[str]:
         for key, value in expected.items()
         if found.get(key) != value
     ]
-
-
-def _batches(pixels: Sequence[np.ndarray], batch: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(pixels), batch):
-        yield np.stack(pixels[start : start + batch])
 
 
 def _accuracy(correct: int, total: int) -> dict[str, float]:

@@ -40,7 +40,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder
 def register(app: typer.Typer) -> None:
     """Add the commands of the line to a command line."""
     app.command("run")(run)
-    for command in (prepare, train, evaluate, export, verify, publish):
+    for command in (prepare, train, evaluate, export, variants, verify, publish):
         app.command()(command)
 
 
@@ -158,6 +158,26 @@ def export(folder: RunFolder, as_json: Json = False) -> None:
     path = result.folder / "model.onnx"
     size = path.stat().st_size
     _report(made, result, {"model": str(path), "bytes": size}, [f"{path}: {size:,} bytes"], as_json)
+
+
+def variants(folder: RunFolder, as_json: Json = False) -> None:
+    """Make the further variants of a run's ONNX file: int8, half precision, ONNX Runtime's format.
+
+    Which ones, the run's settings say (`export.variants`). int8 is tried in several ways, and made only where one of them
+    loses next to nothing and is faster; the reasons are told.
+
+    edgeline variants artifacts/runs/photos-0123456789ab
+    """
+    made, result = _do(folder, "variants")
+    report = json.loads((result.folder / "variants.json").read_text(encoding="utf-8"))
+    tried = report.get("int8", {}).get("tried", [])
+    lines = [
+        f"int8 {entry['recipe']}: accuracy drop {entry['accuracy']['drop_points']:.2f} points, SQNR "
+        f"{entry['likeness']['sqnr_db']:.1f} dB, {entry['integer_share']:.0%} of the multiply-adds in integers"
+        for entry in tried
+    ]
+    lines += [f"{v['name']}: {v['file']}" if v["made"] else f"{v['name']}: {v['why']}" for v in report["variants"]]
+    _report(made, result, report, lines or ["no variants are asked for"], as_json)
 
 
 def verify(folder: RunFolder, as_json: Json = False) -> None:

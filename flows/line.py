@@ -70,7 +70,7 @@ def evaluate(run: Run) -> StepResult:
 
 def export_key(run: Run) -> str:
     """What the ONNX file depends on."""
-    settings = {"inputs": _results(run, "train", "evaluate"), "export": run.config.export.model_dump()}
+    settings = {"inputs": _results(run, "train", "evaluate"), "opset": run.config.export.opset}
     return step_key(settings, ("export.to_onnx", "export.graph", *NETWORK), packages=(*LIBRARIES, "onnx", "onnxscript"))
 
 
@@ -85,11 +85,45 @@ def export(run: Run) -> StepResult:
     return do_step(run, "export", export_key(run), build)
 
 
+def variants_key(run: Run) -> str:
+    """What the variants depend on."""
+    settings = {"inputs": _results(run, "prepare", "train", "export"), "export": run.config.export.model_dump()}
+    modules = (
+        "export.variants",
+        "export.autopilot",
+        "export.int8",
+        "export.formats",
+        "export.likeness",
+        "export.comparison",
+        "serve.runtime",
+        *PREPROCESSING,
+    )
+    return step_key(settings, modules, packages=("onnx", "onnxruntime", "numpy", "pillow"))
+
+
+def variants(run: Run) -> StepResult:
+    """Make the int8 form and the other variants that are asked for."""
+
+    def build(folder: Path) -> None:
+        from export.variants import build_variants
+
+        build_variants(run, folder)
+
+    return do_step(run, "variants", variants_key(run), build)
+
+
 def verify_key(run: Run) -> str:
     """What the verification depends on."""
-    settings = {"inputs": _results(run, "prepare", "train", "evaluate", "export"), "verify": run.config.verify.model_dump()}
+    settings = {
+        "inputs": _results(run, "prepare", "train", "evaluate", "export", "variants"),
+        "verify": run.config.verify.model_dump(),
+        "require_variants": run.config.export.require_variants,
+    }
     modules = (
         "export.verify",
+        "export.verify_variants",
+        "export.divergence",
+        "export.likeness",
         "export.comparison",
         "export.graph",
         "export.to_onnx",
@@ -129,7 +163,8 @@ def is_up_to_date(config: LineConfig) -> bool:
     if not versions(config.store / config.artifact_name):
         return False  # before hashing anything
     run, key = find_run(config)
-    keys = {"prepare": lambda _: key, "train": train_key, "evaluate": evaluate_key, "export": export_key, "verify": verify_key}
+    keys = {"prepare": lambda _: key, "train": train_key, "evaluate": evaluate_key, "export": export_key}
+    keys |= {"variants": variants_key, "verify": verify_key}
     # In order: a key can only be computed from the results before it.
     if not all(is_current(run.step(name), key_of(run)) for name, key_of in keys.items()):
         return False
@@ -144,6 +179,7 @@ AFTER_PREPARE: dict[str, Step] = {
     "train": train,
     "evaluate": evaluate,
     "export": export,
+    "variants": variants,
     "verify": verify,
     "publish": publish,
 }

@@ -64,6 +64,12 @@ def export(run: Run) -> State[StepResult]:
     return _state(line.export(run))
 
 
+@task(task_run_name="variants", cache_policy=NO_CACHE)
+def variants(run: Run) -> State[StepResult]:
+    """Make the int8 form and the other variants."""
+    return _state(line.variants(run))
+
+
 @task(task_run_name="verify", cache_policy=NO_CACHE)
 def verify(run: Run) -> State[StepResult]:
     """Hold the ONNX file against PyTorch."""
@@ -76,7 +82,7 @@ def publish(run: Run) -> State[StepResult]:
     return _state(line.publish(run))
 
 
-AFTER_PREPARE = {step.name: step for step in (train, evaluate, export, verify, publish)}
+AFTER_PREPARE = {step.name: step for step in (train, evaluate, export, variants, verify, publish)}
 
 
 def _state(result: StepResult, value: Any = None) -> State[Any]:

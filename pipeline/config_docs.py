@@ -48,7 +48,7 @@ def _section(name: str, model: type[BaseModel]) -> Iterator[str]:
     yield ""
     for key, field in model.model_fields.items():
         if _is_section(field):
-            yield from _section(key, typing.cast(type[BaseModel], field.annotation))
+            yield from _section(f"{name}.{key}" if name else key, typing.cast(type[BaseModel], field.annotation))
 
 
 def _is_section(field: FieldInfo) -> bool:
@@ -56,6 +56,9 @@ def _is_section(field: FieldInfo) -> bool:
 
 
 def _values(field: FieldInfo) -> str:
+    if typing.get_origin(field.annotation) is tuple:
+        [items, _] = typing.get_args(field.annotation)
+        return "any of " + ", ".join(f"`{value}`" for value in typing.get_args(items))
     if typing.get_origin(field.annotation) is Literal:
         return ", ".join(f"`{value}`" for value in typing.get_args(field.annotation))
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}

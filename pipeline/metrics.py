@@ -39,6 +39,24 @@ def wilson_interval(correct: int, total: int, z: float = Z_95) -> tuple[float, f
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def paired_drop(lost: int, gained: int, total: int, z: float = Z_95) -> tuple[float, float, float]:
+    """How much accuracy one of two classifiers loses on the same images, with its interval (Bonett and Price 2012).
+
+    Args:
+        lost: images that only the first one gets right.
+        gained: images that only the second one gets right.
+        total: all images.
+        z: of the normal distribution.
+
+    Returns:
+        The drop, and the bounds of its interval, as shares.
+    """
+    low_lost, low_gained = (lost + 1) / (total + 2), (gained + 1) / (total + 2)
+    middle = low_lost - low_gained
+    half = z * math.sqrt((low_lost + low_gained - middle**2) / (total + 2))
+    return (lost - gained) / total, max(-1.0, middle - half), min(1.0, middle + half)
+
+
 def calibration_error(probabilities_NK: np.ndarray, targets_N: np.ndarray, bins: int) -> float:
     """Expected calibration error over equal-width bins of confidence (Naeini et al. 2015), 0 to 1."""
     confidence_N = probabilities_NK.max(1)

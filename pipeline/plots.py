@@ -47,6 +47,18 @@ def write_reliability_png(path: Path, probabilities_NK: np.ndarray, targets_N: n
     _save(figure, path)
 
 
+def write_divergence_png(path: Path, sqnr_db: Sequence[float], layers: Sequence[str]) -> None:
+    """Draw how the error grows along a network: signal to noise ratio of each layer's output, in decibels."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(range(len(layers)), sqnr_db, marker=".")
+    axes.set(xlabel="layer, from the input", ylabel="SQNR (dB)", title="layers of the file beside PyTorch's")
+    every = max(1, len(layers) // 12)
+    axes.set_xticks(range(0, len(layers), every), layers[::every], rotation=60, ha="right", fontsize=6, parse_math=False)
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=110, metadata=METADATA)

@@ -122,6 +122,6 @@ def class_weights(prepared: Prepared, config: TrainConfig) -> Tensor:
             "give more images or a larger prepare.val_share",
             code="one_class_fold",
         )
-    if config.class_weights == "none":
-        return torch.ones(len(counts))
-    return torch.from_numpy(counts.sum() / (len(counts) * counts)).float()
+    exponent = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}[config.class_weights]
+    weights_K = (1 / counts) ** exponent
+    return torch.from_numpy(weights_K * counts.sum() / (weights_K * counts).sum()).float()

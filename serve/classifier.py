@@ -71,7 +71,7 @@ class Classifier:
         classifier = cls(artifact, chosen, session, limits)
         classifier._check_contract()
         if prove:
-            classifier.proof = golden.prove(artifact, classifier.answer)
+            classifier.proof = golden.prove(artifact, classifier.answer, chosen.name)
         return classifier
 
     def pixels(self, image: bytes) -> np.ndarray:

@@ -1,12 +1,19 @@
-"""How long one image takes on this machine, from its bytes to its probabilities."""
+"""How long one image takes on this machine, from its bytes to its probabilities.
 
+`python -m serve.latency MODEL HEIGHT WIDTH` prints what a fresh process takes to load a model and answer once, as JSON.
+"""
+
+import json
+import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from serve.preprocess import PreprocessSpec, preprocess
+from serve.runtime import create_session, load_onnxruntime
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +49,27 @@ def measure(session: Any, image: bytes, spec: PreprocessSpec, *, runs: int = 50)
             preprocessing.append(time.perf_counter() - middle)
     p50, p95 = np.percentile(model, (50, 95)) * 1e3
     return Latency(float(p50), float(p95), float(np.median(preprocessing) * 1e3), runs)
+
+
+def start(path: Path, height: int, width: int) -> dict[str, float]:
+    """Import the runtime, load a model and answer one black image: milliseconds of each, and this process's peak in MB."""
+    import resource  # not on Windows, where nothing else here is missing
+
+    begin = time.perf_counter()
+    load_onnxruntime()
+    imported = time.perf_counter()
+    session = create_session(path.read_bytes())
+    loaded = time.perf_counter()
+    session.run(["probabilities"], {"image": np.zeros((1, height, width, 3), np.uint8)})
+    end = time.perf_counter()
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+    return {
+        "import_ms": (imported - begin) * 1e3,
+        "load_ms": (loaded - imported) * 1e3,
+        "first_answer_ms": (end - loaded) * 1e3,
+        "peak_mb": kilobytes * 1024 / 1e6,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(start(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))

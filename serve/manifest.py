@@ -38,7 +38,7 @@ class FileEntry:
     sha256: str
     """Lower-case hex."""
     role: str
-    """`model`, `labels`, `golden`, `evaluation`, `verification`, `report` or `card`."""
+    """`model`, `operators`, `labels`, `golden`, `evaluation`, `verification`, `report` or `card`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,9 +50,9 @@ class Variant:
     file: str
     """The path of its file in the artifact."""
     format: str
-    """`onnx`."""
+    """`onnx` or `ort`."""
     precision: str
-    """`float32`."""
+    """`float32`, `int8` or `float16 weights`."""
     max_batch: int
     """The largest batch it was verified at."""
     verification: dict[str, Any]

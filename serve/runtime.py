@@ -5,18 +5,25 @@ The gate verifies with these settings, the server and the device run with them, 
 
 import math
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
 from serve.errors import ArtifactError
 
 CGROUP = Path("/sys/fs/cgroup")
+CPUINFO = Path("/proc/cpuinfo")
 
 # `session.set_denormal_as_zero` is left off: it also changes how the calling thread computes, long after the session.
 # Session configuration entries; see onnxruntime_session_options_config_keys.h.
 SETTINGS = {
     "session.intra_op.allow_spinning": "0",  # waiting threads sleep: small machines have other work for those cores
+    # A layer that was left out of quantisation stays out: this optimiser would round its weights, the whole tensor alike.
+    "optimization.disable_specified_optimizers": "WeightBiasQuantization",
 }
+EXACT = {"session.x64quantprecision": "1"}
+"""For x86 without VNNI, which adds two int8 products in 16 bits and saturates: answers become right, and slower."""
+INTEGER_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
 
 
 def load_onnxruntime() -> Any:
@@ -31,32 +38,56 @@ def load_onnxruntime() -> Any:
     return onnxruntime
 
 
-def create_session(model: bytes, *, threads: int | None = None) -> Any:
+def create_session(model: bytes, *, threads: int | None = None, level: str = "all") -> Any:
     """Create an inference session for the CPU with the settings that ship.
 
     Args:
-        model: the bytes of an ONNX file. Bytes, not a path: no external data can be reached, and what was hashed is
-            what is loaded.
+        model: the bytes of an ONNX or ORT file. Bytes, not a path: no external data can be reached, and what was hashed
+            is what is loaded.
         threads: intra-op threads; by default as many as this process may use.
+        level: `all`, which ships, or for a comparison `extended`, `basic` or `disable_all` graph optimisations.
 
     Raises:
         ArtifactError: the runtime cannot load the model.
     """
     ort = load_onnxruntime()
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or usable_cores()
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    for key, value in SETTINGS.items():
-        options.add_session_config_entry(key, value)
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, session_options(threads, level), providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class of their own
         reason = " ".join(str(error).split())[:300]
         raise ArtifactError(
             f"ONNX Runtime {ort.__version__} cannot load the model: {reason}", code="model_unloadable"
         ) from error
+
+
+def session_options(threads: int | None = None, level: str = "all") -> Any:
+    """The options of `create_session`."""
+    ort = load_onnxruntime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or usable_cores()
+    options.inter_op_num_threads = 1
+    level_name = "ORT_DISABLE_ALL" if level == "disable_all" else f"ORT_ENABLE_{level.upper()}"
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level_name)
+    options.log_severity_level = 3
+    for key, value in session_settings().items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def session_settings() -> dict[str, str]:
+    """The session configuration entries that this machine takes."""
+    return SETTINGS if multiplies_exactly() else SETTINGS | EXACT
+
+
+def multiplies_exactly(cpuinfo: Path = CPUINFO) -> bool:
+    """Whether this CPU multiplies int8 without saturating: every ARM does, x86 with VNNI or AMX does."""
+    if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
+        return True
+    try:
+        flags = next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")).split()
+    except (OSError, StopIteration):
+        return False  # not known: better slow than wrong
+    return not INTEGER_FLAGS.isdisjoint(flags)
 
 
 def usable_cores(cgroup: Path = CGROUP) -> int:

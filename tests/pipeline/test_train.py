@@ -2,6 +2,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -34,9 +35,15 @@ def counted(prepared: Prepared, *counts: int) -> Prepared:
     return replace(prepared, samples=(*train, *prepared.of("val")))
 
 
-def test_a_rare_class_counts_for_more_and_an_image_for_one_on_average(shapes: Prepared) -> None:
-    weights_K = class_weights(counted(shapes, 8, 4, 2), TrainConfig())
-    torch.testing.assert_close(weights_K, torch.tensor([14 / 24, 14 / 12, 14 / 6]))
+WEIGHINGS: dict[Literal["sqrt", "balanced"], float] = {"balanced": 4, "sqrt": 2}
+
+
+@pytest.mark.parametrize(("weighing", "ratio"), WEIGHINGS.items())
+def test_a_rare_class_counts_for_more_and_an_image_for_one_on_average(
+    shapes: Prepared, weighing: Literal["sqrt", "balanced"], ratio: float
+) -> None:
+    weights_K = class_weights(counted(shapes, 8, 4, 2), TrainConfig(class_weights=weighing))
+    assert (weights_K[2] / weights_K[0]).item() == pytest.approx(ratio)
     assert (weights_K * torch.tensor([8, 4, 2])).sum().item() == pytest.approx(14)
 
 

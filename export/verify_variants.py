@@ -1,0 +1,188 @@
+"""The gate for the variants: each from its file's bytes to probabilities, on the same images as the reference.
+
+Equality is not asked of them but likeness to PyTorch, at bars that depend on the precision (`pipeline.config.Bars`). What
+must not change the answers at all is how a variant is run: the batch size, the number of threads. What a lower level of
+graph optimisation changes is told: for int8 it is the rounding of a simulation in float.
+
+Shapes: N images, K classes, H x W the model's input.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.comparison import MIN_SPREAD, Outputs, run_session
+from export.divergence import IMAGES, explain
+from export.graph import check_graph
+from export.likeness import drop_between, liken, sqnr_db, unmet
+from export.to_onnx import Deployed
+from export.variants import KINDS
+from pipeline.config import Bars, VerifyConfig
+from pipeline.progress import track
+from serve.errors import EdgelineError
+from serve.latency import measure
+from serve.preprocess import PreprocessSpec
+from serve.runtime import create_session, usable_cores
+
+PROBED = 24
+"""Images that the other thread counts and optimisation levels are tried on."""
+FLOAT32 = Bars(min_sqnr_db=100, min_agreement=0.99, min_clear_agreement=1, max_kl=1e-6, max_difference=1e-4, max_drop=0)
+"""A float32 file in another format computes the same; 120 dB were seen."""
+LEVELS = ("extended", "disable_all")
+
+
+def verify_variants(
+    made: Sequence[dict[str, Any]],
+    folder: Path,
+    deployed: Deployed,
+    expected: Outputs,
+    pixels: Sequence[np.ndarray],
+    scene: bytes,
+    tested: Sequence[tuple[int, int]],
+    spec: PreprocessSpec,
+    metadata: dict[str, str],
+    config: VerifyConfig,
+    *,
+    opset: int | None,
+) -> list[dict[str, Any]]:
+    """Judge every variant that was made.
+
+    Args:
+        made: entries of `variants.json`.
+        folder: where the files lie.
+        deployed: the network, to find where a variant that fails diverges from it.
+        expected: what PyTorch gives for the pixels.
+        pixels: of each image, uint8 (H, W, 3).
+        scene: an image's bytes to time with.
+        tested: position and true class of the images that count for accuracy.
+        spec: the preprocessing.
+        metadata: what each file must say of its origin.
+        config: batches and bars.
+        opset: the operator set that a file may use at most; any where None.
+
+    Returns:
+        An entry a variant, with `passed` and `problems`; those that were not made are passed on as they are.
+    """
+    judged = []
+    for entry in track(made, "verifying variants", len(made)):
+        if not entry["made"]:
+            judged.append(entry | {"passed": False, "problems": [entry["why"]]})
+            continue
+        model = (folder / entry["file"]).read_bytes()
+        found: dict[str, Any] = {"sha256": hashlib.sha256(model).hexdigest(), "bytes": len(model)}
+        try:
+            found |= _judge(entry, model, expected, pixels, scene, tested, spec, metadata, config, opset)
+        except EdgelineError as error:  # it breaks the contract, or does not load or run
+            found |= {"passed": False, "problems": [str(error)]}
+        if not found["passed"] and entry["format"] == "onnx" and "likeness" in found:
+            quantised = entry["precision"] == "int8"
+            place, found["divergence"] = explain(deployed, model, spec, np.stack(pixels[:IMAGES]), None, quantised=quantised)
+            found["problems"] += [place] if place else []
+        judged.append(entry | found)
+    return judged
+
+
+def _judge(
+    entry: dict[str, Any],
+    model: bytes,
+    expected: Outputs,
+    pixels: Sequence[np.ndarray],
+    scene: bytes,
+    tested: Sequence[tuple[int, int]],
+    spec: PreprocessSpec,
+    metadata: dict[str, str],
+    config: VerifyConfig,
+    opset: int | None,
+) -> dict[str, Any]:
+    kind = KINDS[entry["name"]]
+    if kind.format == "onnx":
+        check_graph(model, spec, classes=expected.logits_NK.shape[1], opset=opset)
+    session = create_session(model)
+    problems = _strangers(session, metadata)
+    by_batch = {batch: run_session(session, pixels, batch) for batch in (1, config.odd_batch, config.max_batch)}
+    observed = by_batch[1]
+    problems += [
+        f"batch {batch} gives other answers than batch 1: a logit differs by {difference:.2g}"
+        for batch, outputs in by_batch.items()
+        if (difference := _difference(observed, outputs)) > _tolerance(kind.precision, observed)
+    ]
+    alone = run_session(create_session(model, threads=1), pixels[:PROBED], 1)
+    if (difference := _difference(_first(observed), alone)) > _tolerance(kind.precision, observed):
+        problems.append(f"one thread gives other answers than {usable_cores()}: a logit differs by {difference:.2g}")
+    likeness = liken(expected, observed)
+    positions = [position for position, _ in tested]
+    targets_N = np.array([index for _, index in tested])
+    drop = drop_between(_take(expected, positions), _take(observed, positions), targets_N) if tested else None
+    bars = {"int8": config.int8, "float32": FLOAT32}.get(kind.precision, config.fp16)
+    problems += unmet(likeness, drop, bars)
+    if np.ptp(np.nan_to_num(observed.logits_NK), axis=0).max() < MIN_SPREAD * max(1.0, np.abs(expected.logits_NK).max()):
+        problems.append("the file gives the same answer for every image")
+    return {
+        "passed": not problems,
+        "problems": problems,
+        "bars": bars.model_dump(),
+        "likeness": asdict(likeness),
+        "accuracy": drop,
+        "levels_sqnr_db": _levels(model, kind.format, observed, pixels),
+        "latency": {
+            "threads_1": asdict(measure(create_session(model, threads=1), scene, spec)),
+            f"threads_{usable_cores()}": asdict(measure(session, scene, spec)),
+        },
+        "start": cold_start(model, spec),
+    }
+
+
+def _levels(model: bytes, format: str, observed: Outputs, pixels: Sequence[np.ndarray]) -> dict[str, float]:
+    """What other levels of graph optimisation make of it; an ORT file is optimised already."""
+    if format == "ort":
+        return {}
+    found = {}
+    for level in LEVELS:
+        outputs = run_session(create_session(model, level=level), pixels[:PROBED], 1)
+        found[level] = sqnr_db(_first(observed).logits_NK.astype(np.float64), outputs.logits_NK.astype(np.float64))
+    return found
+
+
+def cold_start(model: bytes, spec: PreprocessSpec) -> dict[str, float]:
+    """Start a process that loads a model and answers once: milliseconds of each, and the most memory it held, in MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model")
+        path.write_bytes(model)
+        command = [sys.executable, "-m", "serve.latency", str(path), str(spec.height), str(spec.width)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return dict(json.loads(done.stdout))
+
+
+def _strangers(session: Any, metadata: dict[str, str]) -> list[str]:
+    found = session.get_modelmeta().custom_metadata_map
+    return [
+        f"the file says {key} = {found.get(key)!r}, this run has {value!r}; make the variants again"
+        for key, value in metadata.items()
+        if found.get(key) != value
+    ]
+
+
+def _tolerance(precision: str, outputs: Outputs) -> float:
+    """Integers add up to the same in any order; float32 in another order differs in the last bits."""
+    return 1e-4 * max(1.0, float(np.abs(np.nan_to_num(outputs.logits_NK)).max())) if precision != "int8" else 1e-5
+
+
+def _difference(one: Outputs, other: Outputs) -> float:
+    with np.errstate(invalid="ignore"):
+        return float(np.nan_to_num(np.abs(one.logits_NK - other.logits_NK), nan=np.inf).max())
+
+
+def _first(outputs: Outputs) -> Outputs:
+    return Outputs(outputs.probabilities_NK[:PROBED], outputs.logits_NK[:PROBED])
+
+
+def _take(outputs: Outputs, positions: list[int]) -> Outputs:
+    return Outputs(outputs.probabilities_NK[positions], outputs.logits_NK[positions])
