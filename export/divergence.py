@@ -86,8 +86,8 @@ def explain(
     if first is None:
         return "", report
     return (
-        f"the first of {len(layers)} layers to diverge is {first.module} (ONNX node {first.node}, SQNR {first.sqnr_db:.0f} dB): "
-        "look at it and at what comes before it"
+        f"the first of {len(layers)} layers to diverge is {first.module} (ONNX node {first.node}, SQNR "
+        f"{first.sqnr_db:.0f} dB): look at it and at what comes before it"
     ), report
 
 

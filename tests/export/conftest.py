@@ -32,7 +32,15 @@ EACH = 14
 SIZES = [(900, 720), (240, 330), (300, 240), (280, 280)]
 ORIENTATIONS = (1, 6, 3, 8)
 ORIENTATION, GPS = 0x0112, 0x8825
-SETTINGS = ["train.epochs=30", "publish.golden=5", "verify.max_batch=16"]
+VARIANTS = ("onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8")
+SETTINGS = [
+    "train.epochs=60",
+    "publish.golden=5",
+    "verify.max_batch=16",
+    "export.calibration_images=24",
+    "export.min_speedup=0",  # other tests may hold this machine up
+    f"export.variants={json.dumps(VARIANTS)}",
+]
 
 
 def picture(label: str, index: int) -> Image.Image:

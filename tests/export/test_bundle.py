@@ -23,6 +23,10 @@ from serve.preprocess import PreprocessSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {"manifest.json", "labels.txt", "model.onnx", "evaluation.json", "verification.json", "report.html", "card.md"}
+MODELS = {
+    *("model.int8.onnx", "model.fp16.onnx", "model.ort", "model.int8.ort"),
+    *("model.ort.operators.config", "model.int8.ort.operators.config"),
+}
 
 
 @pytest.fixture(name="manifest", scope="module")
@@ -37,7 +41,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_it_holds_exactly_the_files_of_the_design(finished: Any) -> None:
     files = files_of(finished.artifact)
     golden = {name for name in files if name.startswith("golden/")}
-    assert files.keys() - golden == PAGES
+    assert files.keys() - golden == PAGES | MODELS
     samples = json.loads(files["golden/golden.json"])["samples"]
     assert len(samples) == finished.config.publish.golden == 5
     assert golden == {"golden/golden.json", *(s["file"] for s in samples), *(s["pixels"] for s in samples)}
@@ -58,7 +62,10 @@ def test_the_manifest_names_every_other_file_with_size_digest_and_role(finished:
         name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()
     }
     roles = {entry.path: entry.role for entry in manifest.files if not entry.path.startswith("golden/")}
-    assert roles == {name: Path(name).stem for name in PAGES - {"manifest.json"}}
+    kinds = {".onnx": "model", ".ort": "model", ".config": "operators"}
+    assert roles == {name: Path(name).stem for name in PAGES - {"manifest.json"}} | {
+        name: kinds[Path(name).suffix] for name in MODELS
+    }
     assert {entry.role for entry in manifest.files if entry.path.startswith("golden/")} == {"golden"}
 
 
@@ -86,7 +93,9 @@ def test_the_manifest_tells_how_good_it_is_how_it_was_proven_and_where_it_comes_
     verification = json.loads((finished.artifact / "verification.json").read_text())
     assert manifest.metrics["top1"] == evaluation["top1"]
     assert manifest.metrics["temperature"] == evaluation["calibration"]["temperature"]
-    [variant] = manifest.variants
+    variant, *others = manifest.variants
+    assert [other.name for other in others] == ["onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8"]
+    assert all(other.verification["passed"] for other in others)
     assert (variant.name, variant.file, variant.format, variant.precision) == ("onnx-fp32", "model.onnx", "onnx", "float32")
     assert variant.max_batch == finished.config.verify.max_batch == 16
     assert variant.verification == manifest.verification

@@ -71,7 +71,7 @@ def test_the_report_says_on_which_machine_and_with_which_settings(report: dict[s
 def test_the_report_names_the_file_and_the_results_that_it_is_of(finished: Any, report: dict[str, Any]) -> None:
     assert report["model_sha256"] == hashlib.sha256(finished.model).hexdigest()
     assert report["inputs"] == {
-        name: result_digest(finished.run.step(name)) for name in ("prepare", "train", "evaluate", "export")
+        name: result_digest(finished.run.step(name)) for name in ("prepare", "train", "evaluate", "export", "variants")
     }
     assert report["pixel_drift_since_training"] == 0
 

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from export.comparison import Outputs
+from export.likeness import EXACT_DB, drop_between, liken, sqnr_db, unmet
+from pipeline.config import Bars, HalfBars
+from pipeline.metrics import paired_drop, softmax
+
+
+def outputs(logits_NK: np.ndarray) -> Outputs:
+    logits_NK = np.asarray(logits_NK, np.float32)
+    return Outputs(softmax(logits_NK).astype(np.float32), logits_NK)
+
+
+@pytest.fixture
+def reference() -> Outputs:
+    return outputs(np.random.default_rng(0).normal(0, 4, (200, 7)))
+
+
+def noisy(reference: Outputs, scale: float) -> Outputs:
+    return outputs(reference.logits_NK + np.random.default_rng(1).normal(0, scale, reference.logits_NK.shape))
+
+
+def test_a_model_is_like_itself_in_every_respect(reference: Outputs) -> None:
+    likeness = liken(reference, reference)
+    assert (likeness.top1_agreement, likeness.clear_agreement, likeness.top5_agreement, likeness.flips) == (1, 1, 1, 0)
+    assert (likeness.sqnr_db, likeness.kl, likeness.max_difference) == (EXACT_DB, 0, 0)
+    assert likeness.cosine == pytest.approx(1)
+    assert unmet(likeness, None, HalfBars()) == []
+
+
+@given(st.floats(0.001, 2))
+def test_the_noise_ratio_is_that_of_the_noise(scale: float) -> None:
+    signal = np.full(1000, 3.0)
+    noise = np.where(np.arange(1000) % 2, scale, -scale)
+    assert sqnr_db(signal, signal + noise) == pytest.approx(20 * np.log10(3 / scale), abs=1e-6)
+
+
+def test_more_noise_is_less_like(reference: Outputs) -> None:
+    near, far = liken(reference, noisy(reference, 0.1)), liken(reference, noisy(reference, 1.0))
+    assert near.sqnr_db > far.sqnr_db + 15
+    assert near.kl < far.kl
+    assert near.top1_agreement > far.top1_agreement
+    assert near.top5_agreement > far.top5_agreement
+
+
+def test_a_flip_counts_by_how_clear_the_reference_was() -> None:
+    expected = outputs(np.array([[0.0, 0.05, -9], [5, 0, -9], [0, 5, -9]]))
+    tie_broken = outputs(np.array([[0.05, 0.0, -9], [5, 0, -9], [0, 5, -9]]))
+    likeness = liken(expected, tie_broken)
+    assert (likeness.flips, likeness.clear_agreement) == (1, 1)
+    assert likeness.top1_agreement == pytest.approx(2 / 3)
+    assert likeness.largest_flipped_margin == pytest.approx(0.025, abs=1e-3)
+    clear_flip = outputs(np.array([[0.0, 0.05, -9], [0, 5, -9], [0, 5, -9]]))
+    assert liken(expected, clear_flip).clear_agreement == 0.5
+
+
+def test_a_drop_is_of_the_same_images_and_has_an_interval() -> None:
+    expected = outputs(np.eye(4)[[0, 1, 2, 3]] * 5)
+    observed = outputs(np.eye(4)[[0, 1, 3, 0]] * 5)
+    drop = drop_between(expected, observed, np.array([0, 1, 2, 0]))
+    assert (drop["lost"], drop["gained"], drop["drop_points"]) == (1, 1, 0)
+    assert (drop["reference_top1"], drop["top1"], drop["images"]) == (0.75, 0.75, 4)
+    low, high = drop["drop_interval_points"]
+    assert low < 0 < high
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 200))
+def test_the_interval_of_a_drop_holds_it_and_turns_around_with_it(lost: int, gained: int, same: int) -> None:
+    total = lost + gained + same + 1
+    drop, low, high = paired_drop(lost, gained, total)
+    assert -1 <= low <= high <= 1
+    assert drop == pytest.approx((lost - gained) / total)
+    turned = paired_drop(gained, lost, total)
+    assert turned == pytest.approx((-drop, -high, -low))
+
+
+MISSES = {
+    "noise": (Bars(min_sqnr_db=60), 0.1, "SQNR .* dB, at least 60 are asked"),
+    "another best class": (
+        Bars(min_agreement=1, min_clear_agreement=0, max_kl=9),
+        1.0,
+        r"same best class on .* 100\.00% are asked",
+    ),
+    "a clear one": (Bars(min_agreement=0, min_clear_agreement=1, max_kl=9), 2.0, "that the reference is clear on"),
+    "divergence": (Bars(max_kl=1e-9), 0.1, "KL divergence .* at most 1e-09"),
+    "one probability": (Bars(max_difference=1e-3), 0.1, "a probability differs by .* at most 0.001"),
+}
+
+
+@pytest.mark.parametrize(("bars", "scale", "words"), MISSES.values(), ids=MISSES)
+def test_a_missed_bar_is_told_with_its_figure(reference: Outputs, bars: Bars, scale: float, words: str) -> None:
+    import re
+
+    assert any(re.search(words, problem) for problem in unmet(liken(reference, noisy(reference, scale)), None, bars))
+
+
+def test_lost_accuracy_is_told_with_its_interval(reference: Outputs) -> None:
+    targets_N = reference.logits_NK.argmax(1)
+    drop = drop_between(reference, noisy(reference, 2.0), targets_N)
+    [problem] = [p for p in unmet(liken(reference, reference), drop, Bars()) if "accuracy" in p]
+    assert f"drops by {drop['drop_points']:.2f} points" in problem
+    assert "95 % interval" in problem
+
+
+def test_a_number_that_is_none_fails_whatever_the_bars(reference: Outputs) -> None:
+    logits_NK = reference.logits_NK.copy()
+    logits_NK[3, 2] = np.nan
+    broken = Outputs(reference.probabilities_NK, logits_NK)
+    assert unmet(liken(reference, broken), None, Bars()) == ["its outputs hold NaN or infinity"]
