@@ -204,3 +204,42 @@ def test_a_sample_outside_the_artifact_is_not_read(folder: Path, seal: Seal) -> 
     artifact = open_artifact(folder)
     with pytest.raises(Exception, match="names no file"):
         Classifier.open(artifact.folder)
+
+
+def with_own_answers(folder: Path, seal: Seal, shift: float, **tolerances: float) -> None:
+    """Give the variant `onnx-fp32` answers of its own, every one off by a shift, as if its file were another."""
+
+    def change(data: dict[str, Any]) -> None:
+        data["variants"] = {"onnx-fp32": tolerances}
+        for sample in data["samples"]:
+            own = {name: [value + shift for value in sample[name]] for name in ("probabilities", "logits")}
+            sample["variants"] = {"onnx-fp32": own}
+
+    change_golden(folder, seal, change)
+
+
+def test_a_variant_with_answers_of_its_own_is_held_against_those(folder: Path, seal: Seal) -> None:
+    with_own_answers(folder, seal, 0.04, tolerance=0.15, logit_tolerance=0.06)
+    proof = Classifier.open(folder).proof
+    assert proof is not None
+    assert (proof.tolerance, proof.logit_tolerance) == (0.15, 0.06)
+    assert proof.max_difference == pytest.approx(0.04, abs=1e-4)
+
+
+def test_its_own_tolerances_are_held(folder: Path, seal: Seal) -> None:
+    with_own_answers(folder, seal, 0.04, tolerance=0.03, logit_tolerance=0.06)
+    with pytest.raises(GoldenError, match=r"a probability differs by 0\.04, tolerated 0\.03"):
+        Classifier.open(folder)
+
+
+def test_a_logit_has_the_tolerance_of_the_probabilities_where_it_has_none(folder: Path, seal: Seal) -> None:
+    with_own_answers(folder, seal, 0.0, tolerance=0.05)
+    proof = Classifier.open(folder).proof
+    assert proof is not None
+    assert proof.logit_tolerance == 0.05
+
+
+def test_a_variant_whose_answers_are_missing_is_refused(folder: Path, seal: Seal) -> None:
+    change_golden(folder, seal, lambda data: data.update(variants={"onnx-fp32": {"tolerance": 0.1}}))
+    with pytest.raises(GoldenError, match="cannot be read"):
+        Classifier.open(folder)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,8 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from serve import runtime
 from serve.errors import ArtifactError
-from serve.runtime import SETTINGS, create_session, usable_cores
+from serve.runtime import (
+    EXACT,
+    SETTINGS,
+    create_session,
+    load_onnxruntime,
+    multiplies_exactly,
+    session_options,
+    session_settings,
+    usable_cores,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 CPUS = 8
@@ -53,6 +64,43 @@ def test_a_session_has_the_settings_that_ship(artifact_template: Path) -> None:
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 1)
     assert SETTINGS["session.intra_op.allow_spinning"] == "0"
     assert {key: options.get_session_config_entry(key) for key in SETTINGS} == SETTINGS
+
+
+CPUS = {
+    "with VNNI": ("flags\t\t: fpu sse avx2 avx512_vnni\n", True),
+    "with the 256-bit VNNI": ("processor : 0\nflags : avx2 avx_vnni\n", True),
+    "without": ("flags\t\t: fpu sse avx2 avx512f\n", False),
+    "that does not say": ("processor : 0\n", False),
+}
+
+
+@pytest.mark.parametrize(("text", "exactly"), CPUS.values(), ids=CPUS)
+def test_x86_multiplies_int8_exactly_where_it_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, exactly: bool
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    (tmp_path / "cpuinfo").write_text(text)
+    assert multiplies_exactly(tmp_path / "cpuinfo") is exactly
+
+
+def test_arm_always_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert multiplies_exactly(tmp_path / "absent")
+
+
+def test_a_cpu_that_saturates_gets_the_exact_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "multiplies_exactly", lambda: False)
+    assert session_settings() == SETTINGS | EXACT
+    assert session_options().get_session_config_entry("session.x64quantprecision") == "1"
+    monkeypatch.setattr(runtime, "multiplies_exactly", lambda: True)
+    assert session_settings() == SETTINGS
+
+
+def test_a_level_of_optimisation_can_be_asked_for() -> None:
+    levels = load_onnxruntime().GraphOptimizationLevel
+    assert session_options().graph_optimization_level == levels.ORT_ENABLE_ALL
+    assert session_options(level="extended").graph_optimization_level == levels.ORT_ENABLE_EXTENDED
+    assert session_options(level="disable_all").graph_optimization_level == levels.ORT_DISABLE_ALL
 
 
 @pytest.mark.parametrize("data", [b"", b"not a model", b"\x08\x09" * 40], ids=["empty", "text", "half a protobuf"])

@@ -1,0 +1,122 @@
+"""int8 on networks with their own 1,000 ImageNet classes: accuracy, likeness, size and speed beside float32.
+
+Every fourth photo of the sample calibrates, the others judge. All recipes are shown, the one that ships by default last. The
+photos are probably ImageNet's own training images: they tell how like int8 is to float32, not how good either is.
+"""
+
+import argparse
+import csv
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from common import SHARED, report
+from torch import nn
+
+from export.autopilot import time_in_turn
+from export.comparison import Outputs, in_batches
+from export.formats import halve, to_ort
+from export.int8 import Recipe, input_means, integer_share, make_ready, measure_ranges, quantise
+from export.likeness import drop_between, liken
+from export.to_onnx import Deployed, export
+from pipeline.backbones import Network, load, remove_classifier
+from serve.preprocess import preprocess
+from serve.runtime import create_session
+
+RECIPES = (
+    Recipe(per_channel=False),
+    Recipe(reduce_range=True),
+    Recipe(activations="int8"),
+    Recipe(ranges="average"),
+    Recipe(ranges="percentile"),
+    Recipe(ranges="entropy"),
+    Recipe(),
+    Recipe(correct_bias=True),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", nargs="*", default=["efficientnet_lite0", "mobilenet_v2"])
+    parser.add_argument(
+        "--photos", type=Path, default=SHARED / "imagenet_sample", help="photos named by their class, classes.txt"
+    )
+    arguments = parser.parse_args()
+    if (SHARED / "weights" / "torch").is_dir():
+        os.environ.setdefault("TORCH_HOME", str(SHARED / "weights" / "torch"))
+    rows = [row for model in arguments.models for row in measure(model, arguments.photos)]
+    report("int8", rows=rows)
+
+
+def measure(model: str, folder: Path) -> list[dict[str, object]]:
+    """Quantise one network in every way."""
+    reference, spec = export_with_own_classes(model)
+    with (folder / "classes.txt").open() as file:
+        index_of = {wnid: int(index) for index, wnid, *_ in csv.reader(file, delimiter=" ")}
+    paths = sorted(folder.glob("*.JPEG"))
+    pixels = [preprocess(path.read_bytes(), spec) for path in paths]
+    calibration, judged = pixels[::4], [p for i, p in enumerate(pixels) if i % 4]
+    targets_N = np.array([index_of[path.name.split("_")[0]] for i, path in enumerate(paths) if i % 4])
+    ready = make_ready(reference)
+    ranges = {name: measure_ranges(ready, in_batches(calibration, 8), name) for name in {r.ranges for r in RECIPES}}
+    means = input_means(ready, in_batches(calibration, 8))
+    models = {"float32": reference, "fp16 weights": halve(reference), "ORT float32": to_ort(reference)[0]}
+    models |= {recipe.name: quantise(ready, ranges[recipe.ranges], recipe, means) for recipe in RECIPES}
+    models["ORT int8"] = to_ort(models[RECIPES[-1].name])[0]
+    expected = run(reference, judged)
+    times = time_in_turn(models, judged[0][None], runs=100)
+    rows = []
+    for name, data in models.items():
+        observed = run(data, judged)
+        likeness, drop = liken(expected, observed), drop_between(expected, observed, targets_N)
+        low, high = drop["drop_interval_points"]
+        share = integer_share(reference, data, spec.height, spec.width) if name[:2] in ("U8", "S8") else 0.0
+        rows.append(
+            {
+                "model": model,
+                "variant": name,
+                "top1": drop["top1"],
+                "drop_points": drop["drop_points"],
+                "drop_interval_points": drop["drop_interval_points"],
+                "agreement": likeness.top1_agreement,
+                "clear_agreement": likeness.clear_agreement,
+                "sqnr_db": likeness.sqnr_db,
+                "kl": likeness.kl,
+                "size_ratio": len(data) / len(reference),
+                "p50_ms": times[name],
+                "time_ratio": times[name] / times["float32"],
+                "integer_share": share,
+                "images": len(judged),
+            }
+        )
+        print(
+            f"{model:20} {name:28} top1 {drop['top1']:.4f}  drop {drop['drop_points']:5.2f} ({low:5.2f} to {high:5.2f})  "
+            f"same {likeness.top1_agreement:.4f}  clear {likeness.clear_agreement:.4f}  {likeness.sqnr_db:6.1f} dB  "
+            f"KL {likeness.kl:.4f}  size {len(data) / len(reference):.3f}  {times[name]:5.2f} ms, "
+            f"{times[name] / times['float32']:.3f} of float32  integer {share:.0%}",
+            flush=True,
+        )
+    return rows
+
+
+def export_with_own_classes(model: str) -> tuple[bytes, object]:
+    """The network as its authors trained it, under the graph contract."""
+    pretrained = load(model, "imagenet")
+    linear = [layer for layer in pretrained.module.modules() if isinstance(layer, nn.Linear)][-1]
+    features = remove_classifier(pretrained.module, model)
+    network = Network(pretrained.module, features, linear.out_features, 0.0, pretrained.normalisation).eval()
+    network.classifier.load_state_dict(linear.state_dict())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        export(Deployed(network, 1.0), pretrained.preprocess, path, classes=linear.out_features, opset=18, metadata={})
+        return path.read_bytes(), pretrained.preprocess
+
+
+def run(model: bytes, pixels: list[np.ndarray]) -> Outputs:
+    session = create_session(model)
+    return Outputs.join(session.run(["probabilities", "logits"], {"image": batch}) for batch in in_batches(pixels, 8))
+
+
+if __name__ == "__main__":
+    main()

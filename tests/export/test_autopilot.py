@@ -1,0 +1,159 @@
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from export import autopilot
+from export.autopilot import choose_calibration, choose_int8, ladder
+from pipeline.config import ExportConfig
+from pipeline.samples import Sample, read_prepared
+from pipeline.steps import digest_of
+from serve.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def report(finished: Any) -> dict[str, Any]:
+    variants = json.loads((finished.run.step("variants") / "variants.json").read_text())
+    found: dict[str, Any] = variants["int8"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def samples(finished: Any) -> dict[str, list[Sample]]:
+    prepared = read_prepared(finished.run.step("prepare"))
+    return {split: prepared.of(split) for split in ("train", "val", "test")}  # type: ignore[arg-type]
+
+
+def test_it_calibrates_on_training_images_of_every_class_alike(samples: dict[str, list[Sample]]) -> None:
+    chosen = choose_calibration(samples["train"], 12)
+    assert {sample.split for sample in chosen} == {"train"}
+    assert [[s.index for s in chosen].count(index) for index in range(3)] == [4, 4, 4]
+    assert len({sample.sha256 for sample in chosen}) == 12
+
+
+def test_the_order_of_the_samples_does_not_change_what_is_calibrated_on(samples: dict[str, list[Sample]]) -> None:
+    assert choose_calibration(samples["train"][::-1], 12) == choose_calibration(samples["train"], 12)
+
+
+def test_the_calibration_images_are_logged_by_their_digest(report: dict[str, Any], samples: dict[str, list[Sample]]) -> None:
+    chosen = choose_calibration(samples["train"], 24)
+    assert report["calibration"] == {"images": 24, "sha256": digest_of([sample.sha256 for sample in chosen])}
+
+
+def test_too_few_training_images_are_refused_with_what_to_do(samples: dict[str, list[Sample]]) -> None:
+    with pytest.raises(DataError, match="at least 8 training images, there are 7; add some, or leave int8 out") as caught:
+        choose_calibration(samples["train"][:7], 128)
+    assert caught.value.code == "too_few_calibration_images"
+
+
+def test_it_judges_on_validation_and_never_on_test(report: dict[str, Any], samples: dict[str, list[Sample]]) -> None:
+    assert report["judged_on"] == {"split": "val", "images": len(samples["val"])}
+
+
+def test_every_recipe_that_was_tried_has_its_figures(report: dict[str, Any]) -> None:
+    assert [entry["recipe"] for entry in report["tried"]] == ["U8S8 channel minmax", "U8S8 channel minmax bias"]
+    for entry in report["tried"]:
+        assert entry["holds"] == (not entry["unmet"])
+        assert entry["integer_share"] == 1
+        assert 0.2 < entry["size_ratio"] < 0.3
+        assert entry["likeness"]["sqnr_db"] > 10
+        assert entry["p50_ms"] > 0
+    assert report["chosen"] in {entry["recipe"] for entry in report["tried"]}
+    assert report["speedup"] > 0
+
+
+def test_each_target_begins_with_what_its_processors_compute_without_saturating() -> None:
+    assert not ladder(ExportConfig(target="x86-vnni"))[0][1][0].reduce_range  # type: ignore[index]
+    assert all(recipe.reduce_range for recipe in ladder(ExportConfig(target="x86-avx2"))[0][1] or [])
+
+
+def test_a_thorough_run_offers_every_kind_of_recipe() -> None:
+    recipes = [recipe for _, some in ladder(ExportConfig(thorough=True)) for recipe in some or []]
+    assert {recipe.ranges for recipe in recipes} == {"minmax", "average", "percentile", "entropy"}
+    assert {recipe.per_channel for recipe in recipes} == {True, False}
+    assert {recipe.activations for recipe in recipes} == {"uint8", "int8"}
+    assert {recipe.correct_bias for recipe in recipes} == {True, False}
+
+
+Choose = Any
+
+
+@pytest.fixture
+def choose(finished: Any, spec: Any, samples: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch) -> Choose:
+    """`choose(times, **settings)`: the autopilot on the shared run, with times as a machine might take them."""
+
+    def run(times: dict[str, float], **settings: Any) -> Any:
+        def timed(models: dict[str, bytes], pixels: Any) -> dict[str, float]:
+            return {name: next(ms for part, ms in times.items() if name.endswith(part)) for name in models}
+
+        monkeypatch.setattr(autopilot, "time_in_turn", timed)
+        config = ExportConfig(calibration_images=8, **settings)
+        return choose_int8(finished.model, spec, samples["train"], samples["val"], config)
+
+    return run
+
+
+def test_among_equally_fast_recipes_the_more_exact_one_is_taken(choose: Choose) -> None:
+    choice = choose({"float32": 10, "minmax": 5.0, "bias": 5.1})
+    exact = max(choice.report["tried"], key=lambda entry: entry["likeness"]["sqnr_db"])
+    assert choice.report["chosen"] == exact["recipe"]
+    assert len(choice.model) == exact["bytes"]
+
+
+def test_a_faster_recipe_that_holds_wins(choose: Choose) -> None:
+    assert choose({"float32": 10, "minmax": 4.0, "bias": 5.0}).report["chosen"] == "U8S8 channel minmax"
+    assert choose({"float32": 10, "minmax": 5.0, "bias": 4.0}).report["chosen"] == "U8S8 channel minmax bias"
+
+
+def test_int8_that_is_no_faster_here_is_not_shipped(choose: Choose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autopilot, "multiplies_exactly", lambda: True)
+    monkeypatch.setattr(autopilot, "_is_x86", lambda: True)
+    choice = choose({"float32": 10, "minmax": 9.9, "bias": 11}, target="x86-vnni")
+    assert choice.model is None
+    assert choice.report["why"] == "int8 is 1.01 times as fast as float32 here, under export.min_speedup = 1.05"
+
+
+def test_a_time_taken_on_another_processor_does_not_decide(choose: Choose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autopilot, "_is_x86", lambda: True)
+    choice = choose({"float32": 10, "minmax": 20, "bias": 20}, target="arm64")
+    assert choice.model is not None
+    assert choice.report["timed_on"].startswith("x86")
+
+
+def test_for_old_x86_only_what_cannot_saturate_holds(choose: Choose) -> None:
+    choice = choose({"float32": 10, "minmax 7 bits": 5, "7 bits bias": 5}, target="x86-avx2")
+    assert choice.model is not None
+    assert "7 bits" in choice.report["chosen"]
+
+
+@pytest.fixture
+def lossy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every recipe loses two points, as far as the labels say."""
+    drop = {"drop_points": 2.0, "drop_interval_points": [0.5, 3.5], "lost": 2, "gained": 0, "images": 100}
+    monkeypatch.setattr(autopilot, "drop_between", lambda *_: drop)
+    monkeypatch.setattr(autopilot, "measure_ranges", remember(autopilot.measure_ranges))
+
+
+def remember(measure: Any) -> Any:
+    """Percentiles and entropies take half a minute; here the extremes stand for them."""
+    kept: dict[str, Any] = {}
+    return lambda ready, batches, method: kept.get("minmax") or kept.setdefault("minmax", measure(ready, batches, "minmax"))
+
+
+@pytest.mark.slow
+def test_where_none_holds_all_of_the_ladder_is_climbed_and_none_is_shipped(choose: Choose, lossy: None) -> None:
+    choice = choose({"float32": 10, "": 5}, max_drop=1.0)
+    assert choice.model is None
+    assert "no recipe holds; the nearest, " in choice.report["why"]
+    assert "drops by 2.00 points (95 % interval 0.50 to 3.50), at most 1 are allowed" in choice.report["why"]
+    tried = [entry["recipe"] for entry in choice.report["tried"]]
+    assert [name for name in tried if name.endswith("float")] == [f"U8S8 channel minmax {n} float" for n in (1, 2, 4, 8)]
+    shares = [entry["integer_share"] for entry in choice.report["tried"] if entry["recipe"].endswith("float")]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_images_of_one_class_more_than_others_do_not_unbalance_the_calibration(samples: dict[str, list[Sample]]) -> None:
+    more = [replace(s, sha256=digest_of(i)) for i, s in enumerate([samples["train"][0]] * 40)]
+    counts = [[s.index for s in choose_calibration([*samples["train"], *more], 12)].count(index) for index in range(3)]
+    assert counts == [4, 4, 4]

@@ -1,0 +1,63 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export import variants
+from export.autopilot import Choice
+from export.variants import KINDS, build_variants
+from pipeline.run import Run
+from serve.errors import ExportError
+
+
+def asking(run: Run, *names: str, **settings: Any) -> Run:
+    export = run.config.export.model_copy(update={"variants": names, **settings})
+    return Run(run.folder, run.config.model_copy(update={"export": export}))
+
+
+def listed(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "variants.json").read_text())["variants"]
+    return found
+
+
+def test_what_is_asked_for_is_made_under_its_own_name(finished: Any) -> None:
+    folder = finished.run.step("variants")
+    assert [(v["name"], v["file"], v["made"]) for v in listed(folder)] == [
+        (name, KINDS[name].file, True) for name in ("onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8")
+    ]
+    assert all((folder / kind.file).stat().st_size > 1e6 for kind in KINDS.values())
+
+
+def test_asking_for_nothing_makes_nothing(finished: Any, tmp_path: Path) -> None:
+    build_variants(asking(finished.run), tmp_path)
+    assert json.loads((tmp_path / "variants.json").read_text()) == {"schema": "edgeline.variants/1", "variants": []}
+    assert [path.name for path in tmp_path.iterdir()] == ["variants.json"]
+
+
+@pytest.fixture
+def unfit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(variants, "choose_int8", lambda *_: Choice(None, {"why": "no recipe holds", "tried": []}))
+
+
+@pytest.mark.usefixtures("unfit")
+def test_int8_that_does_not_hold_is_not_made_and_the_others_are(finished: Any, tmp_path: Path) -> None:
+    build_variants(asking(finished.run, "onnx-int8", "onnx-fp16", "ort-int8"), tmp_path)
+    assert [v["made"] for v in listed(tmp_path)] == [False, True, False]
+    assert listed(tmp_path)[0]["why"] == "onnx-int8 is not made: no recipe holds"
+    assert {path.name for path in tmp_path.iterdir()} == {"variants.json", "model.fp16.onnx"}
+
+
+@pytest.mark.usefixtures("unfit")
+def test_a_variant_that_the_run_requires_stops_it(finished: Any, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="onnx-int8 is not made: no recipe holds"):
+        build_variants(asking(finished.run, "onnx-int8", require_variants=True), tmp_path)
+
+
+def test_both_int8_files_are_of_one_choice(finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    int8 = (finished.run.step("variants") / "model.int8.onnx").read_bytes()
+    chosen = []
+    monkeypatch.setattr(variants, "choose_int8", lambda *_: chosen.append(1) or Choice(int8, {"tried": []}))
+    build_variants(asking(finished.run, "ort-int8", "onnx-int8"), tmp_path)
+    assert chosen == [1]
+    assert (tmp_path / "model.int8.ort").read_bytes() == (finished.run.step("variants") / "model.int8.ort").read_bytes()

@@ -1,0 +1,227 @@
+"""The gate for variants: what holds passes with its figures, what does not is named and left out."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from export.comparison import Outputs
+from export.to_onnx import Deployed
+from export.verify import build_verification, run_pytorch
+from export.verify_variants import cold_start, verify_variants
+from pipeline.hard_set import hard_set
+from pipeline.run import Run
+from pipeline.samples import Sample
+from serve.classifier import Classifier
+from serve.errors import GoldenError, VerificationError
+from serve.preprocess import PreprocessSpec
+
+Judge = Any
+
+
+@pytest.fixture(scope="module")
+def report(finished: Any) -> dict[str, dict[str, Any]]:
+    verification = json.loads((finished.run.step("verify") / "verification.json").read_text())
+    return {entry["name"]: entry for entry in verification["variants"]}
+
+
+def test_every_variant_of_a_right_run_passes_with_its_figures(report: dict[str, dict[str, Any]]) -> None:
+    assert list(report) == ["onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8"]
+    for entry in report.values():
+        assert (entry["passed"], entry["problems"]) == (True, [])
+        assert entry["likeness"]["top1_agreement"] == 1
+        assert entry["accuracy"]["drop_points"] == 0
+        assert {latency["runs"] for latency in entry["latency"].values()} == {50}
+        assert "threads_1" in entry["latency"]
+        assert entry["start"].keys() == {"import_ms", "load_ms", "first_answer_ms", "peak_mb"}
+
+
+def test_the_figures_are_those_that_each_precision_can_have(report: dict[str, dict[str, Any]]) -> None:
+    sqnr = {name: entry["likeness"]["sqnr_db"] for name, entry in report.items()}
+    assert 15 < sqnr["onnx-int8"] < 60
+    assert 40 < sqnr["onnx-fp16"] < 80
+    assert sqnr["ort-fp32"] > 100
+    assert sqnr["ort-int8"] == sqnr["onnx-int8"]
+
+
+def test_int8_is_the_same_at_every_optimisation_that_keeps_integers(report: dict[str, dict[str, Any]]) -> None:
+    levels = report["onnx-int8"]["levels_sqnr_db"]
+    assert levels["extended"] == 200  # bit for bit
+    assert 15 < levels["disable_all"] < 200  # the simulation in float
+
+
+@pytest.fixture(scope="module")
+def seen(deployed: Deployed, spec: PreprocessSpec, held_out: list[Sample]) -> tuple[Outputs, list[np.ndarray]]:
+    return run_pytorch(deployed, spec, held_out)
+
+
+@pytest.fixture
+def judge(finished: Any, deployed: Deployed, spec: PreprocessSpec, held_out: list[Sample], seen: Any, tmp_path: Path) -> Judge:
+    """`judge(data, name="onnx-int8")`: what the gate says of a file."""
+    expected, pixels = seen
+    tested = [(len(hard_set()) + i, sample.index) for i, sample in enumerate(held_out)]
+    metadata = {e.key: e.value for e in onnx.load_model_from_string(finished.model).metadata_props}
+
+    def run(data: bytes, name: str = "onnx-int8", **changes: str) -> dict[str, Any]:
+        made = json.loads((finished.run.step("variants") / "variants.json").read_text())["variants"]
+        [entry] = [entry for entry in made if entry["name"] == name]
+        (tmp_path / entry["file"]).write_bytes(data)
+        [found] = verify_variants(
+            [entry],
+            tmp_path,
+            deployed,
+            expected,
+            pixels,
+            hard_set()["scene"],
+            tested,
+            spec,
+            metadata | changes,
+            finished.config.verify,
+            opset=18,
+        )
+        return found
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def int8(finished: Any) -> bytes:
+    data: bytes = (finished.run.step("variants") / "model.int8.onnx").read_bytes()
+    return data
+
+
+def change_tensor(model: bytes, ending: str, change: Any) -> bytes:
+    graph = onnx.load_model_from_string(model)
+    tensor = next(t for t in graph.graph.initializer if t.name.endswith(ending))
+    value = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(np.asarray(change(value.copy())).astype(value.dtype), tensor.name))
+    return bytes(graph.SerializeToString())
+
+
+def drop_softmax(model: bytes) -> bytes:
+    graph = onnx.load_model_from_string(model)
+    [node] = [n for n in graph.graph.node if n.op_type == "Softmax"]
+    node.op_type = "Identity"
+    del node.attribute[:]
+    return bytes(graph.SerializeToString())
+
+
+def fix_batch(model: bytes) -> bytes:
+    graph = onnx.load_model_from_string(model)
+    for value in (*graph.graph.input, *graph.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    return bytes(graph.SerializeToString())
+
+
+# Each: what is done to the int8 file, and the words that name it.
+FAULTS: dict[str, tuple[Any, str]] = {
+    "a zero point off by forty": (
+        lambda m: change_tensor(m, "hardtanh_zero_point", lambda v: v + 40),
+        "same best class|SQNR|differs",
+    ),
+    "a scale ten times too large": (lambda m: change_tensor(m, "hardtanh_5_scale", lambda v: v * 10), "SQNR"),
+    "the input's zero point is not the mean": (lambda m: change_tensor(m, "div_zero_point", lambda v: v - 60), "SQNR"),
+    "one channel's scale is another's": (
+        lambda m: change_tensor(m, "blocks.4.0.conv_dw.weight_scale", lambda v: np.roll(v, 7)),
+        "SQNR",
+    ),
+    "weights of the head in another order": (
+        lambda m: change_tensor(m, "head.1.weight_quantized", lambda v: np.roll(v, 1, axis=int(v.shape[0] != 3))),
+        "same best class|SQNR",
+    ),
+    "a scale that is no number": (lambda m: change_tensor(m, "hardtanh_5_scale", lambda v: v * np.nan), "not finite"),
+    "all weights of a layer zero": (
+        lambda m: change_tensor(m, "conv_head.weight_quantized", lambda v: v * 0),
+        "same answer for every image|SQNR",
+    ),
+    "no softmax": (drop_softmax, "probability differs|KL|differs"),
+    "a batch that is fixed": (fix_batch, "has the fixed batch 1"),
+    "cut short": (lambda m: m[: len(m) // 2], "no ONNX model|breaks the graph contract"),
+    "no ONNX file at all": (lambda m: b"PK\x03\x04" + m[:100], "no ONNX model|breaks the graph contract"),
+}
+
+
+@pytest.mark.parametrize(("fault", "words"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_in_an_int8_file_is_caught_by_a_message_that_names_it(
+    judge: Judge, int8: bytes, fault: Any, words: str
+) -> None:
+    import re
+
+    found = judge(fault(int8))
+    assert not found["passed"]
+    assert any(re.search(words, problem) for problem in found["problems"]), found["problems"]
+
+
+def test_the_file_without_a_fault_passes(judge: Judge, int8: bytes) -> None:
+    found = judge(int8)
+    assert (found["passed"], found["problems"]) == (True, [])
+    assert found["sha256"] == hashlib.sha256(int8).hexdigest()
+
+
+def test_a_file_of_another_run_is_refused(judge: Judge, int8: bytes) -> None:
+    found = judge(int8, **{"edgeline.checkpoint_sha256": "0" * 64})
+    assert "make the variants again" in found["problems"][0]
+
+
+def test_an_ort_file_that_is_cut_short_is_refused_in_one_line(judge: Judge, finished: Any) -> None:
+    data = (finished.run.step("variants") / "model.ort").read_bytes()
+    found = judge(data[: len(data) // 2], "ort-fp32")
+    assert not found["passed"]
+    assert "cannot load the model" in found["problems"][0]
+
+
+def test_a_layer_that_loses_too_much_is_named(judge: Judge, int8: bytes) -> None:
+    found = judge(change_tensor(int8, "blocks.4.0.conv_dw.weight_scale", lambda v: np.roll(v, 7)))
+    assert found["divergence"]["first"]["module"] == "backbone.blocks.4.0.conv_dw"
+
+
+def test_a_cold_start_is_a_process_of_its_own(int8: bytes, spec: PreprocessSpec) -> None:
+    started = cold_start(int8, spec)
+    assert 20 < started["peak_mb"] < 400
+    assert all(value > 0 for value in started.values())
+
+
+def spoiled(run: Run, int8: bytes, redo: Any) -> None:
+    folder = run.step("variants")
+    data = change_tensor(int8, "blocks.4.0.conv_dw.weight_scale", lambda v: np.roll(v, 7))
+    (folder / "model.int8.onnx").write_bytes(data)
+    redo(folder)
+
+
+def test_a_variant_that_does_not_hold_is_left_out_and_the_run_goes_on(run: Run, int8: bytes, redo: Any, tmp_path: Path) -> None:
+    spoiled(run, int8, redo)
+    build_verification(run, tmp_path)
+    report = json.loads((tmp_path / "verification.json").read_text())
+    assert report["passed"]
+    assert [entry["passed"] for entry in report["variants"]] == [False, True, True, True]
+
+
+def test_a_variant_that_is_required_stops_the_run(run: Run, int8: bytes, redo: Any, tmp_path: Path) -> None:
+    spoiled(run, int8, redo)
+    export = run.config.export.model_copy(update={"require_variants": True, "variants": ("onnx-int8",)})
+    with pytest.raises(VerificationError, match="onnx-int8: SQNR"):
+        build_verification(Run(run.folder, run.config.model_copy(update={"export": export})), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8"])
+def test_a_published_variant_proves_itself_and_answers(finished: Any, name: str) -> None:
+    classifier = Classifier.open(finished.artifact, variant=name)
+    assert classifier.proof is not None
+    assert classifier.proof.samples == 5
+    sample = json.loads((finished.artifact / "golden" / "golden.json").read_text())["samples"][0]
+    [[best]] = classifier.predict([(finished.artifact / sample["file"]).read_bytes()], top_k=1)
+    assert best.label == sample["label"]
+
+
+def test_another_int8_file_in_a_published_artifact_fails_its_golden_samples(artifact: Path, int8: bytes, seal: Any) -> None:
+    data = change_tensor(int8, "blocks.4.0.conv_dw.weight_scale", lambda v: np.roll(v, 7))
+    (artifact / "model.int8.onnx").write_bytes(data)
+    seal(artifact)
+    assert Classifier.open(artifact).proof is not None  # the reference is as it was
+    with pytest.raises(GoldenError, match="differs by"):
+        Classifier.open(artifact, variant="onnx-int8")
