@@ -30,6 +30,7 @@ def write_report(
 def write_card(path: Path, name: str, evaluation: Evaluation, verification: dict[str, Any], provenance: dict[str, Any]) -> None:
     """Write the model card: what it is for, how good it is, what it was proven on, and its limits."""
     top1, images, calibration = evaluation.top1, provenance["images"], evaluation.calibration
+    variants = "".join(_variant_line(entry) for entry in verification["variants"])
     held_out, machine = verification["images"]["held_out"], verification["machine"]
     text = f"""# {name}
 
@@ -43,7 +44,7 @@ trained), packaged by edgeline {provenance["edgeline"]}.
 | expected calibration error | {calibration.ece_after:.3f} (before temperature scaling {calibration.ece_before:.3f}) |
 | largest difference to PyTorch | {verification["max_difference"]:.2g}, {held_out} held-out images and a hard set |
 | p50 latency | {verification["latency"]["p50_ms"]:.1f} ms on {machine["cpu"]}, {machine["cores"]} threads |
-| trained on | {images["train"]} images, validated on {images["val"]} |
+{variants}| trained on | {images["train"]} images, validated on {images["val"]} |
 
 ## Intended use
 
@@ -56,6 +57,16 @@ The figures hold for pictures drawn like the held-out ones. `report.html` has th
 mistakes.
 """
     path.write_text(text, encoding="utf-8")
+
+
+def _variant_line(entry: dict[str, Any]) -> str:
+    if not entry["passed"]:
+        return f"| {entry['name']} | not shipped: {'; '.join(entry['problems'])} |\n"
+    likeness = entry["likeness"]
+    return (
+        f"| {entry['name']} | {entry['bytes'] / 1e6:.1f} MB, {entry['latency']['threads_1']['p50_ms']:.1f} ms on one thread, "
+        f"same best class on {likeness['top1_agreement']:.2%} of {likeness['images']} images |\n"
+    )
 
 
 def _data_uri(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,3 +102,19 @@ def test_the_published_card_has_the_figures_and_the_limits(finished: Any) -> Non
     assert f"{evaluation.macro.f1:.3f}" in text
     assert "15 held-out images and a hard set" in text
     assert "knows its 3 classes and nothing else" in text
+
+
+def test_every_variant_has_its_row_and_what_is_not_shipped_its_reason(
+    finished: Any, hostile: Evaluation, tmp_path: Path
+) -> None:
+    verification = json.loads((finished.artifact / "verification.json").read_text())
+    provenance = json.loads((finished.artifact / "manifest.json").read_text())["provenance"]
+    why = "accuracy drops by <b>2.00</b> points"
+    verification["variants"][1] |= {"passed": False, "problems": [why]}
+    write_report(tmp_path / "report.html", finished.run, hostile, verification, provenance)
+    write_card(tmp_path / "card.md", "photos", hostile, verification, provenance)
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert {"onnx-int8", "ort-fp32", "ort-int8"} <= set(text)
+    assert f"onnx-fp16 is not shipped: {why}." in text
+    card = (tmp_path / "card.md").read_text()
+    assert f"| onnx-fp16 | not shipped: {why} |\n| ort-fp32 | " in card
