@@ -14,7 +14,7 @@ from serve.errors import ExportError
 from serve.preprocess import PreprocessSpec
 
 IR_VERSION = 8
-"""What ONNX Runtime 1.14 reads; nothing in these graphs needs a newer one."""
+"""What ONNX Runtime 1.15 reads; nothing in these graphs needs a newer one."""
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 
@@ -59,6 +59,8 @@ def _structure(model: onnx.ModelProto, opset: int | None) -> list[str]:
         problems.append(f"it has control flow ({', '.join(sorted(found))})")
     if found := {node.domain for node in model.graph.node} - {"", "ai.onnx"}:
         problems.append(f"it uses operators outside the standard ({', '.join(sorted(found))})")
+    if found := {entry.domain for entry in model.opset_import} - {"", "ai.onnx"}:
+        problems.append(f"it imports operator domains that older runtimes may not know ({', '.join(sorted(found))})")
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     if opset is not None and (not versions or max(versions) > opset):
         problems.append(f"it uses operator set {versions}, at most {opset} is allowed")

@@ -212,6 +212,9 @@ def quantise(ready: Quantisable, ranges: Ranges, recipe: Recipe, means: Mapping[
         _feed_bytes(quantised, ready.pixels)
     quantizer.model.topological_sort()
     quantised.producer_name = "edgeline"
+    # The preparation imported every domain of the installed runtime, at versions that an older one refuses to load.
+    for imported in [entry for entry in quantised.opset_import if entry.domain]:
+        quantised.opset_import.remove(imported)
     for entry in [e for e in quantised.metadata_props if not e.key.startswith("edgeline.")]:
         quantised.metadata_props.remove(entry)
     return bytes(quantised.SerializeToString(deterministic=True))

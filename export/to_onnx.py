@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from export import files
 from export.graph import IR_VERSION, check_graph
+from export.old_runtime import newest_opset
 from pipeline.backbones import Network
 from pipeline.checkpoint import TENSORS, Checkpoint, load_checkpoint
 from pipeline.evaluate import read_evaluation
 from pipeline.progress import waiting
 from pipeline.run import Run
 from pipeline.steps import file_digest
-from serve.errors import ExportError
+from serve.errors import ConfigError, ExportError
 from serve.preprocess import PreprocessSpec
 
 
@@ -44,7 +45,18 @@ class Deployed(nn.Module):
 
 
 def build_export(run: Run, folder: Path) -> None:
-    """Export a run's checkpoint, with the temperature its evaluation found, into the step's folder."""
+    """Export a run's checkpoint, with the temperature its evaluation found, into the step's folder.
+
+    Raises:
+        ConfigError: the operator set is newer than the oldest runtime knows.
+        ExportError: see `export`.
+    """
+    opset, runtime = run.config.export.opset, run.config.export.min_runtime
+    if opset > newest_opset(runtime):
+        raise ConfigError(
+            f"export.opset = {opset} is newer than what ONNX Runtime {runtime} knows ({newest_opset(runtime)}); lower it, or "
+            "raise export.min_runtime"
+        )
     network, checkpoint = load_checkpoint(run.step("train"))
     temperature = read_evaluation(run.step("evaluate")).calibration.temperature
     with waiting("exporting to ONNX"):
@@ -53,7 +65,7 @@ def build_export(run: Run, folder: Path) -> None:
             checkpoint.preprocess,
             folder / files.MODEL,
             classes=len(checkpoint.labels),
-            opset=run.config.export.opset,
+            opset=opset,
             metadata=metadata_of(run, checkpoint, temperature),
         )
 

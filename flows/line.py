@@ -71,6 +71,7 @@ def evaluate(run: Run) -> StepResult:
 def export_key(run: Run) -> str:
     """What the ONNX file depends on."""
     settings = {"inputs": _results(run, "train", "evaluate"), "opset": run.config.export.opset}
+    settings["min_runtime"] = run.config.export.min_runtime
     return step_key(settings, ("export.to_onnx", "export.graph", *NETWORK), packages=(*LIBRARIES, "onnx", "onnxscript"))
 
 

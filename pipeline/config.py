@@ -138,7 +138,13 @@ VariantName = Literal["onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8"]
 class ExportConfig(Step):
     """Write the ONNX file, and further variants of it."""
 
-    opset: int = Field(18, ge=18, le=23, description="ONNX operator set; 18 runs on ONNX Runtime 1.14 and newer.")
+    opset: int = Field(18, ge=18, le=23, description="ONNX operator set; 18 runs on ONNX Runtime 1.15 and newer.")
+    min_runtime: str = Field(
+        "1.15",
+        pattern=r"^1\.(1[5-9]|[2-9][0-9])(\.[0-9]+)?$",
+        description="Oldest ONNX Runtime that the artifact must run on; `opset` may be no newer than it knows. Prove it with "
+        "`python -m export.old_runtime ARTIFACT RELEASE`.",
+    )
     variants: tuple[VariantName, ...] = Field(
         ("onnx-int8",),
         description="What to ship beside the float32 reference, each only if it holds: `onnx-int8` (a quarter of the size, "

@@ -69,6 +69,10 @@ def branches_by_an_operator_to_come(graph: Graph) -> None:
     graph.graph.node.append(helper.make_node("Choose", ["logits"], ["x"], ways=[helper.make_graph([], "way", [], [])]))
 
 
+def imports_domains_that_nothing_uses(graph: Graph) -> None:
+    graph.opset_import.append(helper.make_opsetid("ai.onnx.ml", 5))
+
+
 def uses_an_operator_of_somebody(graph: Graph) -> None:
     node(graph, "Softmax").domain = "com.example"
 
@@ -203,6 +207,7 @@ BROKEN: dict[Callable[[Graph], None], str] = {
     defines_a_function: "it defines functions of its own",
     loops: r"it has control flow \(Loop\)",
     branches_by_an_operator_to_come: r"it has control flow \(Choose\)",
+    imports_domains_that_nothing_uses: r"it imports operator domains that older runtimes may not know \(ai.onnx.ml\)",
     uses_an_operator_of_somebody: r"it uses operators outside the standard \(com.example\)",
     keeps_weights_elsewhere: "weights lie in another file: weights",
     names_another_file_and_keeps_the_weights: "weights lie in another file: weights",
