@@ -4,6 +4,7 @@
 """
 
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,9 @@ def to_ort(model: bytes) -> tuple[bytes, str]:
         options.add_session_config_entry("session.save_model_format", "ORT")
         ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         config = Path(folder, "operators.config")
-        create_config_from_models([Path(folder, "model.ort")], config, enable_type_reduction=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # it leaves the file it reads to the garbage collector
+            create_config_from_models([Path(folder, "model.ort")], config, enable_type_reduction=True)
         # Its first line names a folder of this machine.
         lines = [line for line in config.read_text().splitlines() if not line.startswith("#")]
         return Path(folder, "model.ort").read_bytes(), "\n".join(lines) + "\n"

@@ -200,7 +200,7 @@ def quantise(ready: Quantisable, ranges: Ranges, recipe: Recipe, means: Mapping[
             recipe.reduce_range,
             types[recipe.weights],
             types[recipe.activations],
-            ranges,
+            copy.deepcopy(ranges),  # it writes into them
             [],
             [*float_nodes, *recipe.exclude],
             sorted({*QDQRegistry, *QLinearOpsRegistry}),

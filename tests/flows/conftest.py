@@ -94,7 +94,9 @@ def small_config(photos: Path) -> Callable[[Path], LineConfig]:
     """`small_config(artifacts)`: what makes a run short."""
 
     def configure(artifacts: Path) -> LineConfig:
-        return load_config(None, ["train.epochs=3", "publish.golden=2"], data=str(photos), artifacts=str(artifacts))
+        return load_config(
+            None, ["train.epochs=3", "publish.golden=2", "export.variants=[]"], data=str(photos), artifacts=str(artifacts)
+        )
 
     return configure
 

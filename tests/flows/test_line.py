@@ -52,7 +52,7 @@ def reused(config: LineConfig) -> dict[str, bool]:
 
 def test_the_line_ends_with_a_published_artifact(line: tuple[LineConfig, Run, list[StepResult]]) -> None:
     config, _, steps = line
-    assert [step.name for step in steps] == ["prepare", "train", "evaluate", "export", "verify", "publish"]
+    assert [step.name for step in steps] == ["prepare", "train", "evaluate", "export", "variants", "verify", "publish"]
     assert steps[-1].folder == config.store / "photos" / "1"
     assert not any(step.reused for step in steps)
 

@@ -15,7 +15,7 @@ from pipeline.config import LineConfig
 from pipeline.run import Run, StepResult
 from serve.errors import ConfigError, DataError, EdgelineError, StoreError
 
-STEPS = ["prepare", "train", "evaluate", "export", "verify", "publish"]
+STEPS = ["prepare", "train", "evaluate", "export", "variants", "verify", "publish"]
 
 
 @pytest.fixture

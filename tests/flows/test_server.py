@@ -149,7 +149,7 @@ def test_without_a_server_an_embedded_one_is_used_and_nothing_leaves_the_machine
     said = subprocess.run(command, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.PIPE, text=True)
     os.close(output)
     with open(terminal, "rb", buffering=0) as screen:
-        assert (said.returncode, screen.read(4096), said.stderr) == (0, b"6 tints 1\r\n", "")
+        assert (said.returncode, screen.read(4096), said.stderr) == (0, b"7 tints 1\r\n", "")
     assert list((tmp_path / ".prefect").iterdir()) == []  # made by the mere import
     reached = (tmp_path / "notes").read_text().splitlines()
     assert reached

@@ -21,7 +21,7 @@ from serve.classifier import Classifier
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-STEPS = {"prepare", "train", "evaluate", "export", "verify", "publish"}
+STEPS = {"prepare", "train", "evaluate", "export", "variants", "verify", "publish"}
 START_S = 120
 RUN_S = 300
 STOP_S = 30

@@ -66,7 +66,7 @@ def test_a_session_has_the_settings_that_ship(artifact_template: Path) -> None:
     assert {key: options.get_session_config_entry(key) for key in SETTINGS} == SETTINGS
 
 
-CPUS = {
+CPUINFOS = {
     "with VNNI": ("flags\t\t: fpu sse avx2 avx512_vnni\n", True),
     "with the 256-bit VNNI": ("processor : 0\nflags : avx2 avx_vnni\n", True),
     "without": ("flags\t\t: fpu sse avx2 avx512f\n", False),
@@ -74,7 +74,7 @@ CPUS = {
 }
 
 
-@pytest.mark.parametrize(("text", "exactly"), CPUS.values(), ids=CPUS)
+@pytest.mark.parametrize(("text", "exactly"), CPUINFOS.values(), ids=CPUINFOS)
 def test_x86_multiplies_int8_exactly_where_it_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, exactly: bool
 ) -> None:
