@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serve.errors import VerificationError
+from serve.errors import ConfigError, VerificationError
 
 if TYPE_CHECKING:
     from pipeline.config import LineConfig
@@ -180,11 +180,30 @@ def variants(folder: RunFolder, as_json: Json = False) -> None:
     _report(made, result, report, lines or ["no variants are asked for"], as_json)
 
 
-def verify(folder: RunFolder, as_json: Json = False) -> None:
-    """Hold a run's ONNX file against PyTorch, from image bytes to probabilities. Exit code 0 only if all bars are held.
+def verify(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The run's folder; with `--target`, a published artifact's folder.")
+    ],
+    target: Annotated[
+        str | None, typer.Option(help="`arm64`: have a published artifact prove itself on an emulated ARM processor.")
+    ] = None,
+    artifacts: Annotated[
+        str, typer.Option(help="With `--target`: the folder whose cache keeps the emulated machine.")
+    ] = "artifacts",
+    as_json: Json = False,
+) -> None:
+    """Hold a run's ONNX file and its variants against PyTorch, from image bytes to probabilities.
 
-    edgeline verify artifacts/runs/photos-0123456789ab
+    Exit code 0 only if all bars are held. With `--target arm64` a published artifact answers its golden samples under qemu,
+    with the ARM build of ONNX Runtime; that takes `qemu-user-static` and some minutes.
+
+        edgeline verify artifacts/runs/photos-0123456789ab
+
+        edgeline verify artifacts/store/photos --target arm64
     """
+    if target is not None:
+        _verify_on(target, folder, Path(artifacts), as_json)
+        return
     try:
         made, result = _do(folder, "verify")
     except VerificationError as error:
@@ -211,6 +230,27 @@ def publish(folder: RunFolder, as_json: Json = False) -> None:
     said = "was published before" if result.reused else "is published"
     report = {"artifact": str(result.folder), "version": int(result.folder.name)}
     _report(made, result, report, [f"{result.folder} {said}"], as_json)
+
+
+def _verify_on(target: str, artifact: Path, artifacts: Path, as_json: bool) -> None:
+    from export.arm64 import check, prepare_machine
+
+    if target != "arm64":
+        raise ConfigError(f"--target must be arm64, got {target!r}")
+    entries = check(artifact, prepare_machine(artifacts / "cache" / "arm64"))
+    for entry in entries:
+        if as_json:
+            print(json.dumps(entry))
+        elif entry["proven"]:
+            print(
+                f"{entry['variant']}: proven on arm64, {entry['samples']} golden samples; probabilities differ by at most "
+                f"{entry['max_difference']:.2g}, logits by {entry['max_logit_difference']:.2g} of the largest (tolerated "
+                f"{entry['logit_tolerance']:.2g})"
+            )
+        else:
+            print(f"{entry['variant']}: {entry['error']}")
+    if not all(entry["proven"] for entry in entries):
+        raise typer.Exit(1)
 
 
 def _load(
