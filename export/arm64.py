@@ -22,8 +22,8 @@ which 7 s are fetching and extracting 16 MB of system packages, and takes 211 MB
     ort-fp32     1.6e-6 (0.001)                 3.0e-7                   0.6 s   10.3 s
     ort-int8     0.0094 (0.06)                  2.5e-4                   1.0 s    2.3 s
 
-Pixels did not differ at all. An int8 model's values are 8-bit levels, so logits differ where one was rounded to another level, or
-not at all: a model of three easy classes gave the very same. The seconds say nothing of how fast a board is.
+Pixels did not differ at all. An int8 model's values are 8-bit levels, so logits differ where one was rounded to another level,
+or not at all: a model of three easy classes gave the very same. The seconds say nothing of how fast a board is.
 """
 
 import importlib.util
