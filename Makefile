@@ -13,7 +13,7 @@ demo: .venv/ready ## Digits to a proven, published artifact, which then classifi
 	$(BIN)/edgeline run --data digits --demo
 
 test: .venv/ready ## Run the whole test suite
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 lint: .venv/ready ## Check style and types
 	$(BIN)/ruff check .

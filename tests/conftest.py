@@ -30,6 +30,13 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 hypothesis.settings.register_profile("edgeline", deadline=None, database=None)
 hypothesis.settings.load_profile("edgeline")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give every layer's tests to one process: they share runs that take a minute to make."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("export" if "export" in item.path.parts else "others"))
+
+
 MakeArtifact = Callable[..., Path]
 
 

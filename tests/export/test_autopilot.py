@@ -6,6 +6,7 @@ import pytest
 
 from export import autopilot
 from export.autopilot import choose_calibration, choose_int8, ladder
+from export.int8 import integer_share, measure_ranges, quantise
 from pipeline.config import ExportConfig
 from pipeline.samples import Sample, read_prepared
 from pipeline.steps import digest_of
@@ -79,15 +80,36 @@ def test_a_thorough_run_offers_every_kind_of_recipe() -> None:
 Choose = Any
 
 
+@pytest.fixture(scope="module")
+def kept() -> dict[Any, Any]:
+    """What was measured and quantised once, for every test of this file."""
+    return {}
+
+
 @pytest.fixture
-def choose(finished: Any, spec: Any, samples: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch) -> Choose:
+def choose(
+    finished: Any, spec: Any, samples: dict[str, list[Sample]], kept: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> Choose:
     """`choose(times, **settings)`: the autopilot on the shared run, with times as a machine might take them."""
 
     def run(times: dict[str, float], **settings: Any) -> Any:
         def timed(models: dict[str, bytes], pixels: Any) -> dict[str, float]:
             return {name: next(ms for part, ms in times.items() if name.endswith(part)) for name in models}
 
+        def once(name: str, function: Any, key: Any) -> None:
+            def call(*arguments: Any) -> Any:
+                place = (name, *key(arguments))
+                if place not in kept:
+                    kept[place] = function(*arguments)
+                return kept[place]
+
+            monkeypatch.setattr(autopilot, name, call)
+
         monkeypatch.setattr(autopilot, "time_in_turn", timed)
+        # Percentiles and entropies take half a minute: here the extremes stand for them.
+        once("measure_ranges", lambda ready, batches, _: measure_ranges(ready, batches, "minmax"), lambda _: ())
+        once("quantise", quantise, lambda arguments: (arguments[2],))
+        once("integer_share", integer_share, lambda arguments: (arguments[1],))
         config = ExportConfig(calibration_images=8, **settings)
         return choose_int8(finished.model, spec, samples["train"], samples["val"], config)
 
@@ -132,13 +154,6 @@ def lossy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every recipe loses two points, as far as the labels say."""
     drop = {"drop_points": 2.0, "drop_interval_points": [0.5, 3.5], "lost": 2, "gained": 0, "images": 100}
     monkeypatch.setattr(autopilot, "drop_between", lambda *_: drop)
-    monkeypatch.setattr(autopilot, "measure_ranges", remember(autopilot.measure_ranges))
-
-
-def remember(measure: Any) -> Any:
-    """Percentiles and entropies take half a minute; here the extremes stand for them."""
-    kept: dict[str, Any] = {}
-    return lambda ready, batches, method: kept.get("minmax") or kept.setdefault("minmax", measure(ready, batches, "minmax"))
 
 
 @pytest.mark.slow

@@ -187,7 +187,10 @@ def test_a_cold_start_is_a_process_of_its_own(int8: bytes, spec: PreprocessSpec)
 
 
 def spoiled(run: Run, int8: bytes, redo: Any) -> None:
+    """Leave a run two variants, one of them with a fault."""
     folder = run.step("variants")
+    report = json.loads((folder / "variants.json").read_text())
+    (folder / "variants.json").write_text(json.dumps(report | {"variants": report["variants"][:2]}))
     data = change_tensor(int8, "blocks.4.0.conv_dw.weight_scale", lambda v: np.roll(v, 7))
     (folder / "model.int8.onnx").write_bytes(data)
     redo(folder)
@@ -198,7 +201,7 @@ def test_a_variant_that_does_not_hold_is_left_out_and_the_run_goes_on(run: Run, 
     build_verification(run, tmp_path)
     report = json.loads((tmp_path / "verification.json").read_text())
     assert report["passed"]
-    assert [entry["passed"] for entry in report["variants"]] == [False, True, True, True]
+    assert [entry["passed"] for entry in report["variants"]] == [False, True]
 
 
 def test_a_variant_that_is_required_stops_the_run(run: Run, int8: bytes, redo: Any, tmp_path: Path) -> None:
