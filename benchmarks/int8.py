@@ -31,6 +31,9 @@ RECIPES = (
     Recipe(ranges="average"),
     Recipe(ranges="percentile"),
     Recipe(ranges="entropy"),
+    Recipe(ranges="average", correct_bias=True),
+    Recipe(ranges="percentile", correct_bias=True),
+    Recipe(ranges="entropy", correct_bias=True),
     Recipe(),
     Recipe(correct_bias=True),
 )

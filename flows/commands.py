@@ -60,7 +60,7 @@ def run(
     demo: Annotated[bool, typer.Option(hidden=True, help="End by classifying a few held-out images.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run the whole line: prepare, train, evaluate, export, verify, publish.
+    """Run the whole line: prepare, train, evaluate, export, make variants, verify, publish.
 
     Steps whose inputs, settings and code have not changed are reused, so running it again costs seconds, and a run that
     was stopped goes on where it was. Nothing is published that was not verified.

@@ -20,7 +20,7 @@ from serve.errors import ConfigError, EdgelineError
 
 @flow(name="edgeline", flow_run_name="{config.artifact_name}")
 def edgeline(config: LineConfig) -> tuple[Run, list[StepResult]]:
-    """Run the line: prepare, train, evaluate, export, verify, publish.
+    """Run the line: prepare, train, evaluate, export, make variants, verify, publish.
 
     Args:
         config: what is asked for.

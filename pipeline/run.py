@@ -1,7 +1,7 @@
 """A run: one configuration on one content of the data, and the folder its steps fill.
 
-`<artifacts>/runs/<name>-<digest>/` holds `config.json` and a folder a step: prepare, train, evaluate, export, verify. The
-digest covers the data's content and every setting, so asking for the same again finds the same folder.
+`<artifacts>/runs/<name>-<digest>/` holds `config.json` and a folder a step: prepare, train, evaluate, export, variants, verify.
+The digest covers the data's content and every setting, so asking for the same again finds the same folder.
 """
 
 import time
