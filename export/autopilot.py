@@ -19,8 +19,8 @@ import numpy as np
 
 from export.comparison import Outputs, in_batches
 from export.int8 import Quantisable, Ranges, Recipe, input_means, integer_share, make_ready, measure_ranges, quantise, saturates
-from export.likeness import drop_between, liken, sqnr_db
-from pipeline.config import ExportConfig
+from export.likeness import drop_between, liken, sqnr_db, unmet
+from pipeline.config import Bars, ExportConfig
 from pipeline.features import CPU_BATCH
 from pipeline.progress import track
 from pipeline.samples import Sample, stream_pixels
@@ -54,6 +54,7 @@ def choose_int8(
     train: Sequence[Sample],
     val: Sequence[Sample],
     config: ExportConfig,
+    bars: Bars,
 ) -> Choice:
     """Quantise the reference in several ways and choose one.
 
@@ -62,7 +63,8 @@ def choose_int8(
         spec: its preprocessing.
         train: calibration images are drawn from these.
         val: the recipes are judged on these.
-        config: target, bars and effort.
+        config: target, largest drop and effort.
+        bars: the gate's own, held here already, so that what is chosen is not refused there.
 
     Raises:
         DataError: too few training images to calibrate on.
@@ -85,7 +87,8 @@ def choose_int8(
         offered = recipes if recipes is not None else _without_worst(measured, pixels[:SENSITIVITY_IMAGES], config)
         for recipe in track(offered, "trying int8 recipes", len(offered)):
             model = quantise(ready, measured.ranges(recipe.ranges), recipe, measured.means if recipe.correct_bias else None)
-            entry = _judge(recipe, model, reference, spec, expected, _run(create_session(model), pixels), targets_N, config)
+            observed = _run(create_session(model), pixels)
+            entry = _judge(recipe, model, reference, spec, expected, observed, targets_N, config, bars)
             tried.append(entry)
             if entry["holds"]:
                 holding[recipe.name] = model
@@ -115,7 +118,7 @@ def ladder(config: ExportConfig) -> list[tuple[bool, list[Recipe] | None]]:
     if config.target == "x86-avx2":
         others.append(replace(base, reduce_range=False, weights="uint8"))
     ranges = [replace(base, correct_bias=True, ranges=method) for method in ("average", "percentile", "entropy")]
-    return [(True, quick), (False, ranges), (False, others if config.thorough else []), (False, None)]
+    return [(True, quick), *((False, [recipe]) for recipe in ranges), (False, others if config.thorough else []), (False, None)]
 
 
 def base_recipe(config: ExportConfig) -> Recipe:
@@ -172,23 +175,16 @@ def _judge(
     observed: Outputs,
     targets_N: np.ndarray,
     config: ExportConfig,
+    bars: Bars,
 ) -> dict[str, Any]:
     likeness, drop = liken(expected, observed), drop_between(expected, observed, targets_N)
-    unmet = []
-    if not likeness.finite:
-        unmet.append("its outputs hold NaN or infinity")
-    if drop["drop_points"] > config.max_drop:
-        low, high = drop["drop_interval_points"]
-        unmet.append(
-            f"accuracy on validation drops by {drop['drop_points']:.2f} points (95 % interval {low:.2f} to {high:.2f}), at "
-            f"most {config.max_drop:g} are allowed"
-        )
+    missed = unmet(likeness, drop, bars.model_copy(update={"max_drop": config.max_drop}))
     if config.target == "x86-avx2" and saturates(model):
-        unmet.append("two products may exceed 16 bits, so x86 without VNNI would answer otherwise")
+        missed.append("two products may exceed 16 bits, so x86 without VNNI would answer otherwise")
     return {
         "recipe": recipe.name,
-        "holds": not unmet,
-        "unmet": unmet,
+        "holds": not missed,
+        "unmet": missed,
         "bytes": len(model),
         "size_ratio": len(model) / len(reference),
         "integer_share": integer_share(reference, model, spec.height, spec.width),

@@ -65,7 +65,8 @@ def build_variants(run: Run, folder: Path) -> None:
 def _choose(run: Run, reference: bytes) -> Choice:
     prepared = read_prepared(run.step("prepare"))
     spec = read_settings(run.step("train")).preprocess
-    return choose_int8(reference, spec, prepared.of("train"), prepared.of("val"), run.config.export)
+    config, bars = run.config.export, run.config.verify.int8
+    return choose_int8(reference, spec, prepared.of("train"), prepared.of("val"), config, bars)
 
 
 def _write(path: Path, name: str, reference: bytes, int8: Choice | None) -> None:

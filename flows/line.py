@@ -88,7 +88,11 @@ def export(run: Run) -> StepResult:
 
 def variants_key(run: Run) -> str:
     """What the variants depend on."""
-    settings = {"inputs": _results(run, "prepare", "train", "export"), "export": run.config.export.model_dump()}
+    settings = {
+        "inputs": _results(run, "prepare", "train", "export"),
+        "export": run.config.export.model_dump(),
+        "bars": run.config.verify.int8.model_dump(),
+    }
     modules = (
         "export.variants",
         "export.autopilot",

@@ -7,7 +7,7 @@ import pytest
 from export import autopilot
 from export.autopilot import choose_calibration, choose_int8, ladder
 from export.int8 import integer_share, measure_ranges, quantise
-from pipeline.config import ExportConfig
+from pipeline.config import Bars, ExportConfig
 from pipeline.samples import Sample, read_prepared
 from pipeline.steps import digest_of
 from serve.errors import DataError
@@ -78,6 +78,7 @@ def test_a_thorough_run_offers_every_kind_of_recipe() -> None:
 
 
 Choose = Any
+LENIENT = Bars(min_sqnr_db=5, min_agreement=0.5, min_clear_agreement=0.5, max_kl=1, max_difference=1)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def choose(
 ) -> Choose:
     """`choose(times, **settings)`: the autopilot on the shared run, with times as a machine might take them."""
 
-    def run(times: dict[str, float], **settings: Any) -> Any:
+    def run(times: dict[str, float], bars: Bars | None = None, **settings: Any) -> Any:
         def timed(models: dict[str, bytes], pixels: Any) -> dict[str, float]:
             return {name: next(ms for part, ms in times.items() if name.endswith(part)) for name in models}
 
@@ -111,7 +112,7 @@ def choose(
         once("quantise", quantise, lambda arguments: (arguments[2],))
         once("integer_share", integer_share, lambda arguments: (arguments[1],))
         config = ExportConfig(calibration_images=8, **settings)
-        return choose_int8(finished.model, spec, samples["train"], samples["val"], config)
+        return choose_int8(finished.model, spec, samples["train"], samples["val"], config, bars or LENIENT)
 
     return run
 
@@ -126,6 +127,15 @@ def test_among_equally_fast_recipes_the_more_exact_one_is_taken(choose: Choose) 
 def test_a_faster_recipe_that_holds_wins(choose: Choose) -> None:
     assert choose({"float32": 10, "minmax": 4.0, "bias": 5.0}).report["chosen"] == "U8S8 channel minmax"
     assert choose({"float32": 10, "minmax": 5.0, "bias": 4.0}).report["chosen"] == "U8S8 channel minmax bias"
+
+
+def test_what_the_gate_would_refuse_is_not_chosen_and_the_ladder_is_climbed_for_it(choose: Choose) -> None:
+    first = choose({"float32": 10, "": 5}).report["tried"]
+    needed = max(entry["likeness"]["sqnr_db"] for entry in first) + 0.01
+    choice = choose({"float32": 10, "": 5}, bars=LENIENT.model_copy(update={"min_sqnr_db": needed}))
+    assert [entry["holds"] for entry in choice.report["tried"][:2]] == [False, False]
+    assert "SQNR" in choice.report["tried"][0]["unmet"][0]
+    assert len(choice.report["tried"]) > 2
 
 
 def test_int8_that_is_no_faster_here_is_not_shipped(choose: Choose, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,10 +31,13 @@ def make_photos(folder: Path) -> Path:
     return folder
 
 
+SETTINGS = ["verify.images=20", "export.variants=[]"]
+
+
 @pytest.fixture(name="line", scope="module")
 def _line(tmp_path_factory: pytest.TempPathFactory) -> tuple[LineConfig, Run, list[StepResult]]:
     base = tmp_path_factory.mktemp("line")
-    config = load_config(None, ["verify.images=20"], data=str(make_photos(base / "photos")), artifacts=str(base / "artifacts"))
+    config = load_config(None, SETTINGS, data=str(make_photos(base / "photos")), artifacts=str(base / "artifacts"))
     return config, *run_line(config)
 
 
@@ -67,7 +70,7 @@ def test_a_reused_line_never_imports_torch(line: tuple[LineConfig, Run, list[Ste
     config = line[0]
     program = (
         "import sys; from flows.line import run_line; from pipeline.config import load_config\n"
-        f"run_line(load_config(None, ['verify.images=20'], data={config.data!r}, artifacts={config.artifacts!r}))\n"
+        f"run_line(load_config(None, {SETTINGS!r}, data={config.data!r}, artifacts={config.artifacts!r}))\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
