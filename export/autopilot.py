@@ -92,6 +92,8 @@ def choose_int8(
             tried.append(entry)
             if entry["holds"]:
                 holding[recipe.name] = model
+                if not quick and not config.thorough:
+                    break
     report = {
         "target": config.target,
         "calibration": {"images": len(calibration), "sha256": digest_of([sample.sha256 for sample in calibration])},
@@ -118,7 +120,7 @@ def ladder(config: ExportConfig) -> list[tuple[bool, list[Recipe] | None]]:
     if config.target == "x86-avx2":
         others.append(replace(base, reduce_range=False, weights="uint8"))
     ranges = [replace(base, correct_bias=True, ranges=method) for method in ("average", "percentile", "entropy")]
-    return [(True, quick), *((False, [recipe]) for recipe in ranges), (False, others if config.thorough else []), (False, None)]
+    return [(True, quick), (False, None), (False, ranges), (False, others if config.thorough else [])]
 
 
 def base_recipe(config: ExportConfig) -> Recipe:
@@ -248,7 +250,8 @@ def _without_worst(measured: _Measured, pixels: Sequence[np.ndarray], config: Ex
         alone = replace(base, exclude=(*others, *(n for n in nodes if n != name)))
         sqnr[name] = sqnr_db(expected_NK, _run(create_session(quantise(ready, ranges, alone)), pixels).logits_NK)
     worst = sorted(nodes, key=lambda name: sqnr[name])
-    return [replace(base, exclude=tuple(worst[:count])) for count in EXCLUDED if count < len(nodes)]
+    corrected = replace(base, correct_bias=True)
+    return [replace(corrected, exclude=tuple(worst[:count])) for count in EXCLUDED if count < len(nodes)]
 
 
 def _run(session: Any, pixels: Sequence[np.ndarray]) -> Outputs:

@@ -173,7 +173,7 @@ def test_where_none_holds_all_of_the_ladder_is_climbed_and_none_is_shipped(choos
     assert "no recipe holds; the nearest, " in choice.report["why"]
     assert "drops by 2.00 points (95 % interval 0.50 to 3.50), at most 1 are allowed" in choice.report["why"]
     tried = [entry["recipe"] for entry in choice.report["tried"]]
-    assert [name for name in tried if name.endswith("float")] == [f"U8S8 channel minmax {n} float" for n in (1, 2, 4, 8)]
+    assert [name for name in tried if name.endswith("float")] == [f"U8S8 channel minmax bias {n} float" for n in (1, 2, 4, 8)]
     shares = [entry["integer_share"] for entry in choice.report["tried"] if entry["recipe"].endswith("float")]
     assert shares == sorted(shares, reverse=True)
 
