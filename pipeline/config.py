@@ -181,7 +181,7 @@ class Bars(Step):
         0.99, ge=0, le=1, description="The same over the images on which the best two classes are over 0.1 apart."
     )
     max_kl: float = Field(0.02, gt=0, description="Mean Kullback-Leibler divergence of the probabilities, in nats.")
-    max_difference: float = Field(0.5, gt=0, le=1, description="Largest difference of a probability.")
+    max_difference: float = Field(0.9, gt=0, le=1, description="Largest difference of a probability.")
     max_drop: float = Field(1.0, ge=0, description="Points of accuracy lost on the held-out images, paired.")
 
 
