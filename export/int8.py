@@ -26,7 +26,7 @@ from serve.runtime import load_onnxruntime, session_options
 FLOAT_OPERATORS = ("Cast", "Sub", "Div", "Transpose", "Softmax")
 """What stays float: the normalisation, whose place the bytes take, and the temperature and softmax at the end."""
 INTEGER_OPERATORS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulInteger", "ConvInteger")
-HIGHEST = {"uint8": 255, "int8": 127}
+HIGHEST_BYTE = 255
 PAIR_LIMIT = 32767
 """Largest sum of two products that x86 without VNNI holds: `vpmaddubsw` adds them in 16 bits and saturates."""
 
@@ -231,7 +231,7 @@ def _feed_bytes(model: ModelProto, pixels: str) -> None:
     cast = producers[sub.input[0]]
     for node in model.graph.node:
         for index, name in enumerate(node.input):
-            if name in (quantise_pixels[0].output[0],):
+            if name == quantise_pixels[0].output[0]:
                 node.input[index] = cast.input[0]
     for node in (div, sub, cast, quantise_pixels[0]):
         model.graph.node.remove(node)
@@ -299,9 +299,7 @@ def saturates(model: bytes) -> bool:
             continue
         rows = values.reshape(values.shape[0], -1).astype(np.int64)
         # A matrix may be stored either way round; the larger of both directions bounds either.
-        if any(
-            _largest_pair(table) * HIGHEST["uint8"] > PAIR_LIMIT for table in ((rows, rows.T) if values.ndim == 2 else (rows,))
-        ):
+        if any(_largest_pair(table) * HIGHEST_BYTE > PAIR_LIMIT for table in ((rows, rows.T) if values.ndim == 2 else (rows,))):
             return True
     return False
 

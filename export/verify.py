@@ -25,7 +25,7 @@ from export.comparison import Outputs, compare, in_batches, raise_problems, run_
 from export.divergence import IMAGES, PLOT, explain
 from export.graph import check_graph
 from export.to_onnx import Deployed, metadata_of
-from export.verify_variants import verify_variants
+from export.verify_variants import Measure, verify_variants
 from pipeline.checkpoint import load_checkpoint
 from pipeline.config import VerifyConfig
 from pipeline.evaluate import read_evaluation
@@ -143,9 +143,18 @@ def verify(
     labelled = [(len(hard_set()) + position, s.index) for position, s in enumerate(samples) if s.split == "test"]
     judged = []
     if made and variants is not None and not problems:
-        scene = hard_set()["scene"]
-        asked = metadata or {}
-        judged = verify_variants(made, variants, deployed, expected, pixels, scene, labelled, spec, asked, config, opset=opset)
+        held_against = Measure(
+            deployed=deployed,
+            spec=spec,
+            pixels=pixels,
+            expected=expected,
+            tested=labelled,
+            scene=hard_set()["scene"],
+            metadata=metadata or {},
+            config=config,
+            opset=opset,
+        )
+        judged = verify_variants(made, variants, held_against)
     return {
         "schema": "edgeline.verification/1",
         "model_sha256": hashlib.sha256(model).hexdigest(),

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from export.variants import KINDS
 from pipeline.config import Bars, VerifyConfig
 from pipeline.progress import track
 from serve.errors import EdgelineError
-from serve.latency import measure
+from serve.latency import measure as time_session
 from serve.preprocess import PreprocessSpec
 from serve.runtime import create_session, usable_cores
 
@@ -39,34 +39,36 @@ FLOAT32 = Bars(min_sqnr_db=100, min_agreement=0.99, min_clear_agreement=1, max_k
 LEVELS = ("extended", "disable_all")
 
 
-def verify_variants(
-    made: Sequence[dict[str, Any]],
-    folder: Path,
-    deployed: Deployed,
-    expected: Outputs,
-    pixels: Sequence[np.ndarray],
-    scene: bytes,
-    tested: Sequence[tuple[int, int]],
-    spec: PreprocessSpec,
-    metadata: dict[str, str],
-    config: VerifyConfig,
-    *,
-    opset: int | None,
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What variants are held against, the same for all of them."""
+
+    deployed: Deployed
+    """The network, to find where a variant that fails diverges from it."""
+    spec: PreprocessSpec
+    pixels: Sequence[np.ndarray]
+    """Of each image, uint8 (H, W, 3)."""
+    expected: Outputs
+    """What PyTorch gives for them."""
+    tested: Sequence[tuple[int, int]]
+    """Position and true class of the images that count for accuracy."""
+    scene: bytes
+    """An image's bytes to time with."""
+    metadata: dict[str, str]
+    """What each file must say of its origin."""
+    config: VerifyConfig
+    """Batches and bars."""
+    opset: int | None
+    """The operator set that a file may use at most; any where None."""
+
+
+def verify_variants(made: Sequence[dict[str, Any]], folder: Path, measure: Measure) -> list[dict[str, Any]]:
     """Judge every variant that was made.
 
     Args:
         made: entries of `variants.json`.
         folder: where the files lie.
-        deployed: the network, to find where a variant that fails diverges from it.
-        expected: what PyTorch gives for the pixels.
-        pixels: of each image, uint8 (H, W, 3).
-        scene: an image's bytes to time with.
-        tested: position and true class of the images that count for accuracy.
-        spec: the preprocessing.
-        metadata: what each file must say of its origin.
-        config: batches and bars.
-        opset: the operator set that a file may use at most; any where None.
+        measure: what they are held against.
 
     Returns:
         An entry a variant, with `passed` and `problems`; those that were not made are passed on as they are.
@@ -79,34 +81,25 @@ def verify_variants(
         model = (folder / entry["file"]).read_bytes()
         found: dict[str, Any] = {"sha256": hashlib.sha256(model).hexdigest(), "bytes": len(model)}
         try:
-            found |= _judge(entry, model, expected, pixels, scene, tested, spec, metadata, config, opset)
+            found |= _judge(entry, model, measure)
         except EdgelineError as error:  # it breaks the contract, or does not load or run
             found |= {"passed": False, "problems": [str(error)]}
         if not found["passed"] and entry["format"] == "onnx" and "likeness" in found:
             quantised = entry["precision"] == "int8"
-            place, found["divergence"] = explain(deployed, model, spec, np.stack(pixels[:IMAGES]), None, quantised=quantised)
+            images_NHW3 = np.stack(measure.pixels[:IMAGES])
+            place, found["divergence"] = explain(measure.deployed, model, measure.spec, images_NHW3, None, quantised=quantised)
             found["problems"] += [place] if place else []
         judged.append(entry | found)
     return judged
 
 
-def _judge(
-    entry: dict[str, Any],
-    model: bytes,
-    expected: Outputs,
-    pixels: Sequence[np.ndarray],
-    scene: bytes,
-    tested: Sequence[tuple[int, int]],
-    spec: PreprocessSpec,
-    metadata: dict[str, str],
-    config: VerifyConfig,
-    opset: int | None,
-) -> dict[str, Any]:
+def _judge(entry: dict[str, Any], model: bytes, measure: Measure) -> dict[str, Any]:
+    expected, pixels, spec, config = measure.expected, measure.pixels, measure.spec, measure.config
     kind = KINDS[entry["name"]]
     if kind.format == "onnx":
-        check_graph(model, spec, classes=expected.logits_NK.shape[1], opset=opset)
+        check_graph(model, spec, classes=expected.logits_NK.shape[1], opset=measure.opset)
     session = create_session(model)
-    problems = _strangers(session, metadata)
+    problems = _strangers(session, measure.metadata)
     by_batch = {batch: run_session(session, pixels, batch) for batch in (1, config.odd_batch, config.max_batch)}
     observed = by_batch[1]
     problems += [
@@ -118,9 +111,9 @@ def _judge(
     if (difference := _difference(_first(observed), alone)) > _tolerance(kind.precision, observed):
         problems.append(f"one thread gives other answers than {usable_cores()}: a logit differs by {difference:.2g}")
     likeness = liken(expected, observed)
-    positions = [position for position, _ in tested]
-    targets_N = np.array([index for _, index in tested])
-    drop = drop_between(_take(expected, positions), _take(observed, positions), targets_N) if tested else None
+    positions = [position for position, _ in measure.tested]
+    targets_N = np.array([index for _, index in measure.tested])
+    drop = drop_between(_take(expected, positions), _take(observed, positions), targets_N) if positions else None
     bars = {"int8": config.int8, "float32": FLOAT32}.get(kind.precision, config.fp16)
     problems += unmet(likeness, drop, bars)
     if np.ptp(np.nan_to_num(observed.logits_NK), axis=0).max() < MIN_SPREAD * max(1.0, np.abs(expected.logits_NK).max()):
@@ -133,8 +126,8 @@ def _judge(
         "accuracy": drop,
         "levels_sqnr_db": _levels(model, kind.format, observed, pixels),
         "latency": {
-            "threads_1": asdict(measure(create_session(model, threads=1), scene, spec)),
-            f"threads_{usable_cores()}": asdict(measure(session, scene, spec)),
+            "threads_1": asdict(time_session(create_session(model, threads=1), measure.scene, spec)),
+            f"threads_{usable_cores()}": asdict(time_session(session, measure.scene, spec)),
         },
         "start": cold_start(model, spec),
     }

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from export.comparison import Outputs
 from export.to_onnx import Deployed
 from export.verify import build_verification, run_pytorch
-from export.verify_variants import cold_start, verify_variants
+from export.verify_variants import Measure, cold_start, verify_variants
 from pipeline.hard_set import hard_set
 from pipeline.run import Run
 from pipeline.samples import Sample
@@ -71,19 +71,18 @@ def judge(finished: Any, deployed: Deployed, spec: PreprocessSpec, held_out: lis
         made = json.loads((finished.run.step("variants") / "variants.json").read_text())["variants"]
         [entry] = [entry for entry in made if entry["name"] == name]
         (tmp_path / entry["file"]).write_bytes(data)
-        [found] = verify_variants(
-            [entry],
-            tmp_path,
-            deployed,
-            expected,
-            pixels,
-            hard_set()["scene"],
-            tested,
-            spec,
-            metadata | changes,
-            finished.config.verify,
+        measure = Measure(
+            deployed=deployed,
+            spec=spec,
+            pixels=pixels,
+            expected=expected,
+            tested=tested,
+            scene=hard_set()["scene"],
+            metadata=metadata | changes,
+            config=finished.config.verify,
             opset=18,
         )
+        [found] = verify_variants([entry], tmp_path, measure)
         return found
 
     return run
