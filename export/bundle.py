@@ -23,6 +23,7 @@ from serve.errors import VerificationError
 from serve.manifest import FileEntry, Manifest, Variant
 from serve.preprocess import PreprocessSpec
 
+MODEL_SUFFIXES = (".onnx", ".ort", ".xml", ".bin")
 ROLES = {
     "labels.txt": "labels",
     files.MODEL: "model",
@@ -64,7 +65,8 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
         checkpoint.labels,
         held_out,
         run.config.publish,
-        variants={entry["name"]: (folder / entry["file"], entry["precision"]) for entry in shipped},
+        variants={entry["name"]: (folder / entry["file"], entry["format"], entry["precision"]) for entry in shipped},
+        environments=run.config.environments,
     )
     provenance = {
         "content_sha256": content,
@@ -135,9 +137,11 @@ def _copy_variant(step: Path, folder: Path, entry: dict[str, Any]) -> None:
     Raises:
         VerificationError: it is another one.
     """
-    shutil.copyfile(step / entry["file"], folder / entry["file"])
-    if file_digest(folder / entry["file"]) != entry["sha256"]:
-        raise VerificationError(f"{entry['file']} changed while it was packaged; publish again", code="not_verified")
+    for name, sha256 in entry["files"].items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(step / name, folder / name)
+        if file_digest(folder / name) != sha256:
+            raise VerificationError(f"{name} changed while it was packaged; publish again", code="not_verified")
     operators = f"{entry['file']}.operators.config"
     if (step / operators).is_file():
         shutil.copyfile(step / operators, folder / operators)
@@ -194,6 +198,6 @@ def _entries(folder: Path) -> list[FileEntry]:
 
 
 def _role(name: str) -> str:
-    if name.endswith((".onnx", ".ort")):
+    if name.endswith(MODEL_SUFFIXES):
         return "model"
     return "operators" if name.endswith(".operators.config") else ROLES.get(name, "golden")

@@ -8,7 +8,7 @@ computed from exactly these bytes.
 
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from export.environments import opened
 from export.to_onnx import Deployed
 from pipeline.config import PublishConfig
 from pipeline.samples import ADMITTED, Sample, map_ahead, read_image
 from pipeline.steps import write_json
 from serve.golden import FILE_NAME
 from serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, crop_box, decode_image, fit, preprocess
-from serve.runtime import create_session
 
 MAX_SIDE = 1024
 CLEAR = 0.05
@@ -45,7 +45,8 @@ def write_golden(
     samples: Sequence[Sample],
     config: PublishConfig,
     *,
-    variants: dict[str, tuple[Path, str]] | None = None,
+    variants: Mapping[str, tuple[Path, str, str]] | None = None,
+    environments: Path = Path("artifacts/cache/environments"),
 ) -> None:
     """Write `golden/` below an artifact's folder.
 
@@ -59,7 +60,8 @@ def write_golden(
         labels: class names in index order.
         samples: held-out images to choose from.
         config: how many, and the tolerances.
-        variants: file and precision of each variant that has answers of its own, by name.
+        variants: file, format and precision of each variant, by name.
+        environments: where the runtimes that stay apart are installed.
     """
     (folder / FILE_NAME).parent.mkdir()
     deployed.eval()
@@ -87,11 +89,11 @@ def write_golden(
         "samples": written,
     }
     pixels_NHW3 = np.stack([answer["pixels"] for answer in answers])
-    for name, (path, precision) in (variants or {}).items():
+    for name, (path, format, precision) in (variants or {}).items():
         if precision == "float32":
             continue
-        session = create_session(path.read_bytes())
-        probabilities_NK, logits_NK = session.run(["probabilities", "logits"], {"image": pixels_NHW3})
+        with opened(format, path, environments) as session:
+            probabilities_NK, logits_NK = session.run(["probabilities", "logits"], {"image": pixels_NHW3})
         tolerances = INT8_TOLERANCES if precision == "int8" else {"tolerance": config.golden_tolerance}
         golden.setdefault("variants", {})[name] = tolerances
         for entry, probabilities_K, logits_K in zip(written, probabilities_NK, logits_NK, strict=True):

@@ -3,12 +3,14 @@
 `variants.json` says of each what was made, or why not. Whether one holds is the gate's to say (`export.verify`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from export import files
 from export.autopilot import Choice, choose_int8
+from export.convert import SOURCES, Write, convert
 from export.formats import halve, to_ort
 from pipeline.checkpoint import read_settings
 from pipeline.progress import waiting
@@ -32,6 +34,8 @@ KINDS = {
     "onnx-fp16": Kind("model.fp16.onnx", "onnx", "float16 weights"),
     "ort-fp32": Kind("model.ort", "ort", "float32"),
     "ort-int8": Kind("model.int8.ort", "ort", "int8"),
+    "openvino-fp32": Kind("model.xml", "openvino", "float32"),
+    "openvino-int8": Kind("model.int8.xml", "openvino", "int8"),
 }
 
 
@@ -48,12 +52,17 @@ def build_variants(run: Run, folder: Path) -> None:
         kind = KINDS[name]
         entry = {"name": name, "file": kind.file, "format": kind.format, "precision": kind.precision, "made": True}
         try:
-            if kind.precision == "int8":
+            model = reference
+            if kind.precision == "int8" and "model.onnx" in SOURCES.get(kind.format, ("model.onnx",)):
                 int8 = int8 or _choose(run, reference)
                 report["int8"] = int8.report
                 if int8.model is None:
                     raise ExportError(f"{name} is not made: {int8.report['why']}", code="variant_unfit")
-            _write(folder / kind.file, name, reference, int8)
+                model = int8.model
+            if kind.format in SOURCES:
+                convert(kind.format, kind.precision, _sources(run, model), folder / kind.file, run.config.environments)
+            else:
+                _write(folder / kind.file, name, model)
         except (ExportError, DataError) as error:
             if run.config.export.require_variants:
                 raise
@@ -69,18 +78,22 @@ def _choose(run: Run, reference: bytes) -> Choice:
     return choose_int8(reference, spec, prepared.of("train"), prepared.of("val"), config, bars)
 
 
-def _write(path: Path, name: str, reference: bytes, int8: Choice | None) -> None:
+def _sources(run: Run, model: bytes) -> Mapping[str, Write]:
+    """What a converter may ask for, written where it looks for it."""
+
+    def write_onnx(path: Path) -> None:
+        path.write_bytes(model)
+
+    return {"model.onnx": write_onnx}
+
+
+def _write(path: Path, name: str, model: bytes) -> None:
     if name == "onnx-fp16":
-        path.write_bytes(halve(reference))
-        return
-    source = reference
-    if int8 is not None and name.endswith("int8"):
-        assert int8.model is not None
-        source = int8.model
-    if name == "onnx-int8":
-        path.write_bytes(source)
+        model = halve(model)
+    if not name.startswith("ort"):
+        path.write_bytes(model)
         return
     with waiting(f"writing {path.name}"):
-        data, operators = to_ort(source)
+        data, operators = to_ort(model)
     path.write_bytes(data)
     path.with_name(f"{path.name}.operators.config").write_text(operators, encoding="utf-8")

@@ -68,6 +68,7 @@ def build_verification(run: Run, folder: Path) -> None:
         opset=run.config.export.opset,
         metadata=metadata_of(run, checkpoint, temperature),
         variants=run.step("variants"),
+        environments=run.config.environments,
         plot=folder / PLOT,
     )
     if run.config.export.require_variants:
@@ -95,6 +96,7 @@ def verify(
     opset: int | None = None,
     metadata: dict[str, str] | None = None,
     variants: Path | None = None,
+    environments: Path = Path("artifacts/cache/environments"),
     plot: Path | None = None,
 ) -> dict[str, Any]:
     """Compare an ONNX file, and its variants, with a PyTorch network from image bytes to probabilities.
@@ -109,6 +111,7 @@ def verify(
         opset: the operator set that the file may use at most; any where not given.
         metadata: what the file must say of its origin; checked where given.
         variants: the folder of `export.variants.build_variants`; none are judged where not given.
+        environments: where the runtimes that stay apart are installed.
         plot: where to draw how the error grows along the network, should the file fail.
 
     Returns:
@@ -153,6 +156,7 @@ def verify(
             metadata=metadata or {},
             config=config,
             opset=opset,
+            environments=environments,
         )
         judged = verify_variants(made, variants, held_against)
     return {

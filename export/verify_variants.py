@@ -11,9 +11,9 @@ import hashlib
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from export.comparison import MIN_SPREAD, Outputs, run_session
 from export.divergence import IMAGES, explain
+from export.environments import opened, time_there
 from export.graph import check_graph
 from export.likeness import drop_between, liken, sqnr_db, unmet
 from export.to_onnx import Deployed
@@ -28,6 +29,7 @@ from export.variants import KINDS
 from pipeline.config import Bars, VerifyConfig
 from pipeline.progress import track
 from serve.errors import EdgelineError
+from serve.formats import files_of
 from serve.latency import measure as time_session
 from serve.preprocess import PreprocessSpec
 from serve.runtime import create_session, usable_cores
@@ -60,6 +62,8 @@ class Measure:
     """Batches and bars."""
     opset: int | None
     """The operator set that a file may use at most; any where None."""
+    environments: Path
+    """Where the runtimes that stay apart are installed."""
 
 
 def verify_variants(made: Sequence[dict[str, Any]], folder: Path, measure: Measure) -> list[dict[str, Any]]:
@@ -78,10 +82,12 @@ def verify_variants(made: Sequence[dict[str, Any]], folder: Path, measure: Measu
         if not entry["made"]:
             judged.append(entry | {"passed": False, "problems": [entry["why"]]})
             continue
-        model = (folder / entry["file"]).read_bytes()
-        found: dict[str, Any] = {"sha256": hashlib.sha256(model).hexdigest(), "bytes": len(model)}
+        parts = {name: (folder / name).read_bytes() for name in files_of(entry["format"], entry["file"])}
+        model = parts[entry["file"]]
+        digests = {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
+        found: dict[str, Any] = {"sha256": digests[entry["file"]], "files": digests, "bytes": sum(map(len, parts.values()))}
         try:
-            found |= _judge(entry, model, measure)
+            found |= _judge(entry, folder / entry["file"], measure)
         except EdgelineError as error:  # it breaks the contract, or does not load or run
             found |= {"passed": False, "problems": [str(error)]}
         if not found["passed"] and entry["format"] == "onnx" and "likeness" in found:
@@ -93,21 +99,25 @@ def verify_variants(made: Sequence[dict[str, Any]], folder: Path, measure: Measu
     return judged
 
 
-def _judge(entry: dict[str, Any], model: bytes, measure: Measure) -> dict[str, Any]:
+def _judge(entry: dict[str, Any], path: Path, measure: Measure) -> dict[str, Any]:
     expected, pixels, spec, config = measure.expected, measure.pixels, measure.spec, measure.config
     kind = KINDS[entry["name"]]
+    open_model = partial(opened, kind.format, path, measure.environments)
+    problems: list[str] = []
     if kind.format == "onnx":
-        check_graph(model, spec, classes=expected.logits_NK.shape[1], opset=measure.opset)
-    session = create_session(model)
-    problems = _strangers(session, measure.metadata)
-    by_batch = {batch: run_session(session, pixels, batch) for batch in (1, config.odd_batch, config.max_batch)}
+        check_graph(path.read_bytes(), spec, classes=expected.logits_NK.shape[1], opset=measure.opset)
+    if kind.format in ("onnx", "ort"):  # the other formats have no room for what a file says of itself
+        problems = _strangers(create_session(path.read_bytes()), measure.metadata)
+    with open_model() as session:
+        by_batch = {batch: run_session(session, pixels, batch) for batch in (1, config.odd_batch, config.max_batch)}
     observed = by_batch[1]
     problems += [
         f"batch {batch} gives other answers than batch 1: a logit differs by {difference:.2g}"
         for batch, outputs in by_batch.items()
         if (difference := _difference(observed, outputs)) > _tolerance(kind.precision, observed)
     ]
-    alone = run_session(create_session(model, threads=1), pixels[:PROBED], 1)
+    with open_model(threads=1) as session:
+        alone = run_session(session, pixels[:PROBED], 1)
     if (difference := _difference(_first(observed), alone)) > _tolerance(kind.precision, observed):
         problems.append(f"one thread gives other answers than {usable_cores()}: a logit differs by {difference:.2g}")
     likeness = liken(expected, observed)
@@ -124,19 +134,28 @@ def _judge(entry: dict[str, Any], model: bytes, measure: Measure) -> dict[str, A
         "bars": bars.model_dump(),
         "likeness": asdict(likeness),
         "accuracy": drop,
-        "levels_sqnr_db": _levels(model, kind.format, observed, pixels),
-        "latency": {
-            "threads_1": asdict(time_session(create_session(model, threads=1), measure.scene, spec)),
-            f"threads_{usable_cores()}": asdict(time_session(session, measure.scene, spec)),
-        },
-        "start": cold_start(model, spec),
+        "levels_sqnr_db": _levels(path.read_bytes(), observed, pixels) if kind.format == "onnx" else {},
+        **_times(kind.format, path, measure),
     }
 
 
-def _levels(model: bytes, format: str, observed: Outputs, pixels: Sequence[np.ndarray]) -> dict[str, float]:
-    """What other levels of graph optimisation make of it; an ORT file is optimised already."""
-    if format == "ort":
-        return {}
+def _times(format: str, path: Path, measure: Measure) -> dict[str, Any]:
+    """Latency on one thread and on all, and what a fresh process takes to start."""
+    spec = measure.spec
+    if format in ("onnx", "ort"):
+        model = path.read_bytes()
+        taken: dict[str, Any] = {
+            f"threads_{threads}": asdict(time_session(create_session(model, threads=threads), measure.scene, spec))
+            for threads in (1, usable_cores())
+        }
+        return {"latency": taken, "start": cold_start(path, format, spec)}
+    size, environments = (spec.height, spec.width), measure.environments
+    taken = {f"threads_{n}": time_there(format, path, size, environments, n) for n in (1, usable_cores())}
+    return {"latency": taken, "start": taken[f"threads_{usable_cores()}"]}
+
+
+def _levels(model: bytes, observed: Outputs, pixels: Sequence[np.ndarray]) -> dict[str, float]:
+    """What other levels of graph optimisation make of an ONNX file; the other formats are optimised already."""
     found = {}
     for level in LEVELS:
         outputs = run_session(create_session(model, level=level), pixels[:PROBED], 1)
@@ -144,13 +163,10 @@ def _levels(model: bytes, format: str, observed: Outputs, pixels: Sequence[np.nd
     return found
 
 
-def cold_start(model: bytes, spec: PreprocessSpec) -> dict[str, float]:
-    """Start a process that loads a model and answers once: milliseconds of each, and the most memory it held, in MB."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model")
-        path.write_bytes(model)
-        command = [sys.executable, "-m", "serve.latency", str(path), str(spec.height), str(spec.width)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+def cold_start(path: Path, format: str, spec: PreprocessSpec) -> dict[str, float]:
+    """Start a process that loads a model and answers: what `serve.latency.start` tells."""
+    command = [sys.executable, "-m", "serve.latency", str(path), str(spec.height), str(spec.width), format]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     return dict(json.loads(done.stdout))
 
 

@@ -26,6 +26,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxscript": "export",
     "jinja2": "export",
+    "openvino": "openvino",
 }
 """The extra that brings a package; all else that can be missing comes with `train`."""
 

@@ -20,6 +20,7 @@ Step = Callable[[Run], StepResult]
 
 PREPROCESSING = ("serve.preprocess", "pipeline.samples")
 NETWORK = ("pipeline.backbones", "pipeline.checkpoint", "pipeline.devices")
+CONVERTERS = ("export.convert_openvino",)
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 
@@ -98,6 +99,9 @@ def variants_key(run: Run) -> str:
         "export.autopilot",
         "export.int8",
         "export.formats",
+        "export.convert",
+        *CONVERTERS,
+        "export.environments",
         "export.likeness",
         "export.comparison",
         "serve.runtime",
@@ -128,12 +132,14 @@ def verify_key(run: Run) -> str:
         "export.verify",
         "export.verify_variants",
         "export.divergence",
+        "export.environments",
         "export.likeness",
         "export.comparison",
         "export.graph",
         "export.to_onnx",
         "pipeline.hard_set",
         "serve.runtime",
+        "serve.formats",
         "serve.latency",
         *NETWORK,
         *PREPROCESSING,

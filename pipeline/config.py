@@ -132,7 +132,14 @@ class EvaluateConfig(Step):
 
 
 Target = Literal["x86-vnni", "x86-avx2", "arm64"]
-VariantName = Literal["onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8"]
+VariantName = Literal[
+    "onnx-int8",
+    "onnx-fp16",
+    "ort-fp32",
+    "ort-int8",
+    "openvino-fp32",
+    "openvino-int8",
+]
 
 
 class ExportConfig(Step):
@@ -287,6 +294,11 @@ class LineConfig(Step):
     def cache(self) -> Path:
         """Where what is known of an image's content is kept over runs."""
         return Path(self.artifacts) / "cache"
+
+    @property
+    def environments(self) -> Path:
+        """Where converters and runtimes that stay apart are installed."""
+        return self.cache / "environments"
 
 
 def load_config(file: Path | None = None, overrides: list[str] | None = None, **options: Any) -> LineConfig:

@@ -1,0 +1,146 @@
+"""Load a variant by its format: ONNX Runtime's own two, and those of other runtimes, each behind an extra of its own.
+
+    model = load("openvino", "model.xml", artifact.read, threads=1)
+    probabilities_NK, logits_NK = model.run(["probabilities", "logits"], {"image": pixels_NHW3})
+
+Whatever computes, what is loaded answers as ONNX Runtime's session does, so the golden samples, the classifier and the gate
+have one way to ask.
+
+    python -m serve.formats FORMAT FILE THREADS
+
+answers arrays on standard input until it ends: a runtime that lives in another environment is asked in that way.
+
+Shapes: N images, K classes, H x W the model's input.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from serve.errors import ArtifactError, EdgelineError, MissingExtraError
+from serve.runtime import create_session, usable_cores
+
+Answer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""uint8 (N, H, W, 3) to probabilities and logits, float32 (N, K) each."""
+SIZE_BYTES = 8
+"""Before every array that is sent: its length in bytes, little-endian."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A variant of another runtime, loaded."""
+
+    answer: Answer
+
+    def run(self, names: Sequence[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Answer as `onnxruntime.InferenceSession.run` does.
+
+        Args:
+            names: of `probabilities` and `logits`, those to return.
+            feeds: `image`, uint8 (N, H, W, 3).
+        """
+        found = dict(zip(("probabilities", "logits"), self.answer(feeds["image"]), strict=True))
+        return [found[name] for name in names]
+
+
+def files_of(format: str, file: str) -> tuple[str, ...]:
+    """Every file of a variant, the one that its manifest names first."""
+    if format == "openvino":
+        return file, f"{file.removesuffix('.xml')}.bin"
+    return (file,)
+
+
+def load(format: str, file: str, read: Callable[[str], bytes], threads: int | None = None) -> Any:
+    """Load a variant.
+
+    Args:
+        format: as the manifest names it.
+        file: its path in the artifact.
+        read: a path's bytes, which were compared with their digest. Bytes, so that what was hashed is what is loaded.
+        threads: for one image; by default as many as this process may use.
+
+    Returns:
+        What has ONNX Runtime's `run`; safe to share between threads.
+
+    Raises:
+        MissingExtraError: the format's runtime is not installed.
+        ArtifactError: it is, and cannot load the model; or the format is none that edgeline knows.
+    """
+    parts = [read(path) for path in files_of(format, file)]
+    threads = threads or usable_cores()
+    if format in ("onnx", "ort"):
+        return create_session(parts[0], threads=threads)
+    if format not in OPENERS:
+        raise ArtifactError(
+            f"{file} is of the format {format!r}, this edgeline knows onnx, ort, {', '.join(OPENERS)}; install a newer one",
+            code="format_unknown",
+        )
+    try:
+        return Model(OPENERS[format](parts, threads))
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(error.name or format, format) from error
+    except EdgelineError:
+        raise
+    except Exception as error:  # each runtime raises what it likes
+        reason = " ".join(str(error).split())[:300]
+        raise ArtifactError(f"{format} cannot load {file}: {reason}", code="model_unloadable") from error
+
+
+def _open_openvino(parts: Sequence[bytes], threads: int) -> Answer:
+    import openvino
+
+    core = openvino.Core()
+    # On processors that have bfloat16 it would compute in that, which is not what was proven.
+    options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    network = core.compile_model(core.read_model(model=parts[0], weights=parts[1]), "CPU", options)
+
+    def answer(pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = network.create_infer_request().infer({"image": pixels_NHW3})
+        return found["probabilities"], found["logits"]
+
+    return answer
+
+
+OPENERS: dict[str, Callable[[Sequence[bytes], int], Answer]] = {"openvino": _open_openvino}
+"""By format: the variant's files and a number of threads to what answers."""
+
+
+def send(stream: BinaryIO, array: np.ndarray) -> None:
+    """Write one array to a pipe."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    stream.write(buffer.tell().to_bytes(SIZE_BYTES, "little") + buffer.getvalue())
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> np.ndarray | None:
+    """Read one array from a pipe; None where it has ended."""
+    size = stream.read(SIZE_BYTES)
+    if len(size) < SIZE_BYTES:
+        return None
+    data = stream.read(int.from_bytes(size, "little"))
+    return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+
+
+def answer_pipe(format: str, path: Path, threads: int) -> None:
+    """Answer every array of standard input with two on standard output."""
+    # A runtime may print as it loads, from C++ too; only arrays may go where the asker reads.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    model = load(format, path.name, lambda name: (path.parent / name).read_bytes(), threads)
+    while (pixels_NHW3 := receive(sys.stdin.buffer)) is not None:
+        for array_NK in model.run(["probabilities", "logits"], {"image": pixels_NHW3}):
+            send(answers, array_NK)
+
+
+if __name__ == "__main__":
+    try:
+        answer_pipe(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    except EdgelineError as failure:
+        sys.exit(str(failure))
