@@ -26,6 +26,8 @@ from serve.errors import ArtifactError, ExportError
 from serve.formats import load, receive, send
 from serve.runtime import usable_cores
 
+FOLDER = Path("artifacts", "cache", "environments")
+"""Where they lie for who does not say."""
 PACKAGES = {
     "openvino": ("openvino==2026.4.1", "numpy==2.4.6", "pillow==13.0.0"),
 }

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from export.environments import opened
+from export.environments import FOLDER, opened
 from export.to_onnx import Deployed
 from pipeline.config import PublishConfig
 from pipeline.samples import ADMITTED, Sample, map_ahead, read_image
@@ -46,7 +46,7 @@ def write_golden(
     config: PublishConfig,
     *,
     variants: Mapping[str, tuple[Path, str, str]] | None = None,
-    environments: Path = Path("artifacts/cache/environments"),
+    environments: Path = FOLDER,
 ) -> None:
     """Write `golden/` below an artifact's folder.
 

@@ -23,6 +23,7 @@ import torch
 from export import files
 from export.comparison import Outputs, compare, in_batches, raise_problems, run_session
 from export.divergence import IMAGES, PLOT, explain
+from export.environments import FOLDER
 from export.graph import check_graph
 from export.to_onnx import Deployed, metadata_of
 from export.verify_variants import Measure, verify_variants
@@ -96,7 +97,7 @@ def verify(
     opset: int | None = None,
     metadata: dict[str, str] | None = None,
     variants: Path | None = None,
-    environments: Path = Path("artifacts/cache/environments"),
+    environments: Path = FOLDER,
     plot: Path | None = None,
 ) -> dict[str, Any]:
     """Compare an ONNX file, and its variants, with a PyTorch network from image bytes to probabilities.

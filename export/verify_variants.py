@@ -21,7 +21,7 @@ import numpy as np
 
 from export.comparison import MIN_SPREAD, Outputs, run_session
 from export.divergence import IMAGES, explain
-from export.environments import opened, time_there
+from export.environments import FOLDER, opened, time_there
 from export.graph import check_graph
 from export.likeness import drop_between, liken, sqnr_db, unmet
 from export.to_onnx import Deployed
@@ -62,7 +62,7 @@ class Measure:
     """Batches and bars."""
     opset: int | None
     """The operator set that a file may use at most; any where None."""
-    environments: Path
+    environments: Path = FOLDER
     """Where the runtimes that stay apart are installed."""
 
 

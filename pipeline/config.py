@@ -156,7 +156,7 @@ class ExportConfig(Step):
         ("onnx-int8",),
         description="What to ship beside the float32 reference, each only if it holds: `onnx-int8` (a quarter of the size, "
         "about twice as fast), `onnx-fp16` (half the download, computes in float32), `ort-fp32` and `ort-int8` (ONNX Runtime's "
-        "own format, for a reduced build on phones).",
+        "own format, for a reduced build on phones), `openvino-fp32` and `openvino-int8` (its tools lie apart).",
     )
     require_variants: bool = Field(
         False, description="Stop the run where a variant does not hold, instead of going on without it."

@@ -26,7 +26,7 @@ def test_what_is_asked_for_is_made_under_its_own_name(finished: Any) -> None:
     assert [(v["name"], v["file"], v["made"]) for v in listed(folder)] == [
         (name, KINDS[name].file, True) for name in ("onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8")
     ]
-    assert all((folder / kind.file).stat().st_size > 1e6 for kind in KINDS.values())
+    assert all((folder / variant["file"]).stat().st_size > 1e6 for variant in listed(folder))
 
 
 def test_asking_for_nothing_makes_nothing(finished: Any, tmp_path: Path) -> None:
