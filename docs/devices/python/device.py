@@ -129,6 +129,8 @@ def main(folder: str, variant: str, *photos: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     try:
         main(*sys.argv[1:])
     except OSError as error:  # no such file, or Pillow cannot decode it

@@ -20,7 +20,9 @@ def main(folder: str, variant: str, *photos: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     try:
         main(*sys.argv[1:])
-    except EdgelineError as error:
+    except (EdgelineError, OSError) as error:
         sys.exit(str(error))
