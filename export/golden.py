@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from export.environments import FOLDER, opened
+from export.report import write_golden_page
 from export.to_onnx import Deployed
 from pipeline.config import PublishConfig
 from pipeline.samples import ADMITTED, Sample, map_ahead, read_image
@@ -100,6 +101,7 @@ def write_golden(
             own = {"probabilities": probabilities_K.astype(float).tolist(), "logits": logits_K.astype(float).tolist()}
             entry.setdefault("variants", {})[name] = own
     write_json(folder / FILE_NAME, golden)
+    write_golden_page((folder / FILE_NAME).with_name("README.md"), golden)
 
 
 def choose(samples: Sequence[Sample], count: int, spec: PreprocessSpec) -> list[Sample]:

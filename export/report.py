@@ -1,4 +1,4 @@
-"""The two pages that people read: `report.html`, one file that needs no network, and `card.md`."""
+"""The pages that people read: `report.html`, one file that needs no network, `card.md` and `golden/README.md`."""
 
 import base64
 from pathlib import Path
@@ -57,6 +57,68 @@ The figures hold for pictures drawn like the held-out ones. `report.html` has th
 mistakes.
 """
     path.write_text(text, encoding="utf-8")
+
+
+def write_golden_page(path: Path, golden: dict[str, Any]) -> None:
+    """Write what golden samples are, how to run them, how to read them, and what to do when one fails.
+
+    Args:
+        path: of the page, beside `golden.json`.
+        golden: what `golden.json` says; see `serve.golden`.
+    """
+    pixels, own = golden["pixel_tolerance"], golden.get("variants", {})
+    lines = [_tolerance_line("every other variant" if own else "every variant", golden)]
+    lines += [_tolerance_line(name, tolerances) for name, tolerances in own.items()]
+    turned = golden["samples"][0]["file"].removeprefix("golden/")
+    text = f"""# Golden samples
+
+{len(golden["samples"])} held-out photos, the pixels they become, and what the model answered for them where it was proven. A
+machine that gives the same answers decodes, turns, crops, resizes and computes as that one did. They prove a machine; they
+do not say how good the model is. Run them on every new device, and again when its runtime, decoder or system changed.
+
+| file | what |
+|---|---|
+| `golden.json` | the tolerances, and of each sample its files, `label`, `probabilities` and `logits` |
+| `0.*`, `1.*`, ... | the photos, at most 1,024 pixels wide or high, with no other metadata than an orientation |
+| `{turned}` | lies on its side, with an EXIF tag that says so: who ignores the tag fails here |
+| `*.pixels.png` | the very bytes that the model must be fed for the photo |
+
+A variant that rounds more than the reference has answers of its own, under its name in each sample's `variants`.
+
+## To run them
+
+With edgeline, `edgeline check FOLDER`, the folder being the one that holds `manifest.json`; it needs no training libraries.
+On a device without Python, for each sample:
+
+1. preprocess the photo as the manifest's `preprocess` says; the mean absolute difference to `*.pixels.png` must be at most
+   {pixels:g} of 255;
+2. run the model on your pixels: no probability may differ from the sample's by more than the first tolerance below;
+3. run it on `*.pixels.png`: no logit may differ by more than the second, times the largest absolute logit of the sample (or
+   times 1 where that is smaller).
+
+| variant | probability | logit |
+|---|---|---|
+{"".join(lines)}
+The tolerances leave room for another processor's rounding and, for pixels, another JPEG decoder. The photos were chosen so
+that another filter, crop, order of channels or model shows. Do not widen a tolerance to pass: find out what differs.
+
+## When one fails
+
+| what differs | look at |
+|---|---|
+| pixels of `{turned}` only | the EXIF orientation is ignored, or applied twice |
+| pixels of the JPEGs only | the decoder: colour management, or a decoder that scales while it decodes |
+| pixels of all, edges shimmer | resizing without antialiasing; a graphics library's scaler does that |
+| pixels of all, shifted | the crop: whole pixels, halves rounded to even, left and top rounded down |
+| probabilities, though the pixels agree | the order of channels or axes, a second normalisation, another model file |
+| logits only | the same, hidden by a model that is sure; or lower precision: a delegate, an accelerator, half floats |
+| int8 only, on x86 | a processor without VNNI, whose products saturate: `session.x64quantprecision` = 1 |
+"""
+    path.write_text(text, encoding="utf-8")
+
+
+def _tolerance_line(name: str, golden: dict[str, Any]) -> str:
+    return f"| {name} | {golden['tolerance']:g} | {golden.get('logit_tolerance', golden['tolerance']):g} |\n"
 
 
 def _variant_line(entry: dict[str, Any]) -> str:

@@ -44,7 +44,8 @@ def test_it_holds_exactly_the_files_of_the_design(finished: Any) -> None:
     assert files.keys() - golden == PAGES | MODELS
     samples = json.loads(files["golden/golden.json"])["samples"]
     assert len(samples) == finished.config.publish.golden == 5
-    assert golden == {"golden/golden.json", *(s["file"] for s in samples), *(s["pixels"] for s in samples)}
+    pages = {"golden/golden.json", "golden/README.md"}
+    assert golden == pages | {s["file"] for s in samples} | {s["pixels"] for s in samples}
     assert not any(path.is_symlink() for path in finished.artifact.rglob("*"))
 
 

@@ -126,7 +126,9 @@ def test_the_same_samples_give_the_same_files(write: Write, keep: Keep) -> None:
     (one, _), (other, _) = write(samples, golden=5), write(samples[::-1], golden=5)
     files = [{p.name: p.read_bytes() for p in (folder / "golden").iterdir()} for folder in (one, other)]
     assert files[0].keys() == files[1].keys()
-    assert files[0]["golden.json"] == write(samples, golden=5)[0].joinpath("golden", "golden.json").read_bytes()
+    again = write(samples, golden=5)[0] / "golden"
+    for name in ("golden.json", "README.md"):
+        assert files[0][name] == (again / name).read_bytes()
 
 
 def test_one_sample_lies_on_its_side_and_says_so(write: Write, keep: Keep) -> None:
@@ -150,6 +152,24 @@ def test_the_picture_that_is_turned_is_one_that_shows_it(write: Write, keep: Kee
     Image.open(io.BytesIO(data)).save(stripped, "JPEG", quality=92)
     ignored = preprocess(stripped.getvalue(), SPEC).astype(int)
     assert np.abs(ignored - preprocess(data, SPEC)).mean() > 10
+
+
+def test_the_page_beside_them_has_the_tolerances_of_this_artifact(write: Write, keep: Keep) -> None:
+    samples = [keep(textured(SHADES["red"], 0), "red")]
+    folder, _ = write(samples, golden=2, golden_tolerance=0.25, golden_pixel_tolerance=3.5)
+    page = (folder / "golden" / "README.md").read_text(encoding="utf-8")
+    assert "\n2 held-out photos" in page
+    assert "| every variant | 0.25 | 0.25 |" in page
+    assert "must be at most\n   3.5 of 255" in page
+
+
+def test_the_page_of_a_published_artifact_has_the_tolerances_of_every_variant_and_names_its_files(finished: Any) -> None:
+    page = (finished.artifact / "golden" / "README.md").read_text(encoding="utf-8")
+    golden = json.loads((finished.artifact / "golden" / "golden.json").read_text())
+    for name, own in golden["variants"].items():
+        assert f"| {name} | {own['tolerance']:g} | {own.get('logit_tolerance', own['tolerance']):g} |" in page
+    assert "| every other variant | 0.001 | 0.001 |" in page
+    assert f"| `{Path(golden['samples'][0]['file']).name}` | lies on its side" in page
 
 
 # What they tell of their origin.
@@ -180,7 +200,7 @@ def test_of_a_photo_that_names_its_place_and_its_owner_only_the_pixels_are_kept(
     for path in (folder / "golden").iterdir():
         data = path.read_bytes()
         assert not [word for word in (b"Ada", b"Camera", b"ICC_PROFILE", b"iCCP", b"tEXt", b"xmp") if word in data], path
-        if path.suffix == ".json":
+        if path.suffix in (".json", ".md"):
             continue
         image = picture(path)
         assert dict(image.getexif()) == ({EXIF_ORIENTATION: 6} if ".turned." in path.name else {})

@@ -1,0 +1,39 @@
+// Decode a file on Android, API 24 or newer.
+package edgeline
+
+import android.graphics.Bitmap
+import android.graphics.BitmapFactory
+import android.media.ExifInterface
+import java.io.File
+import java.nio.ByteBuffer
+
+private const val MAX_BYTES = 16L shl 20
+private const val MAX_PIXELS = 50_000_000L
+
+/** A file's picture as it lies; [orientationOf] tells how to turn it. Transparent pixels are laid on [background]. */
+fun decode(file: File, background: IntArray): Picture {
+    require(file.length() <= MAX_BYTES) { "$file: too many bytes" }
+    val bounds = BitmapFactory.Options().apply { inJustDecodeBounds = true }
+    BitmapFactory.decodeFile(file.path, bounds)
+    require(bounds.outWidth.toLong() * bounds.outHeight <= MAX_PIXELS) { "$file: too many pixels" }
+    val options = BitmapFactory.Options().apply {
+        inPreferredConfig = Bitmap.Config.ARGB_8888
+        inPremultiplied = false
+    }
+    val bitmap = requireNotNull(BitmapFactory.decodeFile(file.path, options)) { "$file: no image that Android decodes" }
+    val rgba = ByteBuffer.allocate(bitmap.byteCount)
+    bitmap.copyPixelsToBuffer(rgba) // not getPixels, which would convert a wide-gamut photo to sRGB
+    val picture = Picture(bitmap.width, bitmap.height, ByteArray(3 * bitmap.width * bitmap.height))
+    for (i in 0 until bitmap.width * bitmap.height) {
+        val alpha = rgba[4 * i + 3].toInt() and 0xFF
+        for (c in 0 until 3) {
+            val value = rgba[4 * i + c].toInt() and 0xFF
+            picture.rgb[3 * i + c] = ((value * alpha + background[c] * (255 - alpha) + 127) / 255).toByte()
+        }
+    }
+    bitmap.recycle()
+    return picture
+}
+
+/** EXIF tag 0x0112; 1 where there is none. */
+fun orientationOf(file: File): Int = ExifInterface(file.path).getAttributeInt(ExifInterface.TAG_ORIENTATION, 1)

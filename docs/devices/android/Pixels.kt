@@ -1,0 +1,107 @@
+// From a decoded picture to the pixels a model sees, equal to serve/preprocess.py bit for bit: upright, cut, resize.
+// Plain Kotlin. Android's own scaling does not smooth the same way and would not pass the golden samples.
+package edgeline
+
+import kotlin.math.PI
+import kotlin.math.abs
+import kotlin.math.max
+import kotlin.math.min
+import kotlin.math.round
+import kotlin.math.sin
+
+/** `preprocess` of the manifest. */
+class Spec(val height: Int, val width: Int, val cropFraction: Double, val interpolation: String)
+
+/** Rows from the top, three bytes a pixel: red, green, blue. */
+class Picture(val width: Int, val height: Int, val rgb: ByteArray)
+
+/** What the model is fed: [picture] turned by its EXIF [orientation], cut and resized. */
+fun fit(picture: Picture, orientation: Int, spec: Spec): ByteArray {
+    // Across first, then down; the result in between is rounded to bytes, too.
+    val across = resizeOneWay(cut(upright(picture, orientation), spec), spec.width, false, spec.interpolation)
+    return resizeOneWay(across, spec.height, true, spec.interpolation).rgb
+}
+
+/** Undo the [orientation], the value of EXIF tag 0x0112. */
+fun upright(from: Picture, orientation: Int): Picture {
+    if (orientation !in 2..8) return from
+    val swapped = orientation >= 5
+    val flipX = orientation in setOf(2, 3, 7, 8)
+    val flipY = orientation in setOf(3, 4, 6, 7)
+    val width = if (swapped) from.height else from.width
+    val height = if (swapped) from.width else from.height
+    val rgb = ByteArray(from.rgb.size)
+    for (y in 0 until height) for (x in 0 until width) {
+        val u = if (swapped) y else x
+        val v = if (swapped) x else y
+        val column = if (flipX) from.width - 1 - u else u
+        val row = if (flipY) from.height - 1 - v else v
+        from.rgb.copyInto(rgb, 3 * (y * width + x), 3 * (row * from.width + column), 3 * (row * from.width + column) + 3)
+    }
+    return Picture(width, height, rgb)
+}
+
+/** The centred rectangle of the model's aspect, in whole pixels. */
+fun cut(from: Picture, spec: Spec): Picture {
+    val scale = min(from.width / spec.width.toDouble(), from.height / spec.height.toDouble()) * spec.cropFraction
+    val width = max(1, round(spec.width * scale).toInt()) // halves to even
+    val height = max(1, round(spec.height * scale).toInt())
+    val left = (from.width - width) / 2
+    val top = (from.height - height) / 2
+    val rgb = ByteArray(3 * width * height)
+    for (y in 0 until height) {
+        val start = 3 * ((top + y) * from.width + left)
+        from.rgb.copyInto(rgb, 3 * y * width, start, start + 3 * width)
+    }
+    return Picture(width, height, rgb)
+}
+
+private fun sinc(x: Double) = if (x == 0.0) 1.0 else sin(PI * x) / (PI * x)
+
+/** How far a filter reaches, and its weights. */
+private fun filterOf(name: String): Pair<Double, (Double) -> Double> = when (name) {
+    "bilinear" -> 1.0 to { x -> max(0.0, 1 - abs(x)) }
+    "bicubic" -> 2.0 to { signed ->
+        val x = abs(signed)
+        if (x < 1) (1.5 * x - 2.5) * x * x + 1 else if (x < 2) ((x - 5) * x + 8) * x * -0.5 + 2 else 0.0
+    }
+    "lanczos" -> 3.0 to { x -> if (x >= -3 && x < 3) sinc(x) * sinc(x / 3) else 0.0 }
+    else -> error("interpolation $name is not known; bilinear, bicubic and lanczos are")
+}
+
+private const val BITS = 22 // of the fraction: two of 32 bits are left for overshoot, eight for the value
+
+/** What one pixel of the result is summed up from. */
+private class Taps(val first: Int, val weights: IntArray)
+
+private fun tapsOf(from: Int, to: Int, interpolation: String): List<Taps> {
+    val (reach, weight) = filterOf(interpolation)
+    val scale = from.toDouble() / to
+    val stretch = max(scale, 1.0) // shrinking widens the filter: this is the antialiasing
+    return List(to) { i ->
+        val centre = (i + 0.5) * scale
+        val first = max(0, (centre - reach * stretch + 0.5).toInt())
+        val end = min(from, (centre + reach * stretch + 0.5).toInt())
+        val weights = DoubleArray(end - first) { k -> weight((first + k - centre + 0.5) * (1 / stretch)) }
+        val sum = weights.sum()
+        Taps(first, IntArray(weights.size) { k -> round(weights[k] / sum * (1 shl BITS)).toInt() })
+    }
+}
+
+private fun resizeOneWay(from: Picture, size: Int, down: Boolean, interpolation: String): Picture {
+    val taps = tapsOf(if (down) from.height else from.width, size, interpolation)
+    val width = if (down) from.width else size
+    val height = if (down) size else from.height
+    val rgb = ByteArray(3 * width * height)
+    val step = if (down) 3 * from.width else 3
+    for (y in 0 until height) for (x in 0 until width) {
+        val tap = taps[if (down) y else x]
+        val start = 3 * (if (down) tap.first * from.width + x else y * from.width + tap.first)
+        for (c in 0 until 3) {
+            var sum = 1 shl (BITS - 1) // a half, so that the shift rounds
+            for (k in tap.weights.indices) sum += tap.weights[k] * (from.rgb[start + k * step + c].toInt() and 0xFF)
+            rgb[3 * (y * width + x) + c] = (sum shr BITS).coerceIn(0, 255).toByte()
+        }
+    }
+    return Picture(width, height, rgb)
+}

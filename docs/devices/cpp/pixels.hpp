@@ -1,0 +1,118 @@
+// From a decoded picture to the pixels a model sees, equal to serve/preprocess.py bit for bit: upright, cut, resize.
+// Needs nothing but C++17.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace edgeline {
+
+struct Spec {  // `preprocess` of the manifest
+  int height, width;
+  double crop_fraction;
+  std::string interpolation;
+};
+
+struct Picture {  // rows from the top, three bytes a pixel: red, green, blue
+  int width, height;
+  std::vector<uint8_t> rgb;
+};
+
+inline Picture upright(const Picture& from, int orientation) {  // the value of EXIF tag 0x0112
+  if (orientation < 2 || orientation > 8) return from;
+  const bool swapped = orientation >= 5;
+  const bool flip_x = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
+  const bool flip_y = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
+  Picture to{swapped ? from.height : from.width, swapped ? from.width : from.height, {}};
+  to.rgb.resize(from.rgb.size());
+  for (int y = 0; y < to.height; y++)
+    for (int x = 0; x < to.width; x++) {
+      const int u = swapped ? y : x, v = swapped ? x : y;
+      const size_t column = flip_x ? from.width - 1 - u : u, row = flip_y ? from.height - 1 - v : v;
+      std::copy_n(&from.rgb[3 * (row * from.width + column)], 3, &to.rgb[3 * (size_t(y) * to.width + x)]);
+    }
+  return to;
+}
+
+inline Picture cut(const Picture& from, const Spec& spec) {  // the centred rectangle of the model's aspect, in whole pixels
+  const double scale =
+      std::min(from.width / double(spec.width), from.height / double(spec.height)) * spec.crop_fraction;
+  Picture to{std::max(1, int(std::nearbyint(spec.width * scale))), std::max(1, int(std::nearbyint(spec.height * scale))), {}};
+  const int left = (from.width - to.width) / 2, top = (from.height - to.height) / 2;
+  to.rgb.reserve(size_t(3) * to.width * to.height);
+  for (int y = 0; y < to.height; y++) {
+    const uint8_t* row = &from.rgb[3 * (size_t(top + y) * from.width + left)];
+    to.rgb.insert(to.rgb.end(), row, row + 3 * to.width);
+  }
+  return to;
+}
+
+inline double sinc(double x) { return x == 0 ? 1 : std::sin(M_PI * x) / (M_PI * x); }
+
+inline std::pair<double, double (*)(double)> filter_of(const std::string& name) {  // how far it reaches, and its weights
+  if (name == "bilinear") return {1, [](double x) { return std::max(0.0, 1 - std::fabs(x)); }};
+  if (name == "bicubic")
+    return {2, [](double x) {
+              x = std::fabs(x);
+              if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
+              return x < 2 ? ((x - 5) * x + 8) * x * -0.5 + 2 : 0.0;
+            }};
+  if (name == "lanczos") return {3, [](double x) { return x >= -3 && x < 3 ? sinc(x) * sinc(x / 3) : 0.0; }};
+  throw std::runtime_error("interpolation " + name + " is not known; bilinear, bicubic and lanczos are");
+}
+
+constexpr int kBits = 22;  // of the fraction: two of 32 bits are left for overshoot, eight for the value
+
+struct Taps {  // what one pixel of the result is summed up from
+  int first;
+  std::vector<int32_t> weights;
+};
+
+inline std::vector<Taps> taps_of(int from, int to, const std::string& interpolation) {
+  const auto [reach, weight] = filter_of(interpolation);
+  const double scale = double(from) / to;
+  const double stretch = std::max(scale, 1.0);  // shrinking widens the filter: this is the antialiasing
+  std::vector<Taps> all;
+  for (int i = 0; i < to; i++) {
+    const double centre = (i + 0.5) * scale;
+    const int first = std::max(0, int(centre - reach * stretch + 0.5));
+    const int end = std::min(from, int(centre + reach * stretch + 0.5));
+    std::vector<double> weights;
+    double sum = 0;
+    for (int k = first; k < end; k++) sum += weights.emplace_back(weight((k - centre + 0.5) * (1 / stretch)));
+    Taps taps{first, {}};
+    for (double w : weights) taps.weights.push_back(int32_t(std::lround(w / sum * (1 << kBits))));
+    all.push_back(taps);
+  }
+  return all;
+}
+
+inline Picture resize_one_way(const Picture& from, int size, bool down, const std::string& interpolation) {
+  const auto taps = taps_of(down ? from.height : from.width, size, interpolation);
+  Picture to{down ? from.width : size, down ? size : from.height, {}};
+  to.rgb.resize(size_t(3) * to.width * to.height);
+  const size_t step = down ? size_t(3) * from.width : 3;
+  for (int y = 0; y < to.height; y++)
+    for (int x = 0; x < to.width; x++) {
+      const Taps& t = taps[down ? y : x];
+      const size_t start = down ? size_t(t.first) * from.width + x : size_t(y) * from.width + t.first;
+      for (int c = 0; c < 3; c++) {
+        int32_t sum = 1 << (kBits - 1);  // a half, so that the shift rounds
+        for (size_t k = 0; k < t.weights.size(); k++) sum += t.weights[k] * from.rgb[3 * start + k * step + c];
+        to.rgb[3 * (size_t(y) * to.width + x) + c] = uint8_t(std::clamp(sum >> kBits, 0, 255));
+      }
+    }
+  return to;
+}
+
+inline std::vector<uint8_t> fit(const Picture& picture, const Spec& spec) {  // of an upright picture
+  // Across first, then down; the result in between is rounded to bytes, too.
+  const Picture across = resize_one_way(cut(picture, spec), spec.width, false, spec.interpolation);
+  return resize_one_way(across, spec.height, true, spec.interpolation).rgb;
+}
+
+}  // namespace edgeline

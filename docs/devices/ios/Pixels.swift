@@ -1,0 +1,127 @@
+// From a decoded picture to the pixels a model sees, as serve/preprocess.py: upright, cut, resize. Plain Swift.
+// Core Graphics and vImage do not smooth the same way and would not pass the golden samples.
+import Foundation
+
+/// `preprocess` of the manifest.
+struct Spec {
+    let height, width: Int
+    let cropFraction: Double
+    let interpolation: String
+}
+
+/// Rows from the top, three bytes a pixel: red, green, blue.
+struct Picture {
+    let width, height: Int
+    var rgb: [UInt8]
+}
+
+struct Failure: Error, CustomStringConvertible {
+    let description: String
+}
+
+/// What the model is fed: a picture turned by its EXIF orientation, cut and resized.
+func fit(_ picture: Picture, orientation: Int, spec: Spec) throws -> [UInt8] {
+    // Across first, then down; the result in between is rounded to bytes, too.
+    let cutOut = cut(upright(picture, orientation: orientation), spec: spec)
+    let across = try resizeOneWay(cutOut, to: spec.width, down: false, interpolation: spec.interpolation)
+    return try resizeOneWay(across, to: spec.height, down: true, interpolation: spec.interpolation).rgb
+}
+
+/// Undo the orientation, the value of EXIF tag 0x0112.
+func upright(_ from: Picture, orientation: Int) -> Picture {
+    guard (2...8).contains(orientation) else { return from }
+    let swapped = orientation >= 5
+    let flipX = [2, 3, 7, 8].contains(orientation)
+    let flipY = [3, 4, 6, 7].contains(orientation)
+    let width = swapped ? from.height : from.width
+    let height = swapped ? from.width : from.height
+    var rgb = [UInt8](repeating: 0, count: from.rgb.count)
+    for y in 0..<height {
+        for x in 0..<width {
+            let u = swapped ? y : x
+            let v = swapped ? x : y
+            let column = flipX ? from.width - 1 - u : u
+            let row = flipY ? from.height - 1 - v : v
+            for c in 0..<3 { rgb[3 * (y * width + x) + c] = from.rgb[3 * (row * from.width + column) + c] }
+        }
+    }
+    return Picture(width: width, height: height, rgb: rgb)
+}
+
+/// The centred rectangle of the model's aspect, in whole pixels.
+func cut(_ from: Picture, spec: Spec) -> Picture {
+    let scale = min(Double(from.width) / Double(spec.width), Double(from.height) / Double(spec.height)) * spec.cropFraction
+    let width = max(1, Int((Double(spec.width) * scale).rounded(.toNearestOrEven)))
+    let height = max(1, Int((Double(spec.height) * scale).rounded(.toNearestOrEven)))
+    let left = (from.width - width) / 2
+    let top = (from.height - height) / 2
+    var rgb = [UInt8]()
+    rgb.reserveCapacity(3 * width * height)
+    for y in 0..<height {
+        let start = 3 * ((top + y) * from.width + left)
+        rgb.append(contentsOf: from.rgb[start..<start + 3 * width])
+    }
+    return Picture(width: width, height: height, rgb: rgb)
+}
+
+private func sinc(_ x: Double) -> Double { x == 0 ? 1 : sin(Double.pi * x) / (Double.pi * x) }
+
+/// How far a filter reaches, and its weights.
+private func filter(named name: String) throws -> (reach: Double, weight: (Double) -> Double) {
+    switch name {
+    case "bilinear":
+        return (1, { x in max(0, 1 - abs(x)) })
+    case "bicubic":
+        return (2, { signed in
+            let x = abs(signed)
+            if x < 1 { return (1.5 * x - 2.5) * x * x + 1 }
+            return x < 2 ? ((x - 5) * x + 8) * x * -0.5 + 2 : 0
+        })
+    case "lanczos":
+        return (3, { x in x >= -3 && x < 3 ? sinc(x) * sinc(x / 3) : 0 })
+    default:
+        throw Failure(description: "interpolation \(name) is not known; bilinear, bicubic and lanczos are")
+    }
+}
+
+private let bits = 22  // of the fraction
+
+/// What one pixel of the result is summed up from.
+private struct Taps {
+    let first: Int
+    let weights: [Int]
+}
+
+private func taps(from: Int, to: Int, interpolation: String) throws -> [Taps] {
+    let (reach, weight) = try filter(named: interpolation)
+    let scale = Double(from) / Double(to)
+    let stretch = max(scale, 1)  // shrinking widens the filter: this is the antialiasing
+    return (0..<to).map { i in
+        let centre = (Double(i) + 0.5) * scale
+        let first = max(0, Int(centre - reach * stretch + 0.5))
+        let end = min(from, Int(centre + reach * stretch + 0.5))
+        let weights = (first..<end).map { k in weight((Double(k) - centre + 0.5) * (1 / stretch)) }
+        let sum = weights.reduce(0, +)
+        return Taps(first: first, weights: weights.map { Int(($0 / sum * Double(1 << bits)).rounded()) })
+    }
+}
+
+private func resizeOneWay(_ from: Picture, to size: Int, down: Bool, interpolation: String) throws -> Picture {
+    let all = try taps(from: down ? from.height : from.width, to: size, interpolation: interpolation)
+    let width = down ? from.width : size
+    let height = down ? size : from.height
+    let step = down ? 3 * from.width : 3
+    var rgb = [UInt8](repeating: 0, count: 3 * width * height)
+    for y in 0..<height {
+        for x in 0..<width {
+            let tap = all[down ? y : x]
+            let start = 3 * (down ? tap.first * from.width + x : y * from.width + tap.first)
+            for c in 0..<3 {
+                var sum = 1 << (bits - 1)  // a half, so that the shift rounds
+                for k in 0..<tap.weights.count { sum += tap.weights[k] * Int(from.rgb[start + k * step + c]) }
+                rgb[3 * (y * width + x) + c] = UInt8(min(max(sum >> bits, 0), 255))
+            }
+        }
+    }
+    return Picture(width: width, height: height, rgb: rgb)
+}

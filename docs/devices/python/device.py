@@ -1,0 +1,137 @@
+"""Prove an artifact on this machine, then say what is on photos; needs numpy, pillow and onnxruntime, but not edgeline.
+
+python device.py FOLDER VARIANT [PHOTO...]
+"""
+
+import hashlib
+import io
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before the import
+import onnxruntime
+
+MAX_BYTES, MAX_PIXELS = 16 * 2**20, 50_000_000
+EXIF_ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def must(holds: bool, what: str) -> None:
+    """Stop unless it holds."""
+    if not holds:
+        sys.exit(what)
+
+
+def read_manifest(folder: Path) -> dict:
+    """Read an artifact's manifest, and compare every file with it before any parser sees one."""
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    must(manifest["schema"] == "edgeline.artifact/1", "another schema of artifact")
+    for entry in manifest["files"]:
+        digest = hashlib.sha256((folder / entry["path"]).read_bytes()).hexdigest()
+        must(digest == entry["sha256"], f"{entry['path']} is not what the manifest names")
+    return manifest
+
+
+def decode(data: bytes, background: list[int]) -> Image.Image:
+    """An image file's upright 8-bit RGB picture."""
+    must(len(data) <= MAX_BYTES, "too many bytes")
+    image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "GIF", "BMP"))
+    must(image.width * image.height <= MAX_PIXELS, "too many pixels")
+    image.load()
+    turn = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION, 1))
+    if turn is not None:
+        info, image = image.info, image.transpose(turn)
+        image.info = info  # a palette's transparency is there
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image, dtype=np.uint16).astype(np.uint32)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def pixels_of(data: bytes, spec: dict) -> np.ndarray:
+    """What the model sees of an image file: uint8 (height, width, 3)."""
+    picture = decode(data, spec["background"])
+    scale = min(picture.width / spec["width"], picture.height / spec["height"]) * spec["crop_fraction"]
+    width, height = max(1, round(spec["width"] * scale)), max(1, round(spec["height"] * scale))
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    cut = picture.crop((left, top, left + width, top + height))
+    return np.asarray(cut.resize((spec["width"], spec["height"]), Image.Resampling[spec["interpolation"].upper()]))
+
+
+def load(folder: Path, manifest: dict, variant: str) -> onnxruntime.InferenceSession:
+    """Load one of the artifact's variants, with the settings that it was proven with."""
+    files = {v["name"]: v["file"] for v in manifest["variants"]}
+    must(variant in files, f"no variant {variant}; there are {', '.join(files)}")
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("optimization.disable_specified_optimizers", "WeightBiasQuantization")
+    if platform.machine() in ("x86_64", "AMD64"):  # without VNNI, int8 products saturate unless told not to
+        cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+        if not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(cpuinfo.split()):
+            options.add_session_config_entry("session.x64quantprecision", "1")
+    return onnxruntime.InferenceSession((folder / files[variant]).read_bytes(), options, providers=["CPUExecutionProvider"])
+
+
+def answer(session: onnxruntime.InferenceSession, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The probabilities and logits of one picture."""
+    [probabilities], [logits] = session.run(["probabilities", "logits"], {"image": pixels[None]})
+    return probabilities, logits
+
+
+def prove(folder: Path, manifest: dict, session: onnxruntime.InferenceSession, variant: str) -> None:
+    """Have this machine answer the golden samples."""
+    golden = json.loads((folder / "golden" / "golden.json").read_bytes())
+    own = golden.get("variants", {}).get(variant)
+    tolerance = (own or golden)["tolerance"]
+    logit_tolerance = (own or golden).get("logit_tolerance", tolerance)
+    for sample in golden["samples"]:
+        answers = sample["variants"][variant] if own else sample
+        pixels = pixels_of((folder / sample["file"]).read_bytes(), manifest["preprocess"])
+        stored = np.asarray(Image.open(folder / sample["pixels"]))
+        off = np.abs(pixels.astype(int) - stored).mean()
+        must(off <= golden["pixel_tolerance"], f"{sample['file']}: other pixels (by {off:.2g}); decoder or resize differ")
+        off = np.abs(answer(session, pixels)[0] - answers["probabilities"]).max()
+        must(off <= tolerance, f"{sample['file']}: other probabilities (by {off:.2g}) from the same pixels")
+        best = manifest["labels"][int(np.argmax(sample["probabilities"]))]
+        must(best == sample["label"], f"{sample['file']}: the labels are not in the model's order")
+        largest = max(1, np.abs(answers["logits"]).max())
+        off = np.abs(answer(session, stored)[1] - answers["logits"]).max() / largest
+        must(off <= logit_tolerance, f"{sample['file']}: other logits (by {off:.2g}) from the stored pixels")
+        print(sample["file"], "holds")
+
+
+def main(folder: str, variant: str, *photos: str) -> None:
+    """Prove, then name the best class of each photo."""
+    manifest = read_manifest(Path(folder))
+    session = load(Path(folder), manifest, variant)
+    prove(Path(folder), manifest, session, variant)
+    for photo in photos:
+        probabilities, _ = answer(session, pixels_of(Path(photo).read_bytes(), manifest["preprocess"]))
+        best = int(probabilities.argmax())
+        print(photo, manifest["labels"][best], f"{probabilities[best]:.6g}", sep="\t")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except OSError as error:  # no such file, or Pillow cannot decode it
+        sys.exit(str(error))

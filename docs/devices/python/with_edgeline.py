@@ -1,0 +1,28 @@
+"""Prove an artifact on this machine, then say what is on photos; needs `pip install edgeline` and nothing else.
+
+python with_edgeline.py FOLDER VARIANT [PHOTO...]
+"""
+
+import sys
+from pathlib import Path
+
+from serve.classifier import Classifier
+from serve.errors import EdgelineError
+
+
+def main(folder: str, variant: str, *photos: str) -> None:
+    """Print what the golden samples showed, and the best class of each photo."""
+    classifier = Classifier.open(folder, variant=variant)  # every file's SHA-256, the graph's contract, the golden samples
+    print(classifier.proof)
+    for photo in photos:
+        [[best]] = classifier.predict([Path(photo).read_bytes()], top_k=1)
+        print(photo, best.label, f"{best.probability:.6g}", sep="\t")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except (EdgelineError, OSError) as error:
+        sys.exit(str(error))
