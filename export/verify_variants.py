@@ -23,6 +23,7 @@ from export.comparison import MIN_SPREAD, Outputs, run_session
 from export.divergence import IMAGES, explain
 from export.graph import check_graph
 from export.likeness import drop_between, liken, sqnr_db, unmet
+from export.quantised import check_quantised
 from export.to_onnx import Deployed
 from export.variants import KINDS
 from pipeline.config import Bars, VerifyConfig
@@ -43,6 +44,8 @@ LEVELS = ("extended", "disable_all")
 class Measure:
     """What variants are held against, the same for all of them."""
 
+    reference: bytes
+    """The float32 ONNX file that they were made of."""
     deployed: Deployed
     """The network, to find where a variant that fails diverges from it."""
     spec: PreprocessSpec
@@ -98,6 +101,8 @@ def _judge(entry: dict[str, Any], model: bytes, measure: Measure) -> dict[str, A
     kind = KINDS[entry["name"]]
     if kind.format == "onnx":
         check_graph(model, spec, classes=expected.logits_NK.shape[1], opset=measure.opset)
+        if kind.precision == "int8":
+            check_quantised(model, measure.reference)
     session = create_session(model)
     problems = _strangers(session, measure.metadata)
     by_batch = {batch: run_session(session, pixels, batch) for batch in (1, config.odd_batch, config.max_batch)}

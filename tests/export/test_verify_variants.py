@@ -72,6 +72,7 @@ def judge(finished: Any, deployed: Deployed, spec: PreprocessSpec, held_out: lis
         [entry] = [entry for entry in made if entry["name"] == name]
         (tmp_path / entry["file"]).write_bytes(data)
         measure = Measure(
+            reference=finished.model,
             deployed=deployed,
             spec=spec,
             pixels=pixels,
