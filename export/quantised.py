@@ -55,8 +55,14 @@ def check_quantised(model: bytes, reference: bytes) -> None:
     file = _parse(onnx.load_model_from_string(model))
     if problems := _lacking(file):  # nothing else can be read then
         raise ExportError("the int8 file's quantisation is wrong: " + "; ".join(problems), code="quantisation")
-    problems = [*_pairs(file), *_ranges(file, _parse(ready.model)), *_weights(file, _parse(ready.model)), *_biases(file)]
-    problems += [*_picture(file, ready.scale, ready.zero_point), *_end(file)]
+    problems = [
+        *_picture(file, ready.scale, ready.zero_point),
+        *_end(file),
+        *_pairs(file),
+        *_ranges(file, _parse(ready.model)),
+        *_weights(file, _parse(ready.model)),
+        *_biases(file),
+    ]
     problems += [
         f"the runtime quantises {name}, which the file leaves float; its session settings are not serve.runtime's"
         for name in requantised(model)

@@ -121,6 +121,8 @@ def _judge(entry: dict[str, Any], model: bytes, measure: Measure) -> dict[str, A
     drop = drop_between(_take(expected, positions), _take(observed, positions), targets_N) if positions else None
     bars = {"int8": config.int8, "float32": FLOAT32}.get(kind.precision, config.fp16)
     problems += unmet(likeness, drop, bars)
+    if (most := float(np.abs(observed.probabilities_NK.sum(1) - 1).max())) > 1e-3:
+        problems.append(f"the file's probabilities do not sum to 1 (off by {most:.3g}); is the softmax missing?")
     if np.ptp(np.nan_to_num(observed.logits_NK), axis=0).max() < MIN_SPREAD * max(1.0, np.abs(expected.logits_NK).max()):
         problems.append("the file gives the same answer for every image")
     return {
