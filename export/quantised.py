@@ -25,6 +25,8 @@ MIN_WEIGHTS_DB = 15.0
 """Of a layer's weights, against the reference's: 8 bits keep 30 and more, another order, scale or layer leaves 8 or less."""
 SLACK = 1e-3
 """Relative; scales are float32."""
+OVER = 0.05
+"""How far a range may end over a dropped activation's bound, relative: histograms end at the edge of a bin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ def _ranges(file: _File, reference: _File) -> Iterator[str]:
         levels = np.iinfo(zero_point.dtype)
         low, high = ((level - int(zero_point)) * float(scale) for level in (levels.min, levels.max))
         least, most = _bounds(activation, reference)
-        if low < least - SLACK * float(scale) or high > most * (1 + SLACK):
+        if low < least - SLACK * float(scale) or high > most * (1 + OVER):
             yield (
                 f"{node.input[0]} is quantised from {low:.4g} to {high:.4g} (scale {float(scale):.4g}, zero point "
                 f"{int(zero_point)}), its {activation.op_type} ends at {least:g} and {most:g}"

@@ -53,10 +53,11 @@ def holding(weights: np.ndarray) -> bytes:
     return bytes(model.SerializeToString())
 
 
-# Near what two products may hold: 64 and 65 of one sign make 32,895.
-near = st.one_of(st.integers(-66, 66), st.integers(-127, 127))
-integers = arrays.arrays(
-    np.int8, st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2), st.integers(1, 2)), elements=near
+# Two products of one sign fit up to weights that add up to 128.
+near = st.one_of(st.integers(63, 66), st.integers(-66, -63))
+shapes = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2), st.integers(1, 2))
+integers = st.one_of(
+    arrays.arrays(np.int8, shapes, elements=near), arrays.arrays(np.int8, shapes, elements=st.integers(-127, 127))
 )
 
 
