@@ -87,10 +87,10 @@ def make_ready(reference: bytes) -> Quantisable:
         source.write_bytes(reference)
         quant_pre_process(source, ready, skip_symbolic_shape=True)
         model = onnx.load(ready)
-    return _with_scalar_input(model)
+    return with_scalar_input(model)
 
 
-def _with_scalar_input(model: ModelProto) -> Quantisable:
+def with_scalar_input(model: ModelProto) -> Quantisable:
     """Give the normalisation one mean and one standard deviation for all channels.
 
     Where it has three of each, the first convolution's weights take the deviations, and its bias the means. At the border,

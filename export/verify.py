@@ -148,6 +148,7 @@ def verify(
     judged = []
     if made and variants is not None and not problems:
         held_against = Measure(
+            reference=model,
             deployed=deployed,
             spec=spec,
             pixels=pixels,

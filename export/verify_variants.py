@@ -24,6 +24,7 @@ from export.divergence import IMAGES, explain
 from export.environments import FOLDER, opened, time_there
 from export.graph import check_graph
 from export.likeness import drop_between, liken, sqnr_db, unmet
+from export.quantised import check_quantised
 from export.to_onnx import Deployed
 from export.variants import KINDS
 from pipeline.config import Bars, VerifyConfig
@@ -45,6 +46,8 @@ LEVELS = ("extended", "disable_all")
 class Measure:
     """What variants are held against, the same for all of them."""
 
+    reference: bytes
+    """The float32 ONNX file that they were made of."""
     deployed: Deployed
     """The network, to find where a variant that fails diverges from it."""
     spec: PreprocessSpec
@@ -106,6 +109,8 @@ def _judge(entry: dict[str, Any], path: Path, measure: Measure) -> dict[str, Any
     problems: list[str] = []
     if kind.format == "onnx":
         check_graph(path.read_bytes(), spec, classes=expected.logits_NK.shape[1], opset=measure.opset)
+        if kind.precision == "int8":
+            check_quantised(path.read_bytes(), measure.reference)
     if kind.format in ("onnx", "ort"):  # the other formats have no room for what a file says of itself
         problems = _strangers(create_session(path.read_bytes()), measure.metadata)
     with open_model() as session:
@@ -126,6 +131,8 @@ def _judge(entry: dict[str, Any], path: Path, measure: Measure) -> dict[str, Any
     drop = drop_between(_take(expected, positions), _take(observed, positions), targets_N) if positions else None
     bars = {"int8": config.int8, "float32": FLOAT32}.get(kind.precision, config.fp16)
     problems += unmet(likeness, drop, bars)
+    if (most := float(np.abs(observed.probabilities_NK.sum(1) - 1).max())) > 1e-3:
+        problems.append(f"the file's probabilities do not sum to 1 (off by {most:.3g}); is the softmax missing?")
     if np.ptp(np.nan_to_num(observed.logits_NK), axis=0).max() < MIN_SPREAD * max(1.0, np.abs(expected.logits_NK).max()):
         problems.append("the file gives the same answer for every image")
     return {

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from serve.errors import VerificationError
+from serve.golden import likely_fault
 from serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, preprocess
 
 WITNESS = "preprocess_witness.npz"
@@ -75,13 +76,15 @@ def check_witness(path: Path, spec: PreprocessSpec) -> float:
             then = {name: file[name] for name in hard_set()}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise VerificationError(f"{path} is no whole witness ({error}); train again", code="preprocess_changed") from error
-    differences = {name: _mean_difference(pixels_HW3, then[name]) for name, pixels_HW3 in witness(spec).items()}
+    now = witness(spec)
+    differences = {name: _mean_difference(pixels_HW3, then[name]) for name, pixels_HW3 in now.items()}
     worst = max(differences, key=lambda name: differences[name])
     if differences[worst] > MAX_WITNESS_DIFFERENCE:
         off = [name for name in differences if differences[name] > MAX_WITNESS_DIFFERENCE]
         raise VerificationError(
             f"preprocessing is not what the model was trained with: {', '.join(off)} of the hard set differ, by "
-            f"{differences[worst]:.1f} of 255 at worst ({worst}); use the same edgeline and Pillow, or train again",
+            f"{differences[worst]:.1f} of 255 at worst ({worst}): {likely_fault(then[worst], now[worst])}; use the same "
+            "edgeline and Pillow, or train again",
             code="preprocess_changed",
         )
     return differences[worst]

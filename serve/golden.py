@@ -31,6 +31,8 @@ from serve.errors import GoldenError, ImageError
 from serve.preprocess import preprocess
 
 FILE_NAME = "golden/golden.json"
+EXPLAINS = 0.25
+"""A guess explains a difference of pixels of which it leaves less than this share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def prove(
         if pixel_difference > golden["pixel_tolerance"]:
             raise GoldenError(
                 f"{sample['file']}: this machine's preprocessing gives other pixels (mean difference {pixel_difference:.1f} of "
-                f"255, tolerated {golden['pixel_tolerance']}); look at its image decoder"
+                f"255, tolerated {golden['pixel_tolerance']}); {likely_fault(expected_HW3, pixels_HW3)}"
             )
         expected_K = sample["probabilities"]
         [observed_K], _ = answer(pixels_HW3[None])
@@ -110,6 +112,21 @@ def prove(
         golden["logit_tolerance"],
         golden["pixel_tolerance"],
     )
+
+
+def likely_fault(expected_HW3: np.ndarray, observed_HW3: np.ndarray) -> str:
+    """Say what was done otherwise, where a simple guess explains most of the difference, else where to look."""
+    if np.ptp(expected_HW3) and expected_HW3.shape == observed_HW3.shape:
+        turned = [np.rot90(side_HW3, k) for side_HW3 in (observed_HW3, observed_HW3[:, ::-1]) for k in range(4)][1:]
+        guesses = {
+            "red and blue are exchanged": [observed_HW3[..., ::-1]],
+            "it is turned or mirrored, as if its EXIF orientation were not read": turned,
+        }
+        unlike = EXPLAINS * _difference(expected_HW3, observed_HW3)
+        for guess, tries in guesses.items():
+            if any(t.shape == expected_HW3.shape and _difference(expected_HW3, t) < unlike for t in tries):
+                return guess
+    return "look at its image decoder, its crop and its filter"
 
 
 def _read(artifact: Artifact, variant: str | None) -> dict[str, Any]:
@@ -160,4 +177,8 @@ def _read_pixels(artifact: Artifact, path: str) -> np.ndarray:
 def _mean_difference(name: str, pixels_HW3: np.ndarray, expected_HW3: np.ndarray) -> float:
     if pixels_HW3.shape != expected_HW3.shape:
         raise GoldenError(f"{name}: preprocessing gives the shape {pixels_HW3.shape}, the sample has {expected_HW3.shape}")
-    return float(np.abs(pixels_HW3.astype(np.int16) - expected_HW3).mean())
+    return _difference(expected_HW3, pixels_HW3)
+
+
+def _difference(one_HW3: np.ndarray, other_HW3: np.ndarray) -> float:
+    return float(np.abs(one_HW3.astype(np.int16) - other_HW3).mean())

@@ -1,7 +1,10 @@
+from typing import Any
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
 
 from export.comparison import Outputs
 from export.likeness import EXACT_DB, drop_between, liken, sqnr_db, unmet
@@ -110,3 +113,48 @@ def test_a_number_that_is_none_fails_whatever_the_bars(reference: Outputs) -> No
     logits_NK[3, 2] = np.nan
     broken = Outputs(reference.probabilities_NK, logits_NK)
     assert unmet(liken(reference, broken), None, Bars()) == ["its outputs hold NaN or infinity"]
+
+
+few = settings(max_examples=60, derandomize=True)
+logits = st.tuples(st.integers(1, 12), st.integers(2, 9)).flatmap(
+    lambda shape: st.tuples(*[arrays.arrays(np.float32, shape, elements=st.floats(-20, 20, width=32))] * 2)
+)
+
+
+@few
+@given(logits)
+def test_shares_are_shares_and_a_divergence_is_never_negative(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    likeness = liken(*map(outputs, pair))
+    for share in (likeness.top1_agreement, likeness.clear_agreement, likeness.top5_agreement, likeness.max_difference):
+        assert 0 <= share <= 1
+    assert likeness.flips == round(likeness.images * (1 - likeness.top1_agreement))
+    assert likeness.kl >= -1e-9
+    assert -1 - 1e-9 <= likeness.cosine <= 1 + 1e-9
+    assert 0 <= likeness.largest_flipped_margin <= 1
+    assert likeness.finite
+
+
+@few
+@given(logits, st.randoms(use_true_random=False))
+def test_neither_the_order_of_the_images_nor_that_of_the_classes_matters(
+    pair: tuple[np.ndarray, np.ndarray], random: Any
+) -> None:
+    rows, columns = (random.sample(range(size), size) for size in pair[0].shape)
+    plain = liken(*map(outputs, pair))
+    mixed = liken(*(outputs(logits_NK[rows]) for logits_NK in pair))
+    for name in ("sqnr_db", "cosine", "kl", "max_difference", "top1_agreement", "clear_agreement", "top5_agreement", "flips"):
+        assert getattr(mixed, name) == pytest.approx(getattr(plain, name), rel=1e-6, abs=1e-9)
+    mixed = liken(*(outputs(logits_NK[:, columns]) for logits_NK in pair))
+    for name in ("sqnr_db", "cosine", "kl", "max_difference"):  # equal logits are ordered by their place
+        assert getattr(mixed, name) == pytest.approx(getattr(plain, name), rel=1e-5, abs=1e-6)
+
+
+@few
+@given(arrays.arrays(np.float64, 20, elements=st.floats(-10, 10)), st.floats(0.01, 100), st.integers(0, 9))
+def test_the_noise_ratio_knows_no_unit_and_falls_as_noise_grows(signal: np.ndarray, unit: float, seed: int) -> None:
+    signal = signal + np.sign(signal) + (signal == 0)
+    noise = np.random.default_rng(seed).normal(0, 0.1, signal.shape)
+    ratio = sqnr_db(signal, signal + noise)
+    assert sqnr_db(unit * signal, unit * (signal + noise)) == pytest.approx(ratio, abs=1e-6)
+    assert sqnr_db(signal, signal + 2 * noise) == pytest.approx(ratio - 20 * np.log10(2), abs=1e-6)
+    assert sqnr_db(signal, signal) == EXACT_DB

@@ -1,0 +1,1 @@
+"""The faults that are planted to see whether the gate notices them."""
