@@ -91,16 +91,21 @@ def diverging_layer(pair: Pair, pixels: Sequence[np.ndarray]) -> tuple[str, dict
 def _other_feed(pair: Pair, pixels: Sequence[np.ndarray], expected_NK: np.ndarray, observed_NK: np.ndarray) -> str:
     # A file of bytes normalises for itself, so it is its reference that must be fed otherwise.
     fed = pair.file if pair.file.port.dtype != "uint8" else pair.reference
-    asked = {"RGB as given": pair.feed}
+    given = pair.feed
+    asked = {"BGR instead of RGB": Feed(given.mean[::-1], given.std[::-1], bgr=True)}
     if fed.port.dtype != "uint8":
+        asked["BGR instead of RGB, with mean and std in the order RGB"] = replace(given, bgr=True)
         asked |= {words: Feed(mean, std) for words, (mean, std) in NORMALISATIONS.items()}
-    for words, feed in [*asked.items(), *((f"BGR, {words}", replace(feed, bgr=True)) for words, feed in asked.items())]:
-        if feed == pair.feed:
+        asked |= {
+            f"BGR instead of RGB, {words}": Feed(mean[::-1], std[::-1], bgr=True)
+            for words, (mean, std) in NORMALISATIONS.items()
+        }
+    for words, feed in asked.items():
+        if feed == given:
             continue
         logits_NK = pair.logits(fed, pixels, feed)
         if pair.agree(*((expected_NK, logits_NK) if fed is pair.file else (logits_NK, observed_NK))):
-            what = words.replace("BGR, RGB as given", "BGR instead of RGB")
-            return f"the two agree if {fed.name} is fed {what}: they expect another order of channels or normalisation"
+            return f"the two agree if {fed.name} is fed {words}: they expect another order of channels or normalisation"
     return ""
 
 

@@ -9,6 +9,7 @@ fails, and compiled machine code.
 import io
 import logging
 import os
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from torch import Tensor
 from export.programs import Kind, Port, Precision, Program, last_line, port_of, records
 from serve.errors import VerificationError
 
+SAVE = "save the program alone with torch.export.save"
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 REFUSED = {
     "data/aotinductor/": "compiled machine code",
@@ -56,6 +58,8 @@ def open_torch(path: Path, data: bytes, kind: Kind, *, like: Port, trusted: bool
             return _open_script(path, data, like) if kind == "TorchScript" else _open_exported(path, data, like)
         except VerificationError:
             raise
+        except pickle.UnpicklingError as error:
+            raise VerificationError(f"{path} holds pickled objects, which edgeline never loads; {SAVE}") from error
         except Exception as error:  # hostile or merely old archives: whatever the loader stumbles on
             raise VerificationError(f"{path} cannot be loaded by PyTorch {torch.__version__}: {last_line(error)}") from error
 
@@ -81,7 +85,7 @@ def _open_exported(path: Path, data: bytes, like: Port) -> Program:
     names = records(path, data)
     for start, what in REFUSED.items():
         if any(name.startswith(start) for name in names):
-            raise VerificationError(f"{path} holds {what}, which edgeline never loads; save it with torch.export.save")
+            raise VerificationError(f"{path} holds {what}, which edgeline never loads; {SAVE}")
     exported = torch.export.load(io.BytesIO(data))
     taken = [node.meta["val"] for node in exported.graph.nodes if node.name in exported.graph_signature.user_inputs]
     if len(taken) != 1 or not isinstance(taken[0], Tensor):
