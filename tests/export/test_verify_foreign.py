@@ -302,6 +302,25 @@ def test_a_batch_that_shares_its_scale_is_found_out(files: Path, shots: Path, tm
     assert "an image's answer depends on the others" in report["problems"][-1]
 
 
+def halve(model: onnx.ModelProto) -> None:
+    """All in half precision, from the input to the output."""
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT]:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    del model.graph.value_info[:]
+
+
+def test_a_file_of_half_precision_is_held_to_the_bars_of_half_precision(judge: Callable[..., dict[str, Any]]) -> None:
+    report = judge(halve, "model.pt2")
+    assert report["problems"] == []
+    assert report["file"]["takes"] == f"float16 [batch, 3, {SIDE}, {SIDE}]"
+    assert report["bars"]["min_sqnr_db"] == 40
+    assert 40 < report["likeness"]["sqnr_db"] < 90
+    wrong = judge(every(change("conv2.weight", lambda w: 1.5 * w), halve), "model.pt2")
+    assert "the first of 3 layers to diverge is conv2 " in wrong["problems"][-1]
+
+
 def two_inputs(model: onnx.ModelProto) -> None:
     model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, [1]))
     model.graph.node.append(helper.make_node("Identity", ["mask"], ["masked"]))
