@@ -57,7 +57,15 @@ class Comparison:
     problems: tuple[str, ...]
 
 
-def compare(names: Sequence[str], expected: Outputs, observed: Outputs, config: VerifyConfig, *, batch: int) -> Comparison:
+def compare(
+    names: Sequence[str],
+    expected: Outputs,
+    observed: Outputs,
+    config: VerifyConfig,
+    *,
+    batch: int,
+    reference: str = "PyTorch",
+) -> Comparison:
     """Hold observed outputs against expected ones.
 
     Args:
@@ -66,13 +74,14 @@ def compare(names: Sequence[str], expected: Outputs, observed: Outputs, config: 
         observed: what is to be judged.
         config: the bars.
         batch: the batch size of the observed ones, for the report.
+        reference: who gave the expected ones, for the report.
 
     Raises:
         VerificationError: they are not of one shape.
     """
     for mine_NK, theirs_NK in zip(_arrays(expected), _arrays(observed), strict=True):
         if mine_NK.shape != theirs_NK.shape:
-            raise VerificationError(f"batch {batch}: the file gives the shape {theirs_NK.shape}, PyTorch {mine_NK.shape}")
+            raise VerificationError(f"batch {batch}: the file gives the shape {theirs_NK.shape}, {reference} {mine_NK.shape}")
     expected_NK, observed_NK = expected.probabilities_NK, observed.probabilities_NK
     largest_logit = max(1.0, float(np.abs(np.nan_to_num(expected.logits_NK, posinf=0, neginf=0)).max()))
     difference_N = _differences(expected_NK, observed_NK)
@@ -84,7 +93,7 @@ def compare(names: Sequence[str], expected: Outputs, observed: Outputs, config: 
 
     problems = [
         f"{who} gives NaN or infinite probabilities or logits for {_first(names, broken_N)}"
-        for who, outputs in (("PyTorch", expected), ("the file", observed))
+        for who, outputs in ((reference, expected), ("the file", observed))
         if (broken_N := ~np.isfinite(np.hstack(_arrays(outputs))).all(1)).any()
     ]
     for what, values_N in (("probabilities", difference_N), ("logits, as shares of the largest,", logit_difference_N)):
@@ -94,7 +103,7 @@ def compare(names: Sequence[str], expected: Outputs, observed: Outputs, config: 
                 f"{values_N.max():.3g}"
             )
     if (count := int((~same_N & clear_N).sum())) > 0:
-        problems.append(f"{count} images have another best class although PyTorch is clear (margin over {config.margin:g})")
+        problems.append(f"{count} images have another best class although {reference} is clear (margin over {config.margin:g})")
     if not (row_sums := np.abs(observed_NK.sum(1) - 1)).max() < 1e-3:
         problems.append(f"the file's probabilities do not sum to 1 (off by {row_sums.max():.3g}); is the softmax missing?")
     if len(names) > 1 and np.ptp(np.nan_to_num(observed.logits_NK), axis=0).max() < MIN_SPREAD * largest_logit:

@@ -29,6 +29,8 @@ FALL_DB = 10.0
 """An int8 layer that is this much worse than the layer before it is where the loss happens."""
 IMAGES = 8
 PLOT = "divergence.png"
+ROOT = "network."
+"""What the exporter puts before the paths of a network's modules."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,11 @@ def locate(deployed: Deployed, model: bytes, spec: PreprocessSpec, pixels_NHW3: 
         spec: its preprocessing.
         pixels_NHW3: uint8.
     """
-    outputs = _layer_outputs(onnx.load_model_from_string(model))
+    named = layers_of(onnx.load_model_from_string(model))
+    outputs = [(path.removeprefix(ROOT), node, tensor) for path, node, tensor in named if path.startswith(ROOT)]
     wanted = {path for path, _, _ in outputs}
     expected = _run_pytorch(deployed, spec, pixels_NHW3, wanted)
-    observed = _run_onnx(model, [tensor for _, _, tensor in outputs], pixels_NHW3)
+    observed = run_tensors(model, [tensor for _, _, tensor in outputs], {"image": pixels_NHW3})
     layers = []
     for path, node, tensor in outputs:
         if path in expected and expected[path].shape == observed[tensor].shape:
@@ -91,20 +94,31 @@ def explain(
     ), report
 
 
-def _layer_outputs(model: onnx.ModelProto) -> list[tuple[str, str, str]]:
-    """Path, node and output tensor of every layer that can be found on both sides."""
+def layers_of(model: onnx.ModelProto) -> list[tuple[str, str, str]]:
+    """Path (its weight's name without the last part), node and output tensor of every convolution and linear layer."""
     producers = {output: node for node in model.graph.node for output in node.output}
     found = []
     for node in model.graph.node:
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
         name = node.input[1]
-        while name in producers:  # an int8 file dequantises its weights first
+        while name in producers and producers[name].input:  # an int8 file dequantises its weights first
             name = producers[name].input[0]
         path = name.removesuffix("_half").removesuffix("_quantized").removesuffix(".weight")
-        if path.startswith("network."):
-            found.append((path.removeprefix("network."), node.name, node.output[0]))
+        found.append((path, node.name, node.output[0]))
     return found
+
+
+def run_tensors(model: bytes, tensors: list[str], feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Run an ONNX file for some of its inner tensors."""
+    parsed = onnx.load_model_from_string(model)
+    own = {value.name for value in parsed.graph.output}
+    for name in dict.fromkeys(tensors):
+        if name not in own:
+            parsed.graph.output.append(onnx.ValueInfoProto(name=name))
+    # Unoptimised, or the layers would be fused with what follows them, and an int8 file's would hold no floats.
+    session = create_session(parsed.SerializeToString(), level="disable_all")
+    return dict(zip(tensors, session.run(tensors, feed), strict=True))
 
 
 def _run_pytorch(deployed: Deployed, spec: PreprocessSpec, pixels_NHW3: np.ndarray, wanted: set[str]) -> dict[str, np.ndarray]:
@@ -123,14 +137,3 @@ def _run_pytorch(deployed: Deployed, spec: PreprocessSpec, pixels_NHW3: np.ndarr
     for hook in hooks:
         hook.remove()
     return found
-
-
-def _run_onnx(model: bytes, tensors: list[str], pixels_NHW3: np.ndarray) -> dict[str, np.ndarray]:
-    parsed = onnx.load_model_from_string(model)
-    own = {value.name for value in parsed.graph.output}
-    for name in dict.fromkeys(tensors):
-        if name not in own:
-            parsed.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    # Unoptimised, or the layers would be fused with what follows them, and an int8 file's would hold no floats.
-    session = create_session(parsed.SerializeToString(), level="disable_all")
-    return dict(zip(tensors, session.run(tensors, {"image": pixels_NHW3}), strict=True))

@@ -4,7 +4,7 @@ Nothing that could reach outside the file, hang, or surprise a device: one file,
 operators only, no newer format than the oldest runtime reads, the inputs and outputs of the contract, finite numbers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import onnx
@@ -66,7 +66,7 @@ def _structure(model: onnx.ModelProto, opset: int | None) -> list[str]:
         problems.append(f"it uses operator set {versions}, at most {opset} is allowed")
     if model.ir_version > IR_VERSION:
         problems.append(f"its IR version is {model.ir_version}, at most {IR_VERSION} is allowed")
-    if elsewhere := [name for name, tensor in _tensors(model) if tensor.external_data or _is_external(tensor)]:
+    if elsewhere := [name for name, tensor in tensors_of(model) if is_external(tensor)]:
         problems.append(f"weights lie in another file: {', '.join(elsewhere[:5])}")
     return problems
 
@@ -101,8 +101,8 @@ def _interface(model: onnx.ModelProto, spec: PreprocessSpec, classes: int) -> li
 
 def _numbers(model: onnx.ModelProto) -> list[str]:
     broken, unreadable = [], []
-    for name, tensor in _tensors(model):
-        if _is_external(tensor) or tensor.data_type not in FLOATS:
+    for name, tensor in tensors_of(model):
+        if is_external(tensor) or tensor.data_type not in FLOATS:
             continue
         try:
             finite = np.isfinite(numpy_helper.to_array(tensor)).all()
@@ -118,16 +118,28 @@ def _numbers(model: onnx.ModelProto) -> list[str]:
     ]
 
 
-def _tensors(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
-    """Every tensor that the file holds, with a name to find it by."""
-    yield from ((tensor.name, tensor) for tensor in model.graph.initializer)
-    for sparse in model.graph.sparse_initializer:
+def tensors_of(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
+    """Every tensor that the file holds, in branches and loops and functions too, with a name to find it by."""
+    yield from _tensors_of_graph(model.graph)
+    yield from _tensors_of_nodes(node for function in model.functions for node in function.node)
+
+
+def is_external(tensor: TensorProto) -> bool:
+    """Whether a tensor's numbers lie in another file."""
+    return bool(tensor.external_data) or bool(tensor.data_location == TensorProto.EXTERNAL)
+
+
+def _tensors_of_graph(graph: onnx.GraphProto) -> Iterator[tuple[str, TensorProto]]:
+    yield from ((tensor.name, tensor) for tensor in graph.initializer)
+    for sparse in graph.sparse_initializer:
         yield from ((sparse.values.name, tensor) for tensor in (sparse.values, sparse.indices))
-    for node in model.graph.node:
+    yield from _tensors_of_nodes(graph.node)
+
+
+def _tensors_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, TensorProto]]:
+    for node in nodes:
         for a in node.attribute:
             sparse_tensors = (part for s in (a.sparse_tensor, *a.sparse_tensors) for part in (s.values, s.indices))
             yield from ((node.name, tensor) for tensor in (a.t, *a.tensors, *sparse_tensors))
-
-
-def _is_external(tensor: TensorProto) -> bool:
-    return bool(tensor.data_location == TensorProto.EXTERNAL)
+            for inner in (a.g, *a.graphs):
+                yield from _tensors_of_graph(inner)

@@ -119,11 +119,11 @@ def _judge(entry: dict[str, Any], path: Path, measure: Measure) -> dict[str, Any
     problems += [
         f"batch {batch} gives other answers than batch 1: a logit differs by {difference:.2g}"
         for batch, outputs in by_batch.items()
-        if (difference := _difference(observed, outputs)) > _tolerance(kind.precision, observed)
+        if (difference := logit_difference(observed, outputs)) > _tolerance(kind.precision, observed)
     ]
     with open_model(threads=1) as session:
         alone = run_session(session, pixels[:PROBED], 1)
-    if (difference := _difference(_first(observed), alone)) > _tolerance(kind.precision, observed):
+    if (difference := logit_difference(_first(observed), alone)) > _tolerance(kind.precision, observed):
         problems.append(f"one thread gives other answers than {usable_cores()}: a logit differs by {difference:.2g}")
     likeness = liken(expected, observed)
     positions = [position for position, _ in measure.tested]
@@ -191,7 +191,8 @@ def _tolerance(precision: str, outputs: Outputs) -> float:
     return 1e-4 * max(1.0, float(np.abs(np.nan_to_num(outputs.logits_NK)).max())) if precision != "int8" else 1e-5
 
 
-def _difference(one: Outputs, other: Outputs) -> float:
+def logit_difference(one: Outputs, other: Outputs) -> float:
+    """The largest difference of any logit; infinite where one of the two is not finite."""
     with np.errstate(invalid="ignore"):
         return float(np.nan_to_num(np.abs(one.logits_NK - other.logits_NK), nan=np.inf).max())
 

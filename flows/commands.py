@@ -182,14 +182,40 @@ def variants(folder: RunFolder, as_json: Json = False) -> None:
 
 def verify(
     folder: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The run's folder; with `--target`, a published artifact's folder.")
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="[RUN]", help="The run's folder; with `--target`, a published artifact's folder; not with `--onnx`."
+        ),
+    ] = None,
     target: Annotated[
         str | None, typer.Option(help="`arm64`: have a published artifact prove itself on an emulated ARM processor.")
     ] = None,
     artifacts: Annotated[
         str, typer.Option(help="With `--target`: the folder whose cache keeps the emulated machine.")
     ] = "artifacts",
+    onnx: Annotated[Path | None, typer.Option(help="Judge this ONNX classifier from elsewhere instead of a run.")] = None,
+    data: Annotated[Path | None, typer.Option(help="With `--onnx`: a folder of photos; no labels are needed.")] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="With `--onnx`: what it must equal: TorchScript, a program of torch.export, or another ONNX file."),
+    ] = None,
+    trust_program: Annotated[
+        bool, typer.Option("--trust-program", help="Let the code of a TorchScript or torch.export file run, with your rights.")
+    ] = False,
+    mean: Annotated[
+        str | None, typer.Option(help="With `--onnx`: of the values 0 to 1, one number or three; by default ImageNet's.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="With `--onnx`: as `--mean`.")] = None,
+    size: Annotated[str | None, typer.Option(help="With `--onnx`: `224` or `HEIGHTxWIDTH`, where the file says none.")] = None,
+    crop_fraction: Annotated[
+        float | None, typer.Option(help="With `--onnx`: share of the shorter side that is kept; by default 0.875.")
+    ] = None,
+    interpolation: Annotated[
+        str | None, typer.Option(help="With `--onnx`: `bilinear`, `bicubic` (the default) or `lanczos`.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="With `--onnx`: most photos to look at, spread over the folder; by default 512.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Hold a run's ONNX file and its variants against PyTorch, from image bytes to probabilities.
@@ -197,10 +223,41 @@ def verify(
     Exit code 0 only if all bars are held. With `--target arm64` a published artifact answers its golden samples under qemu,
     with the ARM build of ONNX Runtime; that takes `qemu-user-static` and some minutes.
 
+    With `--onnx` any classifier's ONNX file is held against the program it was made from, on photos of yours: float must
+    equal it, int8 and half precision must be like it, and every batch size, thread count and level of optimisation must give
+    the same. What is wrong is named: the order of channels or classes, the normalisation, the first layer that differs.
+
         edgeline verify artifacts/runs/photos-0123456789ab
 
         edgeline verify artifacts/store/photos --target arm64
+
+        edgeline verify --onnx model.onnx --data photos/ --against model.pt2 --trust-program
+
+        edgeline verify --onnx model.int8.onnx --data photos/ --against model.onnx --mean 0.5 --std 0.5
     """
+    options = {
+        "data": data,
+        "against": against,
+        "trust_program": trust_program or None,
+        "mean": mean,
+        "std": std,
+        "size": size,
+        "crop_fraction": crop_fraction,
+        "interpolation": interpolation,
+        "images": images,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    if onnx is not None:
+        from flows.foreign import verify_file
+
+        if folder is not None or target is not None:
+            raise ConfigError("--onnx judges a file alone: leave out RUN and --target, or leave out --onnx")
+        verify_file(onnx, given, as_json)
+        return
+    if given:
+        raise ConfigError(f"--{next(iter(given)).replace('_', '-')} belongs to --onnx; say which file with --onnx FILE")
+    if folder is None:
+        raise typer.BadParameter("say which RUN, or which file with --onnx", param_hint="RUN")
     if target is not None:
         _verify_on(target, folder, Path(artifacts), as_json)
         return
