@@ -67,7 +67,7 @@ class Classifier:
         """
         artifact = open_artifact(Path(path))
         chosen = artifact.manifest.variant(variant)
-        session = create_session(artifact.read(chosen.file), threads=threads)
+        session = create_session(artifact.read(chosen.file), threads=threads, saturates=chosen.saturates)
         classifier = cls(artifact, chosen, session, limits)
         classifier._check_contract()
         if prove:
