@@ -10,12 +10,14 @@ from typing import Any
 from export import files
 from export.autopilot import Choice, choose_int8
 from export.formats import halve, to_ort
+from export.int8 import saturates
 from pipeline.checkpoint import read_settings
 from pipeline.progress import waiting
 from pipeline.run import Run
 from pipeline.samples import read_prepared
 from pipeline.steps import write_json
 from serve.errors import DataError, ExportError
+from serve.provenance import DEVICE, runtime_options, taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +56,15 @@ def build_variants(run: Run, folder: Path) -> None:
                 if int8.model is None:
                     raise ExportError(f"{name} is not made: {int8.report['why']}", code="variant_unfit")
             _write(folder / kind.file, name, reference, int8)
+            if int8 is not None and int8.model is not None and kind.precision == "int8":
+                entry["saturates"] = saturates(int8.model)
         except (ExportError, DataError) as error:
             if run.config.export.require_variants:
                 raise
             entry |= {"made": False, "why": str(error)}
         report["variants"].append(entry)
+    if "int8" in report:
+        report["int8"]["taken"] = taken("edgeline variants RUN", runtime_options(), packages=(*DEVICE, "onnx"))
     write_json(folder / files.VARIANTS, report)
 
 

@@ -8,10 +8,6 @@ Shapes: N images, K classes, H x W the model's input.
 """
 
 import hashlib
-import json
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,16 +15,18 @@ from typing import Any
 
 import numpy as np
 
+from export import files
 from export.comparison import MIN_SPREAD, Outputs, run_session
 from export.divergence import IMAGES, explain
 from export.graph import check_graph
+from export.int8 import saturates
 from export.likeness import drop_between, liken, sqnr_db, unmet
 from export.to_onnx import Deployed
 from export.variants import KINDS
 from pipeline.config import Bars, VerifyConfig
 from pipeline.progress import track
 from serve.errors import EdgelineError
-from serve.latency import measure as time_session
+from serve.latency import costs
 from serve.preprocess import PreprocessSpec
 from serve.runtime import create_session, usable_cores
 
@@ -36,6 +34,7 @@ PROBED = 24
 """Images that the other thread counts and optimisation levels are tried on."""
 FLOAT32 = Bars(min_sqnr_db=100, min_agreement=0.99, min_clear_agreement=1, max_kl=1e-6, max_difference=1e-4, max_drop=0)
 """A float32 file in another format computes the same; 120 dB were seen."""
+REFERENCE = {"name": "onnx-fp32", "file": files.MODEL, "format": "onnx", "precision": "float32"}
 LEVELS = ("extended", "disable_all")
 
 
@@ -98,8 +97,11 @@ def _judge(entry: dict[str, Any], model: bytes, measure: Measure) -> dict[str, A
     kind = KINDS[entry["name"]]
     if kind.format == "onnx":
         check_graph(model, spec, classes=expected.logits_NK.shape[1], opset=measure.opset)
-    session = create_session(model)
+    at_risk = kind.precision == "int8" and entry.get("saturates") is not False
+    session = create_session(model, saturates=at_risk)
     problems = _strangers(session, measure.metadata)
+    if kind.format == "onnx" and not at_risk and saturates(model):
+        problems.append("two products may exceed 16 bits, although it is said that they cannot; make the variants again")
     by_batch = {batch: run_session(session, pixels, batch) for batch in (1, config.odd_batch, config.max_batch)}
     observed = by_batch[1]
     problems += [
@@ -107,13 +109,11 @@ def _judge(entry: dict[str, Any], model: bytes, measure: Measure) -> dict[str, A
         for batch, outputs in by_batch.items()
         if (difference := _difference(observed, outputs)) > _tolerance(kind.precision, observed)
     ]
-    alone = run_session(create_session(model, threads=1), pixels[:PROBED], 1)
+    alone = run_session(create_session(model, threads=1, saturates=at_risk), pixels[:PROBED], 1)
     if (difference := _difference(_first(observed), alone)) > _tolerance(kind.precision, observed):
         problems.append(f"one thread gives other answers than {usable_cores()}: a logit differs by {difference:.2g}")
     likeness = liken(expected, observed)
-    positions = [position for position, _ in measure.tested]
-    targets_N = np.array([index for _, index in measure.tested])
-    drop = drop_between(_take(expected, positions), _take(observed, positions), targets_N) if positions else None
+    drop = _accuracy(observed, measure)
     bars = {"int8": config.int8, "float32": FLOAT32}.get(kind.precision, config.fp16)
     problems += unmet(likeness, drop, bars)
     if np.ptp(np.nan_to_num(observed.logits_NK), axis=0).max() < MIN_SPREAD * max(1.0, np.abs(expected.logits_NK).max()):
@@ -125,12 +125,37 @@ def _judge(entry: dict[str, Any], model: bytes, measure: Measure) -> dict[str, A
         "likeness": asdict(likeness),
         "accuracy": drop,
         "levels_sqnr_db": _levels(model, kind.format, observed, pixels),
-        "latency": {
-            "threads_1": asdict(time_session(create_session(model, threads=1), measure.scene, spec)),
-            f"threads_{usable_cores()}": asdict(time_session(session, measure.scene, spec)),
-        },
-        "start": cold_start(model, spec),
+        **costs(model, measure.scene, spec, variant=entry["name"], saturates=at_risk),
     }
+
+
+def describe_reference(model: bytes, observed: Outputs, measure: Measure) -> dict[str, Any]:
+    """The figures of the float32 reference, as `verify_variants` gives them: the row that the others are read against.
+
+    Args:
+        model: the ONNX file's bytes.
+        observed: what it gives for the images.
+        measure: as for the variants.
+    """
+    return {
+        **REFERENCE,
+        "passed": True,
+        "problems": [],
+        "bytes": len(model),
+        "sha256": hashlib.sha256(model).hexdigest(),
+        "likeness": asdict(liken(measure.expected, observed)),
+        "accuracy": _accuracy(observed, measure),
+        **costs(model, measure.scene, measure.spec, variant=REFERENCE["name"]),
+    }
+
+
+def _accuracy(observed: Outputs, measure: Measure) -> dict[str, Any] | None:
+    """On the test images, and how far it is from PyTorch's on the same ones; None where there are none."""
+    if not measure.tested:
+        return None
+    positions = [position for position, _ in measure.tested]
+    targets_N = np.array([index for _, index in measure.tested])
+    return drop_between(_take(measure.expected, positions), _take(observed, positions), targets_N)
 
 
 def _levels(model: bytes, format: str, observed: Outputs, pixels: Sequence[np.ndarray]) -> dict[str, float]:
@@ -142,16 +167,6 @@ def _levels(model: bytes, format: str, observed: Outputs, pixels: Sequence[np.nd
         outputs = run_session(create_session(model, level=level), pixels[:PROBED], 1)
         found[level] = sqnr_db(_first(observed).logits_NK.astype(np.float64), outputs.logits_NK.astype(np.float64))
     return found
-
-
-def cold_start(model: bytes, spec: PreprocessSpec) -> dict[str, float]:
-    """Start a process that loads a model and answers once: milliseconds of each, and the most memory it held, in MB."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "model")
-        path.write_bytes(model)
-        command = [sys.executable, "-m", "serve.latency", str(path), str(spec.height), str(spec.width)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    return dict(json.loads(done.stdout))
 
 
 def _strangers(session: Any, metadata: dict[str, str]) -> list[str]:

@@ -101,6 +101,7 @@ def variants_key(run: Run) -> str:
         "export.likeness",
         "export.comparison",
         "serve.runtime",
+        "serve.provenance",
         *PREPROCESSING,
     )
     return step_key(settings, modules, packages=("onnx", "onnxruntime", "numpy", "pillow"))
@@ -135,6 +136,7 @@ def verify_key(run: Run) -> str:
         "pipeline.hard_set",
         "serve.runtime",
         "serve.latency",
+        "serve.provenance",
         *NETWORK,
         *PREPROCESSING,
     )

@@ -98,7 +98,9 @@ def test_the_manifest_tells_how_good_it_is_how_it_was_proven_and_where_it_comes_
     assert all(other.verification["passed"] for other in others)
     assert (variant.name, variant.file, variant.format, variant.precision) == ("onnx-fp32", "model.onnx", "onnx", "float32")
     assert variant.max_batch == finished.config.verify.max_batch == 16
-    assert variant.verification == manifest.verification
+    for each in manifest.variants:
+        assert each.verification.keys() >= {"accuracy", "bytes", "latency", "start", "sqnr_db", "top1_agreement", "taken"}
+    assert {other.saturates for other in others if other.precision == "int8"} == {True}
     assert manifest.verification["passed"] is True
     assert manifest.verification["max_difference"] == verification["max_difference"]
     prepared = read_prepared(finished.run.step("prepare"))
@@ -108,6 +110,17 @@ def test_the_manifest_tells_how_good_it_is_how_it_was_proven_and_where_it_comes_
     assert provenance["images"] == {split: len(prepared.of(split)) for split in ("train", "val", "test")}
     assert provenance["config"]["verify"]["max_batch"] == 16
     assert provenance["versions"].keys() >= {"torch", "timm", "pillow"}
+    commands = {name: taken["command"] for name, taken in provenance["taken"].items()}
+    assert commands == {
+        "training": "edgeline train RUN",
+        "evaluation": "edgeline evaluate RUN",
+        "int8 choice": "edgeline variants RUN",
+        "verification": "edgeline verify RUN",
+    }
+    for taken in provenance["taken"].values():
+        assert taken["machine"]["cpu"]
+        assert taken["versions"].keys() >= {"python", "edgeline", "onnxruntime"}
+        assert datetime.fromisoformat(taken["date"]).tzinfo is not None
 
 
 def traces(folder: Path, *places: object) -> list[tuple[str, object]]:

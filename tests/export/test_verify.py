@@ -59,13 +59,14 @@ def test_the_report_compares_at_batch_one_an_odd_one_and_the_largest(report: dic
 
 
 def test_the_report_says_on_which_machine_and_with_which_settings(report: dict[str, Any]) -> None:
-    machine = report["machine"]
-    assert machine["cores"] == usable_cores()
-    assert machine["torch"] == torch.__version__
-    assert machine["cpu"]
-    assert SETTINGS.items() <= machine["session"].items()
-    assert machine["session"]["providers"] == ["CPUExecutionProvider"]
-    assert 0 < report["latency"]["p50_ms"] <= report["latency"]["p95_ms"]
+    taken = report["taken"]
+    assert taken["command"] == "edgeline verify RUN"
+    assert taken["machine"]["cores"] == usable_cores()
+    assert taken["versions"]["torch"] == torch.__version__
+    assert taken["options"]["batches"] == [1, 7, 16]
+    assert SETTINGS.items() <= taken["options"]["session"].items()
+    for latency in report["reference"]["latency"].values():
+        assert 0 < latency["p50_ms"] <= latency["p95_ms"]
 
 
 def test_the_report_names_the_file_and_the_results_that_it_is_of(finished: Any, report: dict[str, Any]) -> None:
