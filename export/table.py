@@ -52,9 +52,16 @@ def int8_line(verification: dict[str, Any]) -> str | None:
     machine = int8["taken"]["machine"]
     chosen = int8["chosen"] or "none chosen"
     setting = "on" if int8["exact_precision_setting"] else "off"
+    risks = {entry["saturates"] for entry in verification["variants"] if entry["passed"] and "saturates" in entry}
+    elsewhere = {
+        (): "",
+        (False,): "; no two products can saturate, so x86 without VNNI answers the same at full speed",
+        (True,): "; x86 without VNNI needs the exact-precision setting, which edgeline makes there and ORT files do not heed",
+    }[tuple(risks)]
     return (
         f"{chosen}, for {int8['target']}; judged on {int8['judged_on']['images']} validation images on {machine['processor']} "
-        f"({machine['cpu']}), exact-precision setting {setting}; calibrated on {int8['calibration']['images']} training images"
+        f"({machine['cpu']}), exact-precision setting {setting}; calibrated on {int8['calibration']['images']} training images "
+        f"(sha256 {int8['calibration']['sha256'][:12]}){elsewhere}"
     )
 
 

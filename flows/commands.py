@@ -36,6 +36,8 @@ Seed = Annotated[int | None, typer.Option(help="Seed of the split and of trainin
 Artifacts = Annotated[str | None, typer.Option(help="Folder of runs, caches and the store.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Any setting: `--set train.epochs=5`; may be repeated.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LABEL_WIDTH, FORM_WIDTH = 20, 24
+"""Characters of a column in the table of the model's forms."""
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, as `edgeline prepare` printed it.")]
 
 
@@ -358,16 +360,19 @@ def _show(summary: dict[str, Any], finished: "Run", demo: bool) -> None:
 
 
 def _show_variants(console: "Console", verification: dict[str, Any]) -> None:
-    """Print the table of the model's forms, and what is left out."""
+    """Print the table of the model's forms, a column a form, as many beside each other as fit; then what is left out."""
     from rich.markup import escape
     from rich.table import Table
 
     from export.table import left_out, rows
 
     forms = rows(verification)
-    table = Table(*forms[0], box=None, pad_edge=False, title="\nthe model, float32 and its variants", title_justify="left")
-    for row in forms:
-        table.add_row(*map(escape, row.values()))
-    console.print(table)
+    beside = max(1, (console.width - LABEL_WIDTH) // FORM_WIDTH)
+    for start in range(0, len(forms), beside):
+        table = Table("", *(escape(form["Variant"]) for form in forms[start : start + beside]), box=None, pad_edge=False)
+        for heading in list(forms[0])[1:]:
+            table.add_row(f"[bold]{heading}[/]", *(escape(form[heading]) for form in forms[start : start + beside]))
+        console.print()
+        console.print(table)
     for line in left_out(verification):
         console.print(escape(line))
