@@ -143,9 +143,13 @@ def _variant(entry: dict[str, Any], max_batch: int) -> Variant:
 
 def _taken(run: Run, evaluation: Evaluation, verification: dict[str, Any]) -> dict[str, Any]:
     """How each group of figures was taken, by its name."""
-    made = {step: read_receipt(run.step(step)) or {} for step in ("train", "evaluate")}
-    found = {name: dict(made[step]["made"]) for name, step in (("training", "train"), ("evaluation", "evaluate"))}
-    found["evaluation"]["options"] = {"device": evaluation.device, "precision": "float32", "bins": evaluation.calibration.bins}
+    options = {
+        "training": {"strategy": run.config.train.strategy, "seed": run.config.seed, "rest": "provenance.config"},
+        "evaluation": {"device": evaluation.device, "precision": "float32", "bins": evaluation.calibration.bins},
+    }
+    receipts = {"training": read_receipt(run.step("train")), "evaluation": read_receipt(run.step("evaluate"))}
+    # A step that an earlier version made does not say.
+    found = {name: {**made["made"], "options": options[name]} for name, made in receipts.items() if made and "made" in made}
     if verification["int8"] is not None:
         found["int8 choice"] = verification["int8"]["taken"]
     return found | {"verification": verification["taken"]}

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from export import files
-from export.autopilot import Choice, choose_int8
+from export.autopilot import TIMED_RUNS, Choice, choose_int8
 from export.formats import halve, to_ort
 from export.int8 import saturates
 from pipeline.checkpoint import read_settings
+from pipeline.features import CPU_BATCH
 from pipeline.progress import waiting
 from pipeline.run import Run
 from pipeline.samples import read_prepared
@@ -64,7 +65,8 @@ def build_variants(run: Run, folder: Path) -> None:
             entry |= {"made": False, "why": str(error)}
         report["variants"].append(entry)
     if "int8" in report:
-        report["int8"]["taken"] = taken("edgeline variants RUN", runtime_options(), packages=(*DEVICE, "onnx"))
+        options = {"batch": CPU_BATCH, "timed": {"batch": 1, "threads": 1, "runs": TIMED_RUNS}, **runtime_options()}
+        report["int8"]["taken"] = taken("edgeline variants RUN", options, packages=(*DEVICE, "onnx"))
     write_json(folder / files.VARIANTS, report)
 
 

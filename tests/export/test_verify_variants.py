@@ -184,9 +184,8 @@ def test_a_layer_that_loses_too_much_is_named(judge: Judge, int8: bytes) -> None
 
 def test_int8_that_is_said_not_to_saturate_must_be_so(judge: Judge, int8: bytes) -> None:
     found = judge(int8, saturates=False)
-    assert found["problems"] == [
-        "two products may exceed 16 bits, although it is said that they cannot; make the variants again"
-    ]
+    assert not found["passed"]
+    assert found["problems"][0].startswith("two products may exceed 16 bits, although it is said that they cannot")
 
 
 def test_the_reference_is_measured_like_its_variants(finished: Any, report: dict[str, dict[str, Any]]) -> None:
