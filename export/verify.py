@@ -158,7 +158,7 @@ def verify(
         reference = describe_reference(model, observed, held_against)
         if variants is not None:
             judged = verify_variants(made["variants"], variants, held_against)
-    options = {"batches": [c.batch for c in comparisons], **runtime_options()}
+    options = {"batches": [c.batch for c in comparisons], "torch_build": torch.__version__, **runtime_options()}
     return {
         "schema": "edgeline.verification/1",
         "model_sha256": hashlib.sha256(model).hexdigest(),
