@@ -1,12 +1,12 @@
 """What every benchmark needs: some data, and one closing line of JSON."""
 
 import json
+import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from export.verify import machine
+from serve.provenance import DEVICE, runtime_options, taken
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -18,8 +18,8 @@ def photos(name: str) -> str:
 
 def report(benchmark: str, **figures: Any) -> None:
     """Print the closing line."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    print(json.dumps({"benchmark": benchmark, **figures, "date": now, "machine": machine()}))
+    how = taken(f"python benchmarks/{Path(sys.argv[0]).name}", runtime_options(), packages=(*DEVICE, "torch"))
+    print(json.dumps({"benchmark": benchmark, **figures, **how}))
 
 
 class Clock:

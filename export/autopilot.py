@@ -223,7 +223,7 @@ def _fastest(
 
 def time_in_turn(models: dict[str, bytes], pixels_1HW3: np.ndarray, runs: int = TIMED_RUNS) -> dict[str, float]:
     """Median milliseconds of one image on one thread, the models taking turns so that a busy moment hits them all."""
-    sessions = {name: create_session(model, threads=1) for name, model in models.items()}
+    sessions = {name: create_session(model, threads=1, saturates=saturates(model)) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(-3, runs):
         for name, session in sessions.items():

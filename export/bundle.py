@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from export import files, golden, report
+from export.table import figures
 from export.to_onnx import Deployed
 from export.verify import choose_samples
 from pipeline.checkpoint import load_checkpoint
 from pipeline.evaluate import FILE_NAME as EVALUATION_NAME
-from pipeline.evaluate import read_evaluation
+from pipeline.evaluate import Evaluation, read_evaluation
 from pipeline.run import Run
 from pipeline.samples import SPLITS, read_prepared
-from pipeline.steps import file_digest
+from pipeline.steps import file_digest, read_receipt
 from serve import manifest as manifests
 from serve.errors import VerificationError
 from serve.manifest import FileEntry, Manifest, Variant
@@ -82,14 +83,16 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
         "data_sha256": prepared.fingerprint,
         "images": {split: len(prepared.of(split)) for split in SPLITS},
         "config": run.config.model_dump(mode="json", exclude={"data", "artifacts", "weights"}),
+        "taken": _taken(run, evaluation, verification),
     }
+    times = verification["reference"]["latency"]
     summary = {
         "passed": verification["passed"],
         "images": verification["images"],
         "max_difference": verification["max_difference"],
         "top1_agreement": verification["top1_agreement"],
-        "p50_ms": verification["latency"]["p50_ms"],
-        "cpu": verification["machine"]["cpu"],
+        "p50_ms": times[list(times)[-1]]["p50_ms"],
+        "cpu": verification["taken"]["machine"]["cpu"],
     }
     metrics = {
         "top1": evaluation.top1.model_dump(),
@@ -100,17 +103,7 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
     report.write_report(folder / "report.html", run, evaluation, verification, provenance)
     report.write_card(folder / "card.md", run.config.artifact_name, evaluation, verification, provenance)
     max_batch = run.config.verify.max_batch
-    variants = [
-        Variant(
-            name="onnx-fp32",
-            file=files.MODEL,
-            format="onnx",
-            precision="float32",
-            max_batch=max_batch,
-            verification=summary,
-        ),
-        *(_variant(entry, verification, max_batch) for entry in shipped),
-    ]
+    variants = [_variant(entry, max_batch) for entry in (verification["reference"], *shipped)]
     manifest = Manifest(
         name=run.config.artifact_name,
         version=version,
@@ -147,27 +140,23 @@ def _copy_variant(step: Path, folder: Path, entry: dict[str, Any]) -> None:
         shutil.copyfile(step / operators, folder / operators)
 
 
-def _variant(entry: dict[str, Any], verification: dict[str, Any], max_batch: int) -> Variant:
-    likeness, one_thread = entry["likeness"], entry["latency"]["threads_1"]
-    return Variant(
-        name=entry["name"],
-        file=entry["file"],
-        format=entry["format"],
-        precision=entry["precision"],
-        max_batch=max_batch,
-        verification={
-            "passed": entry["passed"],
-            "images": verification["images"],
-            "sqnr_db": likeness["sqnr_db"],
-            "top1_agreement": likeness["top1_agreement"],
-            "max_difference": likeness["max_difference"],
-            "accuracy": entry["accuracy"],
-            "bytes": entry["bytes"],
-            "p50_ms_one_thread": one_thread["p50_ms"],
-            "start": entry["start"],
-            "cpu": verification["machine"]["cpu"],
-        },
-    )
+def _variant(entry: dict[str, Any], max_batch: int) -> Variant:
+    form = {name: entry[name] for name in ("name", "file", "format", "precision")}
+    return Variant(**form, max_batch=max_batch, verification=figures(entry))
+
+
+def _taken(run: Run, evaluation: Evaluation, verification: dict[str, Any]) -> dict[str, Any]:
+    """How each group of figures was taken, by its name."""
+    options = {
+        "training": {"strategy": run.config.train.strategy, "seed": run.config.seed, "rest": "provenance.config"},
+        "evaluation": {"device": evaluation.device, "precision": "float32", "bins": evaluation.calibration.bins},
+    }
+    receipts = {"training": read_receipt(run.step("train")), "evaluation": read_receipt(run.step("evaluate"))}
+    # A step that an earlier version made does not say.
+    found = {name: {**made["made"], "options": options[name]} for name, made in receipts.items() if made and "made" in made}
+    if verification["int8"] is not None:
+        found["int8 choice"] = verification["int8"]["taken"]
+    return found | {"verification": verification["taken"]}
 
 
 def _input(spec: PreprocessSpec) -> dict[str, Any]:

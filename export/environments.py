@@ -23,7 +23,9 @@ import numpy as np
 
 import serve
 from serve.errors import ArtifactError, ExportError
-from serve.formats import load, receive, send
+from serve.formats import load_file, receive, send
+from serve.latency import RUNS, start_arguments
+from serve.preprocess import PreprocessSpec
 from serve.runtime import usable_cores
 
 FOLDER = Path("artifacts", "cache", "environments")
@@ -100,7 +102,7 @@ def lend_serve() -> Iterator[dict[str, str]]:
 
 
 @contextmanager
-def opened(format: str, path: Path, environments: Path, threads: int | None = None) -> Iterator[Any]:
+def opened(format: str, path: Path, environments: Path, threads: int | None = None, *, saturates: bool = True) -> Iterator[Any]:
     """Load a variant with what runs it: here for ONNX Runtime's formats, in its own environment for another runtime's.
 
     Args:
@@ -108,6 +110,7 @@ def opened(format: str, path: Path, environments: Path, threads: int | None = No
         path: its file; what belongs to it lies beside.
         environments: the folder of environments.
         threads: for one image; by default as many as this process may use.
+        saturates: as `serve.runtime.create_session` takes it.
 
     Yields:
         What has ONNX Runtime's `run`.
@@ -117,7 +120,7 @@ def opened(format: str, path: Path, environments: Path, threads: int | None = No
         ArtifactError: the model does not load.
     """
     if format not in PACKAGES:
-        yield load(format, path.name, lambda name: (path.parent / name).read_bytes(), threads)
+        yield load_file(format, path, threads or usable_cores(), saturates=saturates)
         return
     python = environment(format, environments)
     command = [str(python), "-P", "-m", "serve.formats", format, str(path), str(threads or usable_cores())]
@@ -155,19 +158,20 @@ class Remote:
         return [found[name] for name in names]
 
 
-def time_there(format: str, path: Path, size: tuple[int, int], environments: Path, threads: int) -> dict[str, float]:
+def time_there(format: str, path: Path, spec: PreprocessSpec, environments: Path, threads: int) -> dict[str, float]:
     """Time a variant in a fresh process of its own environment, as `serve.latency.start` tells it.
 
     Args:
         format: as the manifest names it.
         path: its file.
-        size: height and width of its input.
+        spec: its preprocessing.
         environments: the folder of environments.
         threads: for one image.
     """
-    command = [str(environment(format, environments)), "-P", "-m", "serve.latency", str(path), *map(str, size)]
+    arguments = start_arguments(path, format, spec, threads, runs=RUNS)
+    command = [str(environment(format, environments)), "-P", "-m", "serve.latency", *arguments]
     with lend_serve() as variables:
-        done = subprocess.run([*command, format, str(threads)], env=variables, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
     if done.returncode:
         raise ArtifactError(_last_line(done.stderr), code="model_unloadable")
     return dict(json.loads(done.stdout.splitlines()[-1]))

@@ -11,7 +11,7 @@ from scipy.special import log_softmax
 
 from export.comparison import Outputs
 from pipeline.config import Bars
-from pipeline.metrics import paired_drop
+from pipeline.metrics import paired_drop, wilson_interval
 
 CLEAR = 0.1
 """A flip counts where the reference keeps its best two classes apart by more than this."""
@@ -92,6 +92,7 @@ def drop_between(expected: Outputs, observed: Outputs, targets_N: np.ndarray) ->
     return {
         "reference_top1": float(right_N.mean()),
         "top1": float(still_N.mean()),
+        "top1_interval": list(wilson_interval(int(still_N.sum()), len(targets_N))),
         "images": len(targets_N),
         "lost": lost,
         "gained": gained,

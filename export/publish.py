@@ -10,7 +10,15 @@ from pipeline.run import Run, StepResult
 from pipeline.steps import digest_of, file_digest, is_current, read_receipt, result_digest, step_key
 from serve.errors import VerificationError
 
-MODULES = ("export.bundle", "export.golden", "export.report", "pipeline.evaluate", "serve.golden", "serve.manifest")
+MODULES = (
+    "export.bundle",
+    "export.golden",
+    "export.report",
+    "export.table",
+    "pipeline.evaluate",
+    "serve.golden",
+    "serve.manifest",
+)
 """The code that an artifact's files are written by, beside that of the steps."""
 
 

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from export import files
-from export.autopilot import Choice, choose_int8
+from export.autopilot import TIMED_RUNS, Choice, choose_int8
 from export.convert import SOURCES, Write, convert
 from export.formats import halve, to_ort
+from export.int8 import saturates
 from pipeline.checkpoint import read_settings
+from pipeline.features import CPU_BATCH
 from pipeline.progress import waiting
 from pipeline.run import Run
 from pipeline.samples import read_prepared
 from pipeline.steps import write_json
 from serve.errors import DataError, ExportError
+from serve.provenance import DEVICE, runtime_options, taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,16 @@ def build_variants(run: Run, folder: Path) -> None:
                 convert(kind.format, kind.precision, _sources(run, model), folder / kind.file, run.config.environments)
             else:
                 _write(folder / kind.file, name, model)
+                if kind.precision == "int8":
+                    entry["saturates"] = saturates(model)
         except (ExportError, DataError) as error:
             if run.config.export.require_variants:
                 raise
             entry |= {"made": False, "why": str(error)}
         report["variants"].append(entry)
+    if "int8" in report:
+        options = {"batch": CPU_BATCH, "timed": {"batch": 1, "threads": 1, "runs": TIMED_RUNS}, **runtime_options()}
+        report["int8"]["taken"] = taken("edgeline variants RUN", options, packages=(*DEVICE, "onnx"))
     write_json(folder / files.VARIANTS, report)
 
 

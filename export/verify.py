@@ -11,7 +11,6 @@ Shapes: N images, H x W the model's input, K classes.
 
 import hashlib
 import json
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +25,7 @@ from export.divergence import IMAGES, PLOT, explain
 from export.environments import FOLDER
 from export.graph import check_graph
 from export.to_onnx import Deployed, metadata_of
-from export.verify_variants import Measure, verify_variants
+from export.verify_variants import Measure, describe_reference, verify_variants
 from pipeline.checkpoint import load_checkpoint
 from pipeline.config import VerifyConfig
 from pipeline.evaluate import read_evaluation
@@ -38,9 +37,11 @@ from pipeline.run import Run
 from pipeline.samples import ADMITTED, Sample, map_ahead, read_image, read_prepared
 from pipeline.steps import digest_of, result_digest, write_json
 from serve.errors import VerificationError
-from serve.latency import measure
 from serve.preprocess import PreprocessSpec, preprocess
-from serve.runtime import create_session, load_onnxruntime, session_settings, usable_cores
+from serve.provenance import DEVICE, runtime_options, taken
+from serve.runtime import create_session
+
+PACKAGES = (*DEVICE, "torch", "timm", "onnx")
 
 
 def build_verification(run: Run, folder: Path) -> None:
@@ -143,10 +144,10 @@ def verify(
     own_NK = observed.probabilities_NK[len(hard_set()) :]
     tested = [(sample, row_K) for sample, row_K in zip(samples, own_NK, strict=True) if sample.split == "test"]
     correct = sum(int(row_K.argmax()) == sample.index for sample, row_K in tested)
-    made = [] if variants is None else json.loads((variants / files.VARIANTS).read_text(encoding="utf-8"))["variants"]
+    made = {} if variants is None else json.loads((variants / files.VARIANTS).read_text(encoding="utf-8"))
     labelled = [(len(hard_set()) + position, s.index) for position, s in enumerate(samples) if s.split == "test"]
-    judged = []
-    if made and variants is not None and not problems:
+    reference, judged = None, []
+    if not problems:
         held_against = Measure(
             reference=model,
             deployed=deployed,
@@ -160,7 +161,10 @@ def verify(
             opset=opset,
             environments=environments,
         )
-        judged = verify_variants(made, variants, held_against)
+        reference = describe_reference(observed, held_against)
+        if variants is not None:
+            judged = verify_variants(made["variants"], variants, held_against)
+    options = {"batches": [c.batch for c in comparisons], "torch_build": torch.__version__, **runtime_options()}
     return {
         "schema": "edgeline.verification/1",
         "model_sha256": hashlib.sha256(model).hexdigest(),
@@ -175,9 +179,10 @@ def verify(
         "pixel_drift_since_training": pixel_drift,
         "comparisons": [asdict(c) for c in comparisons],
         "divergence": divergence,
+        "reference": reference,
         "variants": judged,
-        "latency": None if problems else asdict(measure(session, hard_set()["scene"], spec)),
-        "machine": machine(),
+        "int8": made.get("int8"),
+        "taken": taken("edgeline verify RUN", options, packages=PACKAGES),
     }
 
 
@@ -199,20 +204,6 @@ def run_pytorch(deployed: Deployed, spec: PreprocessSpec, samples: Sequence[Samp
     return Outputs.join(rows), pixels
 
 
-def machine() -> dict[str, Any]:
-    """Where and with what figures were taken."""
-    ort = load_onnxruntime()
-    return {
-        "cpu": _cpu_name(),
-        "cores": usable_cores(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "onnxruntime": ort.__version__,
-        "session": {"graph_optimization": "all", "providers": ["CPUExecutionProvider"], **session_settings()},
-    }
-
-
 def _check_labels(labels: dict[str, tuple[str, ...]]) -> None:
     if len(set(labels.values())) > 1:
         said = "; ".join(f"{who}: {', '.join(names)}" for who, names in labels.items())
@@ -231,13 +222,3 @@ def _strangers(found: dict[str, str], expected: dict[str, str]) -> list[str]:
 def _accuracy(correct: int, total: int) -> dict[str, float]:
     low, high = wilson_interval(correct, total)
     return {"value": correct / total, "low": low, "high": high, "correct": correct, "total": total}
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -24,13 +24,13 @@ from export.onnx_programs import in_session, nan_weights, open_onnx, operators_o
 from export.programs import Feed, Program, kind_of, read_file
 from export.suspects import NORMALISATIONS, Pair, diverging_layer, suspect
 from export.torch_programs import open_torch
-from export.verify import machine
 from export.verify_variants import LEVELS, PROBED, logit_difference
 from pipeline.config import VerifyConfig
 from pipeline.hard_set import hard_set, witness
 from pipeline.photos import read_photos
 from serve.errors import VerificationError
 from serve.preprocess import PreprocessSpec
+from serve.provenance import DEVICE, runtime_options, taken
 
 IMAGENET = Feed(*next(iter(NORMALISATIONS.values())))
 PRECISIONS = ("int8", "float16", "float32")
@@ -99,7 +99,7 @@ def verify_foreign(request: Request) -> dict[str, Any]:
         },
         **judged,
         "notes": _notes(request, program, reference),
-        "machine": machine(),
+        "taken": taken("edgeline verify --onnx FILE --data DIR", runtime_options(), packages=(*DEVICE, "torch", "onnx")),
     }
 
 

@@ -8,10 +8,8 @@ Shapes: N images, K classes, H x W the model's input.
 """
 
 import hashlib
-import json
-import subprocess
-import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from export import files
 from export.comparison import MIN_SPREAD, Outputs, run_session
 from export.divergence import IMAGES, explain
-from export.environments import FOLDER, opened, time_there
+from export.environments import FOLDER, PACKAGES, opened, time_there
 from export.graph import check_graph
+from export.int8 import saturates
 from export.likeness import drop_between, liken, sqnr_db, unmet
 from export.quantised import check_quantised
 from export.to_onnx import Deployed
@@ -31,7 +31,7 @@ from pipeline.config import Bars, VerifyConfig
 from pipeline.progress import track
 from serve.errors import EdgelineError
 from serve.formats import files_of
-from serve.latency import measure as time_session
+from serve.latency import RUNS, costs, times_taken
 from serve.preprocess import PreprocessSpec
 from serve.runtime import create_session, usable_cores
 
@@ -39,6 +39,7 @@ PROBED = 24
 """Images that the other thread counts and optimisation levels are tried on."""
 FLOAT32 = Bars(min_sqnr_db=100, min_agreement=0.99, min_clear_agreement=1, max_kl=1e-6, max_difference=1e-4, max_drop=0)
 """A float32 file in another format computes the same; 120 dB were seen."""
+REFERENCE = {"name": "onnx-fp32", "file": files.MODEL, "format": "onnx", "precision": "float32"}
 LEVELS = ("extended", "disable_all")
 
 
@@ -105,14 +106,17 @@ def verify_variants(made: Sequence[dict[str, Any]], folder: Path, measure: Measu
 def _judge(entry: dict[str, Any], path: Path, measure: Measure) -> dict[str, Any]:
     expected, pixels, spec, config = measure.expected, measure.pixels, measure.spec, measure.config
     kind = KINDS[entry["name"]]
-    open_model = partial(opened, kind.format, path, measure.environments)
     problems: list[str] = []
     if kind.format == "onnx":
         check_graph(path.read_bytes(), spec, classes=expected.logits_NK.shape[1], opset=measure.opset)
         if kind.precision == "int8":
             check_quantised(path.read_bytes(), measure.reference)
+    at_risk = kind.precision == "int8" and entry.get("saturates") is not False
     if kind.format in ("onnx", "ort"):  # the other formats have no room for what a file says of itself
         problems = _strangers(create_session(path.read_bytes()), measure.metadata)
+    if kind.format == "onnx" and kind.precision == "int8" and not at_risk and saturates(path.read_bytes()):
+        problems.append("two products may exceed 16 bits, although it is said that they cannot; make the variants again")
+    open_model = partial(opened, kind.format, path, measure.environments, saturates=at_risk)
     with open_model() as session:
         by_batch = {batch: run_session(session, pixels, batch) for batch in (1, config.odd_batch, config.max_batch)}
     observed = by_batch[1]
@@ -126,9 +130,7 @@ def _judge(entry: dict[str, Any], path: Path, measure: Measure) -> dict[str, Any
     if (difference := logit_difference(_first(observed), alone)) > _tolerance(kind.precision, observed):
         problems.append(f"one thread gives other answers than {usable_cores()}: a logit differs by {difference:.2g}")
     likeness = liken(expected, observed)
-    positions = [position for position, _ in measure.tested]
-    targets_N = np.array([index for _, index in measure.tested])
-    drop = drop_between(_take(expected, positions), _take(observed, positions), targets_N) if positions else None
+    drop = _accuracy(observed, measure)
     bars = {"int8": config.int8, "float32": FLOAT32}.get(kind.precision, config.fp16)
     problems += unmet(likeness, drop, bars)
     if (most := float(np.abs(observed.probabilities_NK.sum(1) - 1).max())) > 1e-3:
@@ -142,23 +144,53 @@ def _judge(entry: dict[str, Any], path: Path, measure: Measure) -> dict[str, Any
         "likeness": asdict(likeness),
         "accuracy": drop,
         "levels_sqnr_db": _levels(path.read_bytes(), observed, pixels) if kind.format == "onnx" else {},
-        **_times(kind.format, path, measure),
+        **_costs(entry, path, measure, saturates=at_risk),
     }
 
 
-def _times(format: str, path: Path, measure: Measure) -> dict[str, Any]:
-    """Latency on one thread and on all, and what a fresh process takes to start."""
-    spec = measure.spec
-    if format in ("onnx", "ort"):
-        model = path.read_bytes()
-        taken: dict[str, Any] = {
-            f"threads_{threads}": asdict(time_session(create_session(model, threads=threads), measure.scene, spec))
-            for threads in (1, usable_cores())
-        }
-        return {"latency": taken, "start": cold_start(path, format, spec)}
-    size, environments = (spec.height, spec.width), measure.environments
-    taken = {f"threads_{n}": time_there(format, path, size, environments, n) for n in (1, usable_cores())}
-    return {"latency": taken, "start": taken[f"threads_{usable_cores()}"]}
+def describe_reference(observed: Outputs, measure: Measure) -> dict[str, Any]:
+    """The figures of the float32 reference, as `verify_variants` gives them: the row that the others are read against.
+
+    Args:
+        observed: what it gives for the images.
+        measure: as for the variants.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, REFERENCE["file"])
+        path.write_bytes(measure.reference)
+        taken = _costs(REFERENCE, path, measure, saturates=True)
+    return {
+        **REFERENCE,
+        "passed": True,
+        "problems": [],
+        "bytes": len(measure.reference),
+        "sha256": hashlib.sha256(measure.reference).hexdigest(),
+        "likeness": asdict(liken(measure.expected, observed)),
+        "accuracy": _accuracy(observed, measure),
+        **taken,
+    }
+
+
+def _costs(entry: Mapping[str, Any], path: Path, measure: Measure, *, saturates: bool) -> dict[str, Any]:
+    """Latency, cold start and memory; of another runtime's formats in that runtime's environment."""
+    name, format = entry["name"], entry["format"]
+    if format not in PACKAGES:
+        return costs(path, format, measure.scene, measure.spec, variant=name, saturates=saturates)
+    latency, start = {}, {}
+    for threads in dict.fromkeys((1, usable_cores())):
+        found = time_there(format, path, measure.spec, measure.environments, threads)
+        start = {key: found[key] for key in ("import_ms", "load_ms", "first_answer_ms", "peak_mb")}
+        latency[f"threads_{threads}"] = {"p50_ms": found["p50_ms"], "p95_ms": found["p95_ms"], "runs": RUNS}
+    return {"latency": latency, "start": start, "taken": times_taken(name, format)}
+
+
+def _accuracy(observed: Outputs, measure: Measure) -> dict[str, Any] | None:
+    """On the test images, and how far it is from PyTorch's on the same ones; None where there are none."""
+    if not measure.tested:
+        return None
+    positions = [position for position, _ in measure.tested]
+    targets_N = np.array([index for _, index in measure.tested])
+    return drop_between(_take(measure.expected, positions), _take(observed, positions), targets_N)
 
 
 def _levels(model: bytes, observed: Outputs, pixels: Sequence[np.ndarray]) -> dict[str, float]:
@@ -168,13 +200,6 @@ def _levels(model: bytes, observed: Outputs, pixels: Sequence[np.ndarray]) -> di
         outputs = run_session(create_session(model, level=level), pixels[:PROBED], 1)
         found[level] = sqnr_db(_first(observed).logits_NK.astype(np.float64), outputs.logits_NK.astype(np.float64))
     return found
-
-
-def cold_start(path: Path, format: str, spec: PreprocessSpec) -> dict[str, float]:
-    """Start a process that loads a model and answers: what `serve.latency.start` tells."""
-    command = [sys.executable, "-m", "serve.latency", str(path), str(spec.height), str(spec.width), format]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    return dict(json.loads(done.stdout))
 
 
 def _strangers(session: Any, metadata: dict[str, str]) -> list[str]:

@@ -105,6 +105,7 @@ def variants_key(run: Run) -> str:
         "export.likeness",
         "export.comparison",
         "serve.runtime",
+        "serve.provenance",
         *PREPROCESSING,
     )
     return step_key(settings, modules, packages=("onnx", "onnxruntime", "numpy", "pillow"))
@@ -141,6 +142,7 @@ def verify_key(run: Run) -> str:
         "serve.runtime",
         "serve.formats",
         "serve.latency",
+        "serve.provenance",
         *NETWORK,
         *PREPROCESSING,
     )

@@ -1,4 +1,4 @@
-"""What a finished run leaves in the Prefect UI: a table of its figures, its confusion matrix, and an event."""
+"""What a finished run leaves in the Prefect UI: tables of its figures and of its variants, its confusion matrix, an event."""
 
 import base64
 import json
@@ -8,7 +8,8 @@ from pathlib import Path
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
-from flows.summary import summarise, summary_rows
+from export.table import CAPTION, left_out, rows
+from flows.summary import read_verification, summarise, summary_rows
 from pipeline.run import Run, StepResult
 
 MAX_CLASSES = 30
@@ -28,8 +29,16 @@ def report(run: Run, steps: list[StepResult]) -> None:
     """
     summary = summarise(run, steps)
     key = artifact_key(summary["name"])
-    rows = [{"what": what, "how much": how_much} for what, how_much in summary_rows(summary)]
-    create_table_artifact(rows, key=key, description=f"{summary['name']} version {summary['version']}: {summary['artifact']}")
+    figures = [{"what": what, "how much": how_much} for what, how_much in summary_rows(summary)]
+    create_table_artifact(
+        figures, key=key, description=f"{summary['name']} version {summary['version']}: {summary['artifact']}"
+    )
+    verification = read_verification(summary)
+    create_table_artifact(
+        [*rows(verification), *({"Variant": line} for line in left_out(verification))],
+        key=f"{key}-variants",
+        description=f"The model, float32 and its variants. {CAPTION}",
+    )
     _report_confusion(key, run.step("evaluate"))
     if not steps[-1].reused:
         emit_event(

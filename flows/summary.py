@@ -8,6 +8,7 @@ from shlex import quote
 from shutil import which
 from typing import Any
 
+from export.table import figures, int8_line
 from pipeline.run import Run, StepResult
 
 MEGABYTE = 1e6
@@ -23,7 +24,8 @@ def summarise(run: Run, steps: list[StepResult]) -> dict[str, Any]:
     artifact = steps[-1].folder
     manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
     evaluation = json.loads((artifact / "evaluation.json").read_text(encoding="utf-8"))
-    verification = json.loads((artifact / "verification.json").read_text(encoding="utf-8"))
+    verification = read_verification({"artifact": str(artifact)})
+    times = verification["reference"]["latency"]
     return {
         "artifact": str(artifact),
         "name": manifest["name"],
@@ -41,9 +43,10 @@ def summarise(run: Run, steps: list[StepResult]) -> dict[str, Any]:
         "max_difference": verification["max_difference"],
         "top1_agreement": verification["top1_agreement"],
         "verified_images": sum(verification["images"].values()),
-        "p50_ms": verification["latency"]["p50_ms"],
+        "p50_ms": times[list(times)[-1]]["p50_ms"],
         "model_bytes": next(entry["size"] for entry in manifest["files"] if entry["path"] == manifest["variants"][0]["file"]),
-        "variants": [_variant_figures(entry) for entry in verification["variants"]],
+        "variants": [_variant_figures(entry) for entry in (verification["reference"], *verification["variants"])],
+        "int8": int8_line(verification),
         "artifact_bytes": sum(entry["size"] for entry in manifest["files"]),
         "steps": [asdict(step) | {"folder": str(step.folder)} for step in steps],
     }
@@ -65,7 +68,7 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("size", f"model {summary['model_bytes'] / MEGABYTE:.1f} MB, artifact {summary['artifact_bytes'] / MEGABYTE:.1f} MB"),
         ("p50 latency", f"{summary['p50_ms']:.1f} ms an image"),
-        *((figures["name"], _variant_row(figures)) for figures in summary["variants"]),
+        *([("int8", summary["int8"])] if summary["int8"] else []),
         (
             "steps",
             ", ".join(f"{s['name']} {_took(s)}" for s in summary["steps"]),
@@ -73,31 +76,15 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def read_verification(summary: dict[str, Any]) -> dict[str, Any]:
+    """The whole of what the gate found for a summary's artifact."""
+    found: dict[str, Any] = json.loads((Path(summary["artifact"]) / "verification.json").read_text(encoding="utf-8"))
+    return found
+
+
 def _variant_figures(entry: dict[str, Any]) -> dict[str, Any]:
-    """What the closing table says of a variant."""
-    if not entry["passed"]:
-        return {"name": entry["name"], "passed": False, "why": "; ".join(entry["problems"])}
-    return {
-        "name": entry["name"],
-        "passed": True,
-        "bytes": entry["bytes"],
-        "accuracy": entry["accuracy"],
-        "sqnr_db": entry["likeness"]["sqnr_db"],
-        "top1_agreement": entry["likeness"]["top1_agreement"],
-        "p50_ms": max(entry["latency"].items())[1]["p50_ms"],
-        "p50_ms_one_thread": entry["latency"]["threads_1"]["p50_ms"],
-    }
-
-
-def _variant_row(figures: dict[str, Any]) -> str:
-    if not figures["passed"]:
-        return f"not shipped: {figures['why']}"
-    low, high = figures["accuracy"]["drop_interval_points"]
-    return (
-        f"{figures['bytes'] / MEGABYTE:.1f} MB, {figures['p50_ms']:.1f} ms an image; accuracy drop "
-        f"{figures['accuracy']['drop_points']:.2f} points (95 % interval {low:.2f} to {high:.2f}), same best class "
-        f"{figures['top1_agreement']:.2%}, SQNR {figures['sqnr_db']:.0f} dB"
-    )
+    found = figures(entry) if entry["passed"] else {"passed": False, "why": "; ".join(entry["problems"])}
+    return {"name": entry["name"], **found}
 
 
 def _percent(share: dict[str, Any]) -> str:

@@ -94,6 +94,7 @@ class Evaluation(Record):
     schema_: Literal["edgeline.evaluation/1"] = Field("edgeline.evaluation/1", alias="schema", serialization_alias="schema")
     labels: list[str]
     images: int
+    device: str = Field("cpu", description="What computed the logits, in float32: `cpu` or `cuda`.")
     top1: Share
     top5: Share | None = Field(description="Absent for five classes or fewer, where it says nothing.")
     classes: list[ClassReport]
@@ -116,6 +117,7 @@ def build_evaluation(run: Run, folder: Path) -> None:
     with np.load(run.step("train") / CALIBRATION, allow_pickle=False) as calibration:
         temperature = best_temperature(calibration["logits"], calibration["targets"])
     evaluation = evaluate(test_logits_NK, test, checkpoint.labels, temperature=temperature, bins=run.config.evaluate.bins)
+    evaluation = evaluation.model_copy(update={"device": device.type})
     (folder / FILE_NAME).write_text(evaluation.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
     probabilities_NK = softmax(test_logits_NK / temperature)
     np.savez_compressed(folder / "test.npz", probabilities=probabilities_NK, targets=_targets(test))

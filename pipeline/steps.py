@@ -2,7 +2,8 @@
 
 A step's folder `<run>/<step>/` appears whole or not at all. Its `receipt.json` holds the key of everything the result
 depends on and the digest of every file in it. A step whose receipt has the key that is asked for, and whose files are
-still what the receipt says, is not run again; one that lacks a file, or holds a changed one, is.
+still what the receipt says, is not run again; one that lacks a file, or holds a changed one, is. It also says when and on
+what machine the result was made, on which nothing depends.
 
 While a step is being built its folder is `<step>.partial/`, and it survives a kill: a step that can go on from there
 (training) finds its own files in it again as long as the key is the same.
@@ -23,6 +24,7 @@ from typing import Any
 from uuid import uuid4
 
 from serve.errors import EdgelineError
+from serve.provenance import DEVICE, taken
 
 RECEIPT = "receipt.json"
 
@@ -77,7 +79,8 @@ def run_step(folder: Path, key: str, build: Callable[[Path], None]) -> bool:
         (partial / ".key").write_text(key)
         build(partial)
         (partial / ".key").unlink()
-        write_json(partial / RECEIPT, {"key": key, "files": {p: _entry(partial / p) for p in _files(partial)}})
+        made = taken(f"edgeline {folder.name} RUN", {}, packages=(*DEVICE, "torch"))
+        write_json(partial / RECEIPT, {"key": key, "made": made, "files": {p: _entry(partial / p) for p in _files(partial)}})
         sync_tree(partial)
         if folder.exists():
             shutil.rmtree(folder)

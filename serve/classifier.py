@@ -67,7 +67,7 @@ class Classifier:
         """
         artifact = open_artifact(Path(path))
         chosen = artifact.manifest.variant(variant)
-        session = load(chosen.format, chosen.file, artifact.read, threads)
+        session = load(chosen, artifact.read, threads, saturates=chosen.saturates)
         classifier = cls(artifact, chosen, session, limits)
         classifier._check_contract()
         if prove:

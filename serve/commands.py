@@ -18,7 +18,7 @@ import typer
 from serve.errors import EdgelineError, ImageError, InputError
 
 if TYPE_CHECKING:
-    from serve.classifier import Prediction
+    from serve.classifier import Classifier, Prediction
     from serve.predictor import Predictor
 
 STDIN = "-"
@@ -94,6 +94,9 @@ def predict(
 def check(
     artifact: Artifact,
     variant: Annotated[str | None, typer.Option(help="Prove only this form of the model; by default every one.")] = None,
+    time: Annotated[
+        bool, typer.Option("--time", help="Then take the times of one image, the cold start and the peak memory here.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Prove an artifact on this machine.
@@ -104,10 +107,12 @@ def check(
 
         edgeline check artifacts/store/flowers
 
+        edgeline check /media/card/flowers/3 --variant onnx-int8 --time
+
         edgeline check /media/card/flowers/3 --json
     """
     try:
-        report = _prove(artifact, variant)
+        report = _prove(artifact, variant, time)
     except EdgelineError as error:
         if not as_json:
             raise
@@ -126,6 +131,12 @@ def check(
             f"(tolerated {proof['tolerance']:.2g}), pixels by {proof['max_pixel_difference']:.2g} levels of 255 (tolerated "
             f"{proof['pixel_tolerance']:.2g})"
         )
+        if time:
+            print(f"    {_costs_line(proof)}")
+    if time:
+        from serve.provenance import machine_line
+
+        print(f"  taken on {machine_line(report['variants'][0]['taken']['machine'])}")
 
 
 def serve(
@@ -229,7 +240,30 @@ def _leave(predictor: "Predictor") -> None:
         os._exit(1)
 
 
-def _prove(path: Path, variant: str | None) -> dict[str, Any]:
+def _costs_line(proof: dict[str, Any]) -> str:
+    from serve.runtime import EXACT
+
+    times = [
+        f"{found['p50_ms']:.1f} / {found['p95_ms']:.1f} ms an image (p50 / p95) with threads={key.removeprefix('threads_')}"
+        for key, found in proof["latency"].items()
+    ]
+    start = proof["start"]
+    begun = start["import_ms"] + start["load_ms"] + start["first_answer_ms"]
+    exact = ", exact-precision setting on" if EXACT.items() <= proof["taken"]["options"].get("session", {}).items() else ""
+    return f"{', '.join(times)}; a process answers after {begun:.0f} ms and holds {start['peak_mb']:.0f} MB{exact}"
+
+
+def _time(classifier: "Classifier") -> dict[str, Any]:
+    """What a variant costs here, timed with the first golden sample."""
+    from serve import golden, latency
+
+    artifact, variant = classifier.artifact, classifier.variant
+    image = artifact.read(json.loads(artifact.read(golden.FILE_NAME))["samples"][0]["file"])
+    path, spec = artifact.folder / variant.file, artifact.manifest.preprocess
+    return latency.costs(path, variant.format, image, spec, variant=variant.name, saturates=variant.saturates)
+
+
+def _prove(path: Path, variant: str | None, time: bool) -> dict[str, Any]:
     import hashlib
 
     from serve.artifact import open_artifact
@@ -241,9 +275,9 @@ def _prove(path: Path, variant: str | None) -> dict[str, Any]:
     chosen = manifest.variants if variant is None else [manifest.variant(variant)]
     proofs = []
     for each in chosen:
-        proof = Classifier.open(artifact.folder, variant=each.name).proof
-        assert proof is not None
-        proofs.append({"variant": each.name, **asdict(proof)})
+        classifier = Classifier.open(artifact.folder, variant=each.name)
+        assert classifier.proof is not None
+        proofs.append({"variant": each.name, **asdict(classifier.proof), **(_time(classifier) if time else {})})
     return {
         "proven": True,
         "name": manifest.name,

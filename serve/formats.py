@@ -1,6 +1,6 @@
 """Load a variant by its format: ONNX Runtime's own two, and those of other runtimes, each behind an extra of its own.
 
-    model = load("openvino", "model.xml", artifact.read, threads=1)
+    model = load(manifest.variant("openvino-fp32"), artifact.read, threads=1)
     probabilities_NK, logits_NK = model.run(["probabilities", "logits"], {"image": pixels_NHW3})
 
 Whatever computes, what is loaded answers as ONNX Runtime's session does, so the golden samples, the classifier and the gate
@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from serve.errors import ArtifactError, EdgelineError, MissingExtraError
+from serve.manifest import Variant
 from serve.runtime import create_session, usable_cores
 
 Answer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -56,14 +57,15 @@ def files_of(format: str, file: str) -> tuple[str, ...]:
     return (file,)
 
 
-def load(format: str, file: str, read: Callable[[str], bytes], threads: int | None = None) -> Any:
+def load(variant: Variant, read: Callable[[str], bytes], threads: int | None = None, *, saturates: bool = True) -> Any:
     """Load a variant.
 
     Args:
-        format: as the manifest names it.
-        file: its path in the artifact.
-        read: a path's bytes, which were compared with their digest. Bytes, so that what was hashed is what is loaded.
+        variant: of an artifact.
+        read: the bytes of one of its files, which were compared with their digest. Bytes, so that what was hashed is what is
+            loaded.
         threads: for one image; by default as many as this process may use.
+        saturates: as `serve.runtime.create_session` takes it.
 
     Returns:
         What has ONNX Runtime's `run`; safe to share between threads.
@@ -72,10 +74,19 @@ def load(format: str, file: str, read: Callable[[str], bytes], threads: int | No
         MissingExtraError: the format's runtime is not installed.
         ArtifactError: it is, and cannot load the model; or the format is none that edgeline knows.
     """
-    parts = [read(path) for path in files_of(format, file)]
-    threads = threads or usable_cores()
+    parts = [read(path) for path in files_of(variant.format, variant.file)]
+    return _open(variant.format, variant.file, parts, threads or usable_cores(), saturates)
+
+
+def load_file(format: str, path: Path, threads: int, *, saturates: bool = True) -> Any:
+    """Load a model that lies in no artifact; see `load`."""
+    parts = [(path.parent / name).read_bytes() for name in files_of(format, path.name)]
+    return _open(format, path.name, parts, threads, saturates)
+
+
+def _open(format: str, file: str, parts: Sequence[bytes], threads: int, saturates: bool) -> Any:
     if format in ("onnx", "ort"):
-        return create_session(parts[0], threads=threads)
+        return create_session(parts[0], threads=threads, saturates=saturates)
     if format not in OPENERS:
         raise ArtifactError(
             f"{file} is of the format {format!r}, this edgeline knows onnx, ort, {', '.join(OPENERS)}; install a newer one",
@@ -84,7 +95,7 @@ def load(format: str, file: str, read: Callable[[str], bytes], threads: int | No
     try:
         return Model(OPENERS[format](parts, threads))
     except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or format, format) from error
+        raise MissingExtraError((error.name or format).partition(".")[0], format) from error
     except EdgelineError:
         raise
     except Exception as error:  # each runtime raises what it likes
@@ -133,7 +144,7 @@ def answer_pipe(format: str, path: Path, threads: int) -> None:
     # A runtime may print as it loads, from C++ too; only arrays may go where the asker reads.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    model = load(format, path.name, lambda name: (path.parent / name).read_bytes(), threads)
+    model = load_file(format, path, threads)
     while (pixels_NHW3 := receive(sys.stdin.buffer)) is not None:
         for array_NK in model.run(["probabilities", "logits"], {"image": pixels_NHW3}):
             send(answers, array_NK)

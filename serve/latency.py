@@ -1,26 +1,31 @@
-"""How long one image takes on this machine, from its bytes to its probabilities.
+"""What a model costs on this machine: how long an image takes, what a fresh process takes to start, and its memory.
 
-`python -m serve.latency MODEL HEIGHT WIDTH [FORMAT [THREADS]]` prints what a fresh process takes to load a model, to answer
-once, and to answer then, as JSON.
+`python -m serve.latency MODEL HEIGHT WIDTH FORMAT THREADS RUNS` prints what a fresh process takes to load a model and to answer
+once and again, as JSON; with a last argument `cannot-saturate` of an int8 model that needs no exact setting.
 """
 
 import json
+import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from serve.formats import load
+from serve.formats import load_file
 from serve.preprocess import PreprocessSpec, preprocess
-from serve.runtime import load_onnxruntime
+from serve.provenance import runtime_options, taken
+from serve.runtime import load_onnxruntime, usable_cores
+
+RUNS = 50
+CANNOT_SATURATE = "cannot-saturate"
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds, one image at a time, all cores."""
+    """Milliseconds, one image at a time."""
 
     p50_ms: float
     """Model alone."""
@@ -30,7 +35,7 @@ class Latency:
     runs: int
 
 
-def measure(session: Any, image: bytes, spec: PreprocessSpec, *, runs: int = 50) -> Latency:
+def measure(session: Any, image: bytes, spec: PreprocessSpec, *, runs: int = RUNS) -> Latency:
     """Time a session and the preprocessing apart, after a few runs to warm up.
 
     Args:
@@ -53,43 +58,91 @@ def measure(session: Any, image: bytes, spec: PreprocessSpec, *, runs: int = 50)
     return Latency(float(p50), float(p95), float(np.median(preprocessing) * 1e3), runs)
 
 
-def start(path: Path, height: int, width: int, format: str = "onnx", threads: int | None = None) -> dict[str, float]:
-    """Import the runtime, load a model and answer a black image again and again.
+def costs(
+    path: Path, format: str, image: bytes, spec: PreprocessSpec, *, variant: str, saturates: bool = True
+) -> dict[str, Any]:
+    """Take all of a model's times here, and its memory.
+
+    Args:
+        path: the model's file; what belongs to it lies beside.
+        format: as a manifest names it.
+        image: an image file's bytes.
+        spec: its preprocessing.
+        variant: its name in an artifact, for the command that takes them again.
+        saturates: as `serve.runtime.create_session` takes it.
+
+    Returns:
+        `latency`: a `Latency` as a dictionary on one thread, `threads_1`, and on as many as there are; `start`: `cold_start`;
+        `taken`: `serve.provenance.taken`.
+    """
+    latency = {
+        f"threads_{threads}": asdict(measure(load_file(format, path, threads, saturates=saturates), image, spec))
+        for threads in dict.fromkeys((1, usable_cores()))
+    }
+    start_costs = cold_start(path, format, spec, saturates=saturates)
+    return {"latency": latency, "start": start_costs, "taken": times_taken(variant, format, saturates=saturates)}
+
+
+def times_taken(variant: str, format: str, *, saturates: bool = True) -> dict[str, Any]:
+    """How a variant's times are taken; see `serve.provenance.taken`."""
+    runtime = runtime_options(saturates) if format in ("onnx", "ort") else {"runtime": format}
+    return taken(f"edgeline check ARTIFACT --variant {variant} --time", {"batch": 1, "runs": RUNS, **runtime})
+
+
+def cold_start(path: Path, format: str, spec: PreprocessSpec, *, saturates: bool = True) -> dict[str, float]:
+    """Start a process that loads a model and answers once: milliseconds of each, and the most memory it held, in MB."""
+    arguments = start_arguments(path, format, spec, usable_cores(), runs=0)
+    command = [sys.executable, "-m", "serve.latency", *arguments, *([] if saturates else [CANNOT_SATURATE])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return dict(json.loads(done.stdout))
+
+
+def start_arguments(path: Path, format: str, spec: PreprocessSpec, threads: int, *, runs: int) -> list[str]:
+    """What to start this module with."""
+    return [str(path), str(spec.height), str(spec.width), format, str(threads), str(runs)]
+
+
+def start(
+    path: Path, height: int, width: int, format: str, threads: int, *, runs: int = 0, saturates: bool = True
+) -> dict[str, float]:
+    """Import the runtime, load a model and answer black images.
 
     Args:
         path: the model's file; what belongs to it lies beside.
         height: of its input.
         width: of its input.
-        format: as a manifest names it; the import of a runtime other than ONNX Runtime counts as loading.
-        threads: for one image; by default as many as this process may use.
+        format: as a manifest names it. The import of another runtime than ONNX Runtime counts as loading.
+        threads: for one image.
+        runs: how many answers are timed after the first.
+        saturates: as `serve.runtime.create_session` takes it.
 
     Returns:
-        Milliseconds of the import, the loading, the first answer, and later ones; and this process's peak in MB.
+        Milliseconds of the import, the loading and the first answer, and this process's peak in MB; `p50_ms` and `p95_ms` of
+        later answers where any are asked for.
     """
     begin = time.perf_counter()
     if format in ("onnx", "ort"):
         load_onnxruntime()
     imported = time.perf_counter()
-    model = load(format, path.name, lambda name: (path.parent / name).read_bytes(), threads)
+    model = load_file(format, path, threads, saturates=saturates)
     loaded = time.perf_counter()
     black_1HW3 = np.zeros((1, height, width, 3), np.uint8)
     model.run(["probabilities"], {"image": black_1HW3})
     answered = time.perf_counter()
-    times = []
-    for _ in range(50):
-        before = time.perf_counter()
-        model.run(["probabilities"], {"image": black_1HW3})
-        times.append(time.perf_counter() - before)
-    p50, p95 = np.percentile(times, (50, 95)) * 1e3
-    return {
+    found = {
         "import_ms": (imported - begin) * 1e3,
         "load_ms": (loaded - imported) * 1e3,
         "first_answer_ms": (answered - loaded) * 1e3,
-        "p50_ms": float(p50),
-        "p95_ms": float(p95),
-        "runs": len(times),
         "peak_mb": _peak_mb(),
     }
+    if not runs:
+        return found
+    times = []
+    for _ in range(runs):
+        before = time.perf_counter()
+        model.run(["probabilities"], {"image": black_1HW3})
+        times.append((time.perf_counter() - before) * 1e3)
+    return found | dict(zip(("p50_ms", "p95_ms"), np.percentile(times, (50, 95)).tolist(), strict=True))
 
 
 def _peak_mb() -> float:
@@ -105,6 +158,6 @@ def _peak_mb() -> float:
 
 
 if __name__ == "__main__":
-    path, height, width, *asked = sys.argv[1:]
-    kind = asked[0] if asked else "onnx"
-    print(json.dumps(start(Path(path), int(height), int(width), kind, int(asked[1]) if len(asked) > 1 else None)))
+    file, height, width, kind, threads, runs, *options = sys.argv[1:]
+    risk = CANNOT_SATURATE not in options
+    print(json.dumps(start(Path(file), int(height), int(width), kind, int(threads), runs=int(runs), saturates=risk)))

@@ -58,6 +58,11 @@ class Variant:
     verification: dict[str, Any]
     """What the gate found for this variant, in short; `verification.json` has all of it."""
 
+    @property
+    def saturates(self) -> bool:
+        """Whether x86 without VNNI might compute another answer at its fastest: unless the gate found that it cannot."""
+        return self.verification.get("saturates") is not False
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:

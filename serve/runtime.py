@@ -38,7 +38,7 @@ def load_onnxruntime() -> Any:
     return onnxruntime
 
 
-def create_session(model: bytes, *, threads: int | None = None, level: str = "all") -> Any:
+def create_session(model: bytes, *, threads: int | None = None, level: str = "all", saturates: bool = True) -> Any:
     """Create an inference session for the CPU with the settings that ship.
 
     Args:
@@ -46,13 +46,14 @@ def create_session(model: bytes, *, threads: int | None = None, level: str = "al
             is what is loaded.
         threads: intra-op threads; by default as many as this process may use.
         level: `all`, which ships, or for a comparison `extended`, `basic` or `disable_all` graph optimisations.
+        saturates: False for an int8 model of which it is known that no two products exceed 16 bits; see `session_settings`.
 
     Raises:
         ArtifactError: the runtime cannot load the model.
     """
     ort = load_onnxruntime()
     try:
-        return ort.InferenceSession(model, session_options(threads, level), providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, session_options(threads, level, saturates), providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class of their own
         reason = " ".join(str(error).split())[:300]
         raise ArtifactError(
@@ -60,7 +61,7 @@ def create_session(model: bytes, *, threads: int | None = None, level: str = "al
         ) from error
 
 
-def session_options(threads: int | None = None, level: str = "all") -> Any:
+def session_options(threads: int | None = None, level: str = "all", saturates: bool = True) -> Any:
     """The options of `create_session`."""
     ort = load_onnxruntime()
     options = ort.SessionOptions()
@@ -69,14 +70,19 @@ def session_options(threads: int | None = None, level: str = "all") -> Any:
     level_name = "ORT_DISABLE_ALL" if level == "disable_all" else f"ORT_ENABLE_{level.upper()}"
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level_name)
     options.log_severity_level = 3
-    for key, value in session_settings().items():
+    for key, value in session_settings(saturates).items():
         options.add_session_config_entry(key, value)
     return options
 
 
-def session_settings() -> dict[str, str]:
-    """The session configuration entries that this machine takes."""
-    return SETTINGS if multiplies_exactly() else SETTINGS | EXACT
+def session_settings(saturates: bool = True) -> dict[str, str]:
+    """The session configuration entries that this machine takes.
+
+    Args:
+        saturates: whether the model's products may exceed 16 bits. For one that cannot, the exact setting would change nothing
+            but the time.
+    """
+    return SETTINGS if not saturates or multiplies_exactly() else SETTINGS | EXACT
 
 
 def multiplies_exactly(cpuinfo: Path = CPUINFO) -> bool:

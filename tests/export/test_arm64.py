@@ -1,8 +1,6 @@
-"""The check on an emulated ARM processor: what is proven there, what is refused, and what it says where it cannot run."""
+"""The emulated ARM processor: what is proven there, what is refused, and what it says where it cannot be made."""
 
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +9,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from export.arm64 import RECEIPT, Machine, check, prepare_machine
-from serve.errors import DigestError, EdgelineError, VerificationError
-
-SKIPPED_ARGUMENTS = 6  # -cpu NAME -L ROOT PYTHON -S
+from export.arm64 import RECEIPT, prepare_machine
+from export.emulated import Machine, check
+from serve.errors import EdgelineError
 
 
 @pytest.fixture(scope="module")
@@ -25,71 +22,6 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
         if error.code != "arm64_unavailable":
             raise
         pytest.skip(str(error))
-
-
-@pytest.fixture
-def pretend(tmp_path: Path) -> Callable[[str], Machine]:
-    """`pretend(shell_line)`: a machine whose emulator is a shell script; quick, and ends as it is told."""
-
-    def make(line: str) -> Machine:
-        qemu = tmp_path / "emulator"
-        qemu.write_text(f"#!/bin/sh\n{line}\n")
-        qemu.chmod(0o755)
-        return Machine(tmp_path / "arm64", str(qemu), "python3.11")
-
-    return make
-
-
-@pytest.fixture
-def this_one(pretend: Callable[[str], Machine]) -> Machine:
-    """A machine that is this one: no emulator, the same program."""
-    return pretend(f'shift {SKIPPED_ARGUMENTS}; exec {sys.executable} "$@"')
-
-
-def test_every_variant_is_named_with_what_its_golden_samples_showed(this_one: Machine, make_artifact: Any) -> None:
-    [entry] = check(make_artifact(), this_one)
-    assert (entry["variant"], entry["proven"], entry["samples"]) == ("onnx-fp32", True, 4)
-    assert entry["max_difference"] == entry["max_logit_difference"] == entry["max_pixel_difference"] == 0
-    assert entry.keys() >= {"tolerance", "logit_tolerance", "pixel_tolerance", "load_s", "sample_s"}
-
-
-def test_other_answers_than_the_golden_samples_are_told_in_one_line(this_one: Machine, make_artifact: Any, seal: Any) -> None:
-    folder = make_artifact()
-    golden = (folder / "golden" / "golden.json").read_text()
-    (folder / "golden" / "golden.json").write_text(golden.replace('"logits": [', '"logits": [9e9, ', 1))
-    seal(folder)
-    [entry] = check(folder, this_one)
-    assert not entry["proven"]
-    assert "\n" not in entry["error"]
-
-
-def test_a_variant_that_does_not_load_there_stops_the_check(this_one: Machine, make_artifact: Any, seal: Any) -> None:
-    folder = make_artifact()
-    (folder / "model.onnx").write_bytes(b"no model")
-    with pytest.raises(VerificationError, match="onnx-fp32 on aarch64: ONNX Runtime .* cannot load the model"):
-        check(seal(folder), this_one)
-
-
-def test_an_artifact_that_is_not_whole_is_not_even_tried(pretend: Callable[[str], Machine], make_artifact: Any) -> None:
-    folder = make_artifact()
-    (folder / "model.onnx").write_bytes(b"x" * (folder / "model.onnx").stat().st_size)
-    with pytest.raises(DigestError):
-        check(folder, pretend("exit 1"))
-
-
-ENDS = {
-    "a crash": ("kill -SEGV $$", "onnx-fp32: the check on aarch64 ended with SIGSEGV"),
-    "an error": ("echo first >&2; echo last >&2; exit 3", r"ended with status 3 \(last\)"),
-    "no end": ("exec sleep 60", "onnx-fp32: the check on aarch64 was stopped after 0.2 s"),
-}
-
-
-@pytest.mark.parametrize(("line", "said"), ENDS.values(), ids=ENDS)
-def test_an_end_that_is_none_says_where_it_was_and_how_it_ended(
-    line: str, said: str, pretend: Callable[[str], Machine], make_artifact: Any
-) -> None:
-    with pytest.raises(VerificationError, match=said):
-        check(make_artifact(), pretend(line), timeout_s=0.2 if "sleep" in line else 60)
 
 
 MISSING = {
@@ -129,10 +61,11 @@ def test_sources_without_aarch64_packages_are_told_and_leave_no_machine(
 
 @pytest.mark.slow
 def test_a_machine_is_made_once(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    made = (machine.folder / RECEIPT).stat().st_mtime_ns
+    folder = machine.root.parent
+    made = (folder / RECEIPT).stat().st_mtime_ns
     monkeypatch.setenv("PIP_INDEX_URL", str(tmp_path))  # nothing can be fetched any more
-    assert prepare_machine(machine.folder) == machine
-    assert (machine.folder / RECEIPT).stat().st_mtime_ns == made
+    assert prepare_machine(folder) == machine
+    assert (folder / RECEIPT).stat().st_mtime_ns == made
 
 
 @pytest.mark.slow

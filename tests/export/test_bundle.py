@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import onnx
 import pytest
 
@@ -99,7 +100,9 @@ def test_the_manifest_tells_how_good_it_is_how_it_was_proven_and_where_it_comes_
     assert all(other.verification["passed"] for other in others)
     assert (variant.name, variant.file, variant.format, variant.precision) == ("onnx-fp32", "model.onnx", "onnx", "float32")
     assert variant.max_batch == finished.config.verify.max_batch == 16
-    assert variant.verification == manifest.verification
+    for each in manifest.variants:
+        assert each.verification.keys() >= {"accuracy", "bytes", "latency", "start", "sqnr_db", "top1_agreement", "taken"}
+    assert {other.saturates for other in others if other.precision == "int8"} == {True}
     assert manifest.verification["passed"] is True
     assert manifest.verification["max_difference"] == verification["max_difference"]
     prepared = read_prepared(finished.run.step("prepare"))
@@ -109,6 +112,25 @@ def test_the_manifest_tells_how_good_it_is_how_it_was_proven_and_where_it_comes_
     assert provenance["images"] == {split: len(prepared.of(split)) for split in ("train", "val", "test")}
     assert provenance["config"]["verify"]["max_batch"] == 16
     assert provenance["versions"].keys() >= {"torch", "timm", "pillow"}
+    commands = {name: taken["command"] for name, taken in provenance["taken"].items()}
+    assert commands == {
+        "training": "edgeline train RUN",
+        "evaluation": "edgeline evaluate RUN",
+        "int8 choice": "edgeline variants RUN",
+        "verification": "edgeline verify RUN",
+    }
+
+
+def test_every_group_of_figures_says_how_it_was_taken(finished: Any, manifest: Manifest) -> None:
+    schema = json.loads((ROOT / "docs" / "schemas" / "taken.schema.json").read_text())
+    verification = json.loads((finished.artifact / "verification.json").read_text())
+    forms = (verification["reference"], *verification["variants"])
+    groups = [*manifest.provenance["taken"].values(), verification["taken"], verification["int8"]["taken"]]
+    groups += [form["taken"] for form in forms] + [variant.verification["taken"] for variant in manifest.variants]
+    for taken in groups:
+        jsonschema.validate(taken, schema)
+    assert verification["int8"]["calibration"]["images"] == 24
+    assert re.fullmatch("[0-9a-f]{64}", verification["int8"]["calibration"]["sha256"])
 
 
 def traces(folder: Path, *places: object) -> list[tuple[str, object]]:

@@ -90,8 +90,14 @@ def test_the_published_report_has_the_figures_of_the_run(finished: Any) -> None:
     for comparison in verification["comparisons"]:
         assert f"{comparison['max_difference']:.2g}" in text
         assert f"{comparison['max_logit_difference']:.2g}" in text
-    assert f"{verification['latency']['p50_ms']:.1f} ms" in text
-    assert verification["machine"]["cpu"] in text
+    for entry in (verification["reference"], *verification["variants"]):
+        for time in entry["latency"].values():
+            assert f"{time['p50_ms']:.1f} / {time['p95_ms']:.1f}" in text
+        assert entry["taken"]["command"] in text or entry is not verification["reference"]
+    assert verification["taken"]["machine"]["cpu"] in text
+    assert "exact-precision setting o" in text
+    for command in ("edgeline train RUN", "edgeline evaluate RUN", "edgeline variants RUN", "edgeline verify RUN"):
+        assert command in text
 
 
 def test_the_published_card_has_the_figures_and_the_limits(finished: Any) -> None:
@@ -102,6 +108,7 @@ def test_the_published_card_has_the_figures_and_the_limits(finished: Any) -> Non
     assert f"{evaluation.macro.f1:.3f}" in text
     assert "15 held-out images and a hard set" in text
     assert "knows its 3 classes and nothing else" in text
+    assert "edgeline check ARTIFACT --variant onnx-fp32 --time" in text
 
 
 def test_every_variant_has_its_row_and_what_is_not_shipped_its_reason(
@@ -117,4 +124,7 @@ def test_every_variant_has_its_row_and_what_is_not_shipped_its_reason(
     assert {"onnx-int8", "ort-fp32", "ort-int8"} <= set(text)
     assert f"onnx-fp16 is not shipped: {why}." in text
     card = (tmp_path / "card.md").read_text()
-    assert f"| onnx-fp16 | not shipped: {why} |\n| ort-fp32 | " in card
+    assert f"\nonnx-fp16 is not shipped: {why}.\n" in card
+    assert [line.split(" | ")[0] for line in card.splitlines() if line.startswith(("| onnx", "| ort"))] == [
+        *("| onnx-fp32", "| onnx-int8", "| ort-fp32", "| ort-int8"),
+    ]

@@ -27,6 +27,8 @@ def test_what_is_asked_for_is_made_under_its_own_name(finished: Any) -> None:
         (name, KINDS[name].file, True) for name in ("onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8")
     ]
     assert all((folder / variant["file"]).stat().st_size > 1e6 for variant in listed(folder))
+    assert [v.get("saturates") for v in listed(folder)] == [True, None, None, True]
+    assert json.loads((folder / "variants.json").read_text())["int8"]["taken"]["command"] == "edgeline variants RUN"
 
 
 def test_asking_for_nothing_makes_nothing(finished: Any, tmp_path: Path) -> None:

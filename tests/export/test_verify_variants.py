@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from export.comparison import Outputs
 from export.to_onnx import Deployed
 from export.verify import build_verification, run_pytorch
-from export.verify_variants import Measure, cold_start, verify_variants
+from export.verify_variants import Measure, verify_variants
 from pipeline.hard_set import hard_set
 from pipeline.run import Run
 from pipeline.samples import Sample
@@ -36,17 +36,12 @@ def test_every_variant_of_a_right_run_passes_with_its_figures(report: dict[str, 
         assert (entry["passed"], entry["problems"]) == (True, [])
         assert entry["likeness"]["top1_agreement"] == 1
         assert entry["accuracy"]["drop_points"] == 0
+        low, high = entry["accuracy"]["top1_interval"]
+        assert low < entry["accuracy"]["top1"] <= high
+        assert entry["taken"]["command"] == f"edgeline check ARTIFACT --variant {entry['name']} --time"
         assert {latency["runs"] for latency in entry["latency"].values()} == {50}
         assert "threads_1" in entry["latency"]
-        assert entry["start"].keys() == {
-            "import_ms",
-            "load_ms",
-            "first_answer_ms",
-            "p50_ms",
-            "p95_ms",
-            "runs",
-            "peak_mb",
-        }
+        assert entry["start"].keys() == {"import_ms", "load_ms", "first_answer_ms", "peak_mb"}
 
 
 def test_the_figures_are_those_that_each_precision_can_have(report: dict[str, dict[str, Any]]) -> None:
@@ -75,7 +70,7 @@ def judge(finished: Any, deployed: Deployed, spec: PreprocessSpec, held_out: lis
     tested = [(len(hard_set()) + i, sample.index) for i, sample in enumerate(held_out)]
     metadata = {e.key: e.value for e in onnx.load_model_from_string(finished.model).metadata_props}
 
-    def run(data: bytes, name: str = "onnx-int8", **changes: str) -> dict[str, Any]:
+    def run(data: bytes, name: str = "onnx-int8", saturates: bool = True, **changes: str) -> dict[str, Any]:
         made = json.loads((finished.run.step("variants") / "variants.json").read_text())["variants"]
         [entry] = [entry for entry in made if entry["name"] == name]
         (tmp_path / entry["file"]).write_bytes(data)
@@ -91,7 +86,7 @@ def judge(finished: Any, deployed: Deployed, spec: PreprocessSpec, held_out: lis
             config=finished.config.verify,
             opset=18,
         )
-        [found] = verify_variants([entry], tmp_path, measure)
+        [found] = verify_variants([entry | {"saturates": saturates}], tmp_path, measure)
         return found
 
     return run
@@ -134,12 +129,21 @@ def test_a_layer_that_loses_too_much_is_named(judge: Judge, int8: bytes) -> None
     assert found["divergence"]["first"]["module"] == "backbone.blocks.4.0.conv_dw"
 
 
-def test_a_cold_start_is_a_process_of_its_own(int8: bytes, spec: PreprocessSpec, tmp_path: Path) -> None:
-    path = tmp_path / "model"
-    path.write_bytes(int8)
-    started = cold_start(path, "onnx", spec)
-    assert 20 < started["peak_mb"] < 400
-    assert all(value > 0 for value in started.values())
+def test_int8_that_is_said_not_to_saturate_must_be_so(judge: Judge, int8: bytes) -> None:
+    found = judge(int8, saturates=False)
+    assert not found["passed"]
+    assert found["problems"][0].startswith("two products may exceed 16 bits, although it is said that they cannot")
+
+
+def test_the_reference_is_measured_like_its_variants(finished: Any, report: dict[str, dict[str, Any]]) -> None:
+    verification = json.loads((finished.run.step("verify") / "verification.json").read_text())
+    reference, int8 = verification["reference"], report["onnx-int8"]
+    assert reference["name"] == "onnx-fp32"
+    assert reference["likeness"]["sqnr_db"] > 100
+    assert reference["latency"].keys() == int8["latency"].keys()
+    assert reference["start"].keys() == int8["start"].keys()
+    assert reference["accuracy"]["images"] == int8["accuracy"]["images"] > 0
+    assert reference.keys() <= int8.keys()
 
 
 def spoiled(run: Run, int8: bytes, redo: Any) -> None:

@@ -118,6 +118,8 @@ def test_the_summary_has_every_figure_and_says_what_to_do_next(line: tuple[LineC
     assert rows["artifact"] == "photos version 1"
     assert "95 % interval" in rows["accuracy (test)"]
     assert summary["max_difference"] <= 1e-4
+    assert [figures["name"] for figures in summary["variants"]] == ["onnx-fp32"]
+    assert summary["variants"][0]["latency"]["threads_1"]["p95_ms"] > 0
     assert next_commands(summary, None)[0][0].endswith(f"edgeline serve {steps[-1].folder.parent}")
 
 

@@ -51,7 +51,9 @@ def test_a_run_whose_results_are_there_reuses_each_of_them(
 def test_a_finished_run_can_be_read_in_the_ui(client: SyncPrefectClient, finished: LineConfig) -> None:
     edgeline(finished)
     mine = {artifact.key: artifact for artifact in client.read_artifacts() if artifact.flow_run_id == last_flow_run(client).id}
-    assert set(mine) == {"edgeline-tints", "edgeline-tints-confusion", "edgeline-tints-confusion-image"}
+    names = {"edgeline-tints", "edgeline-tints-variants", "edgeline-tints-confusion", "edgeline-tints-confusion-image"}
+    assert set(mine) == names
+    assert '"onnx-fp32"' in mine["edgeline-tints-variants"].data
     assert '"artifact"' in mine["edgeline-tints"].data
     assert "tints version 1" in mine["edgeline-tints"].data
     assert mine["edgeline-tints-confusion"].data.startswith("| true \\ predicted | cold | warm |")

@@ -49,6 +49,7 @@ def test_a_finished_step_holds_its_files_and_a_receipt_and_nothing_beside_it(ste
     receipt = read_receipt(step)
     assert receipt
     assert receipt["files"].keys() == {"deep/a.txt", "b.txt"}
+    assert receipt["made"]["command"] == f"edgeline {step.name} RUN"
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {

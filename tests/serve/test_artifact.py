@@ -28,7 +28,7 @@ def _no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
     def reached(*_: object, **__: object) -> None:
         pytest.fail("a parser was reached")
 
-    monkeypatch.setattr(classifier, "create_session", reached)
+    monkeypatch.setattr(classifier, "load", reached)
     monkeypatch.setattr(golden, "prove", reached)
 
 

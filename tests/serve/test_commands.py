@@ -209,6 +209,16 @@ def test_the_proof_in_json_has_the_numbers(run: Run, artifact_template: Path) ->
     assert 0 <= proof["max_difference"] < 1e-5
 
 
+def test_times_are_taken_where_they_are_asked_for(run: Run, artifact_template: Path) -> None:
+    code, out, err = run("check", artifact_template, "--time")
+    assert (code, err) == (0, "")
+    assert "ms an image (p50 / p95) with threads=1" in out
+    assert "MB\n" in out
+    assert out.splitlines()[-1].startswith("  taken on ")
+    [proof] = json.loads(run("check", artifact_template, "--time", "--json")[1])["variants"]
+    assert proof.keys() >= {"samples", "latency", "start", "taken"}
+
+
 def second_variant(folder: Path) -> list[dict[str, Any]]:
     manifest = json.loads((folder / "manifest.json").read_text())
     shutil.copy(folder / "model.onnx", folder / "model.second.onnx")

@@ -5,11 +5,7 @@ import numpy as np
 import pytest
 
 from serve.errors import ArtifactError, MissingExtraError
-from serve.formats import Model, files_of, load, receive, send
-
-
-def read_nothing(name: str) -> bytes:
-    return b""
+from serve.formats import Model, files_of, load_file, receive, send
 
 
 def test_an_array_comes_out_of_a_pipe_as_it_went_in() -> None:
@@ -52,16 +48,24 @@ def test_the_files_of_a_variant_are_known_by_its_format(format: str, file: str, 
     assert files_of(format, file) == expected
 
 
-def test_a_runtime_that_is_not_installed_is_named_with_its_extra() -> None:
+@pytest.fixture
+def empty(tmp_path: Path) -> Path:
+    """A model's files, with nothing in them."""
+    (tmp_path / "model.xml").touch()
+    (tmp_path / "model.bin").touch()
+    return tmp_path / "model.xml"
+
+
+def test_a_runtime_that_is_not_installed_is_named_with_its_extra(empty: Path) -> None:
     with pytest.raises(MissingExtraError, match=r"'openvino': pip install 'edgeline\[openvino\]'"):
-        load("openvino", "model.xml", read_nothing)
+        load_file("openvino", empty, 1)
 
 
-def test_a_format_of_a_newer_edgeline_is_refused_by_its_name() -> None:
+def test_a_format_of_a_newer_edgeline_is_refused_by_its_name(empty: Path) -> None:
     with pytest.raises(ArtifactError, match="is of the format 'tpu', this edgeline knows onnx, ort, openvino"):
-        load("tpu", "model.tpu", read_nothing)
+        load_file("tpu", empty, 1)
 
 
-def test_onnx_runtimes_own_formats_are_loaded_by_it(make_artifact: object, tmp_path: Path) -> None:
+def test_onnx_runtimes_own_formats_are_loaded_by_it(empty: Path) -> None:
     with pytest.raises(ArtifactError, match="cannot load the model"):
-        load("onnx", "model.onnx", read_nothing)
+        load_file("onnx", empty, 1)

@@ -92,6 +92,7 @@ def test_a_cpu_that_saturates_gets_the_exact_setting(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(runtime, "multiplies_exactly", lambda: False)
     assert session_settings() == SETTINGS | EXACT
     assert session_options().get_session_config_entry("session.x64quantprecision") == "1"
+    assert session_settings(saturates=False) == SETTINGS, "it would cost time, and change nothing"
     monkeypatch.setattr(runtime, "multiplies_exactly", lambda: True)
     assert session_settings() == SETTINGS
 
