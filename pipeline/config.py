@@ -139,6 +139,8 @@ VariantName = Literal[
     "ort-int8",
     "openvino-fp32",
     "openvino-int8",
+    "litert-fp32",
+    "litert-int8",
 ]
 
 
