@@ -158,7 +158,7 @@ class ExportConfig(Step):
         ("onnx-int8",),
         description="What to ship beside the float32 reference, each only if it holds: `onnx-int8` (a quarter of the size, "
         "about twice as fast), `onnx-fp16` (half the download, computes in float32), `ort-fp32` and `ort-int8` (ONNX Runtime's "
-        "own format, for a reduced build on phones).",
+        "own format, for a reduced build on phones), `litert-fp32` and `litert-int8` (LiteRT's `.tflite`, for Android).",
     )
     require_variants: bool = Field(
         False, description="Stop the run where a variant does not hold, instead of going on without it."

@@ -85,7 +85,7 @@ def load(format: str, file: str, read: Callable[[str], bytes], threads: int | No
     try:
         return Model(OPENERS[format](parts, threads))
     except ModuleNotFoundError as error:
-        raise MissingExtraError(error.name or format, format) from error
+        raise MissingExtraError((error.name or format).partition(".")[0], format) from error
     except EdgelineError:
         raise
     except Exception as error:  # each runtime raises what it likes
