@@ -53,7 +53,7 @@ def quantise(float32: Path, pixels_NHW3: np.ndarray, path: Path) -> None:
     for kept in (operator.INPUT, operator.OUTPUT, operator.SOFTMAX):
         chosen.update_quantization_recipe(".*", kept, algorithm_key=never)
     images = [{"image": image_HW3[None]} for image_HW3 in pixels_NHW3]
-    ranges = chosen.calibrate({SIGNATURE: images}, num_threads=len(os.sched_getaffinity(0)))
+    ranges = chosen.calibrate({SIGNATURE: images}, num_threads=torch.get_num_threads())
     path.write_bytes(bytes(chosen.quantize(ranges).quantized_model))
 
 

@@ -131,6 +131,7 @@ def test_both_files_pass_the_gate(published: Path) -> None:
 
 PROVE = """
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from serve.classifier import Classifier
 
