@@ -24,7 +24,7 @@ from serve.errors import VerificationError
 from serve.manifest import FileEntry, Manifest, Variant
 from serve.preprocess import PreprocessSpec
 
-MODEL_SUFFIXES = (".onnx", ".ort", ".xml", ".bin")
+MODEL_SUFFIXES = (".onnx", ".ort", ".xml", ".bin", ".tflite")
 ROLES = {
     "labels.txt": "labels",
     files.MODEL: "model",

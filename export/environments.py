@@ -32,6 +32,14 @@ FOLDER = Path("artifacts", "cache", "environments")
 """Where they lie for who does not say."""
 PACKAGES = {
     "openvino": ("openvino==2026.4.1", "numpy==2.4.6", "pillow==13.0.0"),
+    "litert": (
+        "litert-torch==0.10.0",
+        "ai-edge-litert==2.3.0",
+        "ai-edge-quantizer==0.10.0",
+        "torch==2.14.1",
+        "numpy==2.4.6",
+        "pillow==13.0.0",
+    ),
 }
 """What a format's environment holds, to convert and to run."""
 INSTALL_S = 1800

@@ -27,6 +27,7 @@ EXTRAS = {
     "onnxscript": "export",
     "jinja2": "export",
     "openvino": "openvino",
+    "ai_edge_litert": "litert",
 }
 """The extra that brings a package; all else that can be missing comes with `train`."""
 

@@ -20,7 +20,10 @@ Step = Callable[[Run], StepResult]
 
 PREPROCESSING = ("serve.preprocess", "pipeline.samples")
 NETWORK = ("pipeline.backbones", "pipeline.checkpoint", "pipeline.devices")
-CONVERTERS = ("export.convert_openvino",)
+CONVERTERS = (
+    "export.convert_openvino",
+    "export.convert_litert",
+)
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 
@@ -104,11 +107,13 @@ def variants_key(run: Run) -> str:
         "export.environments",
         "export.likeness",
         "export.comparison",
+        "export.to_onnx",
         "serve.runtime",
         "serve.provenance",
+        *NETWORK,
         *PREPROCESSING,
     )
-    return step_key(settings, modules, packages=("onnx", "onnxruntime", "numpy", "pillow"))
+    return step_key(settings, modules, packages=(*LIBRARIES, "onnxruntime", "onnx"))
 
 
 def variants(run: Run) -> StepResult:

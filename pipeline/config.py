@@ -139,6 +139,8 @@ VariantName = Literal[
     "ort-int8",
     "openvino-fp32",
     "openvino-int8",
+    "litert-fp32",
+    "litert-int8",
 ]
 
 
@@ -156,7 +158,8 @@ class ExportConfig(Step):
         ("onnx-int8",),
         description="What to ship beside the float32 reference, each only if it holds: `onnx-int8` (a quarter of the size, "
         "about twice as fast), `onnx-fp16` (half the download, computes in float32), `ort-fp32` and `ort-int8` (ONNX Runtime's "
-        "own format, for a reduced build on phones), `openvino-fp32` and `openvino-int8` (its tools lie apart).",
+        "own format, for a reduced build on phones); and of other runtimes, whose tools lie apart: `openvino-fp32`, "
+        "`openvino-int8`, `litert-fp32` and `litert-int8` (`.tflite`, for Android).",
     )
     require_variants: bool = Field(
         False, description="Stop the run where a variant does not hold, instead of going on without it."

@@ -16,6 +16,7 @@ Shapes: N images, K classes, H x W the model's input.
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,40 @@ def _open_openvino(parts: Sequence[bytes], threads: int) -> Answer:
     return answer
 
 
-OPENERS: dict[str, Callable[[Sequence[bytes], int], Answer]] = {"openvino": _open_openvino}
+def _open_litert(parts: Sequence[bytes], threads: int) -> Answer:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=parts[0], num_threads=threads)
+    interpreter.allocate_tensors()
+    signature = interpreter.get_signature_runner()
+    taken, given = signature.get_input_details(), signature.get_output_details()
+    if set(taken) != {"image"} or set(given) != {"probabilities", "logits"}:
+        raise ArtifactError(
+            f"the LiteRT file takes {sorted(taken)} and gives {sorted(given)}, expected image to give logits and "
+            "probabilities; publish the artifact again",
+            code="spec_mismatch",
+        )
+    image = taken["image"]["index"]
+    outputs = [given[name]["index"] for name in ("probabilities", "logits")]
+    lock = threading.Lock()  # an interpreter has one set of tensors
+
+    def answer(pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = []
+        with lock:
+            for index in range(len(pixels_NHW3)):  # its input is one image
+                interpreter.set_tensor(image, pixels_NHW3[index : index + 1])
+                interpreter.invoke()
+                found.append([interpreter.get_tensor(output) for output in outputs])
+        probabilities, logits = zip(*found, strict=True)
+        return np.concatenate(probabilities), np.concatenate(logits)
+
+    return answer
+
+
+OPENERS: dict[str, Callable[[Sequence[bytes], int], Answer]] = {
+    "openvino": _open_openvino,
+    "litert": _open_litert,
+}
 """By format: the variant's files and a number of threads to what answers."""
 
 
