@@ -7,8 +7,7 @@ imports counted, and take turns; both calibrate on the same photos. ultralytics 
 quantiser at its defaults, but for convolutions and matrices only); with `--openvino` its int8 for OpenVINO too. It knows no ORT
 format. What each checked of what it wrote is told, for ultralytics as the source of the named release has it: it runs one black
 picture before it exports, for the outputs' shape, and compares nothing. So is what became of a checkpoint with one weight that
-is no number. ultralytics is installed in an
-environment of its own, and kept from the network.
+is no number. ultralytics is installed in an environment of its own, and kept from the network.
 """
 
 import argparse

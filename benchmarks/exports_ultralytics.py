@@ -44,15 +44,11 @@ def train(folder: Path, model: str) -> dict:
 def export(folder: Path, model: str, openvino: bool) -> dict:
     """float32 first and aside: the int8 export writes a float32 file of the same name, and deletes it."""
     seconds = {}
-    jobs = [
-        ("ONNX float32", {"format": "onnx", "dynamic": True}),
-        ("ONNX int8", {"format": "onnx", "dynamic": True, "quantize": 8}),
-    ]
-    jobs += [("OpenVINO int8", {"format": "openvino", "quantize": 8})] * openvino
-    for name, options in jobs:
+    int8 = {"quantize": 8, "data": str(folder / "photos"), "split": "val"}
+    jobs = {"ONNX float32": {"format": "onnx", "dynamic": True}, "ONNX int8": {"format": "onnx", "dynamic": True} | int8}
+    jobs |= {"OpenVINO int8": {"format": "openvino"} | int8} if openvino else {}
+    for name, options in jobs.items():
         start = time.monotonic()
-        if "quantize" in options:
-            options |= {"data": str(folder / "photos"), "split": "val"}
         made = Path(YOLO(folder / "model.pt").export(imgsz=SIZE, **options))
         if name == "ONNX float32":
             made = made.rename(folder / "float32.onnx")
