@@ -1,6 +1,7 @@
 """What every benchmark needs: some data, and one closing line of JSON."""
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,23 @@ def report(benchmark: str, **figures: Any) -> None:
     """Print the closing line."""
     how = taken(f"python benchmarks/{Path(sys.argv[0]).name}", runtime_options(), packages=(*DEVICE, "torch"))
     print(json.dumps({"benchmark": benchmark, **figures, **how}))
+
+
+def install(folder: Path, *packages: str, overrides: tuple[str, ...] = ()) -> Path:
+    """Make an environment of its own for packages that are not this project's; returns its Python.
+
+    Args:
+        folder: where it goes; what is there already is used as it is.
+        packages: as pip takes them.
+        overrides: requirements that win over what the packages ask for.
+    """
+    python, uv = folder / "bin" / "python", Path(sys.executable).with_name("uv")
+    if not python.exists():
+        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
+        (folder / "overrides.txt").write_text("".join(f"{line}\n" for line in overrides))
+        command = [uv, "pip", "install", "--quiet", "--python", python, "--overrides", folder / "overrides.txt", *packages]
+        subprocess.run(command, check=True)
+    return python
 
 
 class Clock:

@@ -21,7 +21,7 @@ from export.int8 import Recipe, input_means, integer_share, make_ready, measure_
 from export.likeness import drop_between, liken
 from export.to_onnx import Deployed, export
 from pipeline.backbones import Network, load, remove_classifier
-from serve.preprocess import preprocess
+from serve.preprocess import PreprocessSpec, preprocess
 from serve.runtime import create_session
 
 RECIPES = (
@@ -55,12 +55,7 @@ def main() -> None:
 def measure(model: str, folder: Path) -> list[dict[str, object]]:
     """Quantise one network in every way."""
     reference, spec = export_with_own_classes(model)
-    with (folder / "classes.txt").open() as file:
-        index_of = {wnid: int(index) for index, wnid, *_ in csv.reader(file, delimiter=" ")}
-    paths = sorted(folder.glob("*.JPEG"))
-    pixels = [preprocess(path.read_bytes(), spec) for path in paths]
-    calibration, judged = pixels[::4], [p for i, p in enumerate(pixels) if i % 4]
-    targets_N = np.array([index_of[path.name.split("_")[0]] for i, path in enumerate(paths) if i % 4])
+    calibration, judged, targets_N = read_photos(folder, spec)
     ready = make_ready(reference)
     ranges = {name: measure_ranges(ready, in_batches(calibration, 8), name) for name in {r.ranges for r in RECIPES}}
     means = input_means(ready, in_batches(calibration, 8))
@@ -71,39 +66,56 @@ def measure(model: str, folder: Path) -> list[dict[str, object]]:
     times = time_in_turn(models, judged[0][None], runs=100)
     rows = []
     for name, data in models.items():
-        observed = run(data, judged)
-        likeness, drop = liken(expected, observed), drop_between(expected, observed, targets_N)
-        low, high = drop["drop_interval_points"]
-        share = integer_share(reference, data, spec.height, spec.width) if name[:2] in ("U8", "S8") else 0.0
-        rows.append(
-            {
-                "model": model,
-                "variant": name,
-                "top1": drop["top1"],
-                "drop_points": drop["drop_points"],
-                "drop_interval_points": drop["drop_interval_points"],
-                "agreement": likeness.top1_agreement,
-                "clear_agreement": likeness.clear_agreement,
-                "sqnr_db": likeness.sqnr_db,
-                "kl": likeness.kl,
-                "size_ratio": len(data) / len(reference),
-                "p50_ms": times[name],
-                "time_ratio": times[name] / times["float32"],
-                "integer_share": share,
-                "images": len(judged),
-            }
-        )
-        print(
-            f"{model:20} {name:28} top1 {drop['top1']:.4f}  drop {drop['drop_points']:5.2f} ({low:5.2f} to {high:5.2f})  "
-            f"same {likeness.top1_agreement:.4f}  clear {likeness.clear_agreement:.4f}  {likeness.sqnr_db:6.1f} dB  "
-            f"KL {likeness.kl:.4f}  size {len(data) / len(reference):.3f}  {times[name]:5.2f} ms, "
-            f"{times[name] / times['float32']:.3f} of float32  integer {share:.0%}",
-            flush=True,
-        )
+        row = {"model": model, "variant": name} | judge(expected, run(data, judged), targets_N)
+        row |= {"size_ratio": len(data) / len(reference), "p50_ms": times[name], "time_ratio": times[name] / times["float32"]}
+        row["integer_share"] = integer_share(reference, data, spec.height, spec.width) if name[:2] in ("U8", "S8") else 0.0
+        rows.append(row)
+        show(row)
     return rows
 
 
-def export_with_own_classes(model: str) -> tuple[bytes, object]:
+def read_photos(folder: Path, spec: PreprocessSpec) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """The pixels that calibrate, those that judge, and the latter's classes."""
+    with (folder / "classes.txt").open() as file:
+        index_of = {wnid: int(index) for index, wnid, *_ in csv.reader(file, delimiter=" ")}
+    paths = sorted(folder.glob("*.JPEG"))
+    pixels = [preprocess(path.read_bytes(), spec) for path in paths]
+    targets_N = np.array([index_of[path.name.split("_")[0]] for i, path in enumerate(paths) if i % 4])
+    return pixels[::4], [p for i, p in enumerate(pixels) if i % 4], targets_N
+
+
+def judge(expected: Outputs, observed: Outputs, targets_N: np.ndarray) -> dict[str, object]:
+    """What a variant's answers are beside the reference's."""
+    likeness, drop = liken(expected, observed), drop_between(expected, observed, targets_N)
+    return {
+        "top1": drop["top1"],
+        "drop_points": drop["drop_points"],
+        "drop_interval_points": drop["drop_interval_points"],
+        "agreement": likeness.top1_agreement,
+        "clear_agreement": likeness.clear_agreement,
+        "sqnr_db": likeness.sqnr_db,
+        "kl": likeness.kl,
+        "images": len(targets_N),
+    }
+
+
+def show(row: dict) -> None:
+    low, high = row["drop_interval_points"]
+    parts = [
+        f"{row['model']:20} {row['variant']:28} top1 {row['top1']:.4f}",
+        f"drop {row['drop_points']:5.2f} ({low:5.2f} to {high:5.2f})",
+        f"same {row['agreement']:.4f}",
+        f"clear {row['clear_agreement']:.4f}",
+        f"{row['sqnr_db']:6.1f} dB",
+        f"KL {row['kl']:.4f}",
+        f"size {row['size_ratio']:.3f}",
+        f"{row['p50_ms']:5.2f} ms, {row['time_ratio']:.3f} of float32",
+    ]
+    parts += [f"integer {row['integer_share']:.0%}"] if "integer_share" in row else []
+    print("  ".join(parts), flush=True)
+
+
+def export_with_own_classes(model: str) -> tuple[bytes, PreprocessSpec]:
     """The network as its authors trained it, under the graph contract."""
     pretrained = load(model, "imagenet")
     linear = [layer for layer in pretrained.module.modules() if isinstance(layer, nn.Linear)][-1]

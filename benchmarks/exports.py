@@ -1,0 +1,206 @@
+"""From a trained checkpoint to a verified artifact with float32, int8 and ORT files, beside ultralytics' classifier export.
+
+Two pairs. `yolo11n-cls` is what ultralytics offers for a small device; it has about half of EfficientNet-Lite0's multiply-adds,
+the next size up has twice as many, so the pair errs in its favour. `mobilenet_v2` is one network in both: torchvision's layers
+under ultralytics' own classifier, which differs in one activation. Both start from a checkpoint on disk in a fresh process,
+imports counted, and take turns; both calibrate on the same photos. ultralytics writes ONNX in float32 and int8 (ONNX Runtime's
+quantiser at its defaults, but for convolutions and matrices only); with `--openvino` its int8 for OpenVINO too. It knows no ORT
+format. What each checked of what it wrote is told, for ultralytics as the source of the named release has it: it runs one black
+picture before it exports, for the outputs' shape, and compares nothing. So is what became of a checkpoint with one weight that
+is no number. ultralytics is installed in an environment of its own, and kept from the network.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import SHARED, Clock, install, photos, report
+from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from export.autopilot import choose_calibration
+from export.comparison import Outputs
+from export.likeness import drop_between, liken
+from flows.line import evaluate, train
+from flows.line import export as export_step
+from flows.line import verify as verify_step
+from pipeline.checkpoint import load_checkpoint
+from pipeline.config import load_config
+from pipeline.prepare import prepare
+from pipeline.run import Run
+from pipeline.samples import Prepared, read_prepared
+from serve.errors import EdgelineError
+
+PAIRS = {"efficientnet_lite0": "yolo11n-cls", "mobilenet_v2": "mobilenet_v2"}
+ULTRALYTICS = "ultralytics==8.4.190"
+STEPS = ("export", "variants", "verify", "publish")
+VARIANTS = ["onnx-int8", "ort-fp32", "ort-int8"]
+OURS = f"""
+import json, sys
+from pathlib import Path
+from flows.line import AFTER_PREPARE
+from pipeline.run import open_run
+run = open_run(Path(sys.argv[1]))
+print(json.dumps({{name: AFTER_PREPARE[name](run).seconds for name in {STEPS}}}))
+"""
+CHILD = Path(__file__).with_name("exports_ultralytics.py")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default=photos("hymenoptera"))
+    parser.add_argument("--models", nargs="*", default=list(PAIRS), choices=list(PAIRS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--openvino", action="store_true", help="time ultralytics' int8 export for OpenVINO too")
+    parser.add_argument("--environment", type=Path, help="keep ultralytics' environment here, and use it again")
+    parser.add_argument("--artifacts", help="keep the runs here instead of in a temporary folder")
+    parser.add_argument("--set", action="append", default=[], help="settings, as for edgeline run")
+    arguments = parser.parse_args()
+    if (SHARED / "weights" / "torch").is_dir():
+        os.environ.setdefault("TORCH_HOME", str(SHARED / "weights" / "torch"))
+    rows = []
+    with tempfile.TemporaryDirectory() as temporary:
+        same = [f"{name}=={version(name)}" for name in ("torch", "torchvision", "onnx", "onnxruntime")]
+        python = install(
+            arguments.environment or Path(temporary, "environment"),
+            *(ULTRALYTICS, "onnxslim", "opencv-python-headless", *same),
+            *(("openvino", "nncf") if arguments.openvino else ()),
+            overrides=("opencv-python; sys_platform == 'never'",),  # it wants a screen's libraries
+        )
+        # Nothing is fetched, nothing is installed, nothing is sent, and no file is left in the home folder.
+        closed = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_CONFIG_DIR": f"{temporary}/settings"}
+        for model in arguments.models:
+            settings = [f"export.variants={json.dumps(VARIANTS)}", *arguments.set]
+            artifacts = arguments.artifacts or f"{temporary}/artifacts"
+            name = f"benchmark-exports-{model}".replace("_", "-")  # what is published under it is removed every round
+            config = load_config(None, settings, data=arguments.data, model=model, name=name, artifacts=artifacts)
+            run, _ = prepare(config)
+            train(run)
+            evaluate(run)
+            folder = Path(temporary, model)
+            lay_out(read_prepared(run.step("prepare")), config.export.calibration_images, folder)
+
+            def theirs(job: str, folder: Path = folder, model: str = model) -> dict[str, Any]:
+                options = ["--openvino"] * arguments.openvino
+                command = [python, CHILD, job, folder, PAIRS[model], *options]
+                subprocess.run(command, check=True, stdout=sys.stderr, env={**os.environ, **closed})
+                return json.loads((folder / f"{job}.json").read_text())
+
+            theirs("train")
+            rows.append(compare(run, model, theirs, arguments.rounds, folder))
+    report("exports", data=Path(arguments.data).name, rounds=arguments.rounds, rows=rows)
+
+
+def lay_out(prepared: Prepared, calibrating: int, folder: Path) -> None:
+    """Copy the photos as ultralytics wants them: `val` are the ones to calibrate on, `test` the ones held out."""
+    splits = {"train": prepared.of("train"), "val": choose_calibration(prepared.of("train"), calibrating)}
+    splits["test"] = prepared.of("test")
+    for split, samples in splits.items():
+        for sample in samples:
+            to = folder / "photos" / split / prepared.labels[sample.index]
+            to.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(sample.path, to / f"{sample.sha256[:16]}{Path(sample.path).suffix.lower()}")
+
+
+def compare(run: Run, model: str, theirs: Any, rounds: int, folder: Path) -> dict[str, Any]:
+    """Time both in turn, then tell what they wrote and what they checked of it."""
+    print(f"{model} beside ultralytics' {PAIRS[model]}", flush=True)
+    ours_s, theirs_s, steps = [], [], []
+    for number in range(rounds):
+        for step in STEPS[:-1]:
+            shutil.rmtree(run.step(step), ignore_errors=True)
+        shutil.rmtree(run.config.store / run.config.artifact_name, ignore_errors=True)
+        with Clock() as ours:
+            done = subprocess.run([sys.executable, "-c", OURS, run.folder], check=True, capture_output=True, text=True)
+        with Clock() as other:
+            wrote = theirs("export")
+        steps.append(json.loads(done.stdout.splitlines()[-1]))
+        ours_s.append(ours.seconds)
+        theirs_s.append(other.seconds)
+        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in steps[-1].items())
+        their_parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in wrote["seconds"].items())
+        print(
+            f"  round {number + 1}: edgeline {ours.seconds:.1f} s ({parts}); ultralytics {other.seconds:.1f} s ({their_parts})"
+        )
+    row = {"model": model, "beside": PAIRS[model], "versions": wrote["versions"]}
+    row |= {"edgeline_s": statistics.median(ours_s), "ultralytics_s": statistics.median(theirs_s), "steps_s": steps}
+    row["ratio"] = statistics.median(a / b for a, b in zip(ours_s, theirs_s, strict=True))
+    answers = theirs("answer")
+    found = dict(np.load(folder / "answers.npz"))
+    outputs = {name: Outputs(found[name], np.log(np.maximum(found[name], 1e-30))) for name in ("float32", "int8")}
+    likeness = liken(outputs["float32"], outputs["int8"])
+    drop = drop_between(outputs["float32"], outputs["int8"], found["targets"])
+    theirs_int8 = {"drop_points": drop["drop_points"], "agreement": likeness.top1_agreement, **answers}
+    ours_int8 = read_int8(run)
+    row |= {"multiply_adds": [multiply_adds(run), answers["multiply_adds"]], "int8": [ours_int8, theirs_int8]}
+    row["nan_weight"] = [refusal(run), theirs("nan")["outcome"]]
+    verification = json.loads((run.step("verify") / "verification.json").read_text())
+    n, table = sum(verification["images"].values()), []
+    table.append(("seconds (median)", f"{row['edgeline_s']:.1f}", f"{row['ultralytics_s']:.1f}, ratio {row['ratio']:.2f}"))
+    table.append(("multiply-adds", *(f"{count / 1e6:.0f} million" for count in row["multiply_adds"])))
+    table.append(("files", ", ".join(["float32", *VARIANTS]), ", ".join(wrote["files"])))
+    table.append(("float32 held against PyTorch", f"{n} images, 3 batch sizes, max {verification['max_difference']:.0e}", "no"))
+    table.append(("int8 held against float32", f"{ours_int8['judged_images']} images to choose, {n} to pass", "no"))
+    table.append(("published file answers again", "golden images", "no"))
+    table.append(("one weight is NaN", *row["nan_weight"]))
+    for title, key, form in (
+        ("int8: points lost", "drop_points", "{:.2f}"),
+        ("int8: same best class", "agreement", "{:.2%}"),
+        ("int8: time of float32's", "time_ratio", "{:.2f}"),
+    ):
+        table.append((title, *(form.format(side[key]) if key in side else "none made" for side in (ours_int8, theirs_int8))))
+    for title, mine, other_side in table:
+        print(f"  {title:30} {mine[:60]:60}  {other_side}", flush=True)
+    return row
+
+
+def read_int8(run: Run) -> dict[str, Any]:
+    """What edgeline's own verification says of its int8."""
+    found = json.loads((run.step("variants") / "variants.json").read_text())["int8"]
+    entries = json.loads((run.step("verify") / "verification.json").read_text())["variants"]
+    entry = next(e for e in entries if e["name"] == "onnx-int8")
+    figures = {"judged_images": found["judged_on"]["images"], "passed": entry["passed"], "problems": entry["problems"]}
+    if entry["passed"]:
+        figures |= {"drop_points": entry["accuracy"]["drop_points"], "agreement": entry["likeness"]["top1_agreement"]}
+        figures["time_ratio"] = 1 / found["speedup"]
+    return figures
+
+
+def multiply_adds(run: Run) -> int:
+    network, checkpoint = load_checkpoint(run.step("train"))
+    spec = checkpoint.preprocess
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(torch.zeros(1, spec.height, spec.width, 3, dtype=torch.uint8))
+    return counter.get_total_flops() // 2
+
+
+def refusal(run: Run) -> str:
+    """What edgeline says to a checkpoint with one weight that is no number."""
+    with tempfile.TemporaryDirectory() as temporary:
+        broken = Run(Path(shutil.copytree(run.folder, Path(temporary, "run"))), run.config)
+        path = broken.step("train") / "checkpoint.safetensors"
+        state = load_file(path)
+        next(tensor for tensor in state.values() if tensor.dim() == 4).view(-1)[0] = torch.nan
+        save_file(state, path)
+        shutil.rmtree(broken.step("export"))
+        shutil.rmtree(broken.step("verify"))
+        try:
+            export_step(broken)
+            verify_step(broken)
+        except EdgelineError as error:
+            return f"refused: {error}"
+    return "exported without a word"
+
+
+if __name__ == "__main__":
+    main()
