@@ -23,7 +23,7 @@ from serve.errors import VerificationError
 from serve.manifest import FileEntry, Manifest, Variant
 from serve.preprocess import PreprocessSpec
 
-MODEL_SUFFIXES = (".onnx", ".ort", ".xml", ".bin")
+MODEL_SUFFIXES = (".onnx", ".ort", ".xml", ".bin", ".pte", ".mlmodel", ".mlpackage/Manifest.json")
 ROLES = {
     "labels.txt": "labels",
     files.MODEL: "model",
@@ -54,7 +54,8 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
         shutil.copyfile(run.step(step) / name, folder / name)
     if file_digest(folder / files.MODEL) != verification["model_sha256"]:
         raise VerificationError("the ONNX file changed while it was packaged; publish again", code="not_verified")
-    shipped = [entry for entry in verification["variants"] if entry["passed"]]
+    # Passed is None where a variant cannot run here: what could be checked of it holds, and its mark goes with it.
+    shipped = [entry for entry in verification["variants"] if entry["passed"] is not False]
     for entry in shipped:
         _copy_variant(run.step("variants"), folder, entry)
     deployed = Deployed(network, evaluation.calibration.temperature)
@@ -148,26 +149,33 @@ def _copy_variant(step: Path, folder: Path, entry: dict[str, Any]) -> None:
 
 
 def _variant(entry: dict[str, Any], verification: dict[str, Any], max_batch: int) -> Variant:
-    likeness, one_thread = entry["likeness"], entry["latency"]["threads_1"]
     return Variant(
         name=entry["name"],
         file=entry["file"],
         format=entry["format"],
         precision=entry["precision"],
         max_batch=max_batch,
-        verification={
-            "passed": entry["passed"],
-            "images": verification["images"],
-            "sqnr_db": likeness["sqnr_db"],
-            "top1_agreement": likeness["top1_agreement"],
-            "max_difference": likeness["max_difference"],
-            "accuracy": entry["accuracy"],
-            "bytes": entry["bytes"],
-            "p50_ms_one_thread": one_thread["p50_ms"],
-            "start": entry["start"],
-            "cpu": verification["machine"]["cpu"],
-        },
+        verification=_proof(entry, verification),
     )
+
+
+def _proof(entry: dict[str, Any], verification: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of a variant's verification."""
+    if entry["passed"] is None:
+        return {"passed": None, "not_run": entry["not_run"], "structure": entry["structure"], "bytes": entry["bytes"]}
+    likeness, one_thread = entry["likeness"], entry["latency"]["threads_1"]
+    return {
+        "passed": entry["passed"],
+        "images": verification["images"],
+        "sqnr_db": likeness["sqnr_db"],
+        "top1_agreement": likeness["top1_agreement"],
+        "max_difference": likeness["max_difference"],
+        "accuracy": entry["accuracy"],
+        "bytes": entry["bytes"],
+        "p50_ms_one_thread": one_thread["p50_ms"],
+        "start": entry["start"],
+        "cpu": verification["machine"]["cpu"],
+    }
 
 
 def _input(spec: PreprocessSpec) -> dict[str, Any]:

@@ -28,6 +28,8 @@ from serve.runtime import usable_cores
 
 PACKAGES = {
     "openvino": ("openvino==2026.4.1", "numpy==2.4.6", "pillow==13.0.0"),
+    "executorch": ("executorch==1.5.1", "torch==2.15.0", "numpy==2.4.6", "pillow==13.0.0"),
+    "coreml": ("coremltools==9.0", "torch==2.15.0", "numpy==2.4.6", "pillow==13.0.0"),
 }
 """What a format's environment holds, to convert and to run."""
 INSTALL_S = 1800

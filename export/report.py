@@ -60,6 +60,8 @@ mistakes.
 
 
 def _variant_line(entry: dict[str, Any]) -> str:
+    if entry["passed"] is None:
+        return f"| {entry['name']} | {entry['bytes'] / 1e6:.1f} MB, not run here: {entry['not_run']} |\n"
     if not entry["passed"]:
         return f"| {entry['name']} | not shipped: {'; '.join(entry['problems'])} |\n"
     likeness = entry["likeness"]

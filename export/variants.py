@@ -8,14 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from export import files
-from export.autopilot import Choice, choose_int8
+from export.autopilot import Choice, choose_calibration, choose_int8
 from export.convert import SOURCES, Write, convert
 from export.formats import halve, to_ort
-from pipeline.checkpoint import read_settings
+from export.to_onnx import Deployed
+from pipeline.checkpoint import load_checkpoint, read_settings
+from pipeline.evaluate import read_evaluation
+from pipeline.features import CPU_BATCH
 from pipeline.progress import waiting
 from pipeline.run import Run
-from pipeline.samples import read_prepared
+from pipeline.samples import read_prepared, stream_pixels
 from pipeline.steps import write_json
 from serve.errors import DataError, ExportError
 
@@ -36,6 +42,9 @@ KINDS = {
     "ort-int8": Kind("model.int8.ort", "ort", "int8"),
     "openvino-fp32": Kind("model.xml", "openvino", "float32"),
     "openvino-int8": Kind("model.int8.xml", "openvino", "int8"),
+    "executorch-fp32": Kind("model.pte", "executorch", "float32"),
+    "executorch-int8": Kind("model.int8.pte", "executorch", "int8"),
+    "coreml-fp16": Kind("model.mlpackage/Manifest.json", "coreml", "float16"),
 }
 
 
@@ -84,7 +93,21 @@ def _sources(run: Run, model: bytes) -> Mapping[str, Write]:
     def write_onnx(path: Path) -> None:
         path.write_bytes(model)
 
-    return {"model.onnx": write_onnx}
+    def write_program(path: Path) -> None:
+        network, checkpoint = load_checkpoint(run.step("train"))
+        temperature = read_evaluation(run.step("evaluate")).calibration.temperature
+        spec = checkpoint.preprocess
+        deployed = Deployed(network, temperature).eval().to(memory_format=torch.contiguous_format)
+        example_1HW3 = torch.zeros(1, spec.height, spec.width, 3, dtype=torch.uint8)
+        torch.export.save(torch.export.export(deployed, (example_1HW3,)), path)
+
+    def write_calibration(path: Path) -> None:
+        spec = read_settings(run.step("train")).preprocess
+        train = read_prepared(run.step("prepare")).of("train")
+        chosen = choose_calibration(train, run.config.export.calibration_images)
+        np.save(path, np.concatenate(list(stream_pixels(chosen, spec, CPU_BATCH))))
+
+    return {"model.onnx": write_onnx, "program.pt2": write_program, "calibration.npy": write_calibration}
 
 
 def _write(path: Path, name: str, model: bytes) -> None:

@@ -157,6 +157,7 @@ def verify(
             config=config,
             opset=opset,
             environments=environments,
+            reference=model,
         )
         judged = verify_variants(made, variants, held_against)
     return {

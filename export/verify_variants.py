@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from export.comparison import MIN_SPREAD, Outputs, run_session
+from export.coreml_structure import check_structure
 from export.divergence import IMAGES, explain
 from export.environments import opened, time_there
 from export.graph import check_graph
@@ -29,7 +30,7 @@ from export.variants import KINDS
 from pipeline.config import Bars, VerifyConfig
 from pipeline.progress import track
 from serve.errors import EdgelineError
-from serve.formats import files_of
+from serve.formats import files_of, not_run_here
 from serve.latency import measure as time_session
 from serve.preprocess import PreprocessSpec
 from serve.runtime import create_session, usable_cores
@@ -64,6 +65,8 @@ class Measure:
     """The operator set that a file may use at most; any where None."""
     environments: Path
     """Where the runtimes that stay apart are installed."""
+    reference: bytes
+    """The ONNX file, which held."""
 
 
 def verify_variants(made: Sequence[dict[str, Any]], folder: Path, measure: Measure) -> list[dict[str, Any]]:
@@ -75,7 +78,8 @@ def verify_variants(made: Sequence[dict[str, Any]], folder: Path, measure: Measu
         measure: what they are held against.
 
     Returns:
-        An entry a variant, with `passed` and `problems`; those that were not made are passed on as they are.
+        An entry a variant, with `passed` and `problems`; those that were not made are passed on as they are. `passed` is None
+        and `not_run` says why where a variant runs on other machines only, and what can be checked here holds.
     """
     judged = []
     for entry in track(made, "verifying variants", len(made)):
@@ -108,6 +112,10 @@ def _judge(entry: dict[str, Any], path: Path, measure: Measure) -> dict[str, Any
         check_graph(path.read_bytes(), spec, classes=expected.logits_NK.shape[1], opset=measure.opset)
     if kind.format in ("onnx", "ort"):  # the other formats have no room for what a file says of itself
         problems = _strangers(create_session(path.read_bytes()), measure.metadata)
+    if kind.format == "coreml":
+        structure, problems = check_structure(path, measure.reference, spec, measure.environments)
+        if (why := not_run_here(kind.format)) is not None:
+            return {"passed": False if problems else None, "problems": problems, "not_run": why, "structure": structure}
     with open_model() as session:
         by_batch = {batch: run_session(session, pixels, batch) for batch in (1, config.odd_batch, config.max_batch)}
     observed = by_batch[1]

@@ -27,6 +27,8 @@ EXTRAS = {
     "onnxscript": "export",
     "jinja2": "export",
     "openvino": "openvino",
+    "executorch": "executorch",
+    "coremltools": "coreml",
 }
 """The extra that brings a package; all else that can be missing comes with `train`."""
 

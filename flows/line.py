@@ -20,7 +20,11 @@ Step = Callable[[Run], StepResult]
 
 PREPROCESSING = ("serve.preprocess", "pipeline.samples")
 NETWORK = ("pipeline.backbones", "pipeline.checkpoint", "pipeline.devices")
-CONVERTERS = ("export.convert_openvino",)
+CONVERTERS = (
+    "export.convert_openvino",
+    "export.convert_executorch",
+    "export.convert_coreml",
+)
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 
@@ -102,6 +106,7 @@ def variants_key(run: Run) -> str:
         "export.convert",
         *CONVERTERS,
         "export.environments",
+        "export.to_onnx",
         "export.likeness",
         "export.comparison",
         "serve.runtime",
@@ -131,6 +136,8 @@ def verify_key(run: Run) -> str:
     modules = (
         "export.verify",
         "export.verify_variants",
+        "export.coreml_structure",
+        "export.inspect_coreml",
         "export.divergence",
         "export.environments",
         "export.likeness",

@@ -75,6 +75,8 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _variant_figures(entry: dict[str, Any]) -> dict[str, Any]:
     """What the closing table says of a variant."""
+    if entry["passed"] is None:
+        return {"name": entry["name"], "passed": None, "bytes": entry["bytes"], "not_run": entry["not_run"]}
     if not entry["passed"]:
         return {"name": entry["name"], "passed": False, "why": "; ".join(entry["problems"])}
     return {
@@ -90,6 +92,8 @@ def _variant_figures(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _variant_row(figures: dict[str, Any]) -> str:
+    if figures["passed"] is None:
+        return f"{figures['bytes'] / MEGABYTE:.1f} MB, not run here: {figures['not_run']}"
     if not figures["passed"]:
         return f"not shipped: {figures['why']}"
     low, high = figures["accuracy"]["drop_interval_points"]

@@ -139,6 +139,9 @@ VariantName = Literal[
     "ort-int8",
     "openvino-fp32",
     "openvino-int8",
+    "executorch-fp32",
+    "executorch-int8",
+    "coreml-fp16",
 ]
 
 
@@ -156,7 +159,9 @@ class ExportConfig(Step):
         ("onnx-int8",),
         description="What to ship beside the float32 reference, each only if it holds: `onnx-int8` (a quarter of the size, "
         "about twice as fast), `onnx-fp16` (half the download, computes in float32), `ort-fp32` and `ort-int8` (ONNX Runtime's "
-        "own format, for a reduced build on phones).",
+        "own format, for a reduced build on phones). "
+        "`executorch-fp32` and `executorch-int8` are ExecuTorch programs for XNNPACK; `coreml-fp16` is a package for iOS 16 "
+        "and macOS 13, checked but not run where Core ML is not. Their converters are installed apart, some gigabytes each.",
     )
     require_variants: bool = Field(
         False, description="Stop the run where a variant does not hold, instead of going on without it."
