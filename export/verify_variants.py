@@ -113,7 +113,15 @@ def _judge(entry: dict[str, Any], path: Path, measure: Measure) -> dict[str, Any
     if kind.format in ("onnx", "ort"):  # the other formats have no room for what a file says of itself
         problems = _strangers(create_session(path.read_bytes()), measure.metadata)
     if kind.format == "coreml":
-        structure, problems = check_structure(path, measure.reference, spec, measure.environments)
+        structure, problems = check_structure(
+            path,
+            measure.reference,
+            spec=spec,
+            expected=expected,
+            pixels=pixels,
+            bars=config.fp16,
+            environments=measure.environments,
+        )
         if (why := not_run_here(kind.format)) is not None:
             return {"passed": False if problems else None, "problems": problems, "not_run": why, "structure": structure}
     with open_model() as session:

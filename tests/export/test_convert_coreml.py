@@ -14,11 +14,13 @@ import pytest
 from onnx import numpy_helper
 
 from export.bundle import _proof
+from export.comparison import Outputs
 from export.coreml_structure import check_structure, compare_weights, layer_weights
 from export.golden import FLOAT16_TOLERANCES, write_golden
 from export.report import write_card, write_report
 from export.to_onnx import Deployed
 from export.variants import KINDS, build_variants
+from export.verify import run_pytorch
 from flows.summary import _variant_figures, _variant_row
 from pipeline.evaluate import read_evaluation
 from pipeline.run import Run
@@ -26,6 +28,8 @@ from pipeline.samples import Sample
 from serve.errors import ArtifactError
 from serve.formats import COREML_FILES, files_of, load, not_run_here
 from serve.preprocess import PreprocessSpec
+
+Check = Callable[..., tuple[dict[str, Any], list[str]]]
 
 FILE = KINDS["coreml-fp16"].file
 ENVIRONMENTS = Path(__file__).resolve().parents[2] / "artifacts" / "cache" / "environments"
@@ -40,7 +44,7 @@ ENTRY: dict[str, Any] = {
     "passed": None,
     "problems": [],
     "not_run": WHY,
-    "structure": {"kind": "mlProgram", "weights": 100},
+    "structure": {"kind": "mlProgram", "weights": 100, "likeness": {"sqnr_db": 44.2, "top1_agreement": 1.0, "images": 24}},
 }
 needs_coreml = pytest.mark.skipif(
     "coreml" not in os.environ.get("EDGELINE_TEST_FORMATS", ""),
@@ -82,6 +86,7 @@ def test_the_mark_is_in_the_report_and_on_the_card(finished: Any, tmp_path: Path
     write_card(tmp_path / "card.md", "photos", evaluation, verification, provenance)
     page = (tmp_path / "report.html").read_text()
     assert f"<p>coreml-fp16 (6.7 MB) is shipped but was not run here: {WHY}." in page
+    assert "100.00 % of 24 images, SQNR 44 dB." in page
     assert "not shipped" not in page
     assert f"| coreml-fp16 | 6.7 MB, not run here: {WHY} |\n" in (tmp_path / "card.md").read_text()
 
@@ -152,14 +157,27 @@ def convert_again(finished: Any, folder: Path) -> Path:
     return folder / FILE
 
 
+@pytest.fixture(name="check", scope="module")
+def checking(finished: Any, deployed: Deployed, spec: PreprocessSpec, held_out: list[Sample]) -> Check:
+    """`check(manifest, reference=..., spec=...)`: the facts and the problems of a package of the finished run."""
+    expected, pixels = run_pytorch(deployed, spec, held_out)
+    right = {"spec": spec, "expected": expected, "pixels": pixels, "bars": finished.config.verify.fp16}
+
+    def check(manifest: Path, reference: bytes = finished.model, **changes: Any) -> tuple[dict[str, Any], list[str]]:
+        return check_structure(manifest, reference, **(right | changes), environments=ENVIRONMENTS)
+
+    return check
+
+
 @needs_coreml
 @pytest.mark.slow
-def test_a_package_takes_pictures_and_has_the_networks_weights(package: Path, finished: Any, spec: PreprocessSpec) -> None:
-    facts, problems = check_structure(package, finished.model, spec, ENVIRONMENTS)
+def test_a_package_takes_pictures_and_its_graph_is_the_network(package: Path, check: Check, spec: PreprocessSpec) -> None:
+    facts, problems = check(package)
     assert problems == []
     assert facts["input"] == ["image", spec.height, spec.width, "RGB"]
     assert facts["outputs"] == {name: [[1, 3], "FLOAT32"] for name in ("probabilities", "logits")}
     assert (facts["specification"], facts["weights"], facts["operators"]["conv"]) == (7, 100, 49)
+    assert facts["likeness"]["sqnr_db"] > 40
 
 
 @needs_coreml
@@ -173,23 +191,27 @@ def test_a_package_of_the_same_network_has_the_same_bytes(package: Path, finishe
 
 @needs_coreml
 @pytest.mark.slow
-def test_a_package_of_other_weights_or_another_size_is_named(package: Path, finished: Any, spec: PreprocessSpec) -> None:
+def test_a_package_of_another_network_or_size_is_named(
+    package: Path, check: Check, finished: Any, spec: PreprocessSpec, deployed: Deployed, held_out: list[Sample]
+) -> None:
     model = onnx.load_model_from_string(finished.model)
     [tensor] = [t for t in model.graph.initializer if t.name.endswith("blocks.4.0.conv_dw.weight")]
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name))
+    expected, _ = run_pytorch(deployed, spec, held_out)
+    reversed_classes = Outputs(expected.probabilities_NK[:, ::-1], expected.logits_NK[:, ::-1])
     other = PreprocessSpec(height=spec.height + 32, width=spec.width)
-    _, problems = check_structure(package, model.SerializeToString(), other, ENVIRONMENTS)
+    _, problems = check(package, model.SerializeToString(), spec=other, expected=reversed_classes)
     assert problems[0] == "its input is ['image', 224, 224, 'RGB'], expected ['image', 256, 224, 'RGB']"
     assert "blocks.4.0.conv_dw.weight" in problems[1]
+    assert problems[2].startswith("computed by PyTorch, SQNR")
 
 
 @needs_coreml
 @pytest.mark.slow
-def test_a_package_that_was_cut_short_is_refused_in_one_line(
-    package: Path, finished: Any, spec: PreprocessSpec, tmp_path: Path
-) -> None:
+def test_a_package_that_was_cut_short_is_refused_in_one_line(package: Path, check: Check, tmp_path: Path) -> None:
     shutil.copytree(package.parent, tmp_path / "model.mlpackage")
     cut = tmp_path / "model.mlpackage" / COREML_FILES[1]
     cut.write_bytes(cut.read_bytes()[:1000])
-    with pytest.raises(ArtifactError, match="coremltools cannot read the package"):
-        check_structure(tmp_path / FILE, finished.model, spec, ENVIRONMENTS)
+    with pytest.raises(ArtifactError, match="coremltools cannot read the package") as refusal:
+        check(tmp_path / FILE)
+    assert "\n" not in str(refusal.value)
