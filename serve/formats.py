@@ -135,9 +135,11 @@ def _open_executorch(parts: Sequence[bytes], threads: int) -> Answer:
         # For the whole process: the program that was opened last says how many threads all have.
         if portable_lib._threadpool_get_thread_count() != threads:
             portable_lib._unsafe_reset_threadpool(threads)
-        method = Runtime.get().load_program(parts[0]).load_method("forward")
+        program = Runtime.get().load_program(parts[0])
+        program.load_method("forward")
 
     def answer(pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        method = program.load_method("forward")  # the one from above; the program holds the bytes that it reads
         with _EXECUTORCH:
             rows = [method.execute((torch.from_numpy(np.array(pixels_HW3[None])),)) for pixels_HW3 in pixels_NHW3]
         probabilities, logits = (np.concatenate([row[i].numpy() for row in rows]) for i in range(2))
