@@ -8,6 +8,7 @@ Shapes: N images, H x W the model's input.
 """
 
 import json
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -133,8 +134,9 @@ def _inspect(package: Path, python: Path, images_NHW3: np.ndarray) -> tuple[dict
     script = Path(__file__).with_name("inspect_coreml.py")
     with tempfile.TemporaryDirectory() as folder:
         pixels, found = Path(folder, "pixels.npy"), Path(folder, "found.npz")
+        copy = shutil.copytree(package, Path(folder, package.name))  # opening a package writes its manifest anew
         np.save(pixels, images_NHW3)
-        command = [str(python), "-I", str(script), str(package), str(pixels), str(found)]
+        command = [str(python), "-I", str(script), str(copy), str(pixels), str(found)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=INSPECT_S)
         if done.returncode:
             last = (done.stderr.strip() or "it said nothing").splitlines()[-1][:300]

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from export import verify_variants
 from export.bundle import _proof
 from export.comparison import Outputs
 from export.coreml_structure import check_structure, compare_weights, layer_weights
@@ -68,6 +69,44 @@ def test_it_is_not_run_where_core_ml_is_not() -> None:
     with pytest.raises(ArtifactError, match=f"{FILE} is not run here: {WHY}") as refusal:
         load("coreml", FILE, lambda _: b"")
     assert refusal.value.code == "not_run_here"
+
+
+JUDGED = {"whole": ([], None), "with a fault": (["its kind is neuralNetwork, expected mlProgram"], False)}
+
+
+@elsewhere
+@pytest.mark.parametrize(("problems", "passed"), JUDGED.values(), ids=JUDGED)
+def test_the_gate_marks_what_holds_as_not_run_and_fails_what_does_not(
+    finished: Any,
+    deployed: Deployed,
+    spec: PreprocessSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    problems: list[str],
+    passed: bool | None,
+) -> None:
+    # coreml_structure has tests of its own, for which coremltools is needed.
+    monkeypatch.setattr(verify_variants, "check_structure", lambda *_, **__: (ENTRY["structure"], problems))
+    for name in files_of("coreml", FILE):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    measure = verify_variants.Measure(
+        deployed=deployed,
+        spec=spec,
+        pixels=[],
+        expected=Outputs(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)),
+        tested=[],
+        scene=b"",
+        metadata={},
+        config=finished.config.verify,
+        opset=None,
+        environments=tmp_path,
+        reference=finished.model,
+    )
+    made = {name: ENTRY[name] for name in ("name", "file", "format", "precision", "made")}
+    [found] = verify_variants.verify_variants([made], tmp_path, measure)
+    assert (found["passed"], found["problems"], found["not_run"]) == (passed, problems, WHY)
+    assert list(found["files"]) == list(files_of("coreml", FILE))
 
 
 def test_the_mark_is_in_the_closing_table_and_in_the_manifest() -> None:
