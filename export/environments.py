@@ -149,7 +149,8 @@ class Remote:
         answers = [receive(self._child.stdout) for _ in range(2)]  # type: ignore[arg-type]
         found = {name: array for name, array in zip(("probabilities", "logits"), answers, strict=True) if array is not None}
         if len(found) < 2:
-            self._child.wait(timeout=60)
+            if (code := self._child.wait(timeout=60)) < 0:
+                raise ArtifactError(f"the runtime crashed (signal {-code})", code="model_unloadable")
             self._said.seek(0)
             raise ArtifactError(_last_line(self._said.read().decode(errors="replace")), code="model_unloadable")
         return [found[name] for name in names]
