@@ -24,7 +24,7 @@ from serve.errors import VerificationError
 from serve.manifest import FileEntry, Manifest, Variant
 from serve.preprocess import PreprocessSpec
 
-MODEL_SUFFIXES = (".onnx", ".ort", ".xml", ".bin", ".tflite")
+MODEL_SUFFIXES = (".onnx", ".ort", ".xml", ".bin", ".tflite", ".pte", ".mlmodel", ".mlpackage/Manifest.json")
 ROLES = {
     "labels.txt": "labels",
     files.MODEL: "model",
@@ -55,7 +55,8 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
         shutil.copyfile(run.step(step) / name, folder / name)
     if file_digest(folder / files.MODEL) != verification["model_sha256"]:
         raise VerificationError("the ONNX file changed while it was packaged; publish again", code="not_verified")
-    shipped = [entry for entry in verification["variants"] if entry["passed"]]
+    # Passed is None where a variant cannot run here: what could be checked of it holds, and its mark goes with it.
+    shipped = [entry for entry in verification["variants"] if entry["passed"] is not False]
     for entry in shipped:
         _copy_variant(run.step("variants"), folder, entry)
     deployed = Deployed(network, evaluation.calibration.temperature)

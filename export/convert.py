@@ -16,9 +16,13 @@ from serve.errors import ExportError
 SOURCES = {
     "openvino": ("model.onnx",),
     "litert": ("program.pt2", "calibration.npy"),
+    "executorch": ("program.pt2", "calibration.npy"),
+    "coreml": ("program.pt2",),
 }
 """What a format is made from: the ONNX file of the same precision, the PyTorch program (`torch.export`, one image at a time),
-calibration images as uint8 (N, H, W, 3), which only int8 needs."""
+calibration images as uint8 (N, H, W, 3)."""
+CALIBRATION = "calibration.npy"
+"""The source that only int8 is made from."""
 CONVERT_S = 1800
 """Longest time for a conversion, in seconds."""
 
@@ -43,7 +47,7 @@ def convert(format: str, precision: str, sources: Mapping[str, Write], path: Pat
     script = Path(__file__).with_name(f"convert_{format}.py")
     with tempfile.TemporaryDirectory() as folder, waiting(f"writing {path.name}"):
         for name in SOURCES[format]:
-            if name != "calibration.npy" or precision == "int8":
+            if name != CALIBRATION or precision == "int8":
                 sources[name](Path(folder, name))
         command = [str(python), "-I", str(script), folder, precision, str(path)]
         try:

@@ -114,7 +114,7 @@ def check(
     Args:
         artifact: its folder, or a name's folder in a store for its newest version.
         machine: of a `prepare_machine`.
-        variants: the names of those to check; by default all. Float32 takes several times as long as int8.
+        variants: the names of those to check; by default all that ONNX Runtime runs. Float32 takes far longer.
         saturating: leave off the exact setting that `serve.runtime` makes for a processor whose int8 products saturate, to see
             what becomes of them.
         timeout_s: for all of them together.
@@ -130,7 +130,7 @@ def check(
         VerificationError: a variant cannot be run there, the process crashed or took too long.
     """
     held, where = open_artifact(artifact), machine.processor
-    known = [variant.name for variant in held.manifest.variants]
+    known = [variant.name for variant in held.manifest.variants if variant.format in ("onnx", "ort")]
     names = known if variants is None else [held.manifest.variant(name).name for name in variants]
     with tempfile.TemporaryDirectory() as folder:
         # Alone on the path: beside it may lie this machine's own packages.

@@ -40,6 +40,8 @@ PACKAGES = {
         "numpy==2.4.6",
         "pillow==13.0.0",
     ),
+    "executorch": ("executorch==1.5.1", "torch==2.15.0", "numpy==2.4.6", "pillow==13.0.0"),
+    "coreml": ("coremltools==9.0", "torch==2.15.0", "numpy==2.4.6", "pillow==13.0.0"),
 }
 """What a format's environment holds, to convert and to run."""
 INSTALL_S = 1800
@@ -160,7 +162,8 @@ class Remote:
         answers = [receive(self._child.stdout) for _ in range(2)]  # type: ignore[arg-type]
         found = {name: array for name, array in zip(("probabilities", "logits"), answers, strict=True) if array is not None}
         if len(found) < 2:
-            self._child.wait(timeout=60)
+            if (code := self._child.wait(timeout=60)) < 0:
+                raise ArtifactError(f"the runtime crashed (signal {-code})", code="model_unloadable")
             self._said.seek(0)
             raise ArtifactError(_last_line(self._said.read().decode(errors="replace")), code="model_unloadable")
         return [found[name] for name in names]

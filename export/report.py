@@ -25,7 +25,7 @@ def write_report(
         provenance=provenance,
         caption=table.CAPTION,
         forms=table.rows(verification),
-        left_out=table.left_out(verification),
+        remarks=table.remarks(verification),
         int8=table.int8_line(verification),
         origins=table.origins(verification, provenance),
         confusion=_data_uri(run.step("evaluate") / "confusion.png"),
@@ -38,7 +38,7 @@ def write_card(path: Path, name: str, evaluation: Evaluation, verification: dict
     """Write the model card: what it is for, how good it is, what it was proven on, and its limits."""
     top1, images, calibration = evaluation.top1, provenance["images"], evaluation.calibration
     held_out, int8 = verification["images"]["held_out"], table.int8_line(verification)
-    more = "".join(f"\n{line}.\n" for line in (*table.left_out(verification), *([f"int8: {int8}"] if int8 else [])))
+    more = "".join(f"\n{line}.\n" for line in (*table.remarks(verification), *([f"int8: {int8}"] if int8 else [])))
     text = f"""# {name}
 
 An image classifier with {len(evaluation.labels)} classes, on the backbone {provenance["backbone"]} ({provenance["strategy"]}

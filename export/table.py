@@ -17,8 +17,10 @@ def figures(entry: dict[str, Any]) -> dict[str, Any]:
     """What is said of a form in short, as numbers.
 
     Args:
-        entry: `reference`, or one of `variants` that passed, of `verification.json`.
+        entry: `reference`, or one of `variants` that ships, of `verification.json`.
     """
+    if entry["passed"] is None:
+        return {name: entry[name] for name in ("passed", "not_run", "structure", "bytes")}
     likeness = entry["likeness"]
     kept = ("bytes", "accuracy", "latency", "start", "taken")
     return {
@@ -38,10 +40,15 @@ def rows(verification: dict[str, Any]) -> list[dict[str, str]]:
     return [_row(entry) for entry in (verification["reference"], *verification["variants"]) if entry["passed"]]
 
 
-def left_out(verification: dict[str, Any]) -> list[str]:
-    """A line for each variant that does not ship."""
-    entries = [entry for entry in verification["variants"] if not entry["passed"]]
-    return [f"{entry['name']} is not shipped: {'; '.join(entry['problems'])}" for entry in entries]
+def remarks(verification: dict[str, Any]) -> list[str]:
+    """A line for each variant that has no row: it does not ship, or ships and could not be run where the others were."""
+    lines = []
+    for entry in verification["variants"]:
+        if entry["passed"] is None:
+            lines.append(_not_run_line(entry))
+        elif not entry["passed"]:
+            lines.append(f"{entry['name']} is not shipped: {'; '.join(entry['problems'])}")
+    return lines
 
 
 def int8_line(verification: dict[str, Any]) -> str | None:
@@ -97,6 +104,20 @@ def _row(entry: dict[str, Any]) -> dict[str, str]:
         "Start, ms": f"{start['import_ms'] + start['load_ms'] + start['first_answer_ms']:.0f}",
         "Peak, MB": f"{start['peak_mb']:.0f}",
     }
+
+
+def _not_run_line(entry: dict[str, Any]) -> str:
+    structure = entry["structure"]
+    found = f"its inputs, outputs and {structure['weights']} weights are those of the network"
+    if likeness := structure.get("likeness"):
+        found += (
+            f"; its graph, computed by PyTorch, gives the same best class on {likeness['top1_agreement']:.2%} of "
+            f"{likeness['images']} images, SQNR {likeness['sqnr_db']:.0f} dB"
+        )
+    return (
+        f"{entry['name']} ({entry['bytes'] / 1e6:.1f} MB) is shipped and was not run here ({entry['not_run']}): {found}; "
+        "`edgeline check` proves it there"
+    )
 
 
 def _with_interval(value: float, interval: list[float], factor: float = 1) -> str:

@@ -46,6 +46,9 @@ KINDS = {
     "openvino-int8": Kind("model.int8.xml", "openvino", "int8"),
     "litert-fp32": Kind("model.tflite", "litert", "float32"),
     "litert-int8": Kind("model.int8.tflite", "litert", "int8"),
+    "executorch-fp32": Kind("model.pte", "executorch", "float32"),
+    "executorch-int8": Kind("model.int8.pte", "executorch", "int8"),
+    "coreml-fp16": Kind("model.mlpackage/Manifest.json", "coreml", "float16"),
 }
 
 

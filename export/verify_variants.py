@@ -19,6 +19,7 @@ import numpy as np
 
 from export import files
 from export.comparison import MIN_SPREAD, Outputs, run_session
+from export.coreml_structure import check_structure
 from export.divergence import IMAGES, explain
 from export.environments import FOLDER, PACKAGES, opened, time_there
 from export.graph import check_graph
@@ -30,7 +31,7 @@ from export.variants import KINDS
 from pipeline.config import Bars, VerifyConfig
 from pipeline.progress import track
 from serve.errors import EdgelineError
-from serve.formats import files_of
+from serve.formats import files_of, not_run_here
 from serve.latency import RUNS, costs, times_taken
 from serve.preprocess import PreprocessSpec
 from serve.runtime import create_session, usable_cores
@@ -79,7 +80,8 @@ def verify_variants(made: Sequence[dict[str, Any]], folder: Path, measure: Measu
         measure: what they are held against.
 
     Returns:
-        An entry a variant, with `passed` and `problems`; those that were not made are passed on as they are.
+        An entry a variant, with `passed` and `problems`; those that were not made are passed on as they are. `passed` is None
+        and `not_run` says why where a variant runs on other machines only, and what can be checked here holds.
     """
     judged = []
     for entry in track(made, "verifying variants", len(made)):
@@ -116,6 +118,18 @@ def _judge(entry: dict[str, Any], path: Path, measure: Measure) -> dict[str, Any
         problems = _strangers(create_session(path.read_bytes()), measure.metadata)
     if kind.format == "onnx" and kind.precision == "int8" and not at_risk and saturates(path.read_bytes()):
         problems.append("two products may exceed 16 bits, although it is said that they cannot; make the variants again")
+    if kind.format == "coreml":
+        structure, problems = check_structure(
+            path,
+            measure.reference,
+            spec=spec,
+            expected=expected,
+            pixels=pixels,
+            bars=config.fp16,
+            environments=measure.environments,
+        )
+        if (why := not_run_here(kind.format)) is not None:
+            return {"passed": False if problems else None, "problems": problems, "not_run": why, "structure": structure}
     open_model = partial(opened, kind.format, path, measure.environments, saturates=at_risk)
     with open_model() as session:
         by_batch = {batch: run_session(session, pixels, batch) for batch in (1, config.odd_batch, config.max_batch)}

@@ -28,6 +28,8 @@ EXTRAS = {
     "jinja2": "export",
     "openvino": "openvino",
     "ai_edge_litert": "litert",
+    "executorch": "executorch",
+    "coremltools": "coreml",
 }
 """The extra that brings a package; all else that can be missing comes with `train`."""
 

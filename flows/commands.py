@@ -421,7 +421,7 @@ def _show_variants(console: "Console", verification: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from export.table import left_out, rows
+    from export.table import remarks, rows
 
     forms = rows(verification)
     beside = max(1, (console.width - LABEL_WIDTH) // FORM_WIDTH)
@@ -431,5 +431,5 @@ def _show_variants(console: "Console", verification: dict[str, Any]) -> None:
             table.add_row(f"[bold]{heading}[/]", *(escape(form[heading]) for form in forms[start : start + beside]))
         console.print()
         console.print(table)
-    for line in left_out(verification):
+    for line in remarks(verification):
         console.print(escape(line))

@@ -23,6 +23,8 @@ NETWORK = ("pipeline.backbones", "pipeline.checkpoint", "pipeline.devices")
 CONVERTERS = (
     "export.convert_openvino",
     "export.convert_litert",
+    "export.convert_executorch",
+    "export.convert_coreml",
 )
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
@@ -105,6 +107,7 @@ def variants_key(run: Run) -> str:
         "export.convert",
         *CONVERTERS,
         "export.environments",
+        "export.to_onnx",
         "export.likeness",
         "export.comparison",
         "export.to_onnx",
@@ -137,6 +140,8 @@ def verify_key(run: Run) -> str:
     modules = (
         "export.verify",
         "export.verify_variants",
+        "export.coreml_structure",
+        "export.inspect_coreml",
         "export.divergence",
         "export.environments",
         "export.likeness",

@@ -8,7 +8,7 @@ from pathlib import Path
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
-from export.table import CAPTION, left_out, rows
+from export.table import CAPTION, remarks, rows
 from flows.summary import read_verification, summarise, summary_rows
 from pipeline.run import Run, StepResult
 
@@ -35,7 +35,7 @@ def report(run: Run, steps: list[StepResult]) -> None:
     )
     verification = read_verification(summary)
     create_table_artifact(
-        [*rows(verification), *({"Variant": line} for line in left_out(verification))],
+        [*rows(verification), *({"Variant": line} for line in remarks(verification))],
         key=f"{key}-variants",
         description=f"The model, float32 and its variants. {CAPTION}",
     )

@@ -83,8 +83,9 @@ def read_verification(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _variant_figures(entry: dict[str, Any]) -> dict[str, Any]:
-    found = figures(entry) if entry["passed"] else {"passed": False, "why": "; ".join(entry["problems"])}
-    return {"name": entry["name"], **found}
+    if entry["passed"] is False:
+        return {"name": entry["name"], "passed": False, "why": "; ".join(entry["problems"])}
+    return {"name": entry["name"], **figures(entry)}
 
 
 def _percent(share: dict[str, Any]) -> str:

@@ -141,6 +141,9 @@ VariantName = Literal[
     "openvino-int8",
     "litert-fp32",
     "litert-int8",
+    "executorch-fp32",
+    "executorch-int8",
+    "coreml-fp16",
 ]
 
 
@@ -158,8 +161,9 @@ class ExportConfig(Step):
         ("onnx-int8",),
         description="What to ship beside the float32 reference, each only if it holds: `onnx-int8` (a quarter of the size, "
         "about twice as fast), `onnx-fp16` (half the download, computes in float32), `ort-fp32` and `ort-int8` (ONNX Runtime's "
-        "own format, for a reduced build on phones); and of other runtimes, whose tools lie apart: `openvino-fp32`, "
-        "`openvino-int8`, `litert-fp32` and `litert-int8` (`.tflite`, for Android).",
+        "own format, for a reduced build on phones). Others are other runtimes', whose tools lie apart and take gigabytes: "
+        "`openvino-fp32`, `openvino-int8`; `litert-fp32`, `litert-int8` (`.tflite`, for Android); `executorch-fp32`, "
+        "`executorch-int8` (for XNNPACK); `coreml-fp16` (iOS 16, macOS 13; checked, but not run where Core ML is not).",
     )
     require_variants: bool = Field(
         False, description="Stop the run where a variant does not hold, instead of going on without it."

@@ -103,7 +103,8 @@ def check(
 
     Every file's size and SHA-256 is compared with the manifest before anything parses it; then each model is loaded, its
     inputs and outputs are compared with the manifest, and it answers the golden samples within their tolerance. The exit code
-    is 0 only if all of it holds. That the manifest itself is the one you mean, its SHA-256 tells: compare it with its source.
+    is 0 only if all of it holds. A form of the model for which this machine has no runtime is told as not run; asked for by
+    `--variant`, it is an error. That the manifest itself is the one you mean, its SHA-256 tells: compare it with its source.
 
         edgeline check artifacts/store/flowers
 
@@ -125,6 +126,9 @@ def check(
     print(f"  manifest  sha256 {report['manifest_sha256']}")
     print(f"  files     {report['files']}, {report['bytes']:,} bytes: every size and SHA-256 is what the manifest names")
     for proof in report["variants"]:
+        if "not_run" in proof:
+            print(f"  {proof['variant']}  not run here, and so not proven: {proof['not_run']}")
+            continue
         print(
             f"  {proof['variant']}  takes and gives what the manifest names; {proof['samples']} golden samples: probabilities "
             f"differ by at most {proof['max_difference']:.2g}, logits by {proof['max_logit_difference']:.2g} of the largest "
@@ -273,9 +277,16 @@ def _prove(path: Path, variant: str | None, time: bool) -> dict[str, Any]:
     artifact = open_artifact(path)
     manifest = artifact.manifest
     chosen = manifest.variants if variant is None else [manifest.variant(variant)]
-    proofs = []
+    proofs: list[dict[str, Any]] = []
     for each in chosen:
-        classifier = Classifier.open(artifact.folder, variant=each.name)
+        try:
+            classifier = Classifier.open(artifact.folder, variant=each.name)
+        except EdgelineError as error:
+            # A form for other devices than this one proves nothing against it, unless it is the one that is asked for.
+            if variant is not None or error.code not in ("not_run_here", "missing_extra"):
+                raise
+            proofs.append({"variant": each.name, "not_run": str(error)})
+            continue
         assert classifier.proof is not None
         proofs.append({"variant": each.name, **asdict(classifier.proof), **(_time(classifier) if time else {})})
     return {

@@ -13,9 +13,12 @@ answers arrays on standard input until it ends: a runtime that lives in another 
 Shapes: N images, K classes, H x W the model's input.
 """
 
+import importlib
 import io
 import os
+import platform
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,6 +33,10 @@ from serve.runtime import create_session, usable_cores
 
 Answer = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """uint8 (N, H, W, 3) to probabilities and logits, float32 (N, K) each."""
+COREML_FILES = ("Manifest.json", "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin")
+"""What a Core ML package holds; the first stands for it."""
+_EXECUTORCH = threading.Lock()
+"""ExecuTorch has one pool of threads a process, and a program is no one's but its caller's while it runs."""
 SIZE_BYTES = 8
 """Before every array that is sent: its length in bytes, little-endian."""
 
@@ -55,7 +62,16 @@ def files_of(format: str, file: str) -> tuple[str, ...]:
     """Every file of a variant, the one that its manifest names first."""
     if format == "openvino":
         return file, f"{file.removesuffix('.xml')}.bin"
+    if format == "coreml":
+        return tuple(file.removesuffix(COREML_FILES[0]) + part for part in COREML_FILES)
     return (file,)
+
+
+def not_run_here(format: str) -> str | None:
+    """Why a format runs on no machine like this one, whatever is installed; None where it may."""
+    if format == "coreml" and platform.system() != "Darwin":
+        return "Core ML runs on macOS and iOS"
+    return None
 
 
 def load(variant: Variant, read: Callable[[str], bytes], threads: int | None = None, *, saturates: bool = True) -> Any:
@@ -73,7 +89,7 @@ def load(variant: Variant, read: Callable[[str], bytes], threads: int | None = N
 
     Raises:
         MissingExtraError: the format's runtime is not installed.
-        ArtifactError: it is, and cannot load the model; or the format is none that edgeline knows.
+        ArtifactError: it is, and cannot load the model; or the format is none that edgeline knows, or none for this system.
     """
     parts = [read(path) for path in files_of(variant.format, variant.file)]
     return _open(variant.format, variant.file, parts, threads or usable_cores(), saturates)
@@ -86,6 +102,8 @@ def load_file(format: str, path: Path, threads: int, *, saturates: bool = True) 
 
 
 def _open(format: str, file: str, parts: Sequence[bytes], threads: int, saturates: bool) -> Any:
+    if (why := not_run_here(format)) is not None:
+        raise ArtifactError(f"{file} is not run here: {why}; prove and run it there", code="not_run_here")
     if format in ("onnx", "ort"):
         return create_session(parts[0], threads=threads, saturates=saturates)
     if format not in OPENERS:
@@ -149,9 +167,60 @@ def _open_litert(parts: Sequence[bytes], threads: int) -> Answer:
     return answer
 
 
+def _open_executorch(parts: Sequence[bytes], threads: int) -> Answer:
+    from executorch.extension.pybindings import portable_lib
+    from executorch.runtime import Runtime
+
+    torch = importlib.import_module("torch")  # its Python runtime is built on torch; nothing else here may be
+    with _EXECUTORCH:
+        # For the whole process: the program that was opened last says how many threads all have.
+        if portable_lib._threadpool_get_thread_count() != threads:
+            portable_lib._unsafe_reset_threadpool(threads)
+        program = Runtime.get().load_program(parts[0])
+        program.load_method("forward")
+
+    def answer(pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        method = program.load_method("forward")  # the one from above; the program holds the bytes that it reads
+        with _EXECUTORCH:
+            rows = [method.execute((torch.from_numpy(np.array(pixels_HW3[None])),)) for pixels_HW3 in pixels_NHW3]
+        probabilities, logits = (np.concatenate([row[i].numpy() for row in rows]) for i in range(2))
+        return probabilities, logits
+
+    return answer
+
+
+def _open_coreml(parts: Sequence[bytes], threads: int) -> Answer:
+    # Written on Linux, where coremltools converts and cannot run: nobody has seen this function work yet. Core ML decides on
+    # its own how many threads it takes, and which of the processors.
+    import coremltools
+    from PIL import Image
+
+    folder = tempfile.TemporaryDirectory(prefix="edgeline-")  # the bytes that were checked, as a package again
+    package = Path(folder.name, "model.mlpackage")
+    for name, data in zip(COREML_FILES, parts, strict=True):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_bytes(data)
+    model = coremltools.models.MLModel(str(package))
+    lock = threading.Lock()
+
+    def answer(pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assert folder.name, "the package stays as long as its model"
+        with lock:
+            rows = [model.predict({"image": Image.fromarray(pixels_HW3)}) for pixels_HW3 in pixels_NHW3]
+        probabilities, logits = (
+            np.concatenate([np.asarray(row[name], np.float32).reshape(1, -1) for row in rows])
+            for name in ("probabilities", "logits")
+        )
+        return probabilities, logits
+
+    return answer
+
+
 OPENERS: dict[str, Callable[[Sequence[bytes], int], Answer]] = {
     "openvino": _open_openvino,
     "litert": _open_litert,
+    "executorch": _open_executorch,
+    "coreml": _open_coreml,
 }
 """By format: the variant's files and a number of threads to what answers."""
 

@@ -50,13 +50,16 @@ class Variant:
     file: str
     """The path of its file in the artifact."""
     format: str
-    """`onnx` or `ort`."""
+    """`onnx`, `ort`, or another runtime's; see `serve.formats`."""
     precision: str
-    """`float32`, `int8` or `float16 weights`."""
+    """`float32`, `int8`, `float16 weights` (computes in float32) or `float16`."""
     max_batch: int
     """The largest batch it was verified at."""
     verification: dict[str, Any]
-    """What the gate found for this variant, in short; `verification.json` has all of it."""
+    """What the gate found for this variant, in short; `verification.json` has all of it.
+
+    `passed` is null, and `not_run` says why, where it could not run on the machine that proved the others.
+    """
 
     @property
     def saturates(self) -> bool:

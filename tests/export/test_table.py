@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from export.table import figures, int8_line, left_out, origins, rows
+from export.table import figures, int8_line, origins, remarks, rows
 from serve.provenance import machine_line
 
 MACHINE = {"cpu": "A CPU", "processor": "x86-vnni", "flags": ["avx2", "avx512_vnni"], "cores": 2, "system": "Linux x86_64"}
@@ -67,7 +67,7 @@ def test_without_test_images_there_is_no_accuracy_to_tell(verification: dict[str
 
 
 def test_what_does_not_ship_is_told_with_its_reason(verification: dict[str, Any]) -> None:
-    assert left_out(verification) == ["onnx-fp16 is not shipped: SQNR 3.0 dB, at least 40 are asked"]
+    assert remarks(verification) == ["onnx-fp16 is not shipped: SQNR 3.0 dB, at least 40 are asked"]
 
 
 SETTINGS = {

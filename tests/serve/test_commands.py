@@ -11,6 +11,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -281,3 +282,70 @@ def test_the_defaults_of_serve_are_those_of_the_decoder() -> None:
     defaults = {name: parameter.default for name, parameter in inspect.signature(commands.serve).parameters.items()}
     assert (defaults["max_bytes"], defaults["max_pixels"]) == (Limits().max_bytes, Limits().max_pixels)
     assert commands.MOST_PIXELS == PILLOW_MAX_PIXELS
+
+
+# Forms of the model that this machine has no runtime for
+
+
+def with_variant(folder: Path, seal: Any, name: str, format: str, files: list[str]) -> Path:
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(b"another runtime's")
+    held = json.loads((folder / "manifest.json").read_text())
+    other = {"name": name, "file": files[0], "format": format, "precision": "float16", "max_batch": 4}
+    seal(folder, variants=[*held["variants"], other | {"verification": {"passed": None, "not_run": "why"}}])
+    return folder
+
+
+PACKAGE = [
+    f"model.mlpackage/{n}"
+    for n in ("Manifest.json", *(f"Data/com.apple.CoreML/{m}" for m in ("model.mlmodel", "weights/weight.bin")))
+]
+# Each: the variant's name, its format, its files, what is said, and the code of the error where it is asked for.
+NOT_RUN = {
+    "of another system": pytest.param(
+        "coreml-fp16",
+        "coreml",
+        PACKAGE,
+        "model.mlpackage/Manifest.json is not run here: Core ML runs on macOS and iOS; prove and run it there",
+        "not_run_here",
+        marks=pytest.mark.skipif(sys.platform == "darwin", reason="Core ML runs here"),
+    ),
+    "of a runtime that is not installed": pytest.param(
+        "executorch-fp32",
+        "executorch",
+        ["model.pte"],
+        "this needs the package 'executorch': pip install 'edgeline[executorch]'",
+        "missing_extra",
+        marks=pytest.mark.skipif(find_spec("executorch") is not None, reason="ExecuTorch is installed here"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "format", "files", "said", "code"), NOT_RUN.values(), ids=NOT_RUN)
+def test_check_tells_what_is_not_run_here_and_proves_the_others(
+    run: Run, make_artifact: Any, seal: Any, name: str, format: str, files: list[str], said: str, code: str
+) -> None:
+    folder = with_variant(make_artifact(), seal, name, format, files)
+    exit_code, out, err = run("check", folder)
+    assert (exit_code, err) == (0, "")
+    assert f"  {name}  not run here, and so not proven: {said}\n" in out
+    assert "  onnx-fp32  takes and gives what the manifest names" in out
+    _, out, _ = run("check", folder, "--json")
+    assert json.loads(out)["variants"][1] == {"variant": name, "not_run": said}
+
+
+@pytest.mark.parametrize(("name", "format", "files", "said", "code"), NOT_RUN.values(), ids=NOT_RUN)
+def test_check_fails_where_what_is_not_run_here_is_asked_for(
+    run: Run, make_artifact: Any, seal: Any, name: str, format: str, files: list[str], said: str, code: str
+) -> None:
+    folder = with_variant(make_artifact(), seal, name, format, files)
+    assert run("check", folder, "--variant", name) == (1, "", f"edgeline: {said} [{code}]\n")
+
+
+def test_check_still_fails_where_a_file_of_what_is_not_run_here_was_changed(run: Run, make_artifact: Any, seal: Any) -> None:
+    folder = with_variant(make_artifact(), seal, "executorch-fp32", "executorch", ["model.pte"])
+    (folder / "model.pte").write_bytes(b"another runtimes'")
+    code, _, err = run("check", folder)
+    assert code == 1
+    assert "model.pte" in err
