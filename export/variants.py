@@ -4,12 +4,14 @@
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from export import files
-from export.autopilot import Choice, choose_int8
+from export.autopilot import Choice, Tuned, choose_int8
 from export.formats import halve, to_ort
+from export.int8 import Quantisable
 from pipeline.checkpoint import read_settings
 from pipeline.progress import waiting
 from pipeline.run import Run
@@ -66,7 +68,13 @@ def _choose(run: Run, reference: bytes) -> Choice:
     prepared = read_prepared(run.step("prepare"))
     spec = read_settings(run.step("train")).preprocess
     config, bars = run.config.export, run.config.verify.int8
-    return choose_int8(reference, spec, prepared.of("train"), prepared.of("val"), config, bars)
+    return choose_int8(reference, spec, prepared.of("train"), prepared.of("val"), config, bars, partial(_tune, run, reference))
+
+
+def _tune(run: Run, reference: bytes, ready: Quantisable, quantised: bytes, epochs: int) -> Tuned:
+    from export.qat import tune, tuning_of  # most runs never get here
+
+    return tune(tuning_of(run, reference), ready, quantised, epochs)
 
 
 def _write(path: Path, name: str, reference: bytes, int8: Choice | None) -> None:

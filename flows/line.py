@@ -92,18 +92,25 @@ def variants_key(run: Run) -> str:
         "inputs": _results(run, "prepare", "train", "export"),
         "export": run.config.export.model_dump(),
         "bars": run.config.verify.int8.model_dump(),
+        "seed": run.config.seed,
+        "train": run.config.train.model_dump(include={"strategy", "views", "augment"}),
     }
     modules = (
         "export.variants",
         "export.autopilot",
+        "export.qat",
+        "export.to_onnx",
         "export.int8",
         "export.formats",
         "export.likeness",
         "export.comparison",
+        "pipeline.augment",
+        "pipeline.features",
         "serve.runtime",
+        *NETWORK,
         *PREPROCESSING,
     )
-    return step_key(settings, modules, packages=("onnx", "onnxruntime", "numpy", "pillow"))
+    return step_key(settings, modules, packages=(*LIBRARIES, "onnx", "onnxruntime"))
 
 
 def variants(run: Run) -> StepResult:
