@@ -203,7 +203,7 @@ def _make(recipe: Recipe, measured: _Measured, tune: Tune | None, tuning: dict[s
         tuning["failed"] = str(error)  # what was tried before keeps its figures
         return None
     tuning.update(tuned.report)
-    return quantise(tuned.ready, measure_ranges(tuned.ready, measured.batches(), recipe.ranges), recipe)
+    return quantise(tuned.ready, ranges, recipe)  # the ranges that were simulated: the weights were tuned for them
 
 
 def _judge(

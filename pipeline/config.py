@@ -168,7 +168,7 @@ class ExportConfig(Step):
         1.05, ge=0, description="int8 that is not this many times as fast as float32 on this machine is not shipped."
     )
     qat_epochs: int = Field(
-        2,
+        4,
         ge=0,
         le=100,
         description="Where no int8 recipe holds, fine-tune the weights under int8's rounding for so many passes over training "
