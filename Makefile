@@ -28,6 +28,7 @@ bench: .venv/ready ## Run the benchmarks; each ends in one JSON line
 	$(BIN)/python benchmarks/base_install.py
 	$(BIN)/python benchmarks/second_run.py
 	$(BIN)/python benchmarks/int8.py
+	$(BIN)/python benchmarks/qat.py
 
 lock: .venv/ready ## Compile the pinned requirements again, to the newest that fit pyproject.toml
 	$(UV) compile $(COMPILE) --all-extras --group dev pyproject.toml --output-file requirements/dev.txt --upgrade
