@@ -31,6 +31,7 @@ bench: .venv/ready ## Run the benchmarks; each ends in one JSON line
 	$(BIN)/python benchmarks/int8_rivals.py
 	$(BIN)/python benchmarks/variants.py
 	$(BIN)/python benchmarks/exports.py
+	$(BIN)/python benchmarks/qat.py
 
 lock: .venv/ready ## Compile the pinned requirements again, to the newest that fit pyproject.toml
 	$(UV) compile $(COMPILE) --all-extras --group dev pyproject.toml --output-file requirements/dev.txt --upgrade

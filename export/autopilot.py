@@ -10,10 +10,10 @@ Shapes: N images, K classes, H x W the model's input.
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from pipeline.features import CPU_BATCH
 from pipeline.progress import track
 from pipeline.samples import Sample, stream_pixels
 from pipeline.steps import digest_of
-from serve.errors import DataError
+from serve.errors import DataError, ExportError, TrainingError
 from serve.preprocess import PreprocessSpec
 from serve.runtime import create_session, multiplies_exactly
 
@@ -48,6 +48,17 @@ class Choice:
     report: dict[str, Any]
 
 
+class Tuned(NamedTuple):
+    """A file ready for quantisation whose weights were tuned for it, and how the tuning went."""
+
+    ready: Quantisable
+    report: dict[str, Any]
+
+
+Tune = Callable[[Quantisable, bytes, int], Tuned]
+"""From a file, its int8 form and a number of epochs: `export.qat.tune`, which needs PyTorch, on a run's network."""
+
+
 def choose_int8(
     reference: bytes,
     spec: PreprocessSpec,
@@ -55,6 +66,7 @@ def choose_int8(
     val: Sequence[Sample],
     config: ExportConfig,
     bars: Bars,
+    tune: Tune | None = None,
 ) -> Choice:
     """Quantise the reference in several ways and choose one.
 
@@ -65,6 +77,7 @@ def choose_int8(
         val: the recipes are judged on these.
         config: target, largest drop and effort.
         bars: the gate's own, held here already, so that what is chosen is not refused there.
+        tune: fine-tunes the weights for a recipe, where the network is at hand.
 
     Raises:
         DataError: too few training images to calibrate on.
@@ -81,12 +94,15 @@ def choose_int8(
 
     tried: list[dict[str, Any]] = []
     holding: dict[str, bytes] = {}
+    tuning: dict[str, Any] = {}
     for quick, recipes in ladder(config):
         if holding and not quick and not config.thorough:
             break
         offered = recipes if recipes is not None else _without_worst(measured, pixels[:SENSITIVITY_IMAGES], config)
         for recipe in track(offered, "trying int8 recipes", len(offered)):
-            model = quantise(ready, measured.ranges(recipe.ranges), recipe, measured.means if recipe.correct_bias else None)
+            model = _make(recipe, measured, tune, tuning)
+            if model is None:
+                continue
             observed = _run(create_session(model), pixels)
             entry = _judge(recipe, model, reference, spec, expected, observed, targets_N, config, bars)
             tried.append(entry)
@@ -100,11 +116,14 @@ def choose_int8(
         "judged_on": {"split": "val", "images": len(judged)},
         "exact_precision_setting": not multiplies_exactly(),
         "tried": tried,
+        "tuning": tuning or None,
         "chosen": None,
     }
     if not holding:
         best = max(tried, key=lambda entry: float(entry["likeness"]["sqnr_db"]))
-        return Choice(None, report | {"why": f"no recipe holds; the nearest, {best['recipe']}: {'; '.join(best['unmet'])}"})
+        untuned = f"; {tuning['failed']}" if "failed" in tuning else ""
+        why = f"no recipe holds; the nearest, {best['recipe']}: {'; '.join(best['unmet'])}{untuned}"
+        return Choice(None, report | {"why": why})
     return _fastest(reference, holding, tried, report, pixels[0][None], config)
 
 
@@ -112,7 +131,7 @@ def ladder(config: ExportConfig) -> list[tuple[bool, list[Recipe] | None]]:
     """The recipes in the order they are tried: whether they are quick, and which; None stands for leaving the worst layers out.
 
     Quick ones share one pass over the calibration images. Per-tensor weights, signed and unsigned pairs are for a thorough
-    run's comparison: they were never the better choice for these networks.
+    run's comparison: they were never the better choice for these networks. Tuning the weights takes longest and comes last.
     """
     base = base_recipe(config)
     quick = [base, replace(base, correct_bias=True)]
@@ -120,7 +139,8 @@ def ladder(config: ExportConfig) -> list[tuple[bool, list[Recipe] | None]]:
     if config.target == "x86-avx2":
         others.append(replace(base, reduce_range=False, weights="uint8"))
     ranges = [replace(base, correct_bias=True, ranges=method) for method in ("average", "percentile", "entropy")]
-    return [(True, quick), (False, None), (False, ranges), (False, others if config.thorough else [])]
+    tuned = [replace(base, tuned=config.qat_epochs)] if config.qat_epochs else []
+    return [(True, quick), (False, None), (False, ranges), (False, others if config.thorough else []), (False, tuned)]
 
 
 def base_recipe(config: ExportConfig) -> Recipe:
@@ -166,6 +186,24 @@ class _Measured:
         if self._means is None:
             self._means = input_means(self.ready, self.batches())
         return self._means
+
+
+def _make(recipe: Recipe, measured: _Measured, tune: Tune | None, tuning: dict[str, Any]) -> bytes | None:
+    """The int8 file of a recipe, None where its weights cannot be tuned; `tuning` is told how that went."""
+    ready, ranges = measured.ready, measured.ranges(recipe.ranges)
+    if not recipe.tuned:
+        return quantise(ready, ranges, recipe, measured.means if recipe.correct_bias else None)
+    if tune is None:
+        return None
+    # The biases that undo the rounding of today's weights are where the learning starts; afterwards they are learned ones.
+    simulated = quantise(ready, ranges, replace(recipe, correct_bias=True), measured.means)
+    try:
+        tuned = tune(ready, simulated, recipe.tuned)
+    except (ExportError, TrainingError) as error:
+        tuning["failed"] = str(error)  # what was tried before keeps its figures
+        return None
+    tuning.update(tuned.report)
+    return quantise(tuned.ready, ranges, recipe)  # the ranges that were simulated: the weights were tuned for them
 
 
 def _judge(

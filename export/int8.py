@@ -50,6 +50,8 @@ class Recipe:
     Through Weight Equalization and Bias Correction", section 4.2, with the inputs' measured means)."""
     exclude: tuple[str, ...] = ()
     """Nodes that stay float."""
+    tuned: int = 0
+    """Epochs of fine-tuning under this very rounding (`export.qat`)."""
 
     @property
     def name(self) -> str:
@@ -58,6 +60,7 @@ class Recipe:
         parts = [kinds[self.activations] + kinds[self.weights], "channel" if self.per_channel else "tensor", self.ranges]
         parts += ["7 bits"] * self.reduce_range + ["bias"] * self.correct_bias
         parts += [f"{len(self.exclude)} float"] * bool(self.exclude)
+        parts += [f"tuned {self.tuned}"] * bool(self.tuned)
         return " ".join(parts)
 
 

@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import numpy as np
 import torch
 
 from export import files
-from export.autopilot import TIMED_RUNS, Choice, choose_calibration, choose_int8
+from export.autopilot import TIMED_RUNS, Choice, Tuned, choose_calibration, choose_int8
 from export.convert import SOURCES, Write, convert
 from export.formats import halve, to_ort
-from export.int8 import saturates
+from export.int8 import Quantisable, saturates
 from export.to_onnx import Deployed
 from pipeline.checkpoint import load_checkpoint, read_settings
 from pipeline.evaluate import read_evaluation
@@ -93,7 +94,13 @@ def _choose(run: Run, reference: bytes) -> Choice:
     prepared = read_prepared(run.step("prepare"))
     spec = read_settings(run.step("train")).preprocess
     config, bars = run.config.export, run.config.verify.int8
-    return choose_int8(reference, spec, prepared.of("train"), prepared.of("val"), config, bars)
+    return choose_int8(reference, spec, prepared.of("train"), prepared.of("val"), config, bars, partial(_tune, run, reference))
+
+
+def _tune(run: Run, reference: bytes, ready: Quantisable, quantised: bytes, epochs: int) -> Tuned:
+    from export.qat import tune, tuning_of  # most runs never get here
+
+    return tune(tuning_of(run, reference), ready, quantised, epochs)
 
 
 def _sources(run: Run, model: bytes) -> Mapping[str, Write]:

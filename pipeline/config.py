@@ -181,6 +181,13 @@ class ExportConfig(Step):
     min_speedup: float = Field(
         1.05, ge=0, description="int8 that is not this many times as fast as float32 on this machine is not shipped."
     )
+    qat_epochs: int = Field(
+        2,
+        ge=0,
+        le=100,
+        description="Where no int8 recipe holds, fine-tune the weights under int8's rounding for so many passes over training "
+        "images, without their labels; 0 does not. An epoch takes minutes on a CPU.",
+    )
     thorough: bool = Field(
         False, description="Try every int8 recipe; by default the slower half only where no quick one holds."
     )

@@ -7,7 +7,10 @@ import pytest
 from export import variants
 from export.autopilot import Choice
 from export.variants import KINDS, build_variants
+from flows.line import variants_key
+from pipeline.config import load_config
 from pipeline.run import Run
+from pipeline.steps import RECEIPT, write_json
 from serve.errors import ExportError
 
 
@@ -65,3 +68,16 @@ def test_both_int8_files_are_of_one_choice(finished: Any, tmp_path: Path, monkey
     assert (tmp_path / "model.int8.onnx").read_bytes() == int8
     before = (finished.run.step("variants") / "model.int8.ort").stat().st_size
     assert (tmp_path / "model.int8.ort").stat().st_size == before
+
+
+def test_what_tuning_reads_counts_for_the_steps_key(tmp_path: Path) -> None:
+    def key(*overrides: str, trained: str = "a") -> str:
+        for name in ("prepare", "train", "export"):
+            (tmp_path / name).mkdir(exist_ok=True)
+            content = trained if name == "train" else "a"
+            write_json(tmp_path / name / RECEIPT, {"key": "", "files": {"file": {"size": 1, "sha256": content}}})
+        return variants_key(Run(tmp_path, load_config(None, list(overrides))))
+
+    others = [key("seed=1"), key("train.views=1"), key("train.augment=flip"), key("export.qat_epochs=0"), key(trained="b")]
+    assert len({key(), *others}) == 6
+    assert key("train.patience=3") == key()
