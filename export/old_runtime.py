@@ -18,7 +18,7 @@ import serve
 from serve.artifact import open_artifact
 from serve.errors import VerificationError
 
-OPSETS = {"1.15": 19, "1.16": 19, "1.17": 20, "1.18": 21, "1.19": 21, "1.20": 21, "1.21": 22}
+OPSETS = {"1.14": 18, "1.15": 19, "1.16": 19, "1.17": 20, "1.18": 21, "1.19": 21, "1.20": 21, "1.21": 22}
 """Newest operator set that each release knows, from the table in ONNX Runtime's documentation of its compatibility."""
 FIRST_WITH_NUMPY_2 = (1, 19)
 SELF_CHECK = """
@@ -78,7 +78,7 @@ def _run(command: list[str], release: str, what: str) -> str:
 
 
 def _number(release: str) -> tuple[int, int]:
-    major, minor, *_ = release.split(".")
+    major, minor, *_ = release.removeprefix("onnxruntime>=").split(".")
     return int(major), int(minor)
 
 

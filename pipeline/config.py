@@ -150,12 +150,12 @@ VariantName = Literal[
 class ExportConfig(Step):
     """Write the ONNX file, and further variants of it."""
 
-    opset: int = Field(18, ge=18, le=23, description="ONNX operator set; 18 runs on ONNX Runtime 1.15 and newer.")
+    opset: int = Field(18, ge=18, le=23, description="ONNX operator set; 18 runs on ONNX Runtime 1.14 and newer.")
     min_runtime: str = Field(
         "1.15",
-        pattern=r"^1\.(1[5-9]|[2-9][0-9])(\.[0-9]+)?$",
-        description="Oldest ONNX Runtime that the artifact must run on; `opset` may be no newer than it knows. Prove it with "
-        "`python -m export.old_runtime ARTIFACT RELEASE`.",
+        pattern=r"^(onnxruntime>=)?1\.(1[4-9]|[2-9][0-9])(\.[0-9]+)?$",
+        description="Oldest ONNX Runtime that the artifact must run on, `1.15` or `onnxruntime>=1.15`; `opset` may be no newer "
+        "than it knows. Prove it with `python -m export.old_runtime ARTIFACT RELEASE`.",
     )
     variants: tuple[VariantName, ...] = Field(
         ("onnx-int8",),

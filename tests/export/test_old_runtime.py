@@ -11,6 +11,7 @@ from serve.errors import ConfigError, VerificationError
 
 def test_a_release_knows_the_operator_sets_up_to_its_own() -> None:
     assert (newest_opset("1.15"), newest_opset("1.15.1"), newest_opset("1.17.3")) == (19, 19, 20)
+    assert newest_opset("onnxruntime>=1.14") == 18
     assert newest_opset("1.31.1") == max(OPSETS.values())
 
 

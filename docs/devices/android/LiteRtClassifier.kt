@@ -21,7 +21,9 @@ class LiteRtClassifier(model: File, spec: Spec, private val classes: Int) : Auto
         bytes.rewind()
         val probabilities = arrayOf(FloatArray(classes))
         val logits = arrayOf(FloatArray(classes))
-        interpreter.runForMultipleInputsOutputs(arrayOf<Any>(bytes), mapOf<Int, Any>(0 to probabilities, 1 to logits))
+        // By name: the outputs' order in the file is another.
+        val outputs = mapOf<String, Any>("probabilities" to probabilities, "logits" to logits)
+        interpreter.runSignature(mapOf<String, Any>("image" to bytes), outputs)
         return Answer(probabilities[0], logits[0])
     }
 
