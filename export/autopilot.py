@@ -93,7 +93,7 @@ def choose_int8(
     expected = _run(create_session(reference), pixels)
 
     tried: list[dict[str, Any]] = []
-    holding: dict[str, bytes] = {}
+    holding: dict[Recipe, bytes] = {}
     tuning: dict[str, Any] = {}
     for quick, recipes in ladder(config):
         if holding and not quick and not config.thorough:
@@ -107,7 +107,7 @@ def choose_int8(
             entry = _judge(recipe, model, reference, spec, expected, observed, targets_N, config, bars)
             tried.append(entry)
             if entry["holds"]:
-                holding[recipe.name] = model
+                holding[recipe] = model
                 if not quick and not config.thorough:
                     break
     report = {
@@ -235,20 +235,28 @@ def _judge(
 
 def _fastest(
     reference: bytes,
-    holding: dict[str, bytes],
+    holding: dict[Recipe, bytes],
     tried: list[dict[str, Any]],
     report: dict[str, Any],
     pixels_1HW3: np.ndarray,
     config: ExportConfig,
 ) -> Choice:
-    """Take the fastest of the recipes that hold; among equally fast ones the one most like the reference."""
-    sqnr = {entry["recipe"]: entry["likeness"]["sqnr_db"] for entry in tried}
-    times = time_in_turn({"float32": reference, **holding}, pixels_1HW3)
+    """Take the fastest of the recipes that hold; among equally fast ones the one most like the reference.
+
+    Recipes that are run by the same kernels are equally fast, whatever a busy machine would make of their times: only the most
+    exact of them is timed.
+    """
+    sqnr = {entry["recipe"]: float(entry["likeness"]["sqnr_db"]) for entry in tried}
+    exact = {recipe.kernels: recipe for recipe in sorted(holding, key=lambda recipe: sqnr[recipe.name])}
+    times = time_in_turn({"float32": reference, **{recipe.name: holding[recipe] for recipe in exact.values()}}, pixels_1HW3)
+    taken = {recipe.name: times[exact[recipe.kernels].name] for recipe in holding}
     for entry in tried:
-        entry["p50_ms"] = times.get(entry["recipe"])
+        entry["p50_ms"] = taken.get(entry["recipe"])
     report["float32_p50_ms"] = times["float32"]
-    best_ms = min(times[name] for name in holding)
-    chosen = max((name for name in holding if times[name] <= best_ms * EQUALLY_FAST), key=lambda name: float(sqnr[name]))
+    best_ms = min(times[recipe.name] for recipe in exact.values())
+    fast = [recipe for recipe in exact.values() if times[recipe.name] <= best_ms * EQUALLY_FAST]
+    best = max(fast, key=lambda recipe: sqnr[recipe.name])
+    chosen = best.name
     speedup = times["float32"] / times[chosen]
     here = "arm64" if not _is_x86() else "x86-vnni" if multiplies_exactly() else "x86-avx2"
     report |= {"chosen": chosen, "speedup": speedup, "timed_on": here}
@@ -256,7 +264,7 @@ def _fastest(
     if here == config.target and speedup < config.min_speedup:
         why = f"int8 is {speedup:.2f} times as fast as float32 here, under export.min_speedup = {config.min_speedup:g}"
         return Choice(None, report | {"chosen": None, "why": why})
-    return Choice(holding[chosen], report)
+    return Choice(holding[best], report)
 
 
 def time_in_turn(models: dict[str, bytes], pixels_1HW3: np.ndarray, runs: int = TIMED_RUNS) -> dict[str, float]:

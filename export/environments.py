@@ -70,7 +70,7 @@ def environment(format: str, cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{format}-", dir=cache))
     try:
-        venv.create(partial, with_pip=True)
+        venv.create(partial, with_pip=importlib.util.find_spec("uv") is None)
         install(partial / "bin" / "python", packages)
         if not python.exists():  # another run may have been faster
             partial.rename(folder)

@@ -63,6 +63,11 @@ class Recipe:
         parts += [f"tuned {self.tuned}"] * bool(self.tuned)
         return " ".join(parts)
 
+    @property
+    def kernels(self) -> tuple[str, str, bool, tuple[str, ...]]:
+        """What its speed depends on; the rest only changes numbers in the file."""
+        return self.activations, self.weights, self.per_channel, self.exclude
+
 
 @dataclass(frozen=True, slots=True)
 class Quantisable:

@@ -27,7 +27,7 @@ from pipeline.evaluate import read_evaluation
 from pipeline.run import Run
 from pipeline.samples import Sample
 from serve.errors import ArtifactError
-from serve.formats import COREML_FILES, files_of, load, not_run_here
+from serve.formats import COREML_FILES, files_of, load_file, not_run_here
 from serve.preprocess import PreprocessSpec
 
 Check = Callable[..., tuple[dict[str, Any], list[str]]]
@@ -63,11 +63,14 @@ def test_a_package_is_its_manifest_and_what_belongs_to_it() -> None:
 
 
 @elsewhere
-def test_it_is_not_run_where_core_ml_is_not() -> None:
+def test_it_is_not_run_where_core_ml_is_not(tmp_path: Path) -> None:
+    for name in files_of("coreml", FILE):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
     assert not_run_here("coreml") == WHY
     assert not_run_here("onnx") is None
-    with pytest.raises(ArtifactError, match=f"{FILE} is not run here: {WHY}") as refusal:
-        load("coreml", FILE, lambda _: b"")
+    with pytest.raises(ArtifactError, match=f"is not run here: {WHY}") as refusal:
+        load_file("coreml", tmp_path / FILE, 1)
     assert refusal.value.code == "not_run_here"
 
 
@@ -107,7 +110,7 @@ def test_the_mark_is_in_the_closing_table_and_in_the_manifest() -> None:
     assert figures(ENTRY) == {"passed": None, "not_run": WHY, "structure": ENTRY["structure"], "bytes": 6_700_000}
     [line] = remarks({"variants": [ENTRY]})
     assert line.startswith(f"coreml-fp16 (6.7 MB) is shipped and was not run here ({WHY}): its inputs, outputs and ")
-    assert "same best class on 100.00 % of 24 images, SQNR 44 dB" in line
+    assert "same best class on 100.00% of 24 images, SQNR 44 dB" in line
 
 
 def test_the_mark_is_in_the_report_and_on_the_card(finished: Any, tmp_path: Path) -> None:

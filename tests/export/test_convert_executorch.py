@@ -20,7 +20,7 @@ from pipeline.hard_set import hard_set
 from pipeline.run import Run
 from pipeline.samples import Sample
 from serve.errors import ExportError, MissingExtraError
-from serve.formats import files_of, load
+from serve.formats import files_of, load_file
 from serve.preprocess import PreprocessSpec
 
 NAMES = ("executorch-fp32", "executorch-int8")
@@ -32,9 +32,10 @@ needs_executorch = pytest.mark.skipif(
 
 
 @pytest.mark.skipif(importlib.util.find_spec("executorch") is not None, reason="ExecuTorch is installed here")
-def test_without_its_runtime_the_extra_is_named() -> None:
+def test_without_its_runtime_the_extra_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.pte").touch()
     with pytest.raises(MissingExtraError, match=r"'executorch': pip install 'edgeline\[executorch\]'"):
-        load("executorch", "model.pte", lambda _: b"")
+        load_file("executorch", tmp_path / "model.pte", 1)
 
 
 def test_a_program_is_one_file() -> None:
@@ -98,10 +99,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from pathlib import Path
-from serve.formats import load
+from serve.formats import load_file
 
 path, threads = Path(sys.argv[1]), 1
-model = load("executorch", path.name, lambda _: path.read_bytes(), threads)
+model = load_file("executorch", path, threads)
 images = np.random.default_rng(0).integers(0, 256, (8, 224, 224, 3), np.uint8)
 whole = model.run(["logits"], {"image": images})[0]
 with ThreadPoolExecutor(4) as pool:

@@ -19,7 +19,7 @@ from export.variants import build_variants
 from flows import line
 from pipeline.run import Run
 from serve.errors import ExportError, MissingExtraError
-from serve.formats import load
+from serve.formats import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("litert-fp32", "litert-int8")
@@ -46,10 +46,11 @@ def stand_in(path: Path, script: str) -> Path:
     return path
 
 
-def test_a_device_without_the_runtime_is_told_which_extra_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_without_the_runtime_is_told_which_extra_brings_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "model.tflite").touch()
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     with pytest.raises(MissingExtraError, match=r"'ai_edge_litert': pip install 'edgeline\[litert\]'$"):
-        load("litert", "model.tflite", lambda _: b"")
+        load_file("litert", tmp_path / "model.tflite", 1)
 
 
 def test_tools_that_cannot_be_installed_leave_the_variant_out_with_one_line(
