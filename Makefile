@@ -34,7 +34,7 @@ bench: .venv/ready ## Run the benchmarks; each ends in one JSON line
 	$(BIN)/python benchmarks/qat.py
 
 lock: .venv/ready ## Compile the pinned requirements again, to the newest that fit pyproject.toml
-	$(UV) compile $(COMPILE) --all-extras --group dev pyproject.toml --output-file requirements/dev.txt --upgrade
+	$(UV) compile $(COMPILE) --extra all --group dev pyproject.toml --output-file requirements/dev.txt --upgrade
 	$(UV) compile $(COMPILE) pyproject.toml --output-file requirements/device.txt --upgrade
 	echo uv | $(UV) compile $(COMPILE) - --output-file requirements/uv.txt --upgrade
 
