@@ -129,19 +129,19 @@ def compare(
 
 
 def run_session(session: Any, pixels: Sequence[np.ndarray], batch: int) -> Outputs:
-    """Run ONNX Runtime over images at one batch size. The last batch is filled up with images that were there already.
+    """Run a loaded model over images at one batch size. The last batch is filled up with images that were there already.
 
     Raises:
         VerificationError: it fails.
     """
     filled = [pixels[i % len(pixels)] for i in range(math.ceil(len(pixels) / batch) * batch)]
-    title = f"verifying: ONNX Runtime, batch {batch}"
+    title = f"verifying: the file, batch {batch}"
     batches = track(in_batches(filled, batch), title, len(filled), step=batch)
     try:
         outputs = Outputs.join(session.run(["probabilities", "logits"], {"image": b_NHW3}) for b_NHW3 in batches)
     except Exception as error:  # its exceptions share no base class of their own
         reason = " ".join(str(error).split())[:300]
-        raise VerificationError(f"ONNX Runtime cannot run the file at batch {batch}: {reason}") from error
+        raise VerificationError(f"the runtime cannot run the file at batch {batch}: {reason}") from error
     return Outputs(outputs.probabilities_NK[: len(pixels)], outputs.logits_NK[: len(pixels)])
 
 

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +86,7 @@ def check_structure(
     facts |= {"weights": len(weights), "likeness": None}
     if observed is not None:
         likeness = liken(Outputs(expected.probabilities_NK[:COMPUTED], expected.logits_NK[:COMPUTED]), observed)
-        facts["likeness"] = asdict(likeness)
+        facts["likeness"] = likeness.figures
         problems += [f"computed by PyTorch, {problem}" for problem in unmet(likeness, None, bars)]
         if facts["largest"] > FLOAT16_MAX:
             problems.append(f"a number in it reaches {facts['largest']:.3g}, float16 ends at {FLOAT16_MAX:g}")
@@ -137,7 +136,10 @@ def _inspect(package: Path, python: Path, images_NHW3: np.ndarray) -> tuple[dict
         copy = shutil.copytree(package, Path(folder, package.name))  # opening a package writes its manifest anew
         np.save(pixels, images_NHW3)
         command = [str(python), "-I", str(script), str(copy), str(pixels), str(found)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=INSPECT_S)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=INSPECT_S)
+        except subprocess.TimeoutExpired as error:
+            raise ArtifactError(f"coremltools took over {INSPECT_S} s to read the package", code="model_unloadable") from error
         if done.returncode:
             last = (done.stderr.strip() or "it said nothing").splitlines()[-1][:300]
             raise ArtifactError(f"coremltools cannot read the package: {last}", code="model_unloadable")

@@ -44,6 +44,8 @@ PACKAGES = {
     "coreml": ("coremltools==9.0", "torch==2.15.0", "numpy==2.4.6", "pillow==13.0.0"),
 }
 """What a format's environment holds, to convert and to run."""
+TIMED_S = 600
+"""Longest time for a process that times a model, in seconds."""
 INSTALL_S = 1800
 """Longest time for an installation, in seconds."""
 
@@ -178,11 +180,19 @@ def time_there(format: str, path: Path, spec: PreprocessSpec, environments: Path
         spec: its preprocessing.
         environments: the folder of environments.
         threads: for one image.
+
+    Raises:
+        ArtifactError: the process crashed, or did not end.
     """
     arguments = start_arguments(path, format, spec, threads, runs=RUNS)
     command = [str(environment(format, environments)), "-P", "-m", "serve.latency", *arguments]
     with lend_serve() as variables:
-        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600)
+        try:
+            done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=TIMED_S)
+        except subprocess.TimeoutExpired as error:
+            raise ArtifactError(f"{format} was not timed within {TIMED_S} s", code="model_unloadable") from error
+    if done.returncode < 0:
+        raise ArtifactError(f"the runtime crashed (signal {-done.returncode})", code="model_unloadable")
     if done.returncode:
         raise ArtifactError(_last_line(done.stderr), code="model_unloadable")
     return dict(json.loads(done.stdout.splitlines()[-1]))

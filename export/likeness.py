@@ -3,7 +3,7 @@
 Shapes: N images, K classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,11 @@ class Likeness:
     """The reference's margin on the clearest image that flipped; 0 where none did."""
 
     @property
+    def figures(self) -> dict[str, Any]:
+        """As JSON types, which know no NaN."""
+        return {name: value if np.isfinite(value) else None for name, value in asdict(self).items()}
+
+    @property
     def finite(self) -> bool:
         """Whether every figure is a number."""
         return bool(np.isfinite([self.sqnr_db, self.kl, self.max_difference, self.cosine]).all())
@@ -76,9 +81,12 @@ def liken(expected: Outputs, observed: Outputs) -> Likeness:
 
 
 def sqnr_db(expected: np.ndarray, observed: np.ndarray) -> float:
-    """Signal to quantisation noise ratio of two arrays of one shape, in decibels, at most `EXACT_DB`."""
-    noise = float(np.square(expected - observed).sum())
+    """Signal to quantisation noise ratio of two arrays of one shape, in decibels, at most `EXACT_DB`; its negative for NaN."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        noise = float(np.square(expected - observed).sum())
     signal = float(np.square(expected).sum())
+    if not np.isfinite(noise):
+        return -EXACT_DB
     if noise == 0:
         return EXACT_DB
     return min(EXACT_DB, 10 * float(np.log10(max(signal, np.finfo(float).tiny) / noise)))

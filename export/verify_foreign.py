@@ -211,14 +211,14 @@ def _hold(
     if pair.precision != "float32":
         bars = config.int8 if pair.precision == "int8" else config.fp16
         held = bars.model_dump(exclude={"max_drop"})  # the photos have no labels
-        return unmet(likeness, None, bars), {"likeness": asdict(likeness), "bars": held}
+        return unmet(likeness, None, bars), {"likeness": likeness.figures, "bars": held}
     comparisons = [
         compare(names, expected, other, config, batch=batch, reference=pair.reference.name) for batch, other in observed.items()
     ]
     # What is wrong at every batch size is said once.
     unlike = next(([f"batch {c.batch}: {problem}" for problem in c.problems] for c in comparisons if c.problems), [])
     held = {"max_difference": config.max_difference, "margin": config.margin, "top1_agreement_over_margin": 1.0}
-    return unlike, {"likeness": asdict(likeness), "bars": held, "comparisons": [asdict(c) for c in comparisons]}
+    return unlike, {"likeness": likeness.figures, "bars": held, "comparisons": [asdict(c) for c in comparisons]}
 
 
 def _open_reference(request: Request, program: Program) -> Program | None:

@@ -10,7 +10,7 @@ Shapes: N images, K classes, H x W the model's input.
 import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ from pipeline.config import Bars, VerifyConfig
 from pipeline.progress import track
 from serve.errors import EdgelineError
 from serve.formats import files_of, not_run_here
-from serve.latency import RUNS, costs, times_taken
+from serve.latency import RUNS, costs, times_command
 from serve.preprocess import PreprocessSpec
+from serve.provenance import taken
 from serve.runtime import create_session, usable_cores
 
 PROBED = 24
@@ -155,7 +156,7 @@ def _judge(entry: dict[str, Any], path: Path, measure: Measure) -> dict[str, Any
         "passed": not problems,
         "problems": problems,
         "bars": bars.model_dump(),
-        "likeness": asdict(likeness),
+        "likeness": likeness.figures,
         "accuracy": drop,
         "levels_sqnr_db": _levels(path.read_bytes(), observed, pixels) if kind.format == "onnx" else {},
         **_costs(entry, path, measure, saturates=at_risk),
@@ -179,7 +180,7 @@ def describe_reference(observed: Outputs, measure: Measure) -> dict[str, Any]:
         "problems": [],
         "bytes": len(measure.reference),
         "sha256": hashlib.sha256(measure.reference).hexdigest(),
-        "likeness": asdict(liken(measure.expected, observed)),
+        "likeness": liken(measure.expected, observed).figures,
         "accuracy": _accuracy(observed, measure),
         **taken,
     }
@@ -195,7 +196,9 @@ def _costs(entry: Mapping[str, Any], path: Path, measure: Measure, *, saturates:
         found = time_there(format, path, measure.spec, measure.environments, threads)
         start = {key: found[key] for key in ("import_ms", "load_ms", "first_answer_ms", "peak_mb")}
         latency[f"threads_{threads}"] = {"p50_ms": found["p50_ms"], "p95_ms": found["p95_ms"], "runs": RUNS}
-    return {"latency": latency, "start": start, "taken": times_taken(name, format)}
+    how = taken(times_command(name), {"batch": 1, "runs": RUNS, "runtime": format, "image": "black"})
+    how["versions"] |= dict(package.split("==") for package in PACKAGES[format])  # it is not this environment that ran it
+    return {"latency": latency, "start": start, "taken": how}
 
 
 def _accuracy(observed: Outputs, measure: Measure) -> dict[str, Any] | None:

@@ -165,10 +165,10 @@ def export(folder: RunFolder, as_json: Json = False) -> None:
 
 
 def variants(folder: RunFolder, as_json: Json = False) -> None:
-    """Make the further variants of a run's ONNX file: int8, half precision, ONNX Runtime's format.
+    """Make the further variants of a run's ONNX file: int8, half precision, ONNX Runtime's format, other runtimes'.
 
-    Which ones, the run's settings say (`export.variants`). int8 is tried in several ways, and made only where one of them
-    loses next to nothing and is faster; the reasons are told.
+    Which ones, the run's settings say (`export.variants`). int8 for ONNX Runtime is tried in several ways, and made only
+    where one of them loses next to nothing and is faster; the reasons are told.
 
     edgeline variants artifacts/runs/photos-0123456789ab
     """
@@ -279,11 +279,14 @@ def verify(
             print(failed.read_text(encoding="utf-8"), end="")
             raise typer.Exit(1) from None
         raise
+    from export.table import remarks
+
     report = json.loads((result.folder / "verification.json").read_text(encoding="utf-8"))
     lines = [
         f"passed: {sum(report['images'].values())} images, batches {', '.join(str(c['batch']) for c in report['comparisons'])}",
         f"max difference {report['max_difference']:.2g} (bar {report['bars']['max_difference']:g})",
         f"same best class {report['top1_agreement']:.2%}",
+        *remarks(report),
     ]
     _report(made, result, report, lines, as_json)
 

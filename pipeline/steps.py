@@ -79,7 +79,8 @@ def run_step(folder: Path, key: str, build: Callable[[Path], None]) -> bool:
         (partial / ".key").write_text(key)
         build(partial)
         (partial / ".key").unlink()
-        made = taken(f"edgeline {folder.name} RUN", {}, packages=(*DEVICE, "torch"))
+        command = "edgeline prepare --data DATA" if folder.name == "prepare" else f"edgeline {folder.name} RUN"
+        made = taken(command, {}, packages=(*DEVICE, "torch"))
         write_json(partial / RECEIPT, {"key": key, "made": made, "files": {p: _entry(partial / p) for p in _files(partial)}})
         sync_tree(partial)
         if folder.exists():

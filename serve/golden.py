@@ -12,7 +12,8 @@ becomes of its weights.
                   "variants": {"onnx-int8": {"probabilities": [0.97, ...], "logits": [6.9, ...]}}}, ...],
      "variants": {"onnx-int8": {"tolerance": 0.15, "logit_tolerance": 0.06}}}
 
-A variant that is named there has answers and a tolerance of its own: those of its file where it was proven. Any other is held
+A variant that is named there has answers and a tolerance of its own: those of its file where it was proven, or in float16
+PyTorch's with wider tolerances. Any other is held
 against PyTorch's.
 """
 

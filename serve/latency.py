@@ -16,10 +16,17 @@ import numpy as np
 
 from serve.formats import load_file
 from serve.preprocess import PreprocessSpec, preprocess
-from serve.provenance import runtime_options, taken
+from serve.provenance import DEVICE, runtime_options, taken
 from serve.runtime import load_onnxruntime, usable_cores
 
 RUNS = 50
+RUNTIMES = {
+    "openvino": ("openvino",),
+    "litert": ("ai-edge-litert",),
+    "executorch": ("executorch", "torch"),
+    "coreml": ("coremltools",),
+}
+"""Distributions that run a format, beside those that every device has."""
 CANNOT_SATURATE = "cannot-saturate"
 
 
@@ -84,9 +91,15 @@ def costs(
 
 
 def times_taken(variant: str, format: str, *, saturates: bool = True) -> dict[str, Any]:
-    """How a variant's times are taken; see `serve.provenance.taken`."""
+    """How a variant's times are taken here; see `serve.provenance.taken`."""
     runtime = runtime_options(saturates) if format in ("onnx", "ort") else {"runtime": format}
-    return taken(f"edgeline check ARTIFACT --variant {variant} --time", {"batch": 1, "runs": RUNS, **runtime})
+    options = {"batch": 1, "runs": RUNS, **runtime}
+    return taken(times_command(variant), options, packages=(*DEVICE, *RUNTIMES.get(format, ())))
+
+
+def times_command(variant: str) -> str:
+    """What to type to take a variant's times."""
+    return f"edgeline check ARTIFACT --variant {variant} --time"
 
 
 def cold_start(path: Path, format: str, spec: PreprocessSpec, *, saturates: bool = True) -> dict[str, float]:

@@ -77,7 +77,7 @@ def pixels_of(data: bytes, spec: dict) -> np.ndarray:
 
 def load(folder: Path, manifest: dict, variant: str) -> onnxruntime.InferenceSession:
     """Load one of the artifact's variants, with the settings that it was proven with."""
-    files = {v["name"]: v["file"] for v in manifest["variants"]}
+    files = {v["name"]: v["file"] for v in manifest["variants"] if v["format"] in ("onnx", "ort")}
     must(variant in files, f"no variant {variant}; there are {', '.join(files)}")
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
