@@ -191,7 +191,8 @@ def test_a_fresh_start_writes_the_same_tables(data: Path) -> None:
     tables = []
     for _ in range(2):
         _, result = prepare(config(data))
-        tables.append({name: (result.folder / name).read_bytes() for name in TABLES})
+        # The receipt says when it was written; what it says of the files is compared with them.
+        tables.append({name: (result.folder / name).read_bytes() for name in TABLES if name != "receipt.json"})
         shutil.rmtree(data.parent / "artifacts")
     assert tables[0] == tables[1]
 
