@@ -1,75 +1,214 @@
-"""The HTTP service: one classifier, and a store to download from.
+"""The HTTP service: one or more classifiers, and a store to download from.
 
-    POST /predict?top_k=5     an image's bytes, or a form with one file; answers with the likeliest classes
+    POST /predict?top_k=5     an image's bytes, or a form with files; answers with the likeliest classes
     GET  /healthz             200 while the process lives
-    GET  /readyz              200 once the artifact has proven itself here, else 503 with the reason
+    GET  /readyz              200 while every artifact has proven itself here, else 503 with the reason
+    GET  /metrics             what Prometheus reads
     GET  /artifacts ...       what `serve.downloads` says, where there is a store
 
 `create_app` takes all it needs and keeps nothing in globals. The event loop only moves bytes: decoding, running and hashing
-happen in threads, so `/healthz` answers while every worker is busy.
+happen in threads, so `/healthz` answers while every runner is busy.
 """
 
-from dataclasses import asdict
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Scope
 
-from serve.bodies import FORM_OVERHEAD, boundary_of, only_file, read_body
+from serve.access import Guard, Tokens
+from serve.bodies import FORM_OVERHEAD, Budget, boundary_of, files_in
 from serve.classifier import Classifier
 from serve.downloads import Downloads
-from serve.errors import InputError
-from serve.predictor import Predictor
+from serve.engine import Answer, Engine
+from serve.errors import EdgelineError, InputError, OverloadedError
+from serve.logs import log_request
+from serve.metrics import Metrics
+from serve.models import Models
 from serve.preprocess import Limits
-from serve.replies import HANDLERS, Edge, error_reply
+from serve.replies import HANDLERS, Edge, error_reply, retry_after
 
 DEFAULT_TOP_K = 5
-RETRY_AFTER_S = 2
+RETRY_AFTER_S = 1.0
 """What a client that came before the model was ready is told to wait; loading takes a second or two."""
+BIG_FORM = 64 * 2**10
+"""A form over it is taken apart in a thread: what a form costs depends on what is in it."""
+MAX_TIMEOUT_DIGITS = 9
 
 
-def create_app(predictor: Predictor, *, limits: Limits = Limits(), store: Path | None = None) -> Starlette:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """What a request may ask for, and how long it may take."""
+
+    limits: Limits = Limits()
+    deadline_s: float = 10.0
+    """For a request that names none, and the most that one may name."""
+    held_bytes: int = 256 * 2**20
+    """Of all requests' bodies together."""
+    challenger_share: float = 0.0
+    """Of the requests for the first name, those that the challenger answers."""
+
+
+class Service:
+    """What the routes share: the models, the engine, and whether the server is about to stop."""
+
+    def __init__(self, models: Models, engine: Engine, terms: Terms) -> None:
+        self.models = models
+        self.engine = engine
+        self.terms = terms
+        self.budget = Budget(terms.held_bytes)
+        self.stopping = False
+        self.metrics = Metrics(engine, models, lambda: self.connections())
+        self._due = 0.0
+
+    def connections(self) -> int:
+        """How many connections are open; the server sets it."""
+        return 0
+
+    def refused(self, code: str) -> None:
+        """Count a request that no route saw."""
+        self.metrics.rejected.labels(code).inc()
+
+    async def answer(self, classifier: Classifier, item: Any, within_s: float) -> Answer:
+        """Have the engine answer one image, and count it."""
+        answer = await self.engine.answer(classifier, item, within_s)
+        self.metrics.answered(answer)
+        return answer
+
+    def challenger(self) -> Classifier | None:
+        """The challenger, if it is its turn."""
+        slot = self.models.challenger
+        if slot is None or slot.current is None:
+            return None
+        self._due += self.terms.challenger_share
+        if self._due < 1:
+            return None
+        self._due -= 1
+        return slot.current
+
+
+def create_app(
+    service: Service,
+    *,
+    store: Path | None = None,
+    metrics: bool = True,
+    tokens: Tokens | None = None,
+    cors: Sequence[str] = (),
+    access_log: bool = False,
+) -> Starlette:
     """Build the service.
 
     Args:
-        predictor: started by the caller, when the socket is open.
-        limits: on bodies; the pixel limit is the classifier's own.
+        service: its models and engine are started by the caller, when the socket is open.
         store: whose artifacts may be downloaded; None serves no downloads.
+        metrics: whether `/metrics` is among the routes; not where others than this machine may ask.
+        tokens: of which every request must name one; None lets everybody in.
+        cors: origins whose pages may ask from a browser.
+        access_log: whether each request is a line in the log.
     """
-    api = Api(predictor, limits)
+    api = Api(service)
     routes = [
         Route("/predict", api.predict, methods=["POST"]),
         Route("/healthz", api.healthz),
         Route("/readyz", api.readyz),
     ]
+    if metrics:
+        routes.append(Route("/metrics", api.metrics))
     if store is not None:
         routes += Downloads(store).routes()
-    app = Starlette(routes=routes, middleware=[Middleware(Edge)], exception_handlers=HANDLERS)
+    patterns = {route.path for route in routes}
+
+    def ended(scope: Scope, status: int, seconds: float) -> None:
+        route = scope.get("route")
+        pattern = route.path if isinstance(route, Route) and route.path in patterns else "other"
+        service.metrics.ended(pattern, scope["method"], status, seconds)
+        if access_log:
+            log_request(scope, pattern, status, seconds)
+
+    middleware = [Middleware(Edge, ended=ended)]
+    if cors:
+        middleware.append(Middleware(CORSMiddleware, allow_origins=cors, allow_methods=["GET", "POST"], allow_headers=["*"]))
+    if tokens is not None:
+        middleware.append(Middleware(Guard, tokens=tokens))
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=HANDLERS)
     app.router.redirect_slashes = False  # one resource, one address
     return app
+
+
+def metrics_app(service: Service) -> Starlette:
+    """Build an application that gives the service's metrics and nothing else."""
+    routes = [Route("/metrics", Api(service).metrics)]
+    return Starlette(routes=routes, middleware=[Middleware(Edge)], exception_handlers=HANDLERS)
 
 
 class Api:
     """The routes about the model."""
 
-    def __init__(self, predictor: Predictor, limits: Limits) -> None:
-        self.predictor = predictor
-        self.limits = limits
+    def __init__(self, service: Service) -> None:
+        self.service = service
 
     async def predict(self, request: Request) -> Response:
-        """Classify the image in the body."""
-        classifier = self.predictor.classifier
+        """Classify the image in the body, or each of the files in a form."""
+        service = self.service
+        name = request.query_params.get("model")
+        classifier = service.models.current(name)
         if classifier is None:
-            return self._not_ready(request)
-        top_k = _top_k(request)
+            return self._no_model(request, name)
+        top_k, within_s = _top_k(request), deadline_of(request, service.terms.deadline_s)
+        if service.engine.full(within_s):
+            # Before a byte of the body is read: under overload this answer is what the server has to do most.
+            service.engine.totals.rejected += 1
+            raise OverloadedError(retry_after_s=service.engine.wait_s())
+        champion = None
+        if name is None and (challenger := service.challenger()) is not None:
+            champion, classifier = classifier, challenger
         boundary = boundary_of(request.headers)
-        body = await read_body(request, self.limits.max_bytes + (FORM_OVERHEAD if boundary else 0))
-        image = body if boundary is None else await self.predictor.run(only_file, body, boundary)
-        [predictions] = await self.predictor.run(classifier.predict, [image], top_k)
-        return JSONResponse({**_identity(classifier), "predictions": [asdict(prediction) for prediction in predictions]})
+        most = service.terms.limits.max_bytes + (FORM_OVERHEAD if boundary else 0)
+        async with service.budget.body(request, most) as body:
+            if boundary is None:
+                answer = await service.answer(classifier, body, within_s)
+                if champion is not None:
+                    await self._compare(champion, body, within_s, said=classifier.rank(answer.probabilities_K, 1)[0].label)
+                return _prediction(classifier, answer, top_k)
+            if len(body) > BIG_FORM:
+                images = await asyncio.to_thread(files_in, body, boundary)
+            else:
+                images = files_in(body, boundary)
+            if len(images) == 1:
+                return _prediction(classifier, await service.answer(classifier, images[0], within_s), top_k)
+            return await self._many(classifier, images, top_k, within_s)
+
+    async def _many(self, classifier: Classifier, images: Sequence[bytes], top_k: int, within_s: float) -> Response:
+        """Each file's own answer, or its own error."""
+        asked = (self.service.answer(classifier, image, within_s) for image in images)
+        results: list[dict[str, Any]] = []
+        for found in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(found, Answer):
+                results.append({"predictions": _ranked(classifier, found, top_k)})
+            elif isinstance(found, EdgelineError):
+                results.append({"error": " ".join(str(found).split()), "code": found.code})
+            else:
+                raise found
+        return JSONResponse({**_identity(classifier), "results": results})
+
+    async def _compare(self, champion: Classifier, image: bytes, within_s: float, *, said: str) -> None:
+        """Ask the champion too, and count whether it says the same."""
+        try:
+            answer = await self.service.answer(champion, image, within_s)
+        except EdgelineError:
+            return
+        same = champion.rank(answer.probabilities_K, 1)[0].label == said
+        self.service.metrics.compared.labels("same" if same else "different").inc()
 
     async def healthz(self, request: Request) -> Response:
         """Tell that the process lives and its event loop turns."""
@@ -77,22 +216,70 @@ class Api:
 
     async def readyz(self, request: Request) -> Response:
         """Tell whether predictions are answered, with the proof or the reason."""
-        classifier = self.predictor.classifier
-        if classifier is None:
+        models = self.service.models
+        if self.service.stopping:
+            return error_reply(request, 503, "stopping", "the server stops; it answers what it has taken in")
+        classifier = models.current()
+        if classifier is None or not models.ready:
             return self._not_ready(request)
-        proof = asdict(classifier.proof) if classifier.proof else None
-        return JSONResponse({"status": "ready", **_identity(classifier), "proof": proof}, headers={"Cache-Control": "no-store"})
+        slot = models.slots[0]
+        told: dict[str, Any] = {"status": "ready", **_identity(classifier)}
+        told["proof"] = asdict(classifier.proof) if classifier.proof else None
+        told["previous"] = slot.previous.manifest.version if slot.previous else None
+        told["rolled_back_from"] = slot.held
+        told["refused"] = asdict(slot.refused) if slot.refused else None
+        if len(models.slots) > 1 or models.challenger is not None:
+            told["index"] = models.index()
+        return JSONResponse(told, headers={"Cache-Control": "no-store"})
+
+    async def metrics(self, request: Request) -> Response:
+        """Give what was counted."""
+        data = await asyncio.to_thread(generate_latest, self.service.metrics.registry)
+        return Response(data, headers={"Content-Type": CONTENT_TYPE_LATEST, "Cache-Control": "no-store"})
+
+    def _no_model(self, request: Request, name: str | None) -> Response:
+        if name is not None and self.service.models.ready:
+            names = ", ".join(self.service.models.names())
+            raise InputError(f"no artifact of that name is served; there is {names}", code="model_unknown")
+        return self._not_ready(request)
 
     def _not_ready(self, request: Request) -> Response:
-        failure, headers = self.predictor.failure, {"Retry-After": str(RETRY_AFTER_S)}
+        headers = {"Retry-After": retry_after(RETRY_AFTER_S)}
+        failure = next((slot.failure for slot in self.service.models.slots if slot.failure is not None), None)
         if failure is None:
             return error_reply(request, 503, "loading", "the artifact is being checked and loaded", headers)
         return error_reply(request, 503, failure.code, f"the artifact is not served: {failure.reason}", headers)
 
 
+def deadline_of(request: Request, most_s: float) -> float:
+    """How many seconds a request allows, at most what the server does.
+
+    Raises:
+        InputError: `X-Request-Timeout-Ms` is no whole number of at least 1.
+    """
+    value = request.headers.get("x-request-timeout-ms")
+    if value is None:
+        return most_s
+    if not (value.isascii() and value.isdigit() and len(value) <= MAX_TIMEOUT_DIGITS and int(value) > 0):
+        raise InputError("X-Request-Timeout-Ms must be a whole number of milliseconds, at least 1", code="timeout_invalid")
+    return min(most_s, int(value) / 1000)
+
+
 def _identity(classifier: Classifier) -> dict[str, str | int]:
     manifest = classifier.manifest
     return {"model": manifest.name, "version": manifest.version, "variant": classifier.variant.name}
+
+
+def _ranked(classifier: Classifier, answer: Answer, top_k: int) -> list[dict[str, Any]]:
+    ranking = classifier.rank(answer.probabilities_K, top_k)
+    return [{"label": each.label, "probability": each.probability, "index": each.index} for each in ranking]
+
+
+def _prediction(classifier: Classifier, answer: Answer, top_k: int) -> Response:
+    body = json.dumps({**_identity(classifier), "predictions": _ranked(classifier, answer, top_k)}, ensure_ascii=False)
+    spent = (("queue", answer.queue_s), ("decode", answer.decode_s), ("infer", answer.infer_s))
+    timing = ", ".join(f"{name};dur={seconds * 1e3:.2f}" for name, seconds in spent)
+    return Response(body.encode(), media_type="application/json", headers={"Server-Timing": timing})
 
 
 def _top_k(request: Request) -> int:

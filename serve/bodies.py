@@ -1,19 +1,23 @@
-"""From an HTTP request to the bytes of the one image in it.
+"""From an HTTP request to the bytes of the images in it.
 
-Two forms: the image itself as the body, which is the plain way, or `multipart/form-data` with one file part, for browsers and
-forms. Either is refused by its declared length before a byte is read, and by its real length as it comes, so a request holds
-at most `max_bytes` of memory here.
+Two forms: the image itself as the body, which is the plain way, or `multipart/form-data` with one or more files, for browsers
+and forms. Either is refused by its declared length before a byte is read, and by its real length as it comes, so a request
+holds at most `max_bytes` of memory here, and all of them together at most what their budget says.
 """
+
+import contextlib
+from collections.abc import AsyncIterator
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
-from serve.errors import InputError
+from serve.errors import InputError, OverloadedError
 
 FORM_OVERHEAD = 64 * 2**10
-"""Bytes that boundaries and part headers may add to an image."""
+"""Bytes that boundaries and part headers may add to images."""
+MAX_FILES = 64
 
 
 def boundary_of(headers: Headers) -> bytes | None:
@@ -38,33 +42,51 @@ def boundary_of(headers: Headers) -> bytes | None:
         return None
     raise InputError(
         "this Content-Type is not read here; send the image's bytes as image/* or application/octet-stream, "
-        "or multipart/form-data with one file",
+        "or multipart/form-data with files",
         code="media_type_not_supported",
     )
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Read a request's body.
+class Budget:
+    """How many bytes of bodies a server holds at once, over all requests."""
 
-    Raises:
-        InputError: it is longer than `max_bytes`; where its length was declared, nothing was read.
-    """
-    too_large = InputError(f"the body is over the limit of {max_bytes:,} bytes", code="body_too_large")
-    if int(request.headers.get("content-length", 0)) > max_bytes:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > max_bytes:
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.held = 0
+
+    @contextlib.asynccontextmanager
+    async def body(self, request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+        """Read a request's body, and hold its bytes until the block ends.
+
+        Raises:
+            InputError: it is longer than `max_bytes`; where its length was declared, nothing was read.
+            OverloadedError: too many bytes of other requests are held.
+        """
+        too_large = InputError(f"the body is over the limit of {max_bytes:,} bytes", code="body_too_large")
+        if int(request.headers.get("content-length", 0)) > max_bytes:
             raise too_large
-        body += chunk
-    return bytes(body)
+        taken = 0
+        chunks: list[bytes] = []
+        try:
+            async for chunk in request.stream():
+                if taken + len(chunk) > max_bytes:
+                    raise too_large
+                if self.held + len(chunk) > self.most:
+                    raise OverloadedError(retry_after_s=1.0)
+                taken += len(chunk)
+                self.held += len(chunk)
+                if chunk:
+                    chunks.append(chunk)
+            yield chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        finally:
+            self.held -= taken
 
 
-def only_file(body: bytes, boundary: bytes) -> bytes:
-    """The bytes of the one file in a multipart body.
+def files_in(body: bytes, boundary: bytes) -> list[bytes]:
+    """The bytes of each file in a multipart body.
 
     Raises:
-        InputError: the body is malformed or cut off, or holds anything but exactly one file.
+        InputError: the body is malformed or cut off, or holds anything but 1 to 64 files.
     """
     form = _Form()
     parser = MultipartParser(
@@ -74,6 +96,7 @@ def only_file(body: bytes, boundary: bytes) -> bytes:
             "on_header_field": form.on_header_field,
             "on_header_value": form.on_header_value,
             "on_header_end": form.on_header_end,
+            "on_headers_finished": form.on_headers_finished,
             "on_part_data": form.on_part_data,
             "on_end": form.on_end,
         },
@@ -84,24 +107,23 @@ def only_file(body: bytes, boundary: bytes) -> bytes:
         raise _invalid("the multipart body is malformed") from error
     if not form.ended:
         raise _invalid("the multipart body ends before its closing boundary")
-    if not form.is_file:
-        raise _invalid("the multipart body holds no file; send the image as a part with a filename")
-    return bytes(form.data)
+    return [b"".join(part) for part in form.files]
 
 
 class _Form:
-    """What the parser found so far; stops it at the second part."""
+    """What the parser found so far; stops it at the first part that is no file."""
 
     def __init__(self) -> None:
-        self.parts = 0
-        self.is_file = self.ended = False
-        self.data = bytearray()
+        self.files: list[list[bytes]] = []
+        self.ended = False
+        self._is_file = False
         self._name, self._value = bytearray(), bytearray()
 
     def on_part_begin(self) -> None:
-        self.parts += 1
-        if self.parts > 1:
-            raise _invalid("the multipart body holds several parts, expected one file; top_k belongs in the query")
+        if len(self.files) == MAX_FILES:
+            raise _invalid(f"the multipart body holds more than {MAX_FILES} files; send them in several requests")
+        self.files.append([])
+        self._is_file = False
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._name += data[start:end]
@@ -111,7 +133,7 @@ class _Form:
 
     def on_header_end(self) -> None:
         if self._name.lower() == b"content-disposition":
-            self.is_file = b"filename" in parse_options_header(bytes(self._value))[1]
+            self._is_file = b"filename" in parse_options_header(bytes(self._value))[1]
         elif self._name.lower() == b"content-transfer-encoding" and bytes(self._value).lower() not in (
             b"binary",
             b"8bit",
@@ -120,8 +142,12 @@ class _Form:
             raise _invalid("the part has a Content-Transfer-Encoding; send the file's bytes as they are")
         self._name, self._value = bytearray(), bytearray()
 
+    def on_headers_finished(self) -> None:
+        if not self._is_file:
+            raise _invalid("the multipart body holds a part that is no file; send images with a filename, top_k in the query")
+
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        self.data += data[start:end]
+        self.files[-1].append(data[start:end])
 
     def on_end(self) -> None:
         self.ended = True

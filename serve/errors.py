@@ -15,6 +15,8 @@ EdgelineError
     ExportError             the maintainer of the model: it cannot be exported as promised
     VerificationError       the same: the export is not the model
     MissingExtraError       whoever installed edgeline
+    OverloadedError         the caller: come again later
+    DeadlineError           the caller: allow more time, or come again later
 
 Each carries a stable `code` (a slug for machines) and one line for people: what was seen, what was expected, what to do
 next. The two process edges, the command line and the HTTP server, turn them into an exit code and a status.
@@ -117,3 +119,24 @@ class MissingExtraError(EdgelineError):
 
     def __init__(self, module: str, extra: str) -> None:
         super().__init__(f"this needs the package {module!r}: pip install 'edgeline[{extra}]'")
+
+
+class OverloadedError(EdgelineError):
+    """A request was not taken in, because it would not be answered in time."""
+
+    code = "overloaded"
+
+    def __init__(self, *, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__("the server has as much work as it can answer in time; come again later")
+
+
+class DeadlineError(EdgelineError):
+    """A request was taken in, and its time is over."""
+
+    code = "deadline_exceeded"
+
+    def __init__(self, *, started: bool) -> None:
+        self.started = started
+        where = "while its image was worked on" if started else "before its image was looked at"
+        super().__init__(f"the request's time was over {where}; allow more, or come again later")

@@ -1,24 +1,26 @@
-"""What every HTTP answer has in common: one shape of errors, a request id, and no body left behind.
+"""What every HTTP answer has in common: one shape of errors and a request id.
 
     {"error": "<one line>", "code": "<stable slug>", "request_id": "..."}
 
 Who is at fault decides the status: callers get 4xx with the error's own words. The operator's faults (artifact, store) are
-503 and ours are 500, both in general words, because their details hold paths; the log has them under the request id.
+503 and ours are 500, both in general words, because their details hold paths; the log has them under the request id. Nobody's
+are 503 with Retry-After (too much to do) and 504 (too late).
 """
 
-import asyncio
 import logging
+import math
+import random
 import re
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, Send
 
-from serve.errors import ArtifactError, EdgelineError, ImageError, InputError, StoreError
+from serve.errors import ArtifactError, DeadlineError, EdgelineError, ImageError, InputError, OverloadedError, StoreError
 
 LOG = logging.getLogger(__name__)
 
@@ -41,8 +43,6 @@ ROUTING = {
 """Code and sentence of what the router refuses."""
 
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
-LINGER_S = 2.0
-"""How long a client may go on sending a body that was answered unread."""
 
 
 def status_of(error: InputError) -> int:
@@ -78,12 +78,29 @@ async def _operators_fault(request: Request, error: Exception) -> Response:
     return error_reply(request, 503, error.code, message)
 
 
+async def _too_much(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OverloadedError)
+    return error_reply(request, 503, error.code, str(error), {"Retry-After": retry_after(error.retry_after_s)})
+
+
+async def _too_late(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DeadlineError)
+    return error_reply(request, 504 if error.started else 503, error.code, str(error), {"Retry-After": retry_after(1.0)})
+
+
+def retry_after(seconds: float) -> str:
+    """A Retry-After of at least so long, with a little chance in it, so that not everybody comes back at once."""
+    return str(math.ceil(seconds + random.random() * 2))
+
+
 async def _nobody_listens(request: Request, error: Exception) -> Response:
     return Response(status_code=400)  # never sent: the client has gone
 
 
 HANDLERS: dict[type[Exception], ExceptionHandler] = {
     InputError: _callers_fault,
+    OverloadedError: _too_much,
+    DeadlineError: _too_late,
     ArtifactError: _operators_fault,
     StoreError: _operators_fault,
     HTTPException: _no_route,
@@ -93,64 +110,40 @@ HANDLERS: dict[type[Exception], ExceptionHandler] = {
 
 
 class Edge:
-    """The outermost middleware: request ids, common headers, the last resort for bugs, and a polite end of early answers."""
+    """The outermost middleware: request ids, common headers, what is counted and logged, and the last resort for bugs."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, ended: Callable[[Scope, int, float], None] | None = None) -> None:
         self.app = app
+        self.ended = ended
+        """Told of every answer: its scope, status and seconds."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send)
-        scope.setdefault("state", {})["request_id"] = exchange.request_id
+        begun = time.perf_counter()
+        wanted = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+        request_id = wanted if REQUEST_ID.fullmatch(wanted) else secrets.token_hex(8)
+        scope.setdefault("state", {})["request_id"] = request_id
+        extra = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
+        status = 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], *extra]}
+            await send(message)
+
         try:
-            await self.app(scope, exchange.receive, exchange.send)
+            await self.app(scope, receive, send_with_headers)
         except Exception:  # the process edge: whatever arrives here is a bug of ours, and must not leave as a traceback
-            if exchange.started:
+            if status:
                 raise
-            LOG.exception("request %s failed", exchange.request_id)
+            LOG.exception("request %s failed", request_id)
             reply = error_reply(Request(scope), 500, "internal_error", "edgeline failed on this request; its log says why")
-            await reply(scope, exchange.receive, exchange.send)
-
-
-class _Exchange:
-    """One request and its answer."""
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        wanted = headers.get("x-request-id", "")
-        self.request_id = wanted if REQUEST_ID.fullmatch(wanted) else secrets.token_hex(8)
-        self.started = False
-        self._body_left = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
-        self._receive, self._send = receive, send
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        self._body_left = message["type"] == "http.request" and message.get("more_body", False)
-        return message
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.started = True
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-Id"] = self.request_id
-            headers["X-Content-Type-Options"] = "nosniff"
-            if self._body_left:
-                headers["Connection"] = "close"
-        elif self._body_left and not message.get("more_body", False):
-            # Closing while a client still sends resets the connection, and may destroy the answer before it was read. So the
-            # answer goes out whole, then what still comes is thrown away for a moment, then the connection closes.
-            await self._send({**message, "more_body": True})
-            await self._drain()
-            message = {"type": "http.response.body"}
-        await self._send(message)
-
-    async def _drain(self) -> None:
-        try:
-            async with asyncio.timeout(LINGER_S):
-                while self._body_left:
-                    await self.receive()
-        except TimeoutError:
-            self._body_left = False
+            await reply(scope, receive, send_with_headers)
+        finally:
+            if self.ended is not None:
+                self.ended(scope, status, time.perf_counter() - begun)

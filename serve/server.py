@@ -1,26 +1,34 @@
 """Run the service on a socket until a signal says stop.
 
-Invariant: after SIGTERM or SIGINT every request that was accepted is answered, within the grace period, before `run` returns.
+Invariant: after SIGTERM or SIGINT readiness goes first, then the socket, and every request that was accepted is answered
+within the grace period before `run` returns. A second signal ends the grace.
 """
 
+import asyncio
 import contextlib
 import ipaddress
+import resource
 import signal
 import socket
+import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
-import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.server import HANDLED_SIGNALS
 
+from serve.connection import ConnectionLimits, Connections
 from serve.errors import ConfigError
 
 BACKLOG = 2048
-KEEP_ALIVE_S = 75
-"""Longer than the 60 s of common proxies, so that the proxy is the one to close an idle connection and no request meets a
-closing one."""
-MAX_HEADER_BYTES = 16 * 2**10
+LAME_DUCK_S = 0.25
+"""Between the signal and the end of listening: clients learn from their answers that the connection ends, and idle ones that
+send once more are still heard."""
+SPARE_FILES = 64
+"""Descriptors that connections leave for everything else."""
+HANDSHAKE_S = 5.0
+BESIDE = ConnectionLimits(max_connections=16)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -40,10 +48,11 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, *, tls: bool = False) -> str:
     """The address of a listening socket as a URL."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{scheme}://{host}:{port}"
 
 
 def is_exposed(listener: socket.socket) -> bool:
@@ -51,47 +60,107 @@ def is_exposed(listener: socket.socket) -> bool:
     return not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server, which says when it serves and ends cleanly on a signal."""
+def affordable(limits: ConnectionLimits) -> int:
+    """How many connections this process has descriptors for, at most what the limits say."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.max_connections + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+            soft = raised
+    return limits.max_connections if soft == resource.RLIM_INFINITY else max(1, min(limits.max_connections, soft - SPARE_FILES))
 
-    def __init__(self, app: ASGIApp, *, grace_s: int, on_started: Callable[[], None]) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                # One parser whatever else is installed: its limits are what the tests know.
-                http="h11",
-                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-                ws="none",
-                lifespan="off",
-                backlog=BACKLOG,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=grace_s,
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                proxy_headers=False,
-            )
-        )
-        self._on_started = on_started
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to serve, signals being caught already."""
-        await super().startup(sockets)
-        self._on_started()
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a server tells; each is called on the event loop and returns at once."""
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Let signals end the server, and no more.
+    started: Callable[[], None] = lambda: None
+    """The socket is open and signals are caught."""
+    stopping: Callable[[], None] = lambda: None
+    """A signal said stop; requests are still answered."""
+    signals: tuple[tuple[signal.Signals, Callable[[], None]], ...] = ()
+    """Further signals and what they call."""
 
-        uvicorn raises them again after its shutdown, so that the process dies of the signal; to a supervisor an orderly stop
-        would look like a crash.
+
+class Server:
+    """Serves an ASGI application until it is told to stop."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hooks: Hooks = Hooks(),
+        grace_s: float = 30,
+        limits: ConnectionLimits = ConnectionLimits(),
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.connections = Connections(app, limits, affordable(limits))
+        self.hooks = hooks
+        self.grace_s = grace_s
+        self.tls = tls
+        self._beside: list[tuple[socket.socket, ASGIApp]] = []
+        self._stops = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._told = asyncio.Event()
+
+    def beside(self, listener: socket.socket, app: ASGIApp) -> None:
+        """Serve another application on another socket for as long as this one."""
+        self._beside.append((listener, app))
+
+    def run(self, listener: socket.socket) -> bool:
+        """Serve until a signal or `stop`.
+
+        Returns:
+            Whether everything that was accepted was answered.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = {number: signal.signal(number, self.handle_exit) for number in HANDLED_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        return asyncio.run(self._serve(listener))
+
+    def stop(self) -> None:
+        """Stop as SIGTERM does; may be called from any thread."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._stop)
+
+    async def _serve(self, listener: socket.socket) -> bool:
+        self._loop = asyncio.get_running_loop()
+        options: dict[str, Any] = {"ssl": self.tls, "ssl_handshake_timeout": HANDSHAKE_S} if self.tls else {}
+        server = await self._loop.create_server(self.connections, sock=listener, backlog=BACKLOG, **options)
+        for other, app in self._beside:
+            await self._loop.create_server(Connections(app, BESIDE), sock=other)
+        if threading.current_thread() is threading.main_thread():
+            self._catch_signals(self._loop)
+        self.hooks.started()
+        await self._told.wait()
+        self.hooks.stopping()
+        self.connections.closing = True
+        await self._pause(LAME_DUCK_S)
+        server.close()
+        self.connections.end_idle()
+        return await self._finish()
+
+    def _catch_signals(self, loop: asyncio.AbstractEventLoop) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop)
+        for number, call in self.hooks.signals:
+            loop.add_signal_handler(number, call)
+
+    def _stop(self) -> None:
+        self._stops += 1
+        self._told.set()
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, unless a second signal comes."""
+        until = asyncio.get_running_loop().time() + seconds
+        while self._stops < 2 and (left := until - asyncio.get_running_loop().time()) > 0:
+            await asyncio.sleep(min(left, 0.05))
+
+    async def _finish(self) -> bool:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.grace_s
+        while self.connections.open and self._stops < 2 and loop.time() < until:
+            await asyncio.sleep(0.01)
+        finished = not self.connections.open
+        for connection in list(self.connections.open):
+            connection.drop()
+        return finished

@@ -1,0 +1,563 @@
+"""One client's connection: HTTP/1.1 in, an ASGI application's answers out, every deadline and cap kept.
+
+httptools parses; what is ours is how this fails. A client gets so long for a request's head, for its body and for taking its
+answer, whether it sends a byte now and then or nothing, and what it may make the server hold is bounded at each step:
+
+    idle --first byte--> head --complete--> body --complete--> work --answered--> idle
+      75 s                5 s                15 s               the application's deadline
+
+Invariants: requests of one connection are answered in the order they came; a refused request ends its connection, so that
+nobody ever takes what follows for a request; and whatever arrives here, only this connection can be harmed by it.
+"""
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import unquote
+
+import httptools
+from starlette.types import ASGIApp, Message
+
+LOG = logging.getLogger(__name__)
+
+HIGH_WATER_BYTES = 64 * 2**10
+"""How much of a body waits here for the application before the client is made to wait."""
+DISCARD_BYTES = 2**20
+"""How much of a body that nobody wants is read on for the sake of the connection."""
+LINGER_S = 2.0
+"""How long a client may go on sending a body that was answered unread, before the connection closes."""
+UNBODIED = (204, 304)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectionLimits:
+    """What one client may cost."""
+
+    max_connections: int = 1024
+    """Connections at once. A new one above it takes the place of the one that has kept the server waiting longest."""
+    head_s: float = 5.0
+    """From a request's first byte, or from the connection's start, to the end of its head."""
+    body_s: float = 15.0
+    """From the end of the head to the end of the body."""
+    idle_s: float = 75.0
+    """Between two requests. Longer than the 60 s of common proxies, so that no request meets a closing connection."""
+    write_s: float = 30.0
+    """For taking what is written, about 64 kB at a time."""
+    max_head_bytes: int = 16 * 2**10
+    max_url_bytes: int = 8 * 2**10
+    max_headers: int = 100
+    max_chunks: int = 2**16
+    """Chunks of one body with `Transfer-Encoding: chunked`."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if getattr(self, each.name) <= 0:
+                raise ValueError(f"connection.{each.name} must be over 0, got {getattr(self, each.name)}")
+
+
+class Connections:
+    """All connections of a server, and which of them may be given up for a new one."""
+
+    def __init__(self, app: ASGIApp, limits: ConnectionLimits, most: int | None = None) -> None:
+        self.app = app
+        self.limits = limits
+        self.most = most or limits.max_connections
+        self.open: set[Connection] = set()
+        self.waiting: dict[Connection, None] = {}
+        """Those whose client is to send or to take something, the longest wait first: stalled clients are at the front."""
+        self.closing = False
+        """From now on every answer ends its connection."""
+        self.refused: Callable[[str], None] = lambda reason: None
+        """Told of every request that was refused before the application saw it, by code."""
+        self._date = (0, b"")
+
+    def __call__(self) -> "Connection":
+        """For `loop.create_server`."""
+        return Connection(self)
+
+    def make_room(self) -> bool:
+        """Close the connection that has waited longest, if there are too many; whether there is room now."""
+        if len(self.open) < self.most:
+            return True
+        if not self.waiting:
+            return False
+        oldest = next(iter(self.waiting))
+        self.refused("connection_evicted")
+        oldest.drop()
+        return True
+
+    def end_idle(self) -> None:
+        """Close every connection that has no request."""
+        for connection in list(self.waiting):
+            if connection.is_idle:
+                connection.drop()
+
+    def date(self) -> bytes:
+        """The Date header of this second."""
+        now = int(time.time())
+        if now != self._date[0]:
+            self._date = now, b"date: " + formatdate(now, usegmt=True).encode() + b"\r\n"
+        return self._date[1]
+
+
+class Connection(asyncio.Protocol):
+    """Parses requests as they come and runs the application on one at a time."""
+
+    def __init__(self, connections: Connections) -> None:
+        self.connections = connections
+        self.limits = connections.limits
+        self.loop = asyncio.get_running_loop()
+        self.transport: asyncio.Transport
+        self.peer: tuple[str, int] | None = None
+        self.scheme = "http"
+        self.can_write = asyncio.Event()
+        self.can_write.set()
+        self._parser = httptools.HttpRequestParser(self)
+        self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._pipeline: deque[Request] = deque()
+        self._current: Request | None = None
+        self._reading: Request | None = None
+        self._refusal: tuple[int, str, str] | None = None
+        self._started = self._ended = self._paused = False
+
+    # --- the transport's side -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to wait for a request."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        if not self.connections.make_room():
+            self._refuse(503, "too_many_connections", "all connections are busy with requests; come again later")
+            return
+        peer = transport.get_extra_info("peername")
+        self.peer = (peer[0], peer[1]) if isinstance(peer, tuple) else None
+        self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self.connections.open.add(self)
+        self._wait(self.limits.head_s, self._head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of everything; work for this client that still waits is dropped."""
+        self._ended = True
+        self.connections.open.discard(self)
+        self._wait_no_more()
+        self.resume_writing()
+        self._pipeline.clear()
+        if self._current is not None:
+            self._current.abandon()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came."""
+        if self._refusal is not None or self._ended:
+            return
+        if self._reading is None and not self._started:
+            self._begin_head()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._close_after_current()
+        except httptools.HttpParserError:
+            self._refusal = self._refusal or (400, "request_malformed", "the request is no valid HTTP/1.1")
+        if self._refusal is not None:
+            self._refuse(*self._refusal)
+
+    def eof_received(self) -> bool:
+        """Keep the write side open while an answer is due: a client may close its half after the request."""
+        busy = self._current is not None and self._current.body_complete
+        if busy:
+            self._close_after_current()
+        return busy
+
+    def pause_writing(self) -> None:
+        """The client takes its answer slowly: wait, but not for ever."""
+        self.can_write.clear()
+        self._write_timer = self.loop.call_later(self.limits.write_s, self.drop)
+        self.connections.waiting[self] = None
+
+    def resume_writing(self) -> None:
+        """The client has taken enough."""
+        self.can_write.set()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+            self.connections.waiting.pop(self, None)
+
+    # --- the parser's side ----------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request line begins."""
+        self._reading = Request(self)
+        self._begin_head()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request's target."""
+        assert self._reading is not None
+        self._reading.url += url
+        if len(self._reading.url) > self.limits.max_url_bytes:
+            self._refusal = (414, "uri_too_long", f"the address is over the limit of {self.limits.max_url_bytes:,} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header line, or after a chunked body a trailer, which nobody wants."""
+        request = self._reading
+        assert request is not None
+        request.head_bytes += len(name) + len(value) + 4
+        if request.head_bytes > self.limits.max_head_bytes or len(request.headers) >= self.limits.max_headers:
+            limits = f"{self.limits.max_head_bytes:,} bytes or {self.limits.max_headers} lines"
+            self._refusal = (431, "headers_too_large", f"the headers are over the limit of {limits}")
+        elif not request.head_complete:
+            request.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: hand the request to the application, or put it in line."""
+        request = self._reading
+        assert request is not None
+        if self._refusal is not None:
+            return
+        if (problem := request.begin(self._parser)) is not None:
+            self._refusal = (400, "request_malformed", problem)
+            return
+        self._started = False
+        self._wait(self.limits.body_s, self._body_is_late)
+        if self._current is None:
+            self._run(request)
+        else:
+            self._pipeline.append(request)
+            self._pause()
+
+    def on_chunk_header(self) -> None:
+        """One more chunk of a chunked body."""
+        assert self._reading is not None
+        self._reading.chunks += 1
+        if self._reading.chunks > self.limits.max_chunks:
+            self._refusal = (400, "too_many_chunks", f"the body has more than {self.limits.max_chunks:,} chunks")
+
+    def on_body(self, data: bytes) -> None:
+        """A part of the body."""
+        if self._refusal is None and self._reading is not None:
+            self._reading.take(data)
+            if self._reading.buffered > HIGH_WATER_BYTES and not self._reading.answered:
+                self._pause()
+
+    def on_message_complete(self) -> None:
+        """The body is whole."""
+        request, self._reading = self._reading, None
+        if request is None or self._refusal is not None:
+            return
+        self._wait_no_more()
+        request.complete()
+        if request.answered and request is self._current:
+            self._next()
+
+    # --- the requests' side ---------------------------------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of a request has come."""
+        return self._current is None and self._reading is None and not self._started
+
+    def answered(self, request: "Request", keep_alive: bool) -> None:
+        """Go on after an answer: to the next request, to the rest of this one's body, or to the end."""
+        if self._ended:
+            return
+        if request.body_complete:
+            if keep_alive:
+                self._next()
+            else:
+                self.transport.close()
+            return
+        # Closing while the client still sends would reset the connection, and might destroy the answer before it was read.
+        # So what still comes is thrown away; a short rest for the sake of the connection, a long one for a moment.
+        self.resume_reading()
+        if not keep_alive or request.body_left > DISCARD_BYTES:
+            request.keep_alive = False
+            self._wait(LINGER_S, self.drop)
+
+    def resume_reading(self) -> None:
+        """Let the client send on."""
+        if self._paused and not self.transport.is_closing():
+            self._paused = False
+            self.transport.resume_reading()
+
+    def drop(self) -> None:
+        """End the connection at once."""
+        if not self._ended:
+            self._wait_no_more()
+            self.transport.abort()
+
+    def _run(self, request: "Request") -> None:
+        self._current = request
+        request.task = self.loop.create_task(request.run(self.connections.app))
+
+    def _next(self) -> None:
+        """Start the next request of the pipeline, or wait for one."""
+        current, self._current = self._current, None
+        if self._ended:
+            return
+        if current is not None and not current.keep_alive:
+            self.transport.close()
+        elif self._pipeline:
+            self._run(self._pipeline.popleft())
+        else:
+            self.resume_reading()
+            if self._started:
+                self._wait(self.limits.head_s, self._head_is_late)
+            else:
+                self._wait(self.limits.idle_s, self.drop)
+
+    def _begin_head(self) -> None:
+        if not self._started:
+            self._started = True
+            if self._current is None:
+                self._wait(self.limits.head_s, self._head_is_late)
+
+    def _close_after_current(self) -> None:
+        for request in [self._current, *self._pipeline]:
+            if request is not None:
+                request.keep_alive = False
+
+    def _pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self.transport.pause_reading()
+
+    def _wait(self, within_s: float, late: Callable[[], None]) -> None:
+        """Wait for one thing from the client; there is never more than one."""
+        self._wait_no_more()
+        self.connections.waiting[self] = None
+        self._timer = self.loop.call_later(within_s, late)
+
+    def _wait_no_more(self) -> None:
+        self.connections.waiting.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _head_is_late(self) -> None:
+        if self.is_idle:
+            self.connections.refused("head_timeout")
+            self.drop()  # it never said anything, so it is told nothing
+        else:
+            self._refuse(408, "head_timeout", f"the request's head was not whole after {self.limits.head_s:g} s")
+
+    def _body_is_late(self) -> None:
+        self._refuse(408, "body_timeout", f"the request's body was not whole after {self.limits.body_s:g} s")
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        """Answer what no application sees, and end the connection."""
+        self._refusal = (status, code, message)
+        self.connections.refused(code)
+        self._pipeline.clear()
+        if self._current is not None and (self._current is not self._reading or self._current.started):
+            # An earlier request of this connection is still being answered. It is finished, then the connection ends:
+            # an answer to the bad one would be one to which it does not know the question.
+            self._close_after_current()
+            if self._current.started and not self._current.body_complete:
+                self.drop()
+            return
+        if self._current is not None:
+            self._current.abandon()
+        body = json.dumps({"error": message, "code": code, "request_id": secrets.token_hex(8)}).encode()
+        head = b"content-type: application/json\r\ncache-control: no-store\r\nx-content-type-options: nosniff\r\n"
+        if status == 503:
+            head += b"retry-after: 1\r\n"
+        length = b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(status_line(status) + self.connections.date() + head + length + body)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._wait(LINGER_S, self.drop)
+        self.resume_reading()
+
+
+def status_line(status: int) -> bytes:
+    """The first line of an answer."""
+    return b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode())
+
+
+STATUS_LINES = {status.value: status_line(status) for status in HTTPStatus}
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """One request and its answer: the ASGI side of a connection."""
+
+    connection: Connection
+    url: bytes = b""
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    head_bytes: int = 0
+    chunks: int = 0
+    head_complete: bool = False
+    body_complete: bool = False
+    body_left: int = 0
+    keep_alive: bool = False
+    started: bool = False
+    answered: bool = False
+    task: asyncio.Task[None] | None = None
+    buffered: int = 0
+    _body: list[bytes] = field(default_factory=list)
+    _came: asyncio.Event | None = None
+    _gone: bool = False
+    _wants_continue: bool = False
+    _scope: dict[str, Any] = field(default_factory=dict)
+    _head: bytes = b""
+    _length_left: int | None = None
+    _chunked: bool = False
+
+    def begin(self, parser: httptools.HttpRequestParser) -> str | None:
+        """Take the head apart.
+
+        Returns:
+            What is wrong with it, or None.
+        """
+        version = parser.get_http_version()
+        given = [name for name, _ in self.headers]
+        if version not in ("1.0", "1.1"):
+            return "the request is of another HTTP version; this server speaks 1.1"
+        if given.count(b"host") != 1 and (version == "1.1" or b"host" in given):
+            return "the request must have one Host header"
+        try:
+            target = httptools.parse_url(self.url)
+            raw_path = target.path or b"/"
+            path = unquote(raw_path.decode("ascii"), errors="strict")
+        except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
+            return "the address is no valid URL"
+        length = next((value for name, value in self.headers if name == b"content-length"), b"0")
+        if not length.isdigit():
+            return "Content-Length must be a whole number"
+        self.body_left = DISCARD_BYTES + 1 if b"transfer-encoding" in given else int(length[:18])
+        self.keep_alive = parser.should_keep_alive()
+        self._wants_continue = any(name == b"expect" and value.lower() == b"100-continue" for name, value in self.headers)
+        self.head_complete = True
+        self._scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": version,
+            "server": self.connection.transport.get_extra_info("sockname")[:2],
+            "client": self.connection.peer,
+            "scheme": self.connection.scheme,
+            "method": parser.get_method().decode("ascii"),
+            "root_path": "",
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": target.query or b"",
+            "headers": self.headers,
+            "state": {},
+        }
+        return None
+
+    def take(self, data: bytes) -> None:
+        """A part of the body has come."""
+        self.body_left = max(0, self.body_left - len(data))
+        if not self.answered:
+            self._body.append(data)
+            self.buffered += len(data)
+            if self._came is not None:
+                self._came.set()
+
+    def complete(self) -> None:
+        """The body has come whole."""
+        self.body_complete = True
+        if self._came is not None:
+            self._came.set()
+
+    def abandon(self) -> None:
+        """The client has gone: so should the work for it."""
+        self._gone = True
+        if self._came is not None:
+            self._came.set()
+        if self.task is not None and not self.answered:
+            self.task.cancel()
+
+    async def run(self, app: ASGIApp) -> None:
+        """Have the application answer."""
+        try:
+            await app(self._scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            if not self._gone:
+                self.connection.drop()
+            return
+        except Exception:  # the process edge; the application's own edge has told the client, if that was still possible
+            LOG.exception("a request ended in an error after its answer began")
+            self.connection.drop()
+            return
+        if not self.answered and not self._gone:
+            LOG.error("the application ended without a whole answer")
+            self.connection.drop()
+
+    async def receive(self) -> Message:
+        """ASGI's `receive`: what has come of the body, as soon as something has."""
+        if self._wants_continue and not self.started:
+            self._wants_continue = False
+            self.connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        while not self._body and not self.body_complete and not self._gone:
+            self._came = self._came or asyncio.Event()
+            self._came.clear()
+            self.connection.resume_reading()
+            await self._came.wait()
+        if self._gone or self.answered:
+            return {"type": "http.disconnect"}
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body.clear()
+        self.buffered = 0
+        return {"type": "http.request", "body": body, "more_body": not self.body_complete}
+
+    async def send(self, message: Message) -> None:
+        """ASGI's `send`: the head is kept until there is a body to go with it, so that both leave in one packet."""
+        if self._gone:
+            return
+        if not self.connection.can_write.is_set():
+            await self.connection.can_write.wait()
+            if self._gone:
+                return
+        if message["type"] == "http.response.start":
+            self._start(message)
+            return
+        body, more = message.get("body", b""), message.get("more_body", False)
+        if self._scope["method"] == "HEAD":
+            body = b""
+        elif self._chunked:
+            body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            body += b"" if more else b"0\r\n\r\n"
+        elif self._length_left is not None:
+            self._length_left -= len(body)
+            if self._length_left < 0 or (self._length_left and not more):
+                raise RuntimeError(f"an answer is not as long as its Content-Length, by {-self._length_left} bytes")
+        if self._head or body:
+            head, self._head = self._head, b""
+            self.connection.transport.write(head + body)
+        if not more:
+            self.answered = True
+            self._body.clear()
+            self.connection.answered(self, self.keep_alive)
+
+    def _start(self, message: Message) -> None:
+        self.started = True
+        status, headers = message["status"], message.get("headers", [])
+        lines = [STATUS_LINES[status], self.connection.connections.date()]
+        for name, value in headers:
+            if b"\n" in value or b"\r" in value or b"\0" in value:
+                raise RuntimeError(f"the header {name!r} of an answer holds a line break")
+            lines += (name, b": ", value, b"\r\n")
+            if name == b"content-length":
+                self._length_left = int(value)
+            elif name == b"connection" and value == b"close":
+                self.keep_alive = False
+        if self._length_left is None and status not in UNBODIED:
+            self._chunked = self._scope["http_version"] == "1.1"
+            if self._chunked:
+                lines.append(b"transfer-encoding: chunked\r\n")
+            else:
+                self.keep_alive = False
+        if (self.connection.connections.closing or not self.keep_alive) and (b"connection", b"close") not in headers:
+            self.keep_alive = False
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        self._head = b"".join(lines)

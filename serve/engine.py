@@ -1,0 +1,290 @@
+"""Runner threads behind one bounded queue: images in, probabilities out.
+
+    engine = Engine()
+    engine.start(Plan(runners=2, threads=1))
+    answer = await engine.answer(classifier, image_bytes, within_s=2.0)
+
+A runner takes what waits, never waits for more, decodes it and runs it. Only an image that was decoded can join others in a
+batch, and a batch that fails is run again one by one; so an image can spoil nobody's answer but its own.
+
+Overload is refused at the door: no more waits than can be answered in time, and what nobody waits for any more, because its
+time is over or its client has gone, is not computed.
+
+Shapes: N images, K classes, H x W the model's input. Arrays carry them as a suffix.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from serve.classifier import Classifier
+from serve.errors import DeadlineError, EdgelineError, OverloadedError
+
+LOG = logging.getLogger(__name__)
+
+BATCHES = (1, 2, 4, 8)
+"""Sizes that are run: few, so that the runtime's memory has few shapes."""
+SMOOTHING = 0.1
+"""Weight of the newest image in the running mean of what one costs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How the cores are used."""
+
+    runners: int
+    """Threads that decode and run."""
+    threads: int
+    """Threads inside the runtime for one run."""
+    batch: int = 1
+    """Most images of one run; 1 where batches bring nothing."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """What one image got, and what it took."""
+
+    probabilities_K: np.ndarray
+    logits_K: np.ndarray
+    queue_s: float
+    decode_s: float
+    infer_s: float
+    batch: int
+    """Images of the same run."""
+    first: bool
+    """Whether it is the first of them, so that a run is counted once."""
+    pixels_HW3: np.ndarray
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One image on its way through."""
+
+    classifier: Classifier
+    item: bytes | np.ndarray
+    """An encoded image, or uint8 (H, W, 3) pixels of the model's resolution."""
+    done: Callable[["Job"], None]
+    arrived: float
+    expires: float
+    taken: float = 0.0
+    decode_s: float = 0.0
+    dropped: bool = False
+    """Nobody waits for it any more."""
+    outcome: Answer | Exception | None = None
+
+
+@dataclass(slots=True)
+class Totals:
+    """What an engine has done since it started; counters only grow."""
+
+    rejected: int = 0
+    expired: int = 0
+    abandoned: int = 0
+    runs: int = 0
+    retried: int = 0
+    """Images that were run again alone, because their batch failed."""
+    images: int = 0
+    cost_s: float = field(default=0.0)
+    """Running mean of a runner's time for one image; 0 before the first."""
+
+
+class Engine:
+    """Owns the runner threads. `answer` and `full` belong on one event loop; runners are its own."""
+
+    def __init__(self, *, queue_limit: int = 64) -> None:
+        self.plan = Plan(runners=1, threads=1)
+        self.queue_limit = queue_limit
+        self.totals = Totals()
+        self.in_flight = 0
+        self.observe: Callable[[Job, Answer], None] | None = None
+        """Called in a runner's thread for every answer."""
+        self._queue: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._runners: list[threading.Thread] = []
+
+    def start(self, plan: Plan) -> None:
+        """Start the runners; before, nothing that waits is answered."""
+        self.plan = plan
+        for index in range(plan.runners):
+            runner = threading.Thread(target=self._run, name=f"edgeline-run-{index}", daemon=True)
+            self._runners.append(runner)
+            runner.start()
+
+    def close(self, timeout_s: float) -> bool:
+        """Refuse what waits, let what runs end.
+
+        Returns:
+            Whether every runner ended in time. One inside a decoder or the runtime cannot be stopped from here.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        until = time.monotonic() + timeout_s
+        for runner in self._runners:
+            runner.join(max(0.0, until - time.monotonic()))
+        return not any(runner.is_alive() for runner in self._runners)
+
+    @property
+    def waiting(self) -> int:
+        """Images that no runner has taken yet."""
+        return len(self._queue)
+
+    def full(self, within_s: float) -> bool:
+        """Whether an image that came now would not be answered in time."""
+        waiting = len(self._queue)
+        return waiting >= self.queue_limit or self.wait_s(waiting) > within_s
+
+    def wait_s(self, waiting: int | None = None) -> float:
+        """How long a new image would take, as far as the last ones tell."""
+        ahead = (len(self._queue) if waiting is None else waiting) + 1
+        return ahead * self.totals.cost_s / self.plan.runners
+
+    async def answer(self, classifier: Classifier, item: bytes | np.ndarray, within_s: float) -> Answer:
+        """Answer one image.
+
+        Args:
+            classifier: whose answer it is; one that is replaced meanwhile still gives it.
+            item: an encoded image, or uint8 (H, W, 3) pixels of the model's resolution.
+            within_s: seconds from now that whoever asks is willing to wait.
+
+        Raises:
+            OverloadedError: it would not be answered in time, so it was not taken in.
+            DeadlineError: it was taken in, and the time is over.
+            ImageError: it is no good image.
+            ArtifactError: the model gave a number that is not finite.
+        """
+        if self.full(within_s):
+            self.totals.rejected += 1
+            raise OverloadedError(retry_after_s=self.wait_s())
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Answer] = loop.create_future()
+
+        def settle(job: Job) -> None:
+            if answered.done():
+                return
+            if isinstance(job.outcome, Answer):
+                answered.set_result(job.outcome)
+            else:
+                assert job.outcome is not None
+                answered.set_exception(job.outcome)
+
+        def done(job: Job) -> None:
+            loop.call_soon_threadsafe(settle, job)
+
+        now = time.monotonic()
+        job = Job(classifier, item, done, now, now + within_s)
+        with self._changed:
+            if self._closing:
+                raise OverloadedError(retry_after_s=1.0)
+            self._queue.append(job)
+            self._changed.notify()
+        self.in_flight += 1
+        alarm = loop.call_later(within_s, self._give_up, job, answered)
+        try:
+            return await answered
+        finally:
+            alarm.cancel()
+            self.in_flight -= 1
+            if job.outcome is None:
+                job.dropped = True
+
+    def _give_up(self, job: Job, answered: "asyncio.Future[Answer]") -> None:
+        if not answered.done():
+            job.dropped = True
+            self.totals.expired += 1
+            answered.set_exception(DeadlineError(started=job.taken > 0))
+
+    # --- runners --------------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while jobs := self._take():
+            try:
+                self._serve(jobs)
+            except BaseException as error:  # the edge of this thread: a bug here must not leave clients waiting
+                LOG.exception("a runner failed")
+                for job in jobs:
+                    if job.outcome is None:
+                        self._finish(job, EdgelineError(f"a runner failed: {type(error).__name__}", code="internal_error"))
+
+    def _take(self) -> list[Job]:
+        """The next images of one model that somebody still waits for; none when the engine closes."""
+        with self._changed:
+            while True:
+                jobs: list[Job] = []
+                most = max(size for size in BATCHES if size <= max(1, min(len(self._queue), self.plan.batch)))
+                while self._queue and len(jobs) < most:
+                    if jobs and self._queue[0].classifier is not jobs[0].classifier:
+                        break
+                    job = self._queue.popleft()
+                    if job.dropped:
+                        self.totals.abandoned += 1
+                    else:
+                        jobs.append(job)
+                if jobs:
+                    now = time.monotonic()
+                    for job in jobs:
+                        job.taken = now
+                    return jobs
+                if self._closing:
+                    return []
+                self._changed.wait()
+
+    def _serve(self, jobs: list[Job]) -> None:
+        begun = time.perf_counter()
+        ready = [(job, pixels_HW3) for job in jobs if (pixels_HW3 := self._decode(job)) is not None]
+        if ready:
+            self._infer(ready)
+        cost_s = (time.perf_counter() - begun) / len(jobs)
+        totals = self.totals
+        totals.cost_s = cost_s if totals.cost_s == 0 else totals.cost_s + SMOOTHING * (cost_s - totals.cost_s)
+
+    def _decode(self, job: Job) -> np.ndarray | None:
+        if isinstance(job.item, np.ndarray):
+            return job.item
+        begun = time.perf_counter()
+        try:
+            pixels_HW3 = job.classifier.pixels(job.item)
+        except Exception as error:
+            self._finish(job, error)
+            return None
+        job.decode_s = time.perf_counter() - begun
+        return pixels_HW3
+
+    def _infer(self, ready: list[tuple[Job, np.ndarray]]) -> None:
+        begun = time.perf_counter()
+        pixels_NHW3 = ready[0][1][None] if len(ready) == 1 else np.stack([pixels_HW3 for _, pixels_HW3 in ready])
+        try:
+            probabilities_NK, logits_NK = ready[0][0].classifier.answer(pixels_NHW3)
+        except Exception as error:
+            if len(ready) > 1:
+                self.totals.retried += len(ready)
+                for each in ready:
+                    self._infer([each])
+                return
+            self._finish(ready[0][0], error)
+            return
+        infer_s = time.perf_counter() - begun
+        self.totals.runs += 1
+        for row, (job, pixels_HW3) in enumerate(ready):
+            queue_s = job.taken - job.arrived
+            answer = Answer(
+                probabilities_NK[row], logits_NK[row], queue_s, job.decode_s, infer_s, len(ready), row == 0, pixels_HW3
+            )
+            self._finish(job, answer)
+
+    def _finish(self, job: Job, outcome: Answer | Exception) -> None:
+        job.outcome = outcome
+        self.totals.images += 1
+        if self.observe is not None and isinstance(outcome, Answer):
+            self.observe(job, outcome)
+        try:
+            job.done(job)
+        except RuntimeError:  # the event loop is closed: the server has ended its grace period
+            self.totals.abandoned += 1
