@@ -20,7 +20,8 @@ from serve.errors import EdgelineError, MissingExtraError
 
 EXTRAS = {
     "starlette": "http",
-    "uvicorn": "http",
+    "httptools": "http",
+    "prometheus_client": "http",
     "python_multipart": "http",
     "prefect": "flows",
     "onnx": "export",

@@ -276,7 +276,8 @@ def _ranked(classifier: Classifier, answer: Answer, top_k: int) -> list[dict[str
 
 
 def _prediction(classifier: Classifier, answer: Answer, top_k: int) -> Response:
-    body = json.dumps({**_identity(classifier), "predictions": _ranked(classifier, answer, top_k)}, ensure_ascii=False)
+    told = {**_identity(classifier), "predictions": _ranked(classifier, answer, top_k)}
+    body = json.dumps(told, ensure_ascii=False, separators=(",", ":"))
     spent = (("queue", answer.queue_s), ("decode", answer.decode_s), ("infer", answer.infer_s))
     timing = ", ".join(f"{name};dur={seconds * 1e3:.2f}" for name, seconds in spent)
     return Response(body.encode(), media_type="application/json", headers={"Server-Timing": timing})

@@ -107,6 +107,8 @@ def files_in(body: bytes, boundary: bytes) -> list[bytes]:
         raise _invalid("the multipart body is malformed") from error
     if not form.ended:
         raise _invalid("the multipart body ends before its closing boundary")
+    if not form.files:
+        raise _invalid("the multipart body holds no file; send the image as a part with a filename")
     return [b"".join(part) for part in form.files]
 
 

@@ -30,6 +30,8 @@ LOG = logging.getLogger(__name__)
 
 HIGH_WATER_BYTES = 64 * 2**10
 """How much of a body waits here for the application before the client is made to wait."""
+FRAMING_BYTES = 2**20
+"""What chunk sizes, chunk extensions and trailers of one body may take."""
 DISCARD_BYTES = 2**20
 """How much of a body that nobody wants is read on for the sake of the connection."""
 LINGER_S = 2.0
@@ -71,8 +73,10 @@ class Connections:
         self.limits = limits
         self.most = most or limits.max_connections
         self.open: set[Connection] = set()
-        self.waiting: dict[Connection, None] = {}
-        """Those whose client is to send or to take something, the longest wait first: stalled clients are at the front."""
+        self.silent: dict[Connection, None] = {}
+        """Those without a whole head, the longest wait first: stalled clients are at the front."""
+        self.slow: dict[Connection, None] = {}
+        """Those whose client is to send a body, or to take an answer; the same."""
         self.closing = False
         """From now on every answer ends its connection."""
         self.refused: Callable[[str], None] = lambda reason: None
@@ -87,16 +91,16 @@ class Connections:
         """Close the connection that has waited longest, if there are too many; whether there is room now."""
         if len(self.open) < self.most:
             return True
-        if not self.waiting:
+        oldest = next(iter(self.silent or self.slow), None)
+        if oldest is None:
             return False
-        oldest = next(iter(self.waiting))
         self.refused("connection_evicted")
         oldest.drop()
         return True
 
     def end_idle(self) -> None:
         """Close every connection that has no request."""
-        for connection in list(self.waiting):
+        for connection in list(self.silent):
             if connection.is_idle:
                 connection.drop()
 
@@ -128,6 +132,7 @@ class Connection(asyncio.Protocol):
         self._reading: Request | None = None
         self._refusal: tuple[int, str, str] | None = None
         self._started = self._ended = self._paused = False
+        self._head_bytes = 0
 
     # --- the transport's side -------------------------------------------------------------------------------------------
 
@@ -159,29 +164,40 @@ class Connection(asyncio.Protocol):
         """Parse what came."""
         if self._refusal is not None or self._ended:
             return
-        if self._reading is None and not self._started:
+        if self._started:
+            # The parser keeps an unfinished line whatever its length. The first piece of a head, which may be the end of a
+            # body too, is not counted: a piece is 256 kB at most.
+            self._head_bytes += len(data)
+            if self._head_bytes > self.limits.max_head_bytes + self.limits.max_url_bytes:
+                self._refuse(431, "headers_too_large", f"the head is over the limit of {self.limits.max_head_bytes:,} bytes")
+                return
+        elif self._reading is None:
             self._begin_head()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._close_after_current()
         except httptools.HttpParserError:
-            self._refusal = self._refusal or (400, "request_malformed", "the request is no valid HTTP/1.1")
+            self._refusal = self._refusal or (400, "request_malformed", "the request is malformed HTTP")
         if self._refusal is not None:
             self._refuse(*self._refusal)
+        elif (request := self._reading) is not None and request.head_complete:
+            # Chunk extensions and trailers, which the parser passes over in silence.
+            request.wire_bytes += len(data)
+            if request.wire_bytes - request.body_bytes > FRAMING_BYTES:
+                self._refuse(
+                    400, "too_many_chunks", f"the body's chunks take over {FRAMING_BYTES:,} bytes beside what is in them"
+                )
 
     def eof_received(self) -> bool:
-        """Keep the write side open while an answer is due: a client may close its half after the request."""
-        busy = self._current is not None and self._current.body_complete
-        if busy:
-            self._close_after_current()
-        return busy
+        """Take the end of what a client sends for the end of the client: one that has gone looks the same from here."""
+        return False
 
     def pause_writing(self) -> None:
         """The client takes its answer slowly: wait, but not for ever."""
         self.can_write.clear()
         self._write_timer = self.loop.call_later(self.limits.write_s, self.drop)
-        self.connections.waiting[self] = None
+        self.connections.slow[self] = None
 
     def resume_writing(self) -> None:
         """The client has taken enough."""
@@ -189,17 +205,21 @@ class Connection(asyncio.Protocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
-            self.connections.waiting.pop(self, None)
+            self.connections.slow.pop(self, None)
 
     # --- the parser's side ----------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         """A request line begins."""
+        if self._refusal is not None:
+            return  # what follows a refused request is none
         self._reading = Request(self)
         self._begin_head()
 
     def on_url(self, url: bytes) -> None:
         """A part of the request's target."""
+        if self._refusal is not None:
+            return
         assert self._reading is not None
         self._reading.url += url
         if len(self._reading.url) > self.limits.max_url_bytes:
@@ -208,6 +228,8 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header line, or after a chunked body a trailer, which nobody wants."""
         request = self._reading
+        if self._refusal is not None:
+            return
         assert request is not None
         request.head_bytes += len(name) + len(value) + 4
         if request.head_bytes > self.limits.max_head_bytes or len(request.headers) >= self.limits.max_headers:
@@ -226,15 +248,17 @@ class Connection(asyncio.Protocol):
             self._refusal = (400, "request_malformed", problem)
             return
         self._started = False
-        self._wait(self.limits.body_s, self._body_is_late)
         if self._current is None:
             self._run(request)
         else:
             self._pipeline.append(request)
             self._pause()
+        self._wait(self.limits.body_s, self._body_is_late)
 
     def on_chunk_header(self) -> None:
         """One more chunk of a chunked body."""
+        if self._refusal is not None:
+            return
         assert self._reading is not None
         self._reading.chunks += 1
         if self._reading.chunks > self.limits.max_chunks:
@@ -249,9 +273,10 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The body is whole."""
-        request, self._reading = self._reading, None
-        if request is None or self._refusal is not None:
+        if self._refusal is not None:
             return
+        request, self._reading = self._reading, None
+        assert request is not None
         self._wait_no_more()
         request.complete()
         if request.answered and request is self._current:
@@ -315,7 +340,7 @@ class Connection(asyncio.Protocol):
 
     def _begin_head(self) -> None:
         if not self._started:
-            self._started = True
+            self._started, self._head_bytes = True, 0
             if self._current is None:
                 self._wait(self.limits.head_s, self._head_is_late)
 
@@ -332,11 +357,14 @@ class Connection(asyncio.Protocol):
     def _wait(self, within_s: float, late: Callable[[], None]) -> None:
         """Wait for one thing from the client; there is never more than one."""
         self._wait_no_more()
-        self.connections.waiting[self] = None
+        line = self.connections.silent if self._current is None else self.connections.slow
+        line[self] = None
         self._timer = self.loop.call_later(within_s, late)
 
     def _wait_no_more(self) -> None:
-        self.connections.waiting.pop(self, None)
+        self.connections.silent.pop(self, None)
+        if self._write_timer is None:
+            self.connections.slow.pop(self, None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -394,6 +422,8 @@ class Request:
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     head_bytes: int = 0
     chunks: int = 0
+    wire_bytes: int = 0
+    body_bytes: int = 0
     head_complete: bool = False
     body_complete: bool = False
     body_left: int = 0
@@ -456,6 +486,7 @@ class Request:
     def take(self, data: bytes) -> None:
         """A part of the body has come."""
         self.body_left = max(0, self.body_left - len(data))
+        self.body_bytes += len(data)
         if not self.answered:
             self._body.append(data)
             self.buffered += len(data)
@@ -556,8 +587,9 @@ class Request:
                 lines.append(b"transfer-encoding: chunked\r\n")
             else:
                 self.keep_alive = False
-        if (self.connection.connections.closing or not self.keep_alive) and (b"connection", b"close") not in headers:
+        if self.connection.connections.closing or self.body_left > DISCARD_BYTES:
             self.keep_alive = False
+        if not self.keep_alive and (b"connection", b"close") not in headers:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")
         self._head = b"".join(lines)

@@ -194,8 +194,9 @@ class Models:
             folder = resolve(slot.path)
             seen = _signature(folder)
         except EdgelineError as error:
-            if slot.current is None:
-                slot.failure = _failure(error, slot.path)
+            failure = _failure(error, slot.path)
+            if slot.current is None and failure != slot.failure:
+                self._refuse(slot, failure)
             return
         if seen == slot._seen:
             return

@@ -39,6 +39,8 @@ HEAVY = {
     "matplotlib",
     "starlette",
     "uvicorn",
+    "httptools",
+    "prometheus_client",
 }
 PREFECT_MODULES = {
     "tasks.py",

@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 from starlette.datastructures import Headers
 
-from serve.bodies import boundary_of, only_file
+from serve.bodies import boundary_of, files_in
 from serve.errors import InputError
 
 IMAGE = bytes(range(256)) * 10
@@ -32,13 +32,14 @@ REFUSED = {
     "cut in the headers": (part()[:30], "before its closing"),
     "cut in the end": (part() + b"--B-", "malformed|before its closing"),
     "another boundary": (part().replace(b"--B", b"--C") + END, "malformed"),
-    "two files": (part() + part() + END, "several parts"),
-    "a field before the file": (part(b"3", b'form-data; name="top_k"') + part() + END, "several parts"),
+    "65 files": (part() * 65 + END, "more than 64 files"),
+    "a field before the file": (part(b"3", b'form-data; name="top_k"') + part() + END, "no file"),
+    "a field after the file": (part() + part(b"3", b'form-data; name="top_k"') + END, "no file"),
     "a field only": (part(b"3", b'form-data; name="top_k"') + END, "no file"),
     "no disposition": (b"--B\r\nContent-Type: image/jpeg\r\n\r\n" + IMAGE + b"\r\n" + END, "no file"),
     "filename*, which RFC 7578 forbids": (part(disposition=b"form-data; name=f; filename*=UTF-8''a.jpg") + END, "no file"),
     "base64": (part(more=b"Content-Transfer-Encoding: base64\r\n") + END, "Transfer-Encoding"),
-    "10,000 parts": (part(b"") * 10_000 + END, "several parts"),
+    "10,000 parts": (part(b"") * 10_000 + END, "more than 64 files"),
     "a part header of 1 MB": (part(more=b"X: " + b"a" * 2**20 + b"\r\n") + END, "malformed"),
     "10,000 part headers": (part(more=b"X: y\r\n" * 10_000) + END, "malformed"),
     "a header without a colon": (part(more=b"nonsense\r\n") + END, "malformed"),
@@ -48,30 +49,34 @@ REFUSED = {
 
 @pytest.mark.parametrize("body", READ.values(), ids=READ)
 def test_the_file_is_read_byte_for_byte(body: bytes) -> None:
-    assert only_file(body, b"B") == IMAGE
+    assert files_in(body, b"B") == [IMAGE]
+
+
+def test_every_file_of_a_form_is_read() -> None:
+    assert files_in(part(b"a") * 63 + part(IMAGE) + END, b"B") == [b"a"] * 63 + [IMAGE]
 
 
 @pytest.mark.parametrize(("body", "reason"), REFUSED.values(), ids=REFUSED)
-def test_anything_but_one_whole_file_is_refused(body: bytes, reason: str) -> None:
+def test_anything_but_whole_files_is_refused(body: bytes, reason: str) -> None:
     with pytest.raises(InputError, match=reason) as refusal:
-        only_file(body, b"B")
+        files_in(body, b"B")
     assert refusal.value.code == "multipart_invalid"
 
 
 def test_a_file_that_looks_like_boundaries_is_read() -> None:
     image = b"\r\n--" + b"\r\n--A--\r\n" * 1000
-    assert only_file(part(image) + END, b"B") == image
+    assert files_in(part(image) + END, b"B") == [image]
 
 
 def test_an_empty_file_is_empty() -> None:
-    assert only_file(part(b"") + END, b"B") == b""
+    assert files_in(part(b"") + END, b"B") == [b""]
 
 
 def test_reading_a_form_takes_no_more_than_a_few_copies() -> None:
     body = part(bytes(4 * 2**20)) + END
     tracemalloc.start()
     try:
-        only_file(body, b"B")
+        files_in(body, b"B")
         assert tracemalloc.get_traced_memory()[1] < 4 * len(body)
     finally:
         tracemalloc.stop()

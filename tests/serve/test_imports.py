@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NEVER = {"torch", "torchvision", "timm", "onnx", "onnxscript", "sklearn", "matplotlib", "prefect", "pydantic", "fastapi"}
-HTTP = {"starlette", "uvicorn", "python_multipart", "anyio", "h11"}
+HTTP = {"starlette", "httptools", "prometheus_client", "python_multipart", "anyio"}
 COMPUTING = {"numpy", "PIL", "onnxruntime"}
 
 LIMITS = {

@@ -33,7 +33,8 @@ def line_of(stream: IO[str] | None) -> str:
 @contextlib.contextmanager
 def started(artifact: Path, *options: str, main: list[str] = MAIN) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run `edgeline serve --port 0` and give the process and its URL; killed at the end if it still runs."""
-    command = [*main, "serve", str(artifact), "--port", "0", *options]
+    plan = [] if "--threads" in options or "--cache" in options else ["--runners", "2"]  # nothing to be found out
+    command = [*main, "serve", str(artifact), "--port", "0", *plan, *options]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             found = re.search(r"http://\S+", line_of(process.stdout))
@@ -110,14 +111,14 @@ def test_a_stuck_client_is_given_up_after_the_grace_period(artifact_template: Pa
 
 STUCK = """
 import threading
-from serve import commands
+from serve import serving
 from serve.classifier import Classifier
 
-def predict(*_):
+def pixels(*_):
     print("stuck", flush=True)
     threading.Event().wait()
 
-Classifier.predict, commands.CLOSE_S = predict, 0.2
+Classifier.pixels, serving.CLOSE_S = pixels, 0.2
 from flows.cli import main; main()
 """
 
@@ -190,7 +191,7 @@ def test_a_taken_port_is_said_in_one_line(artifact_template: Path) -> None:
     assert re.fullmatch(r"edgeline: cannot listen on 127.0.0.1 port \d+: Address already in use; .*\n", ended.stderr)
 
 
-@pytest.mark.parametrize("package", ["starlette", "uvicorn", "python_multipart"])
+@pytest.mark.parametrize("package", ["starlette", "httptools", "prometheus_client", "python_multipart"])
 def test_a_missing_extra_is_named_in_one_line(artifact_template: Path, package: str) -> None:
     code = f"import sys; sys.modules[{package!r}] = None; from flows.cli import main; main()"
     command = [sys.executable, "-c", code, "serve", str(artifact_template), "--port", "0"]
