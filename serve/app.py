@@ -3,6 +3,7 @@
     POST /predict?top_k=5     an image's bytes, or a form with one file; answers with the likeliest classes
     GET  /healthz             200 while the process lives
     GET  /readyz              200 once the artifact has proven itself here, else 503 with the reason
+    GET  /, /model ...        the web page, and what it shows of the model; see `serve.page`
     GET  /artifacts ...       what `serve.downloads` says, where there is a store
 
 `create_app` takes all it needs and keeps nothing in globals. The event loop only moves bytes: decoding, running and hashing
@@ -22,6 +23,7 @@ from serve.bodies import FORM_OVERHEAD, boundary_of, only_file, read_body
 from serve.classifier import Classifier
 from serve.downloads import Downloads
 from serve.errors import InputError
+from serve.page import page_routes
 from serve.predictor import Predictor
 from serve.preprocess import Limits
 from serve.replies import HANDLERS, Edge, error_reply
@@ -45,6 +47,7 @@ def create_app(predictor: Predictor, *, limits: Limits = Limits(), store: Path |
         Route("/healthz", api.healthz),
         Route("/readyz", api.readyz),
     ]
+    routes += page_routes(predictor, api.not_ready)
     if store is not None:
         routes += Downloads(store).routes()
     app = Starlette(routes=routes, middleware=[Middleware(Edge)], exception_handlers=HANDLERS)
@@ -63,7 +66,7 @@ class Api:
         """Classify the image in the body."""
         classifier = self.predictor.classifier
         if classifier is None:
-            return self._not_ready(request)
+            return self.not_ready(request)
         top_k = _top_k(request)
         boundary = boundary_of(request.headers)
         body = await read_body(request, self.limits.max_bytes + (FORM_OVERHEAD if boundary else 0))
@@ -79,11 +82,12 @@ class Api:
         """Tell whether predictions are answered, with the proof or the reason."""
         classifier = self.predictor.classifier
         if classifier is None:
-            return self._not_ready(request)
+            return self.not_ready(request)
         proof = asdict(classifier.proof) if classifier.proof else None
         return JSONResponse({"status": "ready", **_identity(classifier), "proof": proof}, headers={"Cache-Control": "no-store"})
 
-    def _not_ready(self, request: Request) -> Response:
+    def not_ready(self, request: Request) -> Response:
+        """Tell why there is no classifier."""
         failure, headers = self.predictor.failure, {"Retry-After": str(RETRY_AFTER_S)}
         if failure is None:
             return error_reply(request, 503, "loading", "the artifact is being checked and loaded", headers)
