@@ -67,7 +67,7 @@ function table(lines) {
   const [head, , ...body] = takeWhile(lines, (line) => TABLE_LINE.test(line)).map(cells);
   const isNamed = head.some((cell) => cell);
   const top = el("thead", {}, el("tr", {}, ...head.map((cell) => el(cell ? "th" : "td", cell ? { scope: "col" } : {}, ...inline(cell)))));
-  const rows = body.map((row) => el("tr", {}, ...row.map((cell) => el("td", { dir: "auto", class: cell.length > 32 && "long" }, ...inline(cell)))));
+  const rows = body.map((row) => el("tr", {}, ...row.map((cell) => el("td", { dir: "auto", class: cell.length > 48 && "long" }, ...inline(cell)))));
   const whole = el("table", {}, isNamed ? top : null, el("tbody", {}, ...rows));
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of the card" }, whole);
 }

@@ -63,8 +63,8 @@ function picture({ labels, cells, support }) {
     context.clearRect(0, 0, side, side);
     for (const [truth, predicted, images] of cells) {
       const share = images / support[truth];
-      context.globalAlpha = 0.35 + 0.65 * share;
-      context.fillStyle = colours.getPropertyValue(truth === predicted ? "--right" : "--wrong");
+      context.globalAlpha = 0.45 + 0.55 * share;
+      context.fillStyle = colours.getPropertyValue(truth === predicted ? "--right-dot" : "--wrong-dot");
       const size = Math.max(step, side / 200); // a single mistake among a thousand classes is still seen
       context.fillRect(predicted * step, truth * step, size, size);
     }

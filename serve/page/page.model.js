@@ -83,7 +83,7 @@ function facts(model) {
 
 function provenLine({ samples, max_difference, tolerance }) {
   const off = max_difference ? `off by ${max_difference.toPrecision(1)}` : "no difference";
-  return `${count(samples)} golden samples, ${off} of ${tolerance} allowed`;
+  return `${count(samples)} golden samples, ${off} (${tolerance} allowed)`;
 }
 
 // Classes

@@ -165,7 +165,14 @@ def _evaluated(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> dic
         ],
         "macro": {"precision": 0.9, "recall": 0.9, "f1": 0.9},
         "confusion": [list(row) for row in confusion],
-        "calibration": {"temperature": 1.1, "bins": 15, "ece_before": 0.05, "ece_after": 0.02, "nll_before": 0.3, "nll_after": 0.2},
+        "calibration": {
+            "temperature": 1.1,
+            "bins": 15,
+            "ece_before": 0.05,
+            "ece_after": 0.02,
+            "nll_before": 0.3,
+            "nll_after": 0.2,
+        },
         "mistakes": [],
     }
 
