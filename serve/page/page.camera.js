@@ -26,9 +26,9 @@ export function setupCamera({ onPhoto, notice }) {
   function close() {
     stream?.getTracks().forEach((track) => track.stop());
     stream = view.srcObject = null;
+    opener.disabled = false;
     if (panel.contains(document.activeElement)) opener.focus();
     panel.hidden = true;
-    opener.disabled = false;
   }
 
   opener.addEventListener("click", async () => {
