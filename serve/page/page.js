@@ -3,7 +3,7 @@
 import { setupCamera } from "./page.camera.js";
 import { byId, pause } from "./page.dom.js";
 import { showModel } from "./page.model.js";
-import { Results } from "./page.results.js";
+import { MOST_KEPT, Results } from "./page.results.js";
 
 const ASK_AGAIN_MS = 1000;
 const LOOK_AGAIN_MS = 15000; // another version may have been published
@@ -79,7 +79,7 @@ function notice(text) {
 }
 
 function take(files) {
-  notice("");
+  notice(files.length > MOST_KEPT ? `Only the first ${MOST_KEPT} of these ${files.length} files are taken.` : "");
   results.add(files);
 }
 

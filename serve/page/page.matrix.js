@@ -9,8 +9,9 @@ const PICTURE_PX = 480;
 let drawAgain = () => {}; // the picture takes its colours from the page
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawAgain());
 
-/** Show `cells`, each [true, predicted, images] by class index, those of no images left out. */
-export function showMatrix(place, labels, cells) {
+/** Show the model's `confusion`: cells of [true, predicted, images] by class index, those of no images left out. */
+export function showMatrix(place, { labels, evaluation, precision }) {
+  const cells = evaluation.confusion;
   const support = new Array(labels.length).fill(0);
   for (const [truth, , images] of cells) support[truth] += images;
   const parts = { labels, cells, support };
@@ -18,7 +19,8 @@ export function showMatrix(place, labels, cells) {
   const wrong = cells.filter(([truth, predicted]) => truth !== predicted);
   const wrongImages = wrong.reduce((sum, [, , images]) => sum + images, 0);
   const total = support.reduce((sum, images) => sum + images, 0);
-  const lead = el("p", { class: "quiet" }, `${count(total)} test images, ${wrongImages ? count(wrongImages) : "none"} of them called by another class.`);
+  const mistaken = `${count(total)} test images, ${wrongImages ? count(wrongImages) : "none"} of them called by another class`;
+  const lead = el("p", { class: "quiet" }, mistaken, precision === "float32" ? "." : ", with the model in float32.");
   const whole = labels.length <= MOST_IN_A_TABLE ? table(parts) : picture(parts);
   place.replaceChildren(lead, el("div", { class: "overview" }, whole, mistakes(parts, wrong) ?? ""));
 }

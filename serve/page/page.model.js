@@ -12,7 +12,7 @@ export function showModel(model) {
   byId("version").textContent = `version ${model.version} · ${model.variant}`;
   byId("about").replaceChildren(...figures(model), facts(model), ...model.remarks.map((remark) => el("p", { class: "quiet" }, remark)));
   limitTopK(model.labels.length);
-  section("matrix", model.evaluation, (place) => showMatrix(place, model.labels, model.evaluation.confusion));
+  section("matrix", model.evaluation, (place) => showMatrix(place, model));
   section("classes", true, (place) => showClasses(place, model.labels, model.evaluation?.classes));
   section("card", model.card, (place) => showCard(place, model.card));
 }
@@ -35,17 +35,24 @@ function limitTopK(classes) {
 
 function figures({ evaluation, metrics, variant, verification }) {
   const top1 = evaluation?.top1 ?? share(metrics.top1);
-  const own = share(verification.accuracy);
-  if (!top1 && !own) return [el("p", { class: "quiet" }, "This artifact carries no evaluation.")];
+  const own = ownAccuracy(verification.accuracy);
   const shown = [];
-  if (top1) shown.push(gauge("Accuracy", top1), evaluation?.top5 ? gauge("Among its five best", evaluation.top5) : null);
-  if (own && !(top1 && own.value === top1.value)) shown.push(gauge(`Accuracy of ${variant}, as its gate measured it`, own));
-  return shown.filter(Boolean);
+  if (own && own.value !== top1?.value) shown.push(gauge(`Accuracy of ${variant}`, own));
+  if (top1) shown.push(gauge(shown.length ? "Accuracy of the float32 model" : "Accuracy", top1));
+  if (evaluation?.top5) shown.push(gauge("Among its five best", evaluation.top5));
+  return shown.length ? shown : [el("p", { class: "quiet" }, "This artifact carries no evaluation.")];
+}
+
+/** What the gate measured of the variant that answers, or null; the evaluation is about the float32 model. */
+function ownAccuracy(held) {
+  const [low, high] = Array.isArray(held?.top1_interval) ? held.top1_interval : [];
+  return share({ value: held?.top1, low, high, total: held?.images });
 }
 
 /** A share with its interval, if that is what it is. */
 function share(value) {
-  return [value?.value, value?.low, value?.high].every(Number.isFinite) ? value : null;
+  const isShare = (number) => Number.isFinite(number) && number >= 0 && number <= 1;
+  return [value?.value, value?.low, value?.high].every(isShare) && Number.isFinite(value.total) ? value : null;
 }
 
 function gauge(name, { value, low, high, correct, total }) {
@@ -54,7 +61,7 @@ function gauge(name, { value, low, high, correct, total }) {
   band.style.width = `${100 * (high - low)}%`;
   const mark = el("div", { class: "mark" });
   mark.style.left = `${100 * value}%`;
-  const of = Number.isFinite(total) ? `${count(correct)} of ${count(total)} test images` : "on held-out images";
+  const of = Number.isFinite(correct) ? `${count(correct)} of ${count(total)} test images` : `${count(total)} test images`;
   return el(
     "div",
     { class: "figure" },
@@ -74,11 +81,16 @@ function facts(model) {
     ["Calibration error", evaluation && evaluation.calibration_error.toFixed(3)],
     ["Computes in", model.precision],
     ["Sees", `${spec.width} × ${spec.height} pixels, the middle ${percent(spec.crop_fraction).replace(".0", "")}, ${spec.interpolation}`],
-    ["Published", new Date(model.created).toLocaleDateString("en", { dateStyle: "medium" })],
+    ["Published", day(model.created)],
     ["Proven here", proof ? provenLine(proof) : "not asked for"],
   ];
   const told = rows.filter(([, value]) => value != null);
   return el("dl", {}, ...told.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
+}
+
+function day(time) {
+  const date = new Date(time); // not every ISO 8601 time is one that browsers read
+  return Number.isNaN(date.valueOf()) ? time : date.toLocaleDateString("en", { dateStyle: "medium" });
 }
 
 function provenLine({ samples, max_difference, tolerance }) {

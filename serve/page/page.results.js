@@ -2,7 +2,7 @@
 
 import { byId, bytes, el, isolated, milliseconds, percent } from "./page.dom.js";
 
-const MOST_KEPT = 20;
+export const MOST_KEPT = 20;
 const AT_ONCE = 2;
 const STAGES = { queue: "waiting", decode: "decoding", preprocess: "preprocessing", infer: "inference" };
 
@@ -30,7 +30,6 @@ export class Results {
       this.list.prepend(entry.item);
       this.#wait(entry);
     }
-    if (files.length > MOST_KEPT) say(`Only ${MOST_KEPT} photos are kept; ${files.length - MOST_KEPT} were left out.`);
     this.entries.slice(MOST_KEPT).forEach((entry) => this.remove(entry));
     byId("results-bar").hidden = !this.entries.length;
     this.#pump();

@@ -5,6 +5,7 @@ Each test also fails where the page logs an error of its own, or asks anything o
 
 import base64
 import contextlib
+import json
 import re
 import shutil
 import threading
@@ -215,8 +216,7 @@ def test_a_file_over_the_limit_is_refused_before_it_is_sent(site: Any, visit: An
 def test_the_camera_takes_a_photo_that_is_answered_and_is_let_go(site: Any, visit: Any) -> None:
     tab = visit(site.url)
     tab.page.get_by_role("button", name="Use camera").click()
-    sync_api.expect(tab.page.get_by_role("button", name="Take photo")).to_be_focused()
-    tab.page.wait_for_function("document.querySelector('video').videoWidth > 0")
+    sync_api.expect(tab.page.get_by_role("button", name="Take photo")).to_be_focused()  # the camera's picture is there
     tab.page.get_by_role("button", name="Take photo").click()
     [result] = tab.wait_for(1).all()
     assert result.locator(".file bdi").inner_text() == "camera 1.jpg"
@@ -358,6 +358,22 @@ def test_the_model_is_shown_with_its_figures_its_matrix_and_its_card(
         assert card.locator("tbody td").all_inner_texts() == ["accuracy", "95 %"]
         assert (card.locator("strong").inner_text(), card.locator("li").all_inner_texts()) == ("bold", ["one", "two"])
         assert card.locator("a, img, b, script").count() == 0
+
+
+def test_the_accuracy_of_the_variant_that_answers_comes_before_that_of_the_float32_model(
+    serving: Any, visit: Any, relabelled: Any, evaluated: Any, seal: Any
+) -> None:
+    folder = relabelled(LABELS, evaluated(CONFUSION, LABELS))
+    [variant] = json.loads((folder / "manifest.json").read_text())["variants"]
+    variant |= {"precision": "int8", "verification": {"accuracy": {"top1": 0.5, "top1_interval": [0.25, 0.75], "images": 32}}}
+    with serving(seal(folder, variants=[variant])) as site:
+        page = visit(site.url).page
+        sync_api.expect(page.locator(".figure .name")).to_contain_text(
+            ["Accuracy of onnx-fp32", "Accuracy of the float32 model"]
+        )
+        shown = [line.replace("\u00a0", " ") for line in page.locator(".figure strong, .figure .quiet").all_inner_texts()]
+        assert shown[:3] == ["50.0 %", "32 test images; 95 % interval 25.0 % to 75.0 %", "90.6 %"]
+        sync_api.expect(page.locator("#matrix")).to_contain_text("with the model in float32")
 
 
 def test_many_classes_are_a_picture_with_their_mistakes_and_can_be_searched(
