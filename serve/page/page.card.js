@@ -1,5 +1,6 @@
 // A model card's Markdown, as little of it as cards need: headings, paragraphs, lists, tables, code, bold and emphasis.
-// HTML, images and links stay the text that they are; a card may come from anyone. So no pattern here takes more than linear time.
+// HTML, images and links stay the text that they are. A card may come from anyone, so no pattern here takes more than linear
+// time.
 
 import { el } from "./page.dom.js";
 
@@ -28,7 +29,10 @@ function takeBlock(lines) {
   if (HEADING.test(line)) return heading(lines.shift());
   if (TABLE_LINE.test(line) && TABLE_RULE.test(lines[1] ?? "")) return table(lines);
   if (ITEM.test(line)) return list(lines);
-  const rest = takeWhile(lines, (next) => next.trim() && !FENCE.test(next) && !HEADING.test(next) && !ITEM.test(next) && !TABLE_LINE.test(next));
+  const rest = takeWhile(
+    lines,
+    (next) => next.trim() && !FENCE.test(next) && !HEADING.test(next) && !ITEM.test(next) && !TABLE_LINE.test(next),
+  );
   return el("p", { dir: "auto" }, ...inline((rest.length ? rest : [lines.shift()]).join(" ")));
 }
 
@@ -66,13 +70,24 @@ function list(lines) {
 function table(lines) {
   const [head, , ...body] = takeWhile(lines, (line) => TABLE_LINE.test(line)).map(cells);
   const isNamed = head.some((cell) => cell);
-  const top = el("thead", {}, el("tr", {}, ...head.map((cell) => el(cell ? "th" : "td", cell ? { scope: "col" } : {}, ...inline(cell)))));
-  const rows = body.map((row) => el("tr", {}, ...row.map((cell) => el("td", { dir: "auto", class: cell.length > 48 && "long" }, ...inline(cell)))));
+  const top = el(
+    "thead",
+    {},
+    el("tr", {}, ...head.map((cell) => el(cell ? "th" : "td", cell ? { scope: "col" } : {}, ...inline(cell)))),
+  );
+  const rows = body.map((row) =>
+    el("tr", {}, ...row.map((cell) => el("td", { dir: "auto", class: cell.length > 48 && "long" }, ...inline(cell)))),
+  );
   const whole = el("table", {}, isNamed ? top : null, el("tbody", {}, ...rows));
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of the card" }, whole);
 }
 
-const cells = (line) => line.trim().slice(1, -1).split("|").map((cell) => cell.trim());
+const cells = (line) =>
+  line
+    .trim()
+    .slice(1, -1)
+    .split("|")
+    .map((cell) => cell.trim());
 
 function inline(text) {
   const parts = [];

@@ -52,7 +52,10 @@ function table({ labels, cells, support }) {
 }
 
 function picture({ labels, cells, support }) {
-  const canvas = el("canvas", { role: "img", "aria-label": `The matrix of ${labels.length} classes as a picture; the table beside it lists its mistakes` });
+  const canvas = el("canvas", {
+    role: "img",
+    "aria-label": `The matrix of ${labels.length} classes as a picture; the table beside it lists its mistakes`,
+  });
   const told = el("p", { class: "quiet reading" }, "Rows: the true class. Columns: what the model called it.");
   const at = new Map(cells.map((cell) => [cell[0] * labels.length + cell[1], cell]));
   const side = PICTURE_PX * Math.max(1, Math.round(window.devicePixelRatio));
@@ -77,7 +80,12 @@ function picture({ labels, cells, support }) {
     const truth = index(event.clientY - box.top, box.height);
     const predicted = index(event.clientX - box.left, box.width);
     const images = at.get(truth * labels.length + predicted)?.[2] ?? 0;
-    told.replaceChildren(isolated(labels[truth]), " called ", isolated(labels[predicted]), `: ${count(images)} of ${count(support[truth])}`);
+    told.replaceChildren(
+      isolated(labels[truth]),
+      " called ",
+      isolated(labels[predicted]),
+      `: ${count(images)} of ${count(support[truth])}`,
+    );
   });
   drawAgain = draw;
   draw();
@@ -97,6 +105,12 @@ function mistakes({ labels, support }, wrong) {
     ),
   );
   const heads = ["True class", "Called", "Images"].map((name) => el("th", { scope: "col" }, name));
-  const body = el("table", { class: "classes" }, el("caption", {}, "The commonest mistakes"), el("thead", {}, el("tr", {}, ...heads)), el("tbody", {}, ...rows));
+  const body = el(
+    "table",
+    { class: "classes" },
+    el("caption", {}, "The commonest mistakes"),
+    el("thead", {}, el("tr", {}, ...heads)),
+    el("tbody", {}, ...rows),
+  );
   return el("div", { class: "scroll mistakes" }, body);
 }

@@ -10,7 +10,11 @@ export function showModel(model) {
   document.title = `${model.model} ${model.version} · edgeline`;
   byId("name").textContent = model.model;
   byId("version").textContent = `version ${model.version} · ${model.variant}`;
-  byId("about").replaceChildren(...figures(model), facts(model), ...model.remarks.map((remark) => el("p", { class: "quiet" }, remark)));
+  byId("about").replaceChildren(
+    ...figures(model),
+    facts(model),
+    ...model.remarks.map((remark) => el("p", { class: "quiet" }, remark)),
+  );
   limitTopK(model.labels.length);
   section("matrix", model.evaluation, (place) => showMatrix(place, model));
   section("classes", true, (place) => showClasses(place, model.labels, model.evaluation?.classes));
@@ -80,7 +84,10 @@ function facts(model) {
     ["Macro F1", evaluation && evaluation.macro_f1.toFixed(3)],
     ["Calibration error", evaluation && evaluation.calibration_error.toFixed(3)],
     ["Computes in", model.precision],
-    ["Sees", `${spec.width} × ${spec.height} pixels, the middle ${percent(spec.crop_fraction).replace(".0", "")}, ${spec.interpolation}`],
+    [
+      "Sees",
+      `${spec.width} × ${spec.height} pixels, the middle ${percent(spec.crop_fraction).replace(".0", "")}, ${spec.interpolation}`,
+    ],
     ["Published", day(model.created)],
     ["Proven here", proof ? provenLine(proof) : "not asked for"],
   ];
@@ -120,7 +127,8 @@ function showClasses(place, labels, reports) {
     const wanted = find.value.trim().toLocaleLowerCase();
     const matching = rows.filter(({ label }) => label.toLocaleLowerCase().includes(wanted)).sort(ORDERS[order.value]);
     body.replaceChildren(...matching.slice(0, MOST_ROWS).map((row) => classRow(row, reports)));
-    told.textContent = matching.length > MOST_ROWS ? `The first ${MOST_ROWS} of ${count(matching.length)}; search for the others.` : "";
+    told.textContent =
+      matching.length > MOST_ROWS ? `The first ${MOST_ROWS} of ${count(matching.length)}; search for the others.` : "";
     if (!matching.length) told.textContent = "No class has that in its name.";
   }
   find.addEventListener("input", fill);
@@ -132,7 +140,11 @@ function showClasses(place, labels, reports) {
     labels.length > 10 ? el("label", {}, "Find ", find) : null,
     reports ? el("label", {}, "Order ", order) : null,
   );
-  place.replaceChildren(controls, el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Classes" }, table), told);
+  place.replaceChildren(
+    controls,
+    el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Classes" }, table),
+    told,
+  );
 }
 
 function classRow({ label, index, precision, recall, f1, support }, reports) {

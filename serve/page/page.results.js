@@ -118,14 +118,21 @@ export class Results {
   #item(entry) {
     const { file } = entry;
     const image = el("img", { class: "thumb", src: entry.preview, alt: "", decoding: "async" });
-    image.addEventListener("error", () => image.replaceWith(el("div", { class: "thumb none", "aria-hidden": "true" }, "no preview")));
+    image.addEventListener("error", () =>
+      image.replaceWith(el("div", { class: "thumb none", "aria-hidden": "true" }, "no preview")),
+    );
     const close = el("button", { type: "button", class: "remove", "aria-label": `Remove ${file.name}` }, "×");
     close.addEventListener("click", () => {
       const next = entry.item.nextElementSibling ?? entry.item.previousElementSibling;
       this.remove(entry);
       (next?.querySelector(".remove") ?? byId("files")).focus();
     });
-    const head = el("p", { class: "file" }, isolated(file.name, { title: file.name }), el("span", { class: "quiet" }, bytes(file.size)));
+    const head = el(
+      "p",
+      { class: "file" },
+      isolated(file.name, { title: file.name }),
+      el("span", { class: "quiet" }, bytes(file.size)),
+    );
     return el("li", { class: "result" }, image, el("div", { class: "told" }, head, el("div", { class: "outcome" })), close);
   }
 
@@ -157,14 +164,22 @@ async function classify(file, maxBytes, signal) {
 /** `decode;dur=12.3, infer;dur=4` as [["decode", 12.3], ["infer", 4]]. */
 function stagesOf(header) {
   const found = (header ?? "").matchAll(/([\w!#$%&'*+.^`|~-]+)[^,]*?;\s*dur\s*=\s*"?([\d.]+)/g);
-  return [...found].map(([, name, time]) => [name, Number(time)]).filter(([name, time]) => name !== "total" && Number.isFinite(time));
+  return [...found]
+    .map(([, name, time]) => [name, Number(time)])
+    .filter(([name, time]) => name !== "total" && Number.isFinite(time));
 }
 
 function answerOf({ answer, total_ms, stages }) {
   const bars = answer.predictions.map(({ label, probability }) => {
     const bar = el("div", { class: "bar", "aria-hidden": "true" }, el("div"));
     bar.firstChild.style.width = `${100 * probability}%`;
-    return el("li", {}, isolated(label, { class: "label", title: label }), el("span", { class: "share" }, percent(probability)), bar);
+    return el(
+      "li",
+      {},
+      isolated(label, { class: "label", title: label }),
+      el("span", { class: "share" }, percent(probability)),
+      bar,
+    );
   });
   const parts = stages.map(([name, time]) => `${STAGES[name] ?? name} ${milliseconds(time)}`);
   const timing = [`Answered in ${milliseconds(total_ms)}`, ...parts].join(" · ");
