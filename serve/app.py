@@ -4,6 +4,7 @@
     GET  /healthz             200 while the process lives
     GET  /readyz              200 while every artifact has proven itself here, else 503 with the reason
     GET  /metrics             what Prometheus reads
+    GET  /, /model ...        the web page, and what it shows of the model; see `serve.page`
     GET  /artifacts ...       what `serve.downloads` says, where there is a store
 
 `create_app` takes all it needs and keeps nothing in globals. The event loop only moves bytes: decoding, running and hashing
@@ -35,6 +36,7 @@ from serve.errors import EdgelineError, InputError, OverloadedError
 from serve.logs import log_request
 from serve.metrics import Metrics
 from serve.models import Models
+from serve.page import page_routes
 from serve.preprocess import Limits
 from serve.replies import HANDLERS, Edge, error_reply, retry_after
 
@@ -124,6 +126,7 @@ def create_app(
     ]
     if metrics:
         routes.append(Route("/metrics", api.metrics))
+    routes += page_routes(service.models.current, api.not_ready)
     if store is not None:
         routes += Downloads(store).routes()
     patterns = {route.path for route in routes}
@@ -221,7 +224,7 @@ class Api:
             return error_reply(request, 503, "stopping", "the server stops; it answers what it has taken in")
         classifier = models.current()
         if classifier is None or not models.ready:
-            return self._not_ready(request)
+            return self.not_ready(request)
         slot = models.slots[0]
         told: dict[str, Any] = {"status": "ready", **_identity(classifier)}
         told["proof"] = asdict(classifier.proof) if classifier.proof else None
@@ -241,9 +244,10 @@ class Api:
         if name is not None and self.service.models.ready:
             names = ", ".join(self.service.models.names())
             raise InputError(f"no artifact of that name is served; there is {names}", code="model_unknown")
-        return self._not_ready(request)
+        return self.not_ready(request)
 
-    def _not_ready(self, request: Request) -> Response:
+    def not_ready(self, request: Request) -> Response:
+        """Say why nothing is answered yet."""
         headers = {"Retry-After": retry_after(RETRY_AFTER_S)}
         failure = next((slot.failure for slot in self.service.models.slots if slot.failure is not None), None)
         if failure is None:

@@ -1,17 +1,20 @@
 """A real server for the HTTP tests: on a free port of 127.0.0.1, in a thread, stopped from outside."""
 
 import contextlib
+import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from serve.app import Service, Terms, create_app
 from serve.classifier import Classifier
@@ -19,6 +22,7 @@ from serve.connection import ConnectionLimits
 from serve.engine import Engine, Plan
 from serve.models import Models
 from serve.preprocess import Limits
+from serve.runtime import create_session
 from serve.server import Hooks, Server, listen, url_of
 
 DEADLINE_S = 20
@@ -121,3 +125,82 @@ def site(artifact_template: Path) -> Iterator[Site]:
     """The template artifact, served with its store; shared, so tests must not change it."""
     with _serving(artifact_template, store=artifact_template.parent.parent) as site:
         yield site
+
+
+def _relabelled(folder: Path, labels: Sequence[str], evaluation: object, card: str | None) -> Path:
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(folder / "model.onnx")
+    weights, bias = (numpy_helper.to_array(held) for held in model.graph.initializer[1:])
+    more = len(labels) - len(bias)
+    model.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.pad(weights, ((0, 0), (0, more))), "weights"))
+    model.graph.initializer[2].CopyFrom(
+        numpy_helper.from_array(np.pad(bias, (0, more), constant_values=np.float32(-9)), "bias")
+    )
+    for output in model.graph.output:
+        output.type.tensor_type.shape.dim[1].dim_value = len(labels)
+    session = create_session(model.SerializeToString(), threads=1)
+    golden = json.loads((folder / "golden" / "golden.json").read_text())
+    for sample, label in zip(golden["samples"], labels, strict=False):
+        pixels = np.asarray(Image.open(folder / sample["pixels"]))
+        [probabilities], [logits] = session.run(["probabilities", "logits"], {"image": pixels[None]})
+        sample |= {"label": label, "probabilities": probabilities.tolist(), "logits": logits.tolist()}
+    (folder / "golden" / "golden.json").write_text(json.dumps(golden))
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+    if evaluation is not None:
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    if card is not None:
+        (folder / "card.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def relabelled(make_artifact: Callable[..., Path], seal: Callable[..., Path]) -> Callable[..., Path]:
+    """`relabelled(labels, evaluation=None, card=None)`: the colours by other names; those after the fourth never win."""
+
+    def make(labels: Sequence[str], evaluation: object = None, card: str | None = None) -> Path:
+        folder = _relabelled(make_artifact(), labels, evaluation, card)
+        outputs = [{"name": n, "dtype": "float32", "shape": ["batch", len(labels)]} for n in ("probabilities", "logits")]
+        return seal(folder, labels=list(labels), outputs=outputs)
+
+    return make
+
+
+def _evaluated(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> dict[str, object]:
+    hits, called, support = ([*map(int, held)] for held in (np.diag(confusion), np.sum(confusion, 0), np.sum(confusion, 1)))
+
+    def share(correct: int) -> dict[str, float]:
+        value = correct / sum(support)
+        return {"value": value, "low": value * 0.95, "high": value + (1 - value) / 2, "correct": correct, "total": sum(support)}
+
+    return {
+        "schema": "edgeline.evaluation/1",
+        "labels": list(labels),
+        "images": sum(support),
+        "device": "cpu",
+        "top1": share(sum(hits)),
+        "top5": share(sum(support)) if len(labels) > 5 else None,
+        "classes": [
+            {"label": name, "precision": h / max(c, 1), "recall": h / max(s, 1), "f1": 2 * h / max(c + s, 1), "support": s}
+            for name, h, c, s in zip(labels, hits, called, support, strict=True)
+        ],
+        "macro": {"precision": 0.9, "recall": 0.9, "f1": 0.9},
+        "confusion": [list(row) for row in confusion],
+        "calibration": {
+            "temperature": 1.1,
+            "bins": 15,
+            "ece_before": 0.05,
+            "ece_after": 0.02,
+            "nll_before": 0.3,
+            "nll_after": 0.2,
+        },
+        "mistakes": [],
+    }
+
+
+@pytest.fixture(scope="session")
+def evaluated() -> Callable[..., dict[str, object]]:
+    """`evaluated(confusion, labels)`: an `evaluation.json` with that confusion matrix."""
+    return _evaluated

@@ -163,7 +163,7 @@ def test_a_callers_fault_is_a_4xx_with_its_code(small: Any, request_: dict[str, 
     is_refused(small.client.post("/predict", **request_), status, code)
 
 
-NO_SUCH = [("GET", "/"), ("GET", "/predict/"), ("POST", "/PREDICT"), ("GET", "//healthz"), ("GET", "/docs"), ("POST", "/x")]
+NO_SUCH = [("GET", "/no"), ("GET", "/predict/"), ("POST", "/PREDICT"), ("GET", "//healthz"), ("GET", "/docs"), ("POST", "/x")]
 
 
 @pytest.mark.parametrize(("method", "path"), NO_SUCH)
