@@ -30,6 +30,7 @@ STATUS = {
     "image_empty": 400,
     "image_too_large": 413,
     "media_type_not_supported": 415,
+    "model_unknown": 404,
     "not_found": 404,
     "precondition_failed": 412,
     "range_not_satisfiable": 416,

@@ -9,15 +9,16 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from serve.classifier import Classifier, Prediction
+from serve.classifier import Classifier
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need the package playwright")
 
@@ -279,9 +280,9 @@ class Slow(Classifier):
 
     go_on: threading.Event
 
-    def predict(self, images: Sequence[bytes], top_k: int = 5) -> list[list[Prediction]]:
+    def pixels(self, image: bytes) -> np.ndarray:
         assert self.go_on.wait(20)
-        return super().predict(images, top_k)
+        return super().pixels(image)
 
 
 def test_while_a_request_is_slow_the_page_says_so_and_others_can_be_removed(
