@@ -13,7 +13,7 @@ happen in threads, so `/healthz` answers while every runner is busy.
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,9 @@ class Service:
         self.budget = Budget(terms.held_bytes)
         self.stopping = False
         self.metrics = Metrics(engine, models, lambda: self.connections())
-        self._due = 0.0
-
-    def connections(self) -> int:
+        self.connections: Callable[[], int] = lambda: 0
         """How many connections are open; the server sets it."""
-        return 0
+        self._due = 0.0
 
     def refused(self, code: str) -> None:
         """Count a request that no route saw."""

@@ -129,7 +129,7 @@ class Server:
         for other, app in self._beside:
             await self._loop.create_server(Connections(app, BESIDE), sock=other)
         if threading.current_thread() is threading.main_thread():
-            self._catch_signals(self._loop)
+            self._catch_signals()
         self.hooks.started()
         await self._told.wait()
         self.hooks.stopping()
@@ -139,11 +139,15 @@ class Server:
         self.connections.end_idle()
         return await self._finish()
 
-    def _catch_signals(self, loop: asyncio.AbstractEventLoop) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
-        for number, call in self.hooks.signals:
-            loop.add_signal_handler(number, call)
+    def _catch_signals(self) -> None:
+        """Catch them for good: the loop's own handlers end with it, and one more signal would then kill an orderly stop."""
+        for number, call in ((signal.SIGTERM, self._stop), (signal.SIGINT, self._stop), *self.hooks.signals):
+            signal.signal(number, lambda *_, call=call: self._soon(call))
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call)
 
     def _stop(self) -> None:
         self._stops += 1

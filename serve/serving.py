@@ -135,8 +135,12 @@ def run(options: Options) -> None:
             service, store=store, metrics=not exposed, tokens=tokens, cors=options.cors, access_log=options.access_log
         )
 
+        metrics = listen("127.0.0.1", options.metrics_port) if exposed else None
+
         def started() -> None:
             print(f"edgeline serves {_titles(options.artifacts)} on {url}", flush=True)
+            if metrics is not None:
+                print(f"edgeline gives its metrics on {url_of(metrics)}/metrics", flush=True)
             models.start()
 
         def stopping() -> None:
@@ -146,9 +150,9 @@ def run(options: Options) -> None:
         hooks = Hooks(started=started, stopping=stopping, signals=signals)
         server = Server(app, hooks=hooks, grace_s=options.grace_s, limits=options.connections, tls=tls)
         server.connections.refused = service.refused
-        service.connections = lambda: len(server.connections.open)  # type: ignore[method-assign]
-        if exposed:
-            server.beside(listen("127.0.0.1", options.metrics_port), metrics_app(service))
+        service.connections = lambda: len(server.connections.open)
+        if metrics is not None:
+            server.beside(metrics, metrics_app(service))
         server.run(listener)
     if not (models.close(CLOSE_S) and engine.close(CLOSE_S)):
         # Python would wait for these threads for ever.

@@ -97,6 +97,7 @@ def _serving(
     app = create_app(service, store=store, **options)
     server = Server(app, hooks=Hooks(started=on_started, stopping=stopping), grace_s=DEADLINE_S, limits=connections)
     server.connections.refused = service.refused
+    service.connections = lambda: len(server.connections.open)
     thread = threading.Thread(target=server.run, args=(listener,), name="server under test")
     thread.start()
     try:

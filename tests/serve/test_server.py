@@ -8,65 +8,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
 import httpx
 import pytest
+from processes import DEADLINE_S, MAIN, ROOT, connect, is_accepting, line_of, read_all, started, wait_until_ready
 
 from serve.errors import ConfigError
 from serve.server import is_exposed, listen, url_of
-
-ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_S = 20
-MAIN = [sys.executable, "-c", "from flows.cli import main; main()"]
-
-Started = Callable[..., contextlib.AbstractContextManager[tuple[subprocess.Popen[str], str]]]
-
-
-def line_of(stream: IO[str] | None) -> str:
-    assert stream is not None
-    return stream.readline()
-
-
-@contextlib.contextmanager
-def started(artifact: Path, *options: str, main: list[str] = MAIN) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run `edgeline serve --port 0` and give the process and its URL; killed at the end if it still runs."""
-    plan = [] if "--threads" in options or "--cache" in options else ["--runners", "2"]  # nothing to be found out
-    command = [*main, "serve", str(artifact), "--port", "0", *plan, *options]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            found = re.search(r"http://\S+", line_of(process.stdout))
-            assert found, process.stderr.read() if process.stderr else ""
-            yield process, found[0]
-        finally:
-            if process.poll() is None:
-                process.kill()
-
-
-def connect(url: str) -> socket.socket:
-    parts = httpx.URL(url)
-    return socket.create_connection((parts.host, parts.port or 0), timeout=DEADLINE_S)
-
-
-def wait_until_ready(url: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    with httpx.Client() as client:
-        while client.get(f"{url}/readyz").status_code != 200:
-            assert time.monotonic() < deadline
-
-
-def is_accepting(url: str) -> bool:
-    try:
-        connect(url).close()
-    except OSError:
-        return False
-    return True
-
-
-def read_all(connection: socket.socket) -> bytes:
-    return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
