@@ -115,7 +115,11 @@ class Server:
         Returns:
             Whether everything that was accepted was answered.
         """
-        return asyncio.run(self._serve(listener))
+        finished = asyncio.run(self._serve(listener))
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)  # it ends in order; one more must not make a crash of that
+        return finished
 
     def stop(self) -> None:
         """Stop as SIGTERM does; may be called from any thread."""
@@ -140,7 +144,7 @@ class Server:
         return await self._finish()
 
     def _catch_signals(self) -> None:
-        """Catch them for good: the loop's own handlers end with it, and one more signal would then kill an orderly stop."""
+        """Catch them in the process: the loop's own handlers end with the loop."""
         for number, call in ((signal.SIGTERM, self._stop), (signal.SIGINT, self._stop), *self.hooks.signals):
             signal.signal(number, lambda *_, call=call: self._soon(call))
 
