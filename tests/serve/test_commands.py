@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from flows.cli import main
-from serve import commands
+from serve import serve_command
 from serve.preprocess import PILLOW_MAX_PIXELS, Limits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -279,9 +279,9 @@ def test_help_teaches_with_an_example(run: Run, command: str) -> None:
 
 
 def test_the_defaults_of_serve_are_those_of_the_decoder() -> None:
-    defaults = {name: parameter.default for name, parameter in inspect.signature(commands.serve).parameters.items()}
+    defaults = {name: parameter.default for name, parameter in inspect.signature(serve_command.serve).parameters.items()}
     assert (defaults["max_bytes"], defaults["max_pixels"]) == (Limits().max_bytes, Limits().max_pixels)
-    assert commands.MOST_PIXELS == PILLOW_MAX_PIXELS
+    assert serve_command.MOST_PIXELS == PILLOW_MAX_PIXELS
 
 
 # Forms of the model that this machine has no runtime for

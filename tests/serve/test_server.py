@@ -110,14 +110,14 @@ def test_a_stuck_client_is_given_up_after_the_grace_period(artifact_template: Pa
 
 STUCK = """
 import threading
-from serve import commands
+from serve import serve_command
 from serve.classifier import Classifier
 
 def predict(*_):
     print("stuck", flush=True)
     threading.Event().wait()
 
-Classifier.predict, commands.CLOSE_S = predict, 0.2
+Classifier.predict, serve_command.CLOSE_S = predict, 0.2
 from flows.cli import main; main()
 """
 
