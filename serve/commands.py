@@ -1,12 +1,13 @@
-"""The device's commands: `edgeline predict`, `edgeline check` and `edgeline serve`.
+"""The device's commands: `edgeline predict`, `edgeline check`, `edgeline drift` and `edgeline serve`.
 
-Each is a module of its own that imports what it needs when it runs, so `--help` is instant and `predict` and `check` work with
-the base install.
+Each is a module of its own that imports what it needs when it runs, so `--help` is instant, and all but `serve` work with the
+base install.
 """
 
 import typer
 
 from serve.check_command import check
+from serve.drift_command import drift
 from serve.predict_command import predict
 from serve.serve_command import serve
 
@@ -15,4 +16,5 @@ def register(app: typer.Typer) -> None:
     """Add the device's commands to a command line."""
     app.command()(predict)
     app.command()(check)
+    app.command()(drift)
     app.command()(serve)

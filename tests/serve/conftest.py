@@ -1,7 +1,9 @@
-"""A real server for the HTTP tests: uvicorn on a free port of 127.0.0.1, in a thread, stopped by its flag."""
+"""A real server for the HTTP tests, in a thread, on a free port of 127.0.0.1, stopped by its flag; and the command line."""
 
 import contextlib
+import io
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from flows.cli import main
 from serve.app import create_app
 from serve.classifier import Classifier
 from serve.predictor import Predictor
@@ -98,3 +101,21 @@ def site(artifact_template: Path) -> Iterator[Site]:
     """The template artifact, served with its store; shared, so tests must not change it."""
     with _serving(artifact_template, store=artifact_template.parent.parent) as site:
         yield site
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(name="run")
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run("predict", ...)`: exit code, stdout and stderr of the command."""
+
+    def run(*arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["edgeline", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
