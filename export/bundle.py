@@ -73,7 +73,7 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
         variants={entry["name"]: (folder / entry["file"], entry["format"], entry["precision"]) for entry in shipped},
         environments=run.config.environments,
     )
-    write_reference(folder / STATISTICS_NAME, run, checkpoint, version=version)
+    write_reference(folder / STATISTICS_NAME, run, checkpoint)
     provenance = {
         "content_sha256": content,
         "edgeline": package_version("edgeline"),

@@ -14,13 +14,14 @@ from pipeline.run import Run
 from pipeline.samples import ADMITTED, Sample, map_ahead, read_image, read_prepared
 from serve.drift import Drift, origin_of
 from serve.preprocess import preprocess
+from serve.snapshots import OF_A_VERSION
 
 MOST = 1000
 """Images, evenly spread over the test split: enough for shares of 1 %, and seconds to decode."""
 
 
-def write_reference(path: Path, run: Run, checkpoint: Checkpoint, *, version: int) -> None:
-    """Write an artifact's `statistics.json`.
+def write_reference(path: Path, run: Run, checkpoint: Checkpoint) -> None:
+    """Write an artifact's `statistics.json`: the same bytes whenever and under whatever version it is published.
 
     Raises:
         DataError: an image is gone or changed.
@@ -30,8 +31,8 @@ def write_reference(path: Path, run: Run, checkpoint: Checkpoint, *, version: in
         probabilities_NK = kept["probabilities"]
     chosen = np.unique(np.linspace(0, len(samples) - 1, min(MOST, len(samples))).astype(int))
     spec = checkpoint.preprocess
-    identity = {"model": run.config.artifact_name, "version": version, "manifest_sha256": None}
-    drift = Drift(checkpoint.labels, spec.height, spec.width, **identity)
+    nothing = dict.fromkeys(OF_A_VERSION)
+    drift = Drift(checkpoint.labels, spec.height, spec.width, **{**nothing, "model": run.config.artifact_name})
 
     def look(sample: Sample) -> tuple[np.ndarray, dict[str, int]]:
         data = read_image(sample)
@@ -40,4 +41,4 @@ def write_reference(path: Path, run: Run, checkpoint: Checkpoint, *, version: in
     seen = map_ahead(look, (samples[index] for index in chosen), ahead=16)
     for index, (pixels_HW3, origin) in zip(chosen, seen, strict=True):
         drift.observe(pixels_HW3, probabilities_NK[index], **origin)
-    path.write_text(json.dumps(drift.snapshot(), allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(drift.snapshot() | nothing, allow_nan=False) + "\n", encoding="utf-8")

@@ -189,7 +189,9 @@ def origin_of(image: bytes) -> dict[str, int]:
     """`width`, `height` and `size_bytes` of an image that was decoded already, from its header."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(image)) as header:
+    from serve.preprocess import FORMATS
+
+    with Image.open(io.BytesIO(image), formats=FORMATS) as header:
         return {"width": header.width, "height": header.height, "size_bytes": len(image)}
 
 

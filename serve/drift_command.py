@@ -50,8 +50,9 @@ def drift(
 
 
 def _show(report: dict[str, Any], files: int) -> None:
+    snapshots = f"{files} snapshot" + ("s" if files > 1 else "")
     print(
-        f"{report['model']} {report['version']}: {report['count']:,} images of {files} snapshots, {report['since']} to "
+        f"{report['model']} {report['version']}: {report['count']:,} images of {snapshots}, {report['since']} to "
         f"{report['until']}, against {report['reference_count']:,} held-out images"
     )
     print(f"{'':12}{'PSI':>8}{'by chance':>11}{'JS':>7}{'mean':>12}{'held-out':>12}")

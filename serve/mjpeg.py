@@ -24,8 +24,8 @@ STANDALONE = {0x01, *range(0xD0, 0xD8)}
 APPLICATION = {*range(0xE0, 0xF0), 0xFE}
 """Segments of applications, and comments: whatever they like is in them."""
 SEGMENTS = {*range(0xC0, 0xD0), *range(0xDB, 0xE0), *APPLICATION}
-MARKER_IN_DATA = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
-"""What ends compressed data: 0xFF is followed by 0 where it is data, and by a restart where the data goes on."""
+MARKER_IN_DATA = re.compile(rb"\xff[^\x00\xd0-\xd7]")
+"""What may end compressed data: 0xFF is followed by 0 where it is data, and by a restart where the data goes on."""
 
 
 class _Cut(Exception):
@@ -158,12 +158,17 @@ def _scan_header_end(stream: _Stream, at: int) -> int:
 
 
 def _data_end(stream: _Stream, at: int, max_bytes: int) -> int:
-    while (found := MARKER_IN_DATA.search(stream.held, at)) is None:
-        at = max(at, len(stream.held) - 1)
+    while True:
+        found = MARKER_IN_DATA.search(stream.held, at)
+        at = found.start() if found else max(at, len(stream.held) - 1)
+        if found and stream.held[at + 1] != FILL:
+            return at
         if at > max_bytes:
             raise _too_large(at, max_bytes)
-        stream.need(len(stream.held) + 1)
-    return found.end() - 2
+        if found:  # what is filled up may be a restart
+            at += 1
+        else:
+            stream.need(len(stream.held) + 1)
 
 
 def _damaged(at: int) -> _Cut:

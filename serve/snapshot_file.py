@@ -51,21 +51,26 @@ class _Kept:
         self._tell = tell
         self._classifier: Classifier | None = None
         self._drift: Drift | None = None
-        self._written = -1
+        self._written = 0
+        self._lock = threading.Lock()
+        """Held while the file is written, and while other statistics become its own."""
 
     def drift_for(self, classifier: Classifier) -> Drift:
+        """The statistics of a classifier; another one's, if there were any, are written for the last time."""
         if self._drift is None or classifier is not self._classifier:
-            if self._drift is not None and self._classifier is not None:
-                version = self._classifier.manifest.version
-                self._try(_write, self._path.with_name(f"{self._path.name}.{version}"), self._drift)
-            self._classifier, self._drift, self._written = classifier, drift_of(classifier), -1
+            with self._lock:
+                if self._drift is not None and self._classifier is not None:
+                    version = self._classifier.manifest.version
+                    self._try(_write, self._path.with_name(f"{self._path.name}.{version}"), self._drift)
+                self._classifier, self._drift, self._written = classifier, drift_of(classifier), 0
         return self._drift
 
     def write(self) -> None:
         """Replace the file, if there is news."""
-        if (drift := self._drift) is not None and (count := drift.count) != self._written:
-            _write(self._path, drift)
-            self._written = count
+        with self._lock:
+            if self._drift is not None and (count := self._drift.count) != self._written:
+                _write(self._path, self._drift)
+                self._written = count
 
     def _run(self) -> None:
         while not self.ended.wait(INTERVAL_S):

@@ -7,8 +7,8 @@
      "predicted": {"labels": ["wren", ...], "counts": [77, ...]}}
 
 A histogram has a bin more than edges: bin i counts the values from edge i-1 up to, but not including, edge i; the first and the
-last bin are open. Bins never depend on the data, so snapshots of any devices and times can be added. `manifest_sha256` is null
-in an artifact's own reference, which is older than its manifest.
+last bin are open. Bins never depend on the data, so snapshots of any devices and times can be added. An artifact's own
+reference is of no version and no time: there `version`, `manifest_sha256`, `since` and `until` are null.
 
 Laws, each with a test: merging equals having observed together; its order does not matter; the distance of a snapshot to itself
 is 0, and it grows with a shift.
@@ -40,6 +40,8 @@ EDGES: dict[str, list[float]] = {
 }
 """The inner edges of every statistic's bins: even steps, or of lengths and sizes even ratios; finest where models are sure."""
 
+OF_A_VERSION = ("version", "manifest_sha256", "since", "until")
+"""What is null in an artifact's own reference."""
 SMALLEST_GROUP = 5
 """Counts that a cell of the reference needs for a comparison to mean something (Cochran 1954)."""
 GROUPS = 10
@@ -80,6 +82,8 @@ def merge(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     if not snapshots:
         raise InputError("there is no snapshot to merge", code="snapshot_invalid")
+    if any(snapshot["since"] is None for snapshot in snapshots):
+        raise InputError("an artifact's own reference is no snapshot of a device", code="snapshot_invalid")
     first, *others = snapshots
     for other in others:
         for name in ("model", "version", "manifest_sha256"):
@@ -208,12 +212,15 @@ def _compare_bins(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 def _check(snapshot: dict[str, Any]) -> None:
     """Raise whatever the first oddity leads to; the caller makes one error of it."""
-    if not isinstance(snapshot["model"], str) or not isinstance(snapshot["manifest_sha256"], str | None):
-        raise TypeError("model and manifest_sha256 must be text")
-    _whole("version", [snapshot["version"]])
-    for name in ("since", "until"):
-        if datetime.fromisoformat(snapshot[name]).tzinfo is None:
-            raise ValueError(f"{name}, which needs a time zone")
+    if not isinstance(snapshot["model"], str):
+        raise TypeError("model, which must be text")
+    if any(snapshot[name] is not None for name in OF_A_VERSION):
+        if not isinstance(snapshot["manifest_sha256"], str):
+            raise TypeError("manifest_sha256, which must be text")
+        _whole("version", [snapshot["version"]])
+        for name in ("since", "until"):
+            if datetime.fromisoformat(snapshot[name]).tzinfo is None:
+                raise ValueError(f"{name}, which needs a time zone")
     for name, held in snapshot["statistics"].items():
         edges, counts = held["edges"], held["counts"]
         if not all(math.isfinite(edge) for edge in edges) or sorted(set(edges)) != edges:

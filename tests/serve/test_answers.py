@@ -1,5 +1,6 @@
 """A line about an image has the figures that `Classifier.predict` gives."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,6 +65,16 @@ def test_a_number_that_is_not_finite_costs_one_line(artifact_template: Path, pho
     broken = Broken.open(artifact_template, prove=False)
     line = answer(broken, Picture({"frame": 1}, photo), top_k=1)
     assert line["code"] == "model_output_not_finite"
+
+
+def test_the_page_shows_the_lines_as_they_are(classifier: Classifier, photo: bytes) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "predict.md").read_text(encoding="utf-8")
+    good, bad = map(json.loads, page.partition("```json\n")[2].partition("```")[0].splitlines())
+    answered = answer(classifier, Picture({"path": "x.jpg"}, photo), top_k=1)
+    refused = answer(classifier, Picture({"frame": 1}, b""), top_k=1)
+    assert (list(good), list(bad)) == (list(answered), list(refused))
+    assert list(good["predictions"][0]) == list(answered["predictions"][0])
+    assert good["times"].keys() == answered["times"].keys()
 
 
 def test_the_drift_takes_note_of_what_was_answered_and_of_nothing_else(classifier: Classifier, photo: bytes) -> None:

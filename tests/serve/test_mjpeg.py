@@ -32,7 +32,7 @@ FRAMES = [
     jpeg(1, progressive=True),
     jpeg(2, restart=1),
     jpeg(3, thumbnail=jpeg(4)),
-    jpeg(5).replace(b"\xff\xd9", b"\xff\xff\xd9"),  # a fill byte
+    jpeg(5, restart=1).replace(b"\xff\xd9", b"\xff\xff\xd9").replace(b"\xff\xd3", b"\xff\xff\xd3"),  # fill bytes
 ]
 
 

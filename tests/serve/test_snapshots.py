@@ -165,6 +165,8 @@ REFUSED = {
     "another count": changed("count", 4),
     "a negative count": changed("count", -3),
     "a true version": changed("version", True),
+    "no version": changed("version", None),
+    "no manifest": changed("manifest_sha256", None),
     "a mean that is no number": changed("statistics/width/mean", float("nan")),
     "an infinite variance": changed("statistics/width/variance", float("inf")),
     "a negative variance": changed("statistics/width/variance", -1.0),
