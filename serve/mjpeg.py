@@ -143,7 +143,7 @@ def _segment_end(stream: _Stream, at: int, *, may_hold_images: bool) -> int:
         stream.need(end + 1)
     except _Cut as cut:
         raise _Cut(at + 2, cut.reason) from None  # a damaged length may reach over whole frames
-    holds_start = not may_hold_images and stream.held.find(START, at + 2, end) >= 0
+    holds_start = not may_hold_images and stream.held.find(START, at + 2, end + 1) >= 0
     if end < at + 4 or stream.held[end] != 0xFF or holds_start:
         raise _damaged(at + 2)
     return end

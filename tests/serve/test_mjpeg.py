@@ -74,7 +74,9 @@ BROKEN = {
     "a length that reaches over the next frame": (b"\xff\xd8\xff\xdb\xff\xff" + FRAMES[0][6:], "image_truncated"),
     "a length of nothing": (b"\xff\xd8\xff\xe0\x00\x00" + FRAMES[0][6:], "image_truncated"),
     "a marker that there is none of": (FRAMES[0][:-200] + b"\xff\x2a" + FRAMES[0][-198:], "image_truncated"),
+    "a table that ends in the next frame": (b"\xff\xd8\xff\xdb\x00\x18" + bytes(20), "image_truncated"),
     "a scan without components": (b"\xff\xd8\xff\xda\x00\x02", "image_truncated"),
+    "a scan's length that reaches over the next frame": (b"\xff\xd8\xff\xda\x40\x00" + bytes(20), "image_truncated"),
 }
 
 

@@ -26,9 +26,7 @@ def count_in(path: Path) -> int:
     return int(json.loads(path.read_text())["count"])
 
 
-def test_it_is_written_while_images_come_and_at_the_end(
-    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_written_while_images_come(classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, written, counts = tmp_path / "drift.json", threading.Event(), []
     real = snapshot_file._write
 
@@ -44,8 +42,7 @@ def test_it_is_written_while_images_come_and_at_the_end(
             written.clear()
             observe(note(classifier))
             assert written.wait(20)
-        observe(note(classifier))
-    assert counts == [1, 2, 3, 4], "without news nothing is written"
+    assert counts == [1, 2, 3], "without news nothing is written"
     assert [found.name for found in tmp_path.iterdir()] == ["drift.json"]
 
 
