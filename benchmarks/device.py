@@ -1,4 +1,4 @@
-"""What device mode costs: watching a folder, drift statistics, JPEGs in a stream.
+"""What device mode costs: watching a folder, drift statistics, JPEGs in a stream. Reads memory from /proc.
 
     python benchmarks/device.py [--seconds 30]
 
