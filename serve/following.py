@@ -22,6 +22,9 @@ from serve.manifest import FILE_NAME
 INTERVAL_S = 2.0
 """Between two looks at the folder; a look lists it, and reads nothing."""
 
+CLOSE_S = 10.0
+"""How long a candidate that is being loaded is waited for at the end."""
+
 Files = frozenset[tuple[str, int, int]]
 
 
@@ -51,8 +54,9 @@ class Follower:
         self._thread.start()
 
     def close(self) -> None:
-        """Look no more. A candidate that is being loaded is left to the end of the process."""
+        """Look no more, and wait for a candidate that is being loaded: a runtime does not like the process to end meanwhile."""
         self._closing.set()
+        self._thread.join(CLOSE_S)
 
     def look(self) -> None:
         """Change over to a newer version if there is one that proves itself."""

@@ -37,7 +37,10 @@ def from_paths(arguments: list[str], max_bytes: int) -> Iterator[Picture]:
     """The images of a command line, folders as the files in them, `-` as the one on stdin."""
     for argument in arguments:
         folder = Path(argument)
-        if argument == STDIN or not folder.is_dir():
+        if argument == STDIN:
+            yield Picture({"path": argument}, sys.stdin.buffer.read(max_bytes + 1))
+            continue
+        if not folder.is_dir():
             yield read_picture(argument, max_bytes)
             continue
         files = sorted(str(path) for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
@@ -60,7 +63,7 @@ def from_lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[Picture]:
 
 
 def read_picture(path: str, max_bytes: int) -> Picture:
-    """Read an image file, or stdin for `-`, but never much more than a limit."""
+    """Read an image file, but never much more than a limit."""
     try:
         return Picture({"path": path}, _read(path, max_bytes))
     except InputError as error:
@@ -85,8 +88,6 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _read(path: str, max_bytes: int) -> bytes:
-    if path == STDIN:
-        return sys.stdin.buffer.read(max_bytes + 1)
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size

@@ -36,10 +36,10 @@ def test_every_line_is_a_path_whatever_the_chunks(folder: Path, size: int, end: 
 def test_what_cannot_be_read_is_told_in_its_place(folder: Path) -> None:
     (folder / "large").write_bytes(bytes(LIMIT + 1))
     names = ["a", "absent", "", "large", ".", "nul\0", "b c"]
-    pictures = read("\n".join(f"{folder}/{name}" if name else "" for name in names).encode())
+    pictures = read("\n".join(f"{folder}/{name}" if name else "" for name in names).encode() + b"\n-")
     codes = [picture.content.code if isinstance(picture.content, InputError) else "" for picture in pictures]
     unreadable = "image_unreadable"
-    assert codes == ["", unreadable, "image_too_large", unreadable, unreadable, ""]
+    assert codes == ["", unreadable, "image_too_large", unreadable, unreadable, "", unreadable], "- is a path here"
 
 
 def test_an_endless_line_is_told_of_once_and_not_kept(folder: Path) -> None:
