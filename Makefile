@@ -27,6 +27,7 @@ bench: .venv/ready ## Run the benchmarks; each ends in one JSON line
 	$(BIN)/python benchmarks/strategies.py
 	$(BIN)/python benchmarks/base_install.py
 	$(BIN)/python benchmarks/second_run.py
+	$(BIN)/python benchmarks/device.py
 	$(BIN)/python benchmarks/int8.py
 	$(BIN)/python benchmarks/int8_rivals.py
 	$(BIN)/python benchmarks/variants.py

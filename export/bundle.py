@@ -1,6 +1,6 @@
 """Lay out the files of an artifact and write its manifest.
 
-manifest.json  labels.txt  model.onnx  golden/  evaluation.json  verification.json  report.html  card.md
+manifest.json  labels.txt  model.onnx  golden/  evaluation.json  verification.json  statistics.json  report.html  card.md
 """
 
 import shutil
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from export import files, golden, report
+from export.reference import write_reference
 from export.table import figures
 from export.to_onnx import Deployed
 from export.verify import choose_samples
@@ -20,6 +21,7 @@ from pipeline.run import Run
 from pipeline.samples import SPLITS, read_prepared
 from pipeline.steps import file_digest, read_receipt
 from serve import manifest as manifests
+from serve.drift_report import FILE_NAME as STATISTICS_NAME
 from serve.errors import VerificationError
 from serve.manifest import FileEntry, Manifest, Variant
 from serve.preprocess import PreprocessSpec
@@ -30,6 +32,7 @@ ROLES = {
     files.MODEL: "model",
     EVALUATION_NAME: "evaluation",
     files.VERIFICATION: "verification",
+    STATISTICS_NAME: "statistics",
     "report.html": "report",
     "card.md": "card",
 }
@@ -70,6 +73,7 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
         variants={entry["name"]: (folder / entry["file"], entry["format"], entry["precision"]) for entry in shipped},
         environments=run.config.environments,
     )
+    write_reference(folder / STATISTICS_NAME, run, checkpoint)
     provenance = {
         "content_sha256": content,
         "edgeline": package_version("edgeline"),

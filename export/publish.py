@@ -13,11 +13,14 @@ from serve.errors import VerificationError
 MODULES = (
     "export.bundle",
     "export.golden",
+    "export.reference",
     "export.report",
     "export.table",
     "pipeline.evaluate",
+    "serve.drift",
     "serve.golden",
     "serve.manifest",
+    "serve.snapshots",
 )
 """The code that an artifact's files are written by, beside that of the steps."""
 

@@ -31,6 +31,7 @@ EXTRAS = {
     "ai_edge_litert": "litert",
     "executorch": "executorch",
     "coremltools": "coreml",
+    "cv2": "camera",
 }
 """The extra that brings a package; all else that can be missing comes with `train`."""
 

@@ -24,6 +24,7 @@ from serve.engine import Engine, Plan
 from serve.errors import ConfigError
 from serve.logs import set_up_logs
 from serve.models import Models
+from serve.options import printable
 from serve.preprocess import Limits
 from serve.published import store_of
 from serve.runtime import usable_cores
@@ -178,4 +179,4 @@ def _tls(options: Options) -> ssl.SSLContext | None:
 
 
 def _titles(artifacts: list[Path]) -> str:
-    return ", ".join("".join(c if c.isprintable() else "?" for c in str(path)) for path in artifacts)
+    return ", ".join(printable(str(path)) for path in artifacts)

@@ -23,7 +23,10 @@ from serve.manifest import Manifest
 from serve.preprocess import PreprocessSpec
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {"manifest.json", "labels.txt", "model.onnx", "evaluation.json", "verification.json", "report.html", "card.md"}
+PAGES = {
+    *("manifest.json", "labels.txt", "model.onnx", "report.html", "card.md"),
+    *("evaluation.json", "verification.json", "statistics.json"),
+}
 MODELS = {
     *("model.int8.onnx", "model.fp16.onnx", "model.ort", "model.int8.ort"),
     *("model.ort.operators.config", "model.int8.ort.operators.config"),

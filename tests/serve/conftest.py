@@ -1,8 +1,10 @@
 """A real server for the HTTP tests: on a free port of 127.0.0.1, in a thread, stopped from outside."""
 
 import contextlib
+import io
 import json
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flows.cli import main
 from serve.app import Service, Terms, create_app
 from serve.classifier import Classifier
 from serve.connection import ConnectionLimits
@@ -205,3 +208,21 @@ def _evaluated(confusion: Sequence[Sequence[int]], labels: Sequence[str]) -> dic
 def evaluated() -> Callable[..., dict[str, object]]:
     """`evaluated(confusion, labels)`: an `evaluation.json` with that confusion matrix."""
     return _evaluated
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(name="run")
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run("predict", ...)`: exit code, stdout and stderr of the command."""
+
+    def run(*arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["edgeline", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run

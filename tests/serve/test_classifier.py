@@ -4,12 +4,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import serve.classifier
 from serve.classifier import Classifier
 from serve.errors import ArtifactError, ImageError, InputError, ManifestError
 
@@ -45,6 +47,14 @@ def test_a_batch_over_the_limit_is_split_and_gives_what_single_images_give(class
     for together, alone in zip(classifier.predict(many), (classifier.predict([photo])[0] for photo in many), strict=True):
         assert [prediction.index for prediction in together] == [prediction.index for prediction in alone]
         np.testing.assert_allclose([p.probability for p in together], [p.probability for p in alone], rtol=0, atol=1e-6)
+
+
+def test_the_three_lines_of_its_module_run(artifact_template: Path, photos: list[bytes], capsys: Any) -> None:
+    lines = [line[4:] for line in (serve.classifier.__doc__ or "").splitlines() if line.startswith("    ")]
+    code = "\n".join(lines).replace("artifacts/store/digits", str(artifact_template.parent))
+    assert len(lines) == 3
+    exec(code, {"Classifier": Classifier, "photo_bytes": photos[0]})
+    assert capsys.readouterr().out.startswith("red 0.99")
 
 
 def test_no_images_get_no_answers(classifier: Classifier) -> None:

@@ -1,7 +1,6 @@
 """`edgeline predict` and `edgeline check`, as a person or a script meets them."""
 
 import inspect
-import io
 import json
 import os
 import re
@@ -18,28 +17,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from flows.cli import main
-from serve import commands
+from serve import serve_command
 from serve.preprocess import PILLOW_MAX_PIXELS, Limits
 
 ROOT = Path(__file__).resolve().parents[2]
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(name="run")
-def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`run("predict", ...)`: exit code, stdout and stderr of the command."""
-
-    def run(*arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["edgeline", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
 
 
 @pytest.fixture(name="photos")
@@ -73,6 +56,7 @@ def test_json_has_an_object_a_line(run: Run, artifact_template: Path, photos: Pa
     assert code == 0
     assert answer["predictions"][0]["probability"] == pytest.approx(0.9968, abs=1e-3)
     del answer["predictions"][0]["probability"]
+    assert answer.pop("times").keys() == {"decode_ms", "infer_ms"}
     assert answer == {
         "path": f"{photos}/b.jpg",
         "model": "colours",
@@ -113,7 +97,8 @@ def test_a_bad_image_in_json_is_an_object_of_its_own(run: Run, artifact_template
     code, out, err = run("predict", artifact_template, photos / "a.jpg", photos / "b.jpg", "--json")
     bad, good = map(json.loads, out.splitlines())
     assert (code, err) == (1, "")
-    assert (bad.keys(), bad["code"], bad["path"]) == ({"path", "error", "code"}, "not_an_image", f"{photos}/a.jpg")
+    assert bad.keys() == {"path", "model", "version", "variant", "error", "code"}
+    assert (bad["code"], bad["path"]) == ("not_an_image", f"{photos}/a.jpg")
     assert good["predictions"][0]["label"] == "red"
 
 
@@ -279,9 +264,9 @@ def test_help_teaches_with_an_example(run: Run, command: str) -> None:
 
 
 def test_the_defaults_of_serve_are_those_of_the_decoder() -> None:
-    defaults = {name: parameter.default for name, parameter in inspect.signature(commands.serve).parameters.items()}
+    defaults = {name: parameter.default for name, parameter in inspect.signature(serve_command.serve).parameters.items()}
     assert (defaults["max_bytes"], defaults["max_pixels"]) == (Limits().max_bytes, Limits().max_pixels)
-    assert commands.MOST_PIXELS == PILLOW_MAX_PIXELS
+    assert serve_command.MOST_PIXELS == PILLOW_MAX_PIXELS
 
 
 # Forms of the model that this machine has no runtime for

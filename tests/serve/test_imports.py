@@ -16,6 +16,8 @@ LIMITS = {
     "serve.errors": NEVER | HTTP | COMPUTING,
     "serve.commands": NEVER | HTTP | COMPUTING,
     "flows.cli": NEVER | HTTP | COMPUTING,
+    "serve.predict_command": NEVER | HTTP | COMPUTING,
+    "serve.drift_report": NEVER | HTTP | {"onnxruntime"},
     "serve.manifest": NEVER | HTTP | {"onnxruntime"},
     "serve.preprocess": NEVER | HTTP | {"onnxruntime"},
     "serve.classifier": NEVER | HTTP | {"onnxruntime"},

@@ -1,0 +1,74 @@
+"""One line about one image, as `edgeline predict` writes it: `docs/predict.md` has its schema.
+
+Invariant: the figures are those of `Classifier.predict` and of the server, because the same methods compute them.
+"""
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from serve.classifier import Classifier
+from serve.errors import ArtifactError, InputError
+from serve.pictures import Picture
+from serve.preprocess import fit
+
+if TYPE_CHECKING:
+    from serve.drift import Drift
+
+
+def answer(classifier: Classifier, picture: Picture, top_k: int, drift: "Drift | None" = None) -> dict[str, Any]:
+    """Classify one picture.
+
+    Args:
+        classifier: whose answer it is.
+        picture: read already.
+        top_k: how many classes to name, at most all of them.
+        drift: takes note of the picture and its answer.
+
+    Returns:
+        The line, of JSON types: where the picture comes from, whose answer it is, and either `predictions` and `times` or
+        `error` and `code`.
+    """
+    manifest = classifier.manifest
+    line: dict[str, Any] = {
+        **picture.where,
+        "model": manifest.name,
+        "version": manifest.version,
+        "variant": classifier.variant.name,
+    }
+    try:
+        started = time.perf_counter()
+        pixels_HW3 = _pixels(classifier, picture)
+        decoded = time.perf_counter()
+        [probabilities_K] = classifier.probabilities(pixels_HW3[None])
+        inferred = time.perf_counter()
+    except (InputError, ArtifactError) as error:
+        return line | {"error": str(error), "code": error.code}
+    line["predictions"] = [asdict(prediction) for prediction in classifier.rank(probabilities_K, top_k)]
+    line["times"] = {"decode_ms": _ms(decoded - started), "infer_ms": _ms(inferred - decoded)}
+    if drift is not None:
+        drift.observe(pixels_HW3, probabilities_K, **_origin(picture))
+    return line
+
+
+def _pixels(classifier: Classifier, picture: Picture) -> np.ndarray:
+    if isinstance(picture.content, InputError):
+        raise picture.content
+    if isinstance(picture.content, bytes):
+        return classifier.pixels(picture.content)
+    return fit(picture.content, classifier.manifest.preprocess)
+
+
+def _origin(picture: Picture) -> dict[str, int]:
+    from serve.drift import origin_of
+
+    if isinstance(picture.content, bytes):
+        return origin_of(picture.content)
+    assert not isinstance(picture.content, InputError)
+    return {"width": picture.content.width, "height": picture.content.height}
+
+
+def _ms(seconds: float) -> float:
+    return round(1000 * seconds, 3)
