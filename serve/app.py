@@ -3,6 +3,7 @@
     POST /predict?top_k=5     an image's bytes, or a form with one file; answers with the likeliest classes
     GET  /healthz             200 while the process lives
     GET  /readyz              200 once the artifact has proven itself here, else 503 with the reason
+    /v2 ...                   the Open Inference Protocol, as `serve.v2` says
     GET  /artifacts ...       what `serve.downloads` says, where there is a store
 
 `create_app` takes all it needs and keeps nothing in globals. The event loop only moves bytes: decoding, running and hashing
@@ -24,11 +25,11 @@ from serve.downloads import Downloads
 from serve.errors import InputError
 from serve.predictor import Predictor
 from serve.preprocess import Limits
-from serve.replies import HANDLERS, Edge, error_reply
+from serve.replies import HANDLERS, RETRY_AFTER_S, Edge, error_reply
+from serve.v2 import V2
+from serve.v2_models import OneModel
 
 DEFAULT_TOP_K = 5
-RETRY_AFTER_S = 2
-"""What a client that came before the model was ready is told to wait; loading takes a second or two."""
 
 
 def create_app(predictor: Predictor, *, limits: Limits = Limits(), store: Path | None = None) -> Starlette:
@@ -45,6 +46,7 @@ def create_app(predictor: Predictor, *, limits: Limits = Limits(), store: Path |
         Route("/healthz", api.healthz),
         Route("/readyz", api.readyz),
     ]
+    routes += V2(OneModel(predictor)).routes()
     if store is not None:
         routes += Downloads(store).routes()
     app = Starlette(routes=routes, middleware=[Middleware(Edge)], exception_handlers=HANDLERS)

@@ -3,6 +3,8 @@
 EdgelineError
     InputError              the caller: send another image or request
         ImageError
+    NotReadyError           the client: ask again later; the operator, where it stays so
+    DeadlineError           the client: allow more time, or ask when the machine is less busy
     ConfigError             the author of the configuration
     DataError               the owner of the data set
     WeightsError            whoever provides the pretrained weights
@@ -42,6 +44,18 @@ class ImageError(InputError):
     """Bytes that are not an image edgeline can read, or one over the limits."""
 
     code = "image_invalid"
+
+
+class NotReadyError(EdgelineError):
+    """A model that this server is for does not answer now."""
+
+    code = "not_ready"
+
+
+class DeadlineError(EdgelineError):
+    """The time that a client allowed passed before its answer was there."""
+
+    code = "deadline_exceeded"
 
 
 class ConfigError(EdgelineError):

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, Send
 
-from serve.errors import ArtifactError, EdgelineError, ImageError, InputError, StoreError
+from serve.errors import ArtifactError, DeadlineError, EdgelineError, ImageError, InputError, NotReadyError, StoreError
 
 LOG = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ STATUS = {
     "content_encoding_not_supported": 415,
     "image_empty": 400,
     "image_too_large": 413,
+    "management_not_offered": 403,
     "media_type_not_supported": 415,
     "not_found": 404,
     "precondition_failed": 412,
@@ -35,11 +36,16 @@ STATUS = {
 """Codes of the caller's faults whose status is neither 422 (an image) nor 400 (anything else)."""
 
 ROUTING = {
-    404: ("not_found", "nothing is here; there are POST /predict, GET /healthz, GET /readyz and GET /artifacts"),
+    404: (
+        "not_found",
+        "nothing is here; there are POST /predict, GET /healthz, GET /readyz, GET /artifacts and the routes under /v2",
+    ),
     405: ("method_not_allowed", "this address takes another method; the Allow header names it"),
 }
 """Code and sentence of what the router refuses."""
 
+RETRY_AFTER_S = 2
+"""What a client that came before the model was ready is told to wait; loading takes a second or two."""
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
 LINGER_S = 2.0
 """How long a client may go on sending a body that was answered unread."""
@@ -78,12 +84,24 @@ async def _operators_fault(request: Request, error: Exception) -> Response:
     return error_reply(request, 503, error.code, message)
 
 
+async def _not_ready(request: Request, error: Exception) -> Response:
+    assert isinstance(error, NotReadyError)
+    return error_reply(request, 503, error.code, str(error), {"Retry-After": str(RETRY_AFTER_S)})
+
+
+async def _too_late(request: Request, error: Exception) -> Response:
+    assert isinstance(error, DeadlineError)
+    return error_reply(request, 504, error.code, str(error))
+
+
 async def _nobody_listens(request: Request, error: Exception) -> Response:
     return Response(status_code=400)  # never sent: the client has gone
 
 
 HANDLERS: dict[type[Exception], ExceptionHandler] = {
     InputError: _callers_fault,
+    NotReadyError: _not_ready,
+    DeadlineError: _too_late,
     ArtifactError: _operators_fault,
     StoreError: _operators_fault,
     HTTPException: _no_route,
