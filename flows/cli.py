@@ -16,12 +16,16 @@ import typer
 from flows import commands as line
 from flows import deployments
 from serve import commands as device
+from serve.conformance import command as conformance
 from serve.errors import EdgelineError, MissingExtraError
 
 EXTRAS = {
     "starlette": "http",
     "uvicorn": "http",
     "python_multipart": "http",
+    "geventhttpclient": "conformance",
+    "pytest": "conformance",
+    "tritonclient": "conformance",
     "prefect": "flows",
     "onnx": "export",
     "onnxscript": "export",
@@ -62,6 +66,7 @@ def edgeline(
 line.register(app)
 deployments.register(app)
 device.register(app)
+conformance.register(app)
 
 
 def main() -> None:

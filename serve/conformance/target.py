@@ -1,0 +1,319 @@
+"""The server under test: requests built by hand, and what its replies must be made of.
+
+Nothing here is lenient: a reply is read byte by byte as the protocol has it, so that what a forgiving client would overlook is
+told. `Deviation` carries the one line of a failed check.
+"""
+
+import http.client
+import io
+import json
+import math
+import struct
+import urllib.parse
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve.errors import InputError
+from serve.v2_codec import NUMBERS
+
+TIMEOUT_S = 30
+IMAGE_WORDS = ("image", "img", "photo", "picture", "jpeg", "jpg", "png")
+LONGEST_SEEN = 160
+
+
+class Deviation(AssertionError):
+    """A reply is not what the check expects."""
+
+
+def expect(seen: object, expected: object, what: str) -> None:
+    """Fail unless two values are equal."""
+    require(type(seen) is type(expected) and seen == expected, f"{what} should be {expected!r}", seen)
+
+
+def require(holds: bool, what: str, seen: object) -> None:
+    """Fail unless something holds."""
+    if not holds:
+        text = " ".join(repr(seen).split())
+        raise Deviation(f"{what}; seen: {text[:LONGEST_SEEN]}{'...' * (len(text) > LONGEST_SEEN)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One output of a reply."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    values: np.ndarray | list[bytes]
+
+    def same(self, other: "Tensor") -> bool:
+        """Whether both are the same to the bit."""
+        if isinstance(self.values, list) or isinstance(other.values, list):
+            equal = self.values == other.values
+        else:
+            equal = self.values.tobytes() == other.values.tobytes()
+        return equal and (self.name, self.datatype, self.shape) == (other.name, other.datatype, other.shape)
+
+
+def same(found: list[Tensor], expected: list[Tensor]) -> None:
+    """Fail unless two replies hold the same tensors to the bit."""
+    expect([tensor.name for tensor in found], [tensor.name for tensor in expected], "the outputs")
+    for one, other in zip(found, expected, strict=True):
+        require(one.same(other), f"{one.name} should be the same to the bit as {other.values!r}", one.values)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer of the server."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+    http_version: int
+
+    def json(self) -> Any:
+        """The body as JSON, or of a reply with raw tensors the JSON in front."""
+        length = self.headers.get("Inference-Header-Content-Length")
+        text = self.body if length is None else self.body[: int(length)]
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise Deviation(f"the body should be JSON; seen: {text[:LONGEST_SEEN]!r}") from None
+
+    def ok(self) -> Any:
+        """The JSON of a success, which is status 200 and no other."""
+        require(self.status == 200, "the status should be 200", f"{self.status} {self.body[:LONGEST_SEEN]!r}")
+        return self.json()
+
+    def refused(self) -> str:
+        """The `error` of a request that is the client's fault, or of a feature that is not offered."""
+        require(400 <= self.status < 500 or self.status == 501, "the status should be 4xx", self.status)
+        expect(self.headers.get("Content-Type"), "application/json", "an error's Content-Type")
+        found = self.json()
+        require(
+            isinstance(found, dict) and isinstance(found.get("error"), str), "an error needs a string member `error`", found
+        )
+        return str(found["error"])
+
+    def outputs(self) -> list[Tensor]:
+        """The tensors of an inference reply."""
+        head = self.ok()
+        require(isinstance(head.get("outputs"), list), "a reply needs a list `outputs`", head)
+        length = self.headers.get("Inference-Header-Content-Length")
+        tail = memoryview(self.body)[int(length) :] if length is not None else memoryview(b"")
+        found = []
+        for output in head["outputs"]:
+            parameters = output.get("parameters", {})
+            size = parameters.get("binary_data_size")
+            shape = tuple(output["shape"])
+            if size is None:
+                found.append(Tensor(output["name"], output["datatype"], shape, _of_json(output, shape)))
+            else:
+                require("data" not in output, "a binary output carries no data", list(output))
+                require(len(tail) >= size, f"{output['name']} has {size} bytes, which should follow the JSON", len(tail))
+                found.append(Tensor(output["name"], output["datatype"], shape, _of_bytes(output, tail[:size], shape)))
+                tail = tail[size:]
+        require(not tail, "nothing should follow the last output", f"{len(tail)} bytes")
+        return found
+
+
+def _of_json(output: dict[str, Any], shape: tuple[int, ...]) -> np.ndarray | list[bytes]:
+    data = output.get("data")
+    require(isinstance(data, list), "an output in JSON needs data", output.get("data"))
+    flat = np.array(data, dtype=object).ravel().tolist()
+    expect(len(flat), math.prod(shape), f"the elements of {output['name']}")
+    if output["datatype"] == "BYTES":
+        return [element.encode() for element in flat]
+    return np.array(flat).astype(NUMBERS[output["datatype"]]).reshape(shape)
+
+
+def _of_bytes(output: dict[str, Any], data: memoryview, shape: tuple[int, ...]) -> np.ndarray | list[bytes]:
+    if output["datatype"] != "BYTES":
+        dtype = NUMBERS[output["datatype"]]
+        expect(len(data), math.prod(shape) * dtype.itemsize, f"the bytes of {output['name']}")
+        return np.frombuffer(data, dtype).reshape(shape)
+    elements = []
+    while data:
+        [size] = struct.unpack_from("<I", data)
+        elements.append(bytes(data[4 : 4 + size]))
+        data = data[4 + size :]
+    expect(len(elements), math.prod(shape), f"the elements of {output['name']}")
+    return elements
+
+
+class Target:
+    """A server and one of its models."""
+
+    def __init__(self, url: str, model: str | None = None, image: bytes | None = None) -> None:
+        parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError(f"{url!r} is no address; expected http://HOST:PORT", code="url_invalid")
+        self.url = parts.geturl().rstrip("/")
+        self.is_tls = parts.scheme == "https"
+        self.address = (parts.hostname, parts.port or (443 if self.is_tls else 80))
+        self.base = parts.path.rstrip("/")
+        self.model = model or self._first_model()
+        self.path = "/v2/models/" + urllib.parse.quote(self.model)
+        self.metadata: dict[str, Any] = self.ask("GET", self.path).ok()
+        self.server: dict[str, Any] = self.ask("GET", "/v2").ok()
+        config = self.ask("GET", f"{self.path}/config")
+        self.config: dict[str, Any] = config.json() if config.status == 200 else {}
+        self.image = image
+        self._pictures = image is not None or any(word in str(i["name"]).lower() for i in self.specs for word in IMAGE_WORDS)
+
+    @property
+    def authority(self) -> str:
+        """Host, port and base path, as tritonclient takes them."""
+        host, port = self.address
+        return f"{f'[{host}]' if ':' in host else host}:{port}{self.base}"
+
+    @property
+    def specs(self) -> list[dict[str, Any]]:
+        """The inputs of the model."""
+        return list(self.metadata["inputs"])
+
+    @property
+    def output_names(self) -> list[str]:
+        """The outputs of the model."""
+        return [str(output["name"]) for output in self.metadata["outputs"]]
+
+    @property
+    def versions(self) -> list[str]:
+        """The versions that the model's metadata names."""
+        return list(self.metadata.get("versions") or [])
+
+    def version_paths(self) -> list[str]:
+        """The versioned paths of the model; the check is skipped where its metadata names no versions."""
+        if not self.versions:
+            pytest.skip("the model's metadata names no versions")
+        return [f"{self.path}/versions/{version}" for version in self.versions]
+
+    @property
+    def max_batch(self) -> int:
+        """Largest batch to send: 1 where the model says nothing of batches."""
+        if any(spec["shape"][:1] != [-1] for spec in self.specs):
+            return 1
+        return int(self.config.get("max_batch_size", 0)) or 1
+
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection of its own; close it."""
+        kind = http.client.HTTPSConnection if self.is_tls else http.client.HTTPConnection
+        return kind(*self.address, timeout=TIMEOUT_S)
+
+    def ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Reply:
+        """Send one request with exactly these headers, Host and Content-Length aside, on a connection of its own."""
+        connection = self.connect()
+        try:
+            return self.send(connection, method, path, body, headers)
+        finally:
+            connection.close()
+
+    def send(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> Reply:
+        """Send one request on a connection."""
+        connection.putrequest(method, self.base + path, skip_accept_encoding=True)
+        if body is not None:
+            connection.putheader("Content-Length", str(len(body)))
+        for name, value in (headers or {}).items():
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        response = connection.getresponse()
+        return Reply(response.status, response.headers, response.read(), response.version)
+
+    def values(self, spec: dict[str, Any], batch: int = 1) -> np.ndarray | list[bytes]:
+        """What is sent for an input: zeros, an image file where the model takes one, else text."""
+        shape = self.shape(spec, batch)
+        if spec["datatype"] == "BYTES":
+            return [self._picture() if self._pictures else b"text"] * math.prod(shape)
+        if spec["datatype"] not in NUMBERS:
+            pytest.skip(f"inputs of {spec['datatype']} are not made here")
+        return np.zeros(shape, NUMBERS[spec["datatype"]])
+
+    def shape(self, spec: dict[str, Any], batch: int = 1) -> list[int]:
+        """The shape that is sent for an input."""
+        sizes = [1 if size == -1 else size for size in spec["shape"]]
+        return [batch, *sizes[1:]] if spec["shape"][:1] == [-1] else sizes
+
+    def request(self, *, binary: bool, batch: int = 1, **members: Any) -> tuple[dict[str, Any], bytes]:
+        """A good inference request: its JSON, and the raw tensors behind it.
+
+        Args:
+            binary: inputs as raw tensors; else in the JSON, and the check is skipped where they cannot be.
+            batch: images or rows, where the model takes any number.
+            members: of the JSON, such as `id` or `outputs`.
+        """
+        inputs, blobs = [], []
+        for spec in self.specs:
+            values = self.values(spec, batch)
+            described = {"name": spec["name"], "shape": self.shape(spec, batch), "datatype": spec["datatype"]}
+            if binary:
+                blobs.append(blob_of(values))
+                described["parameters"] = {"binary_data_size": len(blobs[-1])}
+            else:
+                described["data"] = self._json_of(spec, values)
+            inputs.append(described)
+        return {"inputs": inputs, **members}, b"".join(blobs)
+
+    @property
+    def is_binary_only(self) -> bool:
+        """Whether the model's inputs cannot travel as JSON."""
+        return any(spec["datatype"] == "FP16" or (spec["datatype"] == "BYTES" and self._pictures) for spec in self.specs)
+
+    def infer(
+        self,
+        head: dict[str, Any] | bytes,
+        blob: bytes = b"",
+        headers: dict[str, str] | None = None,
+        *,
+        path: str | None = None,
+    ) -> Reply:
+        """Post an inference request; its framing header goes along where raw tensors do, unless `headers` has it."""
+        text = head if isinstance(head, bytes) else json.dumps(head).encode()
+        framing = {"Inference-Header-Content-Length": str(len(text))} if blob else {}
+        return self.ask("POST", path or f"{self.path}/infer", text + blob, framing | (headers or {}))
+
+    def infer_any(self, **members: Any) -> Reply:
+        """A good request, in JSON where the model's inputs can travel so, else binary; replies in JSON."""
+        return self.infer(*self.request(binary=self.is_binary_only, **members))
+
+    def offers(self, extension: str) -> None:
+        """Skip the check where the server does not say that it has an extension."""
+        if extension not in self.server.get("extensions", []):
+            pytest.skip(f"the server's metadata does not name the extension {extension}")
+
+    def _json_of(self, spec: dict[str, Any], values: np.ndarray | list[bytes]) -> list[Any]:
+        if self.is_binary_only:
+            pytest.skip(f"input {spec['name']} cannot travel as JSON ({spec['datatype']})")
+        return [element.decode() for element in values] if isinstance(values, list) else values.ravel().tolist()
+
+    def _picture(self) -> bytes:
+        if self.image is None:
+            file = io.BytesIO()
+            Image.new("RGB", (32, 24), (200, 40, 30)).save(file, "PNG")
+            self.image = file.getvalue()
+        return self.image
+
+    def _first_model(self) -> str:
+        reply = self.ask("POST", "/v2/repository/index", b"")
+        rows = reply.json() if reply.status == 200 else []
+        ready = [row["name"] for row in rows if row.get("state", "READY") == "READY"]
+        if not ready:
+            raise InputError("the server lists no model that is ready; name one with --model", code="model_unknown")
+        return str(ready[0])
+
+
+def blob_of(values: np.ndarray | list[bytes]) -> bytes:
+    """A tensor as raw bytes."""
+    if isinstance(values, np.ndarray):
+        return values.tobytes()
+    return b"".join(struct.pack("<I", len(element)) + element for element in values)

@@ -1,0 +1,311 @@
+"""Robustness: what a hostile or broken client sends is refused in one sentence, and the server goes on."""
+
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from serve.conformance.target import Target, expect, require
+
+BOMB_BYTES = 256 * 2**20
+TOLD_TOO_MUCH = ("Traceback", 'File "', "site-packages", "/usr/", "/home/", "0x")
+
+
+@pytest.fixture(autouse=True)
+def still_alive(target: Target) -> Any:
+    """After every check the server answers as before."""
+    yield
+    target.ask("GET", f"{target.path}/ready")
+    target.infer(*target.request(binary=True)).ok()
+
+
+def test_header_negative(target: Target) -> None:
+    """A framing header of -1 is refused."""
+    _with_header(target, "-1")
+
+
+def test_header_huge(target: Target) -> None:
+    """A framing header of 1000000000 is refused."""
+    _with_header(target, "1000000000")
+
+
+def test_header_of_5000_digits(target: Target) -> None:
+    """A framing header of 5,000 digits is refused."""
+    _with_header(target, "9" * 5000)
+
+
+def test_header_no_number(target: Target) -> None:
+    """A framing header of x is refused."""
+    _with_header(target, "x")
+
+
+def test_header_too_small(target: Target) -> None:
+    """A framing header one byte too small is refused."""
+    head, blob = target.request(binary=True)
+    text = json.dumps(head).encode()
+    target.infer(text, blob, {"Inference-Header-Content-Length": str(len(text) - 1)}).refused()
+
+
+def test_header_too_large(target: Target) -> None:
+    """A framing header one byte too large is refused."""
+    head, blob = target.request(binary=True)
+    text = json.dumps(head).encode()
+    target.infer(text, blob, {"Inference-Header-Content-Length": str(len(text) + 1)}).refused()
+
+
+def test_header_missing(target: Target) -> None:
+    """Raw tensors without a framing header are refused."""
+    head, blob = target.request(binary=True)
+    target.infer(json.dumps(head).encode() + blob).refused()
+
+
+def test_bytes_left_over(target: Target) -> None:
+    """Bytes behind the last tensor are refused."""
+    head, blob = target.request(binary=True)
+    target.infer(head, blob + b"more").refused()
+
+
+def test_bytes_missing(target: Target) -> None:
+    """A tensor that ends early is refused."""
+    head, blob = target.request(binary=True)
+    target.infer(head, blob[:-1]).refused()
+
+
+def test_size_of_another_shape(target: Target) -> None:
+    """A binary_data_size that is not the shape's is refused."""
+    head, blob = target.request(binary=True)
+    head["inputs"][-1]["parameters"]["binary_data_size"] += 8
+    target.infer(head, blob + bytes(8)).refused()
+
+
+def test_size_negative(target: Target) -> None:
+    """A negative binary_data_size is refused."""
+    _changed(target, lambda described: described["parameters"].update(binary_data_size=-1))
+
+
+def test_size_as_text(target: Target) -> None:
+    """A binary_data_size that is a string is refused."""
+    _changed(target, lambda described: described["parameters"].update(binary_data_size="16"))
+
+
+def test_data_twice(target: Target) -> None:
+    """An input with data and binary_data_size is refused."""
+    _changed(target, lambda described: described.update(data=[0]))
+
+
+def test_data_missing(target: Target) -> None:
+    """An input with neither is refused."""
+    head, _ = target.request(binary=True)
+    for described in head["inputs"]:
+        del described["parameters"]
+    target.infer(head).refused()
+
+
+def test_input_twice(target: Target) -> None:
+    """An input that is named twice is refused."""
+    head, blob = target.request(binary=True)
+    head["inputs"] *= 2
+    target.infer(head, blob * 2).refused()
+
+
+def test_shape_negative(target: Target) -> None:
+    """A negative dimension is refused."""
+    _changed(target, lambda described: described.update(shape=[-size for size in described["shape"]]))
+
+
+def test_shape_overflow(target: Target) -> None:
+    """A shape whose product overflows 64 bits is refused."""
+    _changed(target, lambda described: described.update(shape=[2**32 for _ in described["shape"]]))
+
+
+def test_shape_of_text(target: Target) -> None:
+    """A shape of strings is refused."""
+    _changed(target, lambda described: described.update(shape=[str(size) for size in described["shape"]]))
+
+
+def test_shape_huge_and_empty(target: Target) -> None:
+    """A shape of a billion elements without data is refused."""
+    head, _ = target.request(binary=True)
+    for described in head["inputs"]:
+        described["shape"] = [10**9, *described["shape"][1:]]
+        described["parameters"]["binary_data_size"] = 0
+    target.infer(head).refused()
+
+
+def test_fp16_in_json(target: Target) -> None:
+    """FP16 in JSON, which has no such form, is refused."""
+    head, _ = target.request(binary=True)
+    for described in head["inputs"]:
+        described.pop("parameters")
+        described.update(datatype="FP16", data=[0.0])
+    target.infer(head).refused()
+
+
+def test_nan(target: Target) -> None:
+    """NaN in the JSON is refused."""
+    _literal(target, b"NaN")
+
+
+def test_infinity(target: Target) -> None:
+    """Infinity in the JSON is refused."""
+    _literal(target, b"-Infinity")
+
+
+def test_overflowing_number(target: Target) -> None:
+    """1e999 in the JSON is refused."""
+    _literal(target, b"1e999")
+
+
+def test_number_of_5000_digits(target: Target) -> None:
+    """A whole number of 5,000 digits is refused."""
+    _literal(target, b"9" * 5000)
+
+
+def test_nested_101_deep(target: Target) -> None:
+    """Data nested 101 deep is refused."""
+    _literal(target, b"[" * 101 + b"0" + b"]" * 101)
+
+
+def test_nested_100000_deep(target: Target) -> None:
+    """Data nested 100,000 deep is refused."""
+    _literal(target, b"[" * 100_000 + b"0" + b"]" * 100_000)
+
+
+def test_key_twice(target: Target) -> None:
+    """An object with the same key twice is refused."""
+    text = json.dumps(target.request(binary=True)[0]).encode()
+    target.infer(text[:-1] + b', "inputs": []}').refused()
+
+
+def test_not_utf8(target: Target) -> None:
+    """JSON that is not UTF-8 is refused."""
+    target.infer(b'{"id": "\xff", "inputs": []}').refused()
+
+
+def test_trailing_text(target: Target) -> None:
+    """Text behind the JSON is refused."""
+    target.infer(json.dumps(target.request(binary=True)[0]).encode() + b"{}").refused()
+
+
+def test_no_object(target: Target) -> None:
+    """JSON that is no object is refused."""
+    for text in (b"[]", b"1", b"null", b'"inputs"'):
+        target.infer(text).refused()
+
+
+def test_wrong_types(target: Target) -> None:
+    """Members of the wrong type are refused."""
+    wrong: tuple[object, ...] = ({}, ["x"], [{}], [{"name": 1}], None)
+    for inputs in wrong:
+        target.infer({"inputs": inputs}).refused()
+    head, blob = target.request(binary=True)
+    for name, value in (("id", 1), ("outputs", "all"), ("outputs", [1]), ("parameters", [])):
+        target.infer({**head, name: value}, blob).refused()
+
+
+def test_many_outputs(target: Target) -> None:
+    """The same output asked for 10,000 times is refused."""
+    head, blob = target.request(binary=True, outputs=[{"name": target.output_names[0]}] * 10_000)
+    target.infer(head, blob).refused()
+
+
+def test_sequence(target: Target) -> None:
+    """A sequence_id is refused where sequences are not offered."""
+    if "sequence" in target.server["extensions"]:
+        pytest.skip("the server offers sequences")
+    head, blob = target.request(binary=True, parameters={"sequence_id": 1, "sequence_start": True})
+    target.infer(head, blob).refused()
+
+
+def test_reserved_parameter(target: Target) -> None:
+    """A parameter that begins with triton_ is refused."""
+    head, blob = target.request(binary=True, parameters={"triton_enable_empty_final_response": "x"})
+    target.infer(head, blob).refused()
+
+
+def test_timeout_as_text(target: Target) -> None:
+    """A timeout that is no number is refused."""
+    head, blob = target.request(binary=True, parameters={"timeout": "soon"})
+    target.infer(head, blob).refused()
+
+
+def test_shared_memory(target: Target) -> None:
+    """Shared memory that was never registered is refused."""
+    parameters = {"shared_memory_region": "x", "shared_memory_byte_size": 16}
+    head, _ = target.request(binary=True)
+    head["inputs"] = [described | {"parameters": parameters} for described in head["inputs"]]
+    target.infer(head).refused()
+
+
+def test_unknown_encoding(target: Target) -> None:
+    """A Content-Encoding that the server does not know is refused."""
+    head, blob = target.request(binary=True)
+    target.infer(head, blob, {"Content-Encoding": "br"}).refused()
+
+
+def test_broken_gzip(target: Target) -> None:
+    """A body that is no gzip, and one that is cut off, are refused."""
+    for body in (b"hello", gzip.compress(json.dumps({"inputs": []}).encode())[:-9]):
+        target.ask("POST", f"{target.path}/infer", body, {"Content-Encoding": "gzip"}).refused()
+
+
+def test_gzip_bomb(target: Target) -> None:
+    """A gzip body of 1 MB that unpacks to a good request behind 256 MiB of blanks is refused, not unpacked."""
+    head, blob = target.request(binary=True)
+    text = json.dumps(head).encode()
+    headers = {"Content-Encoding": "gzip", "Inference-Header-Content-Length": str(BOMB_BYTES + len(text))}
+    packer = zlib.compressobj(1, wbits=31)
+    blanks = b"".join(packer.compress(b" " * 2**20) for _ in range(BOMB_BYTES // 2**20))
+    body = blanks + packer.compress(text + blob) + packer.flush()
+    target.ask("POST", f"{target.path}/infer", body, headers).refused()
+
+
+def test_another_method_names_the_right_one(target: Target) -> None:
+    """GET on infer is 405 with Allow."""
+    reply = target.ask("GET", f"{target.path}/infer")
+    expect((reply.status, reply.headers.get("Allow")), (405, "POST"), "status and Allow")
+
+
+def test_names_with_tricks(target: Target) -> None:
+    """Model names with NUL, dots and slashes are unknown models."""
+    for name in ("%00", "..%2f..%2fetc%2fpasswd", "%2e%2e", "x" * 2000):
+        reply = target.ask("GET", f"/v2/models/{name}/ready")
+        require(400 <= reply.status < 500, f"the status of {name[:30]} should be 4xx", reply.status)
+
+
+def test_errors_tell_nothing_inside(target: Target) -> None:
+    """Errors are one line, without paths, addresses or tracebacks."""
+    head, blob = target.request(binary=True)
+    wrong = head["inputs"][0] | {"shape": [7, 7, 7]}
+    for message in (
+        target.infer(b"hello").refused(),
+        target.infer({**head, "inputs": [wrong, *head["inputs"][1:]]}, blob).refused(),
+        target.infer(head, blob[:-1]).refused(),
+    ):
+        told = [word for word in TOLD_TOO_MUCH if word in message]
+        require(not told and "\n" not in message, "an error should be one line of nothing internal", message)
+
+
+def _with_header(target: Target, value: str) -> None:
+    head, blob = target.request(binary=True)
+    target.infer(head, blob, {"Inference-Header-Content-Length": value}).refused()
+
+
+def _changed(target: Target, change: Callable[[dict[str, Any]], object]) -> None:
+    head, blob = target.request(binary=True)
+    for described in head["inputs"]:
+        change(described)
+    target.infer(head, blob).refused()
+
+
+def _literal(target: Target, text: bytes) -> None:
+    """Send a number that `json.dumps` would not write, as the first element of every input."""
+    head, _ = target.request(binary=True)
+    for described in head["inputs"]:
+        described.pop("parameters")
+        described["data"] = ["<here>", *[0] * (math.prod(described["shape"]) - 1)]
+    target.infer(json.dumps(head).encode().replace(b'"<here>"', text)).refused()
