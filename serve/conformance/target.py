@@ -23,6 +23,7 @@ from serve.v2_codec import NUMBERS
 TIMEOUT_S = 30
 IMAGE_WORDS = ("image", "img", "photo", "picture", "jpeg", "jpg", "png")
 LONGEST_SEEN = 160
+HOPED_BATCH = 8
 
 
 class Deviation(AssertionError):
@@ -163,6 +164,7 @@ class Target:
         config = self.ask("GET", f"{self.path}/config")
         self.config: dict[str, Any] = config.json() if config.status == 200 else {}
         self.image = image
+        self._takes_raw: bool | None = None
         self._pictures = image is not None or any(word in str(i["name"]).lower() for i in self.specs for word in IMAGE_WORDS)
 
     @property
@@ -194,10 +196,10 @@ class Target:
 
     @property
     def max_batch(self) -> int:
-        """Largest batch to send: 1 where the model says nothing of batches."""
+        """Largest batch to send: as its configuration says, or where it has none, what a free first dimension lets hope for."""
         if any(spec["shape"][:1] != [-1] for spec in self.specs):
             return 1
-        return int(self.config.get("max_batch_size", 0)) or 1
+        return int(self.config.get("max_batch_size", 0)) or 1 if self.config else HOPED_BATCH
 
     def connect(self) -> http.client.HTTPConnection:
         """A connection of its own; close it."""
@@ -282,9 +284,22 @@ class Target:
         framing = {"Inference-Header-Content-Length": str(len(text))} if blob else {}
         return self.ask("POST", path or f"{self.path}/infer", text + blob, framing | (headers or {}))
 
+    def good(self, **members: Any) -> tuple[dict[str, Any], bytes]:
+        """A good request: in JSON where the model's inputs can travel so, else as raw tensors."""
+        return self.request(binary=self.is_binary_only, **members)
+
     def infer_any(self, **members: Any) -> Reply:
-        """A good request, in JSON where the model's inputs can travel so, else binary; replies in JSON."""
-        return self.infer(*self.request(binary=self.is_binary_only, **members))
+        """Post a good request."""
+        return self.infer(*self.good(**members))
+
+    def raw(self, **members: Any) -> tuple[dict[str, Any], bytes]:
+        """A good request with raw tensors; the check is skipped where the server does not take such, and so refuses any."""
+        head, blob = self.request(binary=True, **members)
+        if self._takes_raw is None:
+            self._takes_raw = self.infer(*self.request(binary=True)).status == 200
+        if not self._takes_raw:
+            pytest.skip("the server takes no raw tensors at all")
+        return head, blob
 
     def offers(self, extension: str) -> None:
         """Skip the check where the server does not say that it has an extension."""

@@ -18,7 +18,7 @@ def test_binary_input(target: Target) -> None:
 
 def test_binary_output(target: Target) -> None:
     """With binary_data_output every output comes raw: octet-stream, framing header, binary_data_size and no data."""
-    reply = target.infer(*target.request(binary=True, parameters=BINARY))
+    reply = target.infer_any(parameters=BINARY)
     head = reply.ok()
     expect(reply.headers.get("Content-Type"), "application/octet-stream", "Content-Type")
     require("Inference-Header-Content-Length" in reply.headers, "the framing header should be there", dict(reply.headers))
@@ -31,7 +31,7 @@ def test_binary_output(target: Target) -> None:
 def test_binary_output_by_output(target: Target) -> None:
     """`binary_data` on an output makes it raw."""
     outputs = [{"name": name, "parameters": {"binary_data": True}} for name in target.output_names]
-    reply = target.infer(*target.request(binary=True, outputs=outputs))
+    reply = target.infer_any(outputs=outputs)
     require(
         all("binary_data_size" in o.get("parameters", {}) for o in reply.ok()["outputs"]), "all should be raw", reply.json()
     )
@@ -43,7 +43,7 @@ def test_binary_and_json_outputs_mixed(target: Target) -> None:
     if len(target.output_names) < 2:
         pytest.skip("the model has one output")
     outputs = [{"name": name, "parameters": {"binary_data": not i}} for i, name in enumerate(target.output_names)]
-    reply = target.infer(*target.request(binary=True, outputs=outputs))
+    reply = target.infer_any(outputs=outputs)
     kinds = ["data" in output for output in reply.ok()["outputs"]]
     expect(kinds, [i > 0 for i in range(len(kinds))], "which outputs have data")
     same(sorted(reply.outputs(), key=lambda t: t.name), sorted(target.infer_any().outputs(), key=lambda t: t.name))
@@ -52,7 +52,7 @@ def test_binary_and_json_outputs_mixed(target: Target) -> None:
 def test_binary_order(target: Target) -> None:
     """Raw tensors follow in the order of the reply's outputs, however they were asked for."""
     outputs = [{"name": name, "parameters": {"binary_data": True}} for name in reversed(target.output_names)]
-    found = target.infer(*target.request(binary=True, outputs=outputs)).outputs()
+    found = target.infer_any(outputs=outputs).outputs()
     same(sorted(found, key=lambda t: t.name), sorted(target.infer_any().outputs(), key=lambda t: t.name))
 
 
@@ -63,7 +63,7 @@ def test_binary_equals_json_input(target: Target) -> None:
 
 def test_binary_equals_json_output(target: Target) -> None:
     """An answer is the same to the bit as JSON and raw."""
-    same(target.infer(*target.request(binary=True, parameters=BINARY)).outputs(), target.infer_any().outputs())
+    same(target.infer_any(parameters=BINARY).outputs(), target.infer_any().outputs())
 
 
 def test_header_of_the_whole_body(target: Target) -> None:
@@ -74,7 +74,7 @@ def test_header_of_the_whole_body(target: Target) -> None:
 
 def test_header_counts_bytes(target: Target) -> None:
     """The framing header counts bytes, not characters: an id outside ASCII, unescaped."""
-    head, blob = target.request(binary=True, id="é€")
+    head, blob = target.raw(id="é€")
     expect(target.infer(json.dumps(head, ensure_ascii=False).encode(), blob).ok().get("id"), "é€", "id")
 
 
@@ -144,7 +144,7 @@ def test_classification(target: Target) -> None:
     """`classification` gives BYTES of `value:index`, best first."""
     target.offers("classification")
     outputs = [{"name": target.output_names[0], "parameters": {"classification": 2, "binary_data": False}}]
-    [found] = target.infer(*target.request(binary=True, outputs=outputs)).outputs()
+    [found] = target.infer_any(outputs=outputs).outputs()
     expect(found.datatype, "BYTES", "the datatype")
     _classes(found.values)
 
@@ -153,7 +153,7 @@ def test_classification_binary(target: Target) -> None:
     """`classification` and `binary_data` go together."""
     target.offers("classification")
     outputs = [{"name": target.output_names[0], "parameters": {"classification": 2, "binary_data": True}}]
-    [found] = target.infer(*target.request(binary=True, outputs=outputs)).outputs()
+    [found] = target.infer_any(outputs=outputs).outputs()
     _classes(found.values)
 
 
@@ -163,13 +163,13 @@ def test_classification_of_more_than_there_are(target: Target) -> None:
     name = target.output_names[0]
     plain = next(tensor for tensor in target.infer_any().outputs() if tensor.name == name)
     outputs = [{"name": name, "parameters": {"classification": 1000, "binary_data": True}}]
-    [found] = target.infer(*target.request(binary=True, outputs=outputs)).outputs()
+    [found] = target.infer_any(outputs=outputs).outputs()
     expect(found.shape[-1], min(1000, plain.shape[-1]), "the last dimension")
 
 
 def test_empty_tensor(target: Target) -> None:
     """A batch of 0 with binary_data_size 0 is read: answered, or refused by name, never a crash."""
-    head, _ = target.request(binary=True)
+    head, _ = target.raw()
     if target.specs[0]["shape"][:1] != [-1]:
         pytest.skip("the model's input has no free first dimension")
     for described in head["inputs"]:
@@ -191,9 +191,9 @@ def test_http_1_1(target: Target) -> None:
 def test_keep_alive(target: Target) -> None:
     """One connection serves many requests, errors among them."""
     connection = target.connect()
-    head, blob = target.request(binary=True)
+    head, blob = target.good()
     text = json.dumps(head).encode()
-    framing = {"Inference-Header-Content-Length": str(len(text))}
+    framing = {"Inference-Header-Content-Length": str(len(text))} if blob else {}
     try:
         target.send(connection, "GET", "/v2").ok()
         socket = connection.sock
@@ -217,14 +217,15 @@ def _raw(target: Target, headers: dict[str, str]) -> Reply:
 
 def _packed(target: Target, pack: object, encoding: str) -> Reply:
     assert callable(pack)
-    head, blob = target.request(binary=True)
+    head, blob = target.good()
     text = json.dumps(head).encode()
-    headers = {"Content-Encoding": encoding, "Inference-Header-Content-Length": str(len(text))}
+    framing = {"Inference-Header-Content-Length": str(len(text))} if blob else {}
+    headers = {"Content-Encoding": encoding} | framing
     return target.ask("POST", f"{target.path}/infer", pack(text + blob), headers)
 
 
 def _packed_reply(target: Target, encoding: str) -> None:
-    plain = target.request(binary=True, parameters=BINARY)
+    plain = target.good(parameters=BINARY)
     reply = target.infer(*plain, {"Accept-Encoding": encoding})
     packing = reply.headers.get("Content-Encoding")
     if packing is None:

@@ -106,7 +106,7 @@ def test_infer_nested_data(target: Target) -> None:
 
 def test_infer_by_version(target: Target) -> None:
     """The versioned path answers and names that version."""
-    head, blob = target.request(binary=target.is_binary_only)
+    head, blob = target.good()
     for path, version in zip(target.version_paths(), target.versions, strict=True):
         expect(target.infer(head, blob, path=f"{path}/infer").ok().get("model_version"), version, "model_version")
 
@@ -141,7 +141,7 @@ def test_infer_unknown_parameters(target: Target) -> None:
 
 def test_infer_content_type(target: Target) -> None:
     """A request may say application/json, and a reply in JSON does."""
-    head, blob = target.request(binary=target.is_binary_only)
+    head, blob = target.good()
     kind = "application/octet-stream" if blob else "application/json"
     reply = target.infer(head, blob, {"Content-Type": kind})
     reply.outputs()
@@ -183,7 +183,7 @@ def test_refuses_an_empty_body(target: Target) -> None:
 
 def test_refuses_an_unknown_input(target: Target) -> None:
     """An input that the model does not have is refused."""
-    head, blob = target.request(binary=target.is_binary_only)
+    head, blob = target.good()
     head["inputs"][0]["name"] = "no-such-input"
     target.infer(head, blob).refused()
 
@@ -195,14 +195,14 @@ def test_refuses_an_unknown_output(target: Target) -> None:
 
 def test_refuses_another_datatype(target: Target) -> None:
     """An input of another datatype than the metadata's is refused."""
-    head, blob = target.request(binary=target.is_binary_only)
+    head, blob = target.good()
     head["inputs"][0]["datatype"] = "INT64" if head["inputs"][0]["datatype"] != "INT64" else "FP64"
     target.infer(head, blob).refused()
 
 
 def test_refuses_an_unknown_datatype(target: Target) -> None:
     """A datatype that the protocol does not have is refused."""
-    head, blob = target.request(binary=target.is_binary_only)
+    head, blob = target.good()
     head["inputs"][0]["datatype"] = "FLOAT"
     target.infer(head, blob).refused()
 
@@ -216,7 +216,7 @@ def test_refuses_data_of_another_size(target: Target) -> None:
 
 def test_refuses_another_rank(target: Target) -> None:
     """A shape with three dimensions too many is refused."""
-    head, blob = target.request(binary=target.is_binary_only)
+    head, blob = target.good()
     head["inputs"][0]["shape"] = [*head["inputs"][0]["shape"], 1, 1, 1]
     target.infer(head, blob).refused()
 
