@@ -34,8 +34,8 @@ MAX_BYTES = 64 * 2**20
 """Largest body, compressed or not; a picture at the limit of `Limits` fits, and a batch of tensors."""
 MAX_CONTROL_BYTES = 64 * 2**10
 """Largest body of what is no inference."""
-INLINE_BYTES = 256 * 2**10
-INLINE_NUMBERS = 20_000
+INLINE_BYTES = 32 * 2**10
+INLINE_NUMBERS = 2_000
 """Up to here reading or writing takes under a few milliseconds, and stays on the event loop."""
 EXTENSIONS = (
     "binary_tensor_data",

@@ -20,8 +20,8 @@ import numpy as np
 from serve.errors import InputError
 from serve.v2_json import parse, quoted
 
-MAX_JSON_BYTES = 16 * 2**20
-"""Python's objects take up to 25 times a JSON text's size."""
+MAX_JSON_BYTES = 4 * 2**20
+"""Python's parser lets nothing else run meanwhile, and its objects take many times the text's size."""
 MAX_TENSOR_BYTES = 64 * 2**20
 MAX_ID = 1024
 """Longest request id, in characters."""
