@@ -42,8 +42,9 @@ def conformance(
 
         edgeline conformance http://127.0.0.1:8000 --model flowers.pixels -k "infer or id" --json
     """
-    # Without the extra this is where the command ends, with a line that names it: pytest imports the rest too late for that.
-    import tritonclient.http  # noqa: F401
+    # Without the extra this is where the command ends, with a line that names it: the checks import these too late for that.
+    import geventhttpclient  # noqa: F401
+    import tritonclient  # noqa: F401
 
     from serve.conformance.runner import run
 

@@ -3,6 +3,8 @@
 What is reported depends on the server alone.
 """
 
+import contextlib
+import io
 import os
 from dataclasses import dataclass
 
@@ -47,7 +49,8 @@ def run(target: Target, expression: str | None = None) -> list[Result]:
     kept = {name: os.environ.pop(name) for name in CALLERS if name in os.environ}
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     try:
-        status = pytest.main(arguments, plugins=[plugin])
+        with contextlib.redirect_stderr(io.StringIO()):  # what pytest and gevent say there, the report says too
+            status = pytest.main(arguments, plugins=[plugin])
     finally:
         del os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"]
         os.environ.update(kept)

@@ -150,12 +150,16 @@ class Target:
     """A server and one of its models."""
 
     def __init__(self, url: str, model: str | None = None, image: bytes | None = None) -> None:
-        parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        if not host or parts.scheme not in ("http", "https"):
             raise InputError(f"{url!r} is no address; expected http://HOST:PORT", code="url_invalid")
         self.url = parts.geturl().rstrip("/")
         self.is_tls = parts.scheme == "https"
-        self.address = (parts.hostname, parts.port or (443 if self.is_tls else 80))
+        self.address = (host, port or (443 if self.is_tls else 80))
         self.base = parts.path.rstrip("/")
         self.model = model or self._first_model()
         self.path = "/v2/models/" + urllib.parse.quote(self.model)

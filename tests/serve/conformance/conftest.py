@@ -36,6 +36,7 @@ class Tiny(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer what is no inference."""
+        self.strip_base()
         prefix = "/v2/models/tiny"
         path = self.path.replace("/versions/1", "")
         pages: dict[str, Callable[[], Any]] = {
@@ -58,6 +59,7 @@ class Tiny(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer an inference."""
+        self.strip_base()
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path.replace("/versions/1", "") == "/v2/repository/index":
             self.reply(200, [{"name": "tiny", "version": "1", "state": "READY", "reason": ""}])
@@ -65,6 +67,11 @@ class Tiny(BaseHTTPRequestHandler):
             self.refuse(404, "nothing here")
         else:
             self.infer(body)
+
+    def strip_base(self) -> None:
+        """Answer below /base only, where told."""
+        if self.fault == "below /base":
+            self.path = self.path.removeprefix("/base") if self.path.startswith("/base/") else "/nothing"
 
     def infer(self, body: bytes) -> None:
         """Read with edgeline's functions; where the fault is to forgive, answer what should be refused."""
