@@ -1,11 +1,15 @@
 """The V2 routes over a real server: each model's answers, what is refused and how, and what is counted."""
 
+import ast
 import asyncio
 import gzip
 import hashlib
 import io
 import json
+import re
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -21,6 +25,7 @@ import serve
 from serve.classifier import Classifier
 from serve.errors import ArtifactError, DeadlineError
 from serve.predictor import Predictor
+from serve.v2 import V2
 from serve.v2_models import OneModel
 
 HEADER = "Inference-Header-Content-Length"
@@ -413,3 +418,45 @@ def test_the_index_lists_a_model_that_failed(broken: Any) -> None:
 def test_a_server_that_is_ready_says_so(site: Any) -> None:
     assert site.client.get("/v2/health/ready").json() == {"live": True, "ready": True}
     assert site.client.get("/v2/models/colours.pixels/ready").json() == {"name": "colours.pixels", "ready": True}
+
+
+# The page
+
+
+PAGE = (
+    (Path(__file__).resolve().parents[2] / "docs" / "http.md").read_text(encoding="utf-8").partition("## The Open Inference")[2]
+)
+
+
+def test_the_page_names_every_route(artifact_template: Path) -> None:
+    paths = {route.path for route in V2(OneModel(Predictor(artifact_template, Classifier.open, workers=1))).routes()}
+    paths = {path.replace("/versions/{version}", "") for path in paths}
+    paths -= {
+        "/v2/repository/models/{model}/load",
+        "/v2/repository/models/{model}/unload",
+        "/v2/models/{model}/generate_stream",
+    }
+    paths = {"/v2/systemsharedmemory/..." if "sharedmemory" in path else path for path in paths}
+    assert {path for path in paths if f"{path}`" not in PAGE} == set()
+
+
+def test_the_page_names_every_code() -> None:
+    codes = set()
+    for name in ("v2", "v2_codec", "v2_encode", "v2_json", "v2_models"):
+        tree = ast.parse((Path(serve.__path__[0]) / f"{name}.py").read_text(encoding="utf-8"))
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            values = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
+            values += call.args[1:2] if isinstance(call.func, ast.Name) and call.func.id == "_bad" else []
+            values += call.args[2:3] if isinstance(call.func, ast.Name) and call.func.id == "error_reply" else []
+            codes |= {value.value for value in values if isinstance(value, ast.Constant)}
+    assert len(codes) > 8
+    assert {code for code in codes - {"model_output_not_finite"} if f"`{code}`" not in PAGE} == set()
+
+
+def test_the_pages_python_runs(site: Any, photos: list[bytes], tmp_path: Path) -> None:
+    [code] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "photo.jpg").write_bytes(photos[0])
+    code = code.replace("127.0.0.1:8000", httpx.URL(site.url).netloc.decode()).replace("flowers", "colours")
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert "0:red" in done.stdout, done.stderr
