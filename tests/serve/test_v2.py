@@ -319,6 +319,12 @@ def test_an_answer_that_takes_longer_than_its_deadline_is_504(site: Any, photos:
     is_refused(site.client.post(INFER, **images(photos * 16, parameters={"timeout": 1})), 504, "deadline_exceeded")
 
 
+def test_of_two_deadlines_the_nearer_one_counts(site: Any, photos: list[bytes]) -> None:
+    request = images(photos * 16, parameters={"timeout": 60_000_000})
+    request["headers"]["X-Request-Timeout-Ms"] = "1"
+    is_refused(site.client.post(INFER, **request), 504, "deadline_exceeded")
+
+
 def test_what_still_waits_at_its_deadline_is_never_decoded(artifact_template: Path, classifier: Classifier) -> None:
     predictor = Predictor(artifact_template, lambda path: classifier, workers=1)
     decoded: list[bytes] = []
