@@ -3,13 +3,11 @@
     routes += V2(models).routes()
 
 Only success is 200, and every error is the one JSON shape of `serve.replies`, whose `error` is the string that these clients
-read. A request's images are answered one by one, so a batch gives bit for bit what its images give alone. Small bodies are read
-on the event loop, which costs less than a thread; large ones and compressed ones in a thread.
+read. A request's images are answered one by one, so a batch gives bit for bit what its images give alone.
 """
 
 import asyncio
 import time
-from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -24,8 +22,8 @@ from serve.bodies import read_body
 from serve.classifier import Classifier
 from serve.errors import InputError, NotReadyError
 from serve.replies import RETRY_AFTER_S, error_reply, status_of
-from serve.v2_codec import Signature, Wanted
-from serve.v2_encode import WINDOWS, Output, classify, compress, decompress, encode
+from serve.v2_encode import WINDOWS
+from serve.v2_infer import deadline_of, read_request, write_reply
 from serve.v2_json import parse, quoted
 from serve.v2_models import Answer, Models
 from serve.v2_statistics import Statistics
@@ -34,9 +32,6 @@ MAX_BYTES = 64 * 2**20
 """Largest body, compressed or not; a picture at the limit of `Limits` fits, and a batch of tensors."""
 MAX_CONTROL_BYTES = 64 * 2**10
 """Largest body of what is no inference."""
-INLINE_BYTES = 32 * 2**10
-INLINE_NUMBERS = 2_000
-"""Up to here reading or writing takes under a few milliseconds, and stays on the event loop."""
 EXTENSIONS = (
     "binary_tensor_data",
     "classification",
@@ -94,10 +89,12 @@ class V2:
 
     async def ready(self, request: Request) -> Response:
         """Tell whether every model answers."""
-        if all(self.models.versions(name) for name in self.models.names()):
+        names = self.models.names()
+        waiting = [name for name in names if not self.models.versions(name)]
+        if names and not waiting:
             return JSONResponse({"live": True, "ready": True})
-        waiting = [name for name in self.models.names() if not self.models.versions(name)]
-        return _unready(request, "; ".join(f"{name}: {self._reason(name)}" for name in waiting), {"live": True})
+        reasons = "; ".join(f"{name}: {self._reason(name)}" for name in waiting)
+        return _unready(request, reasons or "there is no model here", {"live": True})
 
     async def server(self, request: Request) -> Response:
         """Describe the server."""
@@ -171,7 +168,7 @@ class V2:
         try:
             answers, asked = await self._answers(request, classifier, model)
             answered_ns = time.perf_counter_ns()
-            reply = await _reply(request, model, classifier, answers, asked)
+            reply = await write_reply(request, model, classifier, answers, asked)
         except Exception as error:
             statistics.failed(time.perf_counter_ns() - begun_ns)
             if isinstance(error, InputError) and error.code == "content_encoding_not_supported":
@@ -184,9 +181,9 @@ class V2:
     async def _answers(self, request: Request, classifier: Classifier, model: str) -> tuple[list[Answer], v2_codec.Request]:
         body = await read_body(request, self.max_bytes)
         signature = v2_models.signature(classifier, pixels=v2_models.artifact_name(model)[1])
-        asked = await _decode(request, body, self.max_bytes, signature)
+        asked = await read_request(request, body, self.max_bytes, signature)
         items = (item if isinstance(item, np.ndarray) else bytes(item) for item in asked.inputs["image"])
-        deadline_s = _deadline_s(request, asked.timeout_us)
+        deadline_s = deadline_of(request, asked.timeout_us)
         running = (self.models.answer(classifier, item, deadline_s) for item in items)
         # All are waited for: an image that fails names itself, and leaves no other running for nobody.
         found = await asyncio.gather(*running, return_exceptions=True)
@@ -202,7 +199,7 @@ class V2:
 
         Raises:
             InputError: there is none of that name or version.
-            ArtifactError: it does not answer now.
+            NotReadyError: it does not answer now.
         """
         model, wanted = request.path_params["model"], request.path_params.get("version")
         name, _ = v2_models.artifact_name(model)
@@ -222,69 +219,6 @@ class V2:
 
     def _of(self, model: str, number: int) -> Statistics:
         return self._statistics.setdefault((model, number), Statistics())
-
-
-async def _decode(request: Request, body: bytes, max_bytes: int, model: Signature) -> v2_codec.Request:
-    """Read an inference request's body; where it is large, in a thread."""
-    encoding = request.headers.get("content-encoding", "")
-    lengths = request.headers.getlist("inference-header-content-length")
-    if len(lengths) > 1:
-        raise InputError("Inference-Header-Content-Length came twice, expected once", code="tensor_invalid")
-    json_reply = "application/json" in request.headers.get("accept", "")
-
-    def read() -> v2_codec.Request:
-        plain = decompress(body, encoding, max_bytes)
-        return v2_codec.decode(plain, lengths[0] if lengths else None, model, json_reply=json_reply)
-
-    head_bytes = int(lengths[0]) if lengths and lengths[0].isascii() and lengths[0].isdigit() and len(lengths[0]) < 20 else 0
-    is_small = not encoding and (head_bytes or len(body)) <= INLINE_BYTES
-    return read() if is_small else await asyncio.to_thread(read)
-
-
-async def _reply(
-    request: Request, model: str, classifier: Classifier, answers: Sequence[Answer], asked: v2_codec.Request
-) -> Response:
-    """Write an inference reply; where it is large or compressed, in a thread."""
-    rows = {
-        "probabilities": np.stack([answer.probabilities_K for answer in answers]),
-        "logits": np.stack([answer.logits_K for answer in answers]),
-    }
-    labels, accepted = classifier.manifest.labels, request.headers.get("accept-encoding", "")
-
-    def write() -> tuple[bytes, str | None, int | None]:
-        head = {
-            "model_name": model,
-            "model_version": str(classifier.manifest.version),
-            **({"id": asked.id} if asked.id else {}),
-        }
-        body, head_bytes = encode(head, [_output(wanted, rows[wanted.name], labels) for wanted in asked.outputs])
-        return *compress(body, accepted), head_bytes
-
-    is_small = not accepted and rows["logits"].size <= INLINE_NUMBERS
-    body, encoding, head_bytes = write() if is_small else await asyncio.to_thread(write)
-    headers = {"Content-Type": "application/json" if head_bytes is None else "application/octet-stream"}
-    if head_bytes is not None:
-        headers["Inference-Header-Content-Length"] = str(head_bytes)
-    if encoding is not None:
-        headers |= {"Content-Encoding": encoding, "Vary": "Accept-Encoding"}
-    return Response(body, headers=headers)
-
-
-def _output(wanted: Wanted, values_NK: np.ndarray, labels: Sequence[str]) -> Output:
-    if wanted.classes:
-        return classify(wanted.name, values_NK, wanted.classes, labels, binary=wanted.binary)
-    return Output(wanted.name, values_NK, values_NK.shape, wanted.binary)
-
-
-def _deadline_s(request: Request, timeout_us: int) -> float | None:
-    """The nearer one of the two deadlines that a request may carry."""
-    header = request.headers.get("x-request-timeout-ms")
-    found = [timeout_us / 1e6] if timeout_us else []
-    if header is not None:
-        if not (header.isascii() and header.isdigit() and len(header) < 10 and int(header) > 0):
-            raise InputError(f"X-Request-Timeout-Ms must be a whole number of at least 1, got {quoted(header)}")
-        found.append(int(header) / 1e3)
-    return min(found, default=None)
 
 
 def _unready(request: Request, reason: str, members: dict[str, Any]) -> Response:

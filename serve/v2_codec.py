@@ -9,49 +9,19 @@ of the body, never copies. Every size is compared before anything is allocated f
 """
 
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
-
-import numpy as np
 
 from serve.errors import InputError
 from serve.v2_json import parse, quoted
+from serve.v2_tensors import NUMBERS, Spec, Tensor, bad, from_binary, from_json
 
 MAX_JSON_BYTES = 4 * 2**20
 """Python's parser lets nothing else run meanwhile, and its objects take many times the text's size."""
 MAX_TENSOR_BYTES = 64 * 2**20
 MAX_ID = 1024
 """Longest request id, in characters."""
-NUMBERS = {
-    "BOOL": np.dtype("bool"),
-    "UINT8": np.dtype("u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype("i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-}
-"""The protocol's names of numpy's types; BYTES is the one beside them."""
-
-Tensor = np.ndarray | list[bytes | memoryview]
-"""Numbers with their shape, or the elements of BYTES in row-major order."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """One input or output of a model; -1 in the shape is any size."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +31,6 @@ class Signature:
     inputs: tuple[Spec, ...]
     outputs: tuple[Spec, ...]
     max_batch: int
-    json_bytes: bool = True
-    """Whether BYTES may come as JSON strings; image files cannot, because JSON text is UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +88,7 @@ def decode(body: bytes, header_length: str | None, model: Signature, *, json_rep
 
 def _header_length(text: str, body_bytes: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= body_bytes):
-        raise _bad(
+        raise bad(
             f"Inference-Header-Content-Length must be the size of the JSON in front, at most {body_bytes:,}, got {quoted(text)}"
         )
     return int(text)
@@ -129,7 +97,7 @@ def _header_length(text: str, body_bytes: int) -> int:
 def _id(head: dict[str, Any]) -> str:
     found = head.get("id", "")
     if not isinstance(found, str) or len(found) > MAX_ID:
-        raise _bad(f"id must be a string of at most {MAX_ID} characters, got {quoted(found)}")
+        raise bad(f"id must be a string of at most {MAX_ID} characters, got {quoted(found)}")
     return found
 
 
@@ -137,18 +105,16 @@ def _parameters(holder: dict[str, Any], what: str) -> dict[str, Any]:
     """The parameters of a request, an input or an output; those that are reserved for what is not offered are refused."""
     found = holder.get("parameters", {})
     if not isinstance(found, dict):
-        raise _bad(f"the parameters of {what} must be an object, got {quoted(found)}")
+        raise bad(f"the parameters of {what} must be an object, got {quoted(found)}")
     for name, value in found.items():
         if not isinstance(value, str | int | float):
-            raise _bad(f"parameter {quoted(name)} of {what} must be a string, a number or a boolean, got {quoted(value)}")
+            raise bad(f"parameter {quoted(name)} of {what} must be a string, a number or a boolean, got {quoted(value)}")
         if name.startswith("shared_memory_"):
-            raise _bad(f"{what} names shared memory, which is not offered here; send the data itself", "not_supported")
+            raise bad(f"{what} names shared memory, which is not offered here; send the data itself", "not_supported")
         if name.startswith("sequence_"):
-            raise _bad(
-                f"parameter {quoted(name)}: sequences are not offered here; send each request by itself", "not_supported"
-            )
+            raise bad(f"parameter {quoted(name)}: sequences are not offered here; send each request by itself", "not_supported")
         if name.startswith("triton_") or name == "headers":
-            raise _bad(f"parameter {quoted(name)} is reserved; choose another name", "parameter_reserved")
+            raise bad(f"parameter {quoted(name)} is reserved; choose another name", "parameter_reserved")
     _whole(found, "priority")
     return found
 
@@ -156,14 +122,14 @@ def _parameters(holder: dict[str, Any], what: str) -> dict[str, Any]:
 def _whole(parameters: dict[str, Any], name: str) -> int:
     value = parameters.get(name, 0)
     if type(value) is not int or not 0 <= value < 2**63:
-        raise _bad(f"parameter {name} must be a whole number of at least 0, got {quoted(value)}")
+        raise bad(f"parameter {name} must be a whole number of at least 0, got {quoted(value)}")
     return value
 
 
 def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
     value = parameters.get(name, default)
     if type(value) is not bool:
-        raise _bad(f"parameter {name} must be true or false, got {quoted(value)}")
+        raise bad(f"parameter {name} must be true or false, got {quoted(value)}")
     return value
 
 
@@ -172,17 +138,17 @@ def _objects(head: dict[str, Any], member: str, known: Sequence[Spec]) -> list[t
     names = ", ".join(spec.name for spec in known)
     found = head.get(member, [])
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        raise _bad(f"{member} must be a list of objects with a name")
+        raise bad(f"{member} must be a list of objects with a name")
     if len(found) > len(known):
-        raise _bad(f"the request has {len(found)} {member}, the model has {len(known)}: {names}")
+        raise bad(f"the request has {len(found)} {member}, the model has {len(known)}: {names}")
     specs = {spec.name: spec for spec in known}
     pairs = []
     for item in found:
         name = item.get("name")
         if not isinstance(name, str) or name not in {spec.name for spec in known}:
-            raise _bad(f"the model has no {member[:-1]} {quoted(name)}; it has {names}")
+            raise bad(f"the model has no {member[:-1]} {quoted(name)}; it has {names}")
         if name not in specs:
-            raise _bad(f"the request names the {member[:-1]} {name} twice")
+            raise bad(f"the request names the {member[:-1]} {name} twice")
         pairs.append((item, specs.pop(name)))
     return pairs
 
@@ -193,7 +159,7 @@ def _outputs(head: dict[str, Any], model: Signature, binary: bool) -> tuple[Want
         parameters = _parameters(item, f"output {spec.name}")
         classes = _whole(parameters, "classification")
         if classes == 0 and "classification" in parameters:
-            raise _bad("classification must be at least 1, the number of classes to name")
+            raise bad("classification must be at least 1, the number of classes to name")
         wanted.append(Wanted(spec.name, _flag(parameters, "binary_data", binary), classes))
     return tuple(wanted) or tuple(Wanted(spec.name, binary) for spec in model.outputs)
 
@@ -201,125 +167,46 @@ def _outputs(head: dict[str, Any], model: Signature, binary: bool) -> tuple[Want
 def _inputs(head: dict[str, Any], tail: memoryview, model: Signature, *, has_header: bool) -> dict[str, Tensor]:
     pairs = _objects(head, "inputs", model.inputs)
     if missing := [spec.name for spec in model.inputs if spec not in [known for _, known in pairs]]:
-        raise _bad(f"the request lacks the input {', '.join(missing)}")
+        raise bad(f"the request lacks the input {', '.join(missing)}")
     tensors: dict[str, Tensor] = {}
     start = 0
     for item, spec in pairs:
         if item.get("datatype") != spec.datatype:
-            raise _bad(f"input {spec.name} has datatype {quoted(item.get('datatype'))}, the model takes {spec.datatype}")
+            raise bad(f"input {spec.name} has datatype {quoted(item.get('datatype'))}, the model takes {spec.datatype}")
         shape = _shape(item, spec, model.max_batch)
         size = _parameters(item, f"input {spec.name}").get("binary_data_size")
         if (size is None) == ("data" not in item):
-            raise _bad(f"input {spec.name} must have either data or the parameter binary_data_size")
+            raise bad(f"input {spec.name} must have either data or the parameter binary_data_size")
         if size is None:
-            tensors[spec.name] = _from_json(item["data"], spec, shape, model)
+            tensors[spec.name] = from_json(item["data"], spec, shape)
             continue
         if not has_header:
-            raise _bad("an input has binary data, so the header Inference-Header-Content-Length must tell where the JSON ends")
+            raise bad("an input has binary data, so the header Inference-Header-Content-Length must tell where the JSON ends")
         if type(size) is not int or size < 0:
-            raise _bad(f"binary_data_size of input {spec.name} must be a whole number of bytes, got {quoted(size)}")
+            raise bad(f"binary_data_size of input {spec.name} must be a whole number of bytes, got {quoted(size)}")
         if size > len(tail) - start:
             missing_bytes = size - (len(tail) - start)
-            raise _bad(
-                f"input {spec.name} has {quoted(size)} bytes by binary_data_size; the body lacks {quoted(missing_bytes)}"
-            )
+            raise bad(f"input {spec.name} has {quoted(size)} bytes by binary_data_size; the body lacks {quoted(missing_bytes)}")
         tensors[spec.name] = from_binary(tail[start : start + size], spec, shape)
         start += size
     if start < len(tail):
-        raise _bad(f"{len(tail) - start:,} bytes of the body are left over behind the inputs' data")
+        raise bad(f"{len(tail) - start:,} bytes of the body are left over behind the inputs' data")
     return tensors
 
 
 def _shape(item: dict[str, Any], spec: Spec, max_batch: int) -> tuple[int, ...]:
     found = item.get("shape")
     if not isinstance(found, list) or not all(type(size) is int and 0 <= size < 2**63 for size in found):
-        raise _bad(f"the shape of input {spec.name} must be a list of whole numbers, got {quoted(found)}")
+        raise bad(f"the shape of input {spec.name} must be a list of whole numbers, got {quoted(found)}")
     # One image file each: its own dimension of 1 may be left out, as clients of other servers do.
     expected = spec.shape if spec.datatype != "BYTES" or len(found) > 1 else spec.shape[:1]
     if len(found) != len(expected) or any(e not in (-1, f) for e, f in zip(expected, found, strict=True)):
-        raise _bad(f"input {spec.name} has shape {quoted(found)}, the model takes {list(spec.shape)}, -1 being the batch")
+        raise bad(f"input {spec.name} has shape {quoted(found)}, the model takes {list(spec.shape)}, -1 being the batch")
     if not 1 <= found[0] <= max_batch:
-        raise _bad(f"input {spec.name} has a batch of {quoted(found[0])}, the model takes 1 to {max_batch}")
+        raise bad(f"input {spec.name} has a batch of {quoted(found[0])}, the model takes 1 to {max_batch}")
     if spec.datatype != "BYTES" and math.prod(found) * NUMBERS[spec.datatype].itemsize > MAX_TENSOR_BYTES:
-        raise _bad(f"input {spec.name} of shape {quoted(found)} is over {MAX_TENSOR_BYTES:,} bytes", "body_too_large")
+        raise bad(f"input {spec.name} of shape {quoted(found)} is over {MAX_TENSOR_BYTES:,} bytes", "body_too_large")
     return tuple(found)
-
-
-def _from_json(data: Any, spec: Spec, shape: tuple[int, ...], model: Signature) -> Tensor:
-    if spec.datatype == "FP16":
-        raise _bad(f"input {spec.name}: FP16 has no JSON form; send it as binary data")
-    flat = _flatten(data, spec, shape)
-    if spec.datatype == "BYTES":
-        if not model.json_bytes:
-            raise _bad(
-                f"input {spec.name} takes image files, which JSON strings cannot carry; send them as binary data "
-                "(binary_data_size, 4 bytes of length before each)"
-            )
-        if not all(type(element) is str for element in flat):
-            raise _bad(f"the data of input {spec.name} must be strings")
-        try:
-            return [element.encode() for element in flat]
-        except UnicodeEncodeError as error:
-            raise _bad(f"a string of input {spec.name} is no Unicode text") from error
-    dtype = NUMBERS[spec.datatype]
-    by_kind: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
-    if not set(map(type, flat)) <= by_kind.get(dtype.kind, {int}):
-        wanted = {"b": "true or false", "f": "numbers"}.get(dtype.kind, "whole numbers")
-        raise _bad(f"the data of input {spec.name} must be {wanted}, as {spec.datatype} wants")
-    try:
-        numbers = np.array(flat, np.float64 if dtype.kind == "f" else dtype)
-        with np.errstate(over="ignore"):
-            return _finite(numbers.astype(dtype, copy=False).reshape(shape), spec)
-    except OverflowError as error:
-        raise _bad(f"the data of input {spec.name} holds a number outside the range of {spec.datatype}") from error
-
-
-def _flatten(data: Any, spec: Spec, shape: tuple[int, ...]) -> list[Any]:
-    """Row-major elements of data that is flat already, or nested exactly as its shape says."""
-    if not isinstance(data, list):
-        raise _bad(f"the data of input {spec.name} must be a list, got {quoted(data)}")
-    if data and isinstance(data[0], list):
-        rows: list[Any] = [data]
-        for size in shape:
-            if any(type(row) is not list or len(row) != size for row in rows):
-                raise _bad(f"the data of input {spec.name} is not nested as its shape {list(shape)} says")
-            rows = list(chain.from_iterable(rows))
-        return rows
-    if len(data) != math.prod(shape):
-        raise _bad(f"input {spec.name} of shape {list(shape)} has {math.prod(shape):,} elements, its data {len(data):,}")
-    return data
-
-
-def from_binary(data: memoryview, spec: Spec, shape: tuple[int, ...]) -> Tensor:
-    """Read one tensor of the binary extension; views of `data`, no copies.
-
-    Raises:
-        InputError: its size is not the shape's, or a float is not finite.
-    """
-    if spec.datatype == "BYTES":
-        return _elements(data, spec, math.prod(shape))
-    dtype = NUMBERS[spec.datatype]
-    expected = math.prod(shape) * dtype.itemsize
-    if len(data) != expected:
-        raise _bad(f"input {spec.name} of shape {list(shape)} is {expected:,} bytes of {spec.datatype}, got {len(data):,}")
-    return _finite(np.frombuffer(data, dtype).reshape(shape), spec)
-
-
-def _elements(data: memoryview, spec: Spec, count: int) -> list[bytes | memoryview]:
-    found: list[bytes | memoryview] = []
-    at = 0
-    while at < len(data) and len(found) < count:
-        end = at + 4
-        if end <= len(data):
-            end += struct.unpack_from("<I", data, at)[0]
-        if end > len(data):
-            raise _bad(f"element {len(found)} of input {spec.name} ends {end - len(data):,} bytes after its data")
-        found.append(data[at + 4 : end])
-        at = end
-    if len(found) < count or at < len(data):
-        more = f", {len(data) - at:,} bytes left over" if at < len(data) else ""
-        raise _bad(f"input {spec.name} has {count} elements by its shape, its data {len(found)}{more}")
-    return found
 
 
 def _raw(body: bytes, model: Signature) -> Tensor:
@@ -327,13 +214,3 @@ def _raw(body: bytes, model: Signature) -> Tensor:
     if spec.datatype == "BYTES":
         return [body]
     return from_binary(memoryview(body), spec, (1, *spec.shape[1:]))
-
-
-def _finite(numbers: np.ndarray, spec: Spec) -> np.ndarray:
-    if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
-        raise _bad(f"input {spec.name} holds NaN or infinity; numbers must be finite {spec.datatype}", "number_not_finite")
-    return numbers
-
-
-def _bad(message: str, code: str = "tensor_invalid") -> InputError:
-    return InputError(message, code=code)

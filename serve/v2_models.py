@@ -17,7 +17,8 @@ import numpy as np
 from serve.classifier import Classifier
 from serve.errors import DeadlineError
 from serve.predictor import Predictor
-from serve.v2_codec import Signature, Spec
+from serve.v2_codec import Signature
+from serve.v2_tensors import Spec
 
 MAX_BATCH = 64
 """Images in one request; each is answered by itself, so this bounds the request and not a run of the model."""
@@ -128,9 +129,11 @@ def signature(classifier: Classifier, *, pixels: bool) -> Signature:
     """What a model takes and gives."""
     spec, classes = classifier.manifest.preprocess, len(classifier.manifest.labels)
     # perf_analyzer takes the first dimension for the batch, and wants one more even for a scalar.
-    image = Spec("image", "UINT8", (-1, spec.height, spec.width, 3)) if pixels else Spec("image", "BYTES", (-1, 1))
+    image = (
+        Spec("image", "UINT8", (-1, spec.height, spec.width, 3)) if pixels else Spec("image", "BYTES", (-1, 1), is_text=False)
+    )
     outputs = tuple(Spec(name, "FP32", (-1, classes)) for name in ("probabilities", "logits"))
-    return Signature((image,), outputs, MAX_BATCH, json_bytes=False)
+    return Signature((image,), outputs, MAX_BATCH)
 
 
 def metadata(model: str, classifier: Classifier, versions: list[int]) -> dict[str, Any]:

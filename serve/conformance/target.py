@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from serve.errors import InputError
-from serve.v2_codec import NUMBERS
+from serve.v2_tensors import NUMBERS
 
 TIMEOUT_S = 30
 IMAGE_WORDS = ("image", "img", "photo", "picture", "jpeg", "jpg", "png")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serve.conformance.target import Target, expect, require, same
-from serve.v2_codec import NUMBERS
+from serve.v2_tensors import NUMBERS
 
 
 def test_live(target: Target) -> None:

@@ -448,11 +448,11 @@ def test_the_page_names_every_route(artifact_template: Path) -> None:
 
 def test_the_page_names_every_code() -> None:
     codes = set()
-    for name in ("v2", "v2_codec", "v2_encode", "v2_json", "v2_models"):
+    for name in ("v2", "v2_codec", "v2_encode", "v2_infer", "v2_json", "v2_models", "v2_tensors"):
         tree = ast.parse((Path(serve.__path__[0]) / f"{name}.py").read_text(encoding="utf-8"))
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             values = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
-            values += call.args[1:2] if isinstance(call.func, ast.Name) and call.func.id == "_bad" else []
+            values += call.args[1:2] if isinstance(call.func, ast.Name) and call.func.id == "bad" else []
             values += call.args[2:3] if isinstance(call.func, ast.Name) and call.func.id == "error_reply" else []
             codes |= {value.value for value in values if isinstance(value, ast.Constant)}
     assert len(codes) > 8

@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import InputError
-from serve.v2_codec import NUMBERS, Request, Signature, Spec, Wanted, decode
+from serve.v2_codec import Request, Signature, Wanted, decode
+from serve.v2_tensors import NUMBERS, Spec
 
 OUTPUTS = (Spec("p", "FP32", (-1, 2)), Spec("q", "FP32", (-1, 2)))
 FLOATS = Signature((Spec("x", "FP32", (-1, 3)),), OUTPUTS, max_batch=4)
 BYTES = Signature((Spec("x", "UINT8", (-1, 2, 2)),), OUTPUTS, max_batch=4)
 TEXTS = Signature((Spec("t", "BYTES", (-1, 1)),), OUTPUTS, max_batch=4)
-IMAGES = Signature((Spec("t", "BYTES", (-1, 1)),), OUTPUTS, max_batch=4, json_bytes=False)
+IMAGES = Signature((Spec("t", "BYTES", (-1, 1), is_text=False),), OUTPUTS, max_batch=4)
 TWO = Signature((Spec("a", "FP32", (-1, 1)), Spec("b", "BYTES", (-1, 1))), OUTPUTS, max_batch=4)
 HALVES = Signature((Spec("x", "FP16", (-1, 3)),), OUTPUTS, max_batch=4)
 

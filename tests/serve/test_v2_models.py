@@ -110,6 +110,8 @@ def test_the_server_is_ready_when_every_model_is(client: Any, models: Several) -
     assert (reply.status_code, reply.json()["error"]) == (503, "fish: its golden samples failed")
     models.names = lambda: ["birds"]  # type: ignore[method-assign]
     assert client("GET", "/v2/health/ready").status_code == 200
+    models.names = list  # type: ignore[method-assign]
+    assert client("GET", "/v2/health/ready").json()["error"] == "there is no model here"
 
 
 def test_the_index_lists_each_version_under_both_names(client: Any) -> None:
