@@ -1,6 +1,6 @@
 """One inference of the Open Inference Protocol V2 over HTTP: its request read, its reply written.
 
-Small bodies are handled on the event loop, which costs less than a thread; large ones and compressed ones in a thread.
+Small bodies are handled on the event loop, which costs less than a thread; large ones, and those still packed, in a thread.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ async def read_request(request: Request, body: bytes, max_bytes: int, model: Sig
 async def write_reply(
     request: Request, model: str, classifier: Classifier, answers: Sequence[Answer], asked: v2_codec.Request
 ) -> Response:
-    """Write an inference reply; where it is large or compressed, in a thread."""
+    """Write an inference reply; where it is large, in a thread."""
     rows = {
         "probabilities": np.stack([answer.probabilities_K for answer in answers]),
         "logits": np.stack([answer.logits_K for answer in answers]),
@@ -59,8 +59,7 @@ async def write_reply(
         body, head_bytes = encode(head, [_output(wanted, rows[wanted.name], labels) for wanted in asked.outputs])
         return *compress(body, accepted), head_bytes
 
-    is_small = not accepted and rows["logits"].size <= INLINE_NUMBERS
-    body, encoding, head_bytes = write() if is_small else await asyncio.to_thread(write)
+    body, encoding, head_bytes = write() if rows["logits"].size <= INLINE_NUMBERS else await asyncio.to_thread(write)
     headers = {"Content-Type": "application/json" if head_bytes is None else "application/octet-stream"}
     if head_bytes is not None:
         headers["Inference-Header-Content-Length"] = str(head_bytes)

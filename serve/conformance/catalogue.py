@@ -14,6 +14,7 @@ GROUPS = {
     "test_binary": "tritonclient",
     "test_tritonclient": "tritonclient",
     "test_perf_analyzer": "perf_analyzer",
+    "test_framing": "robustness",
     "test_robustness": "robustness",
 }
 """Of each file, in the order that they run."""

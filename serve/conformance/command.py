@@ -69,7 +69,8 @@ def reach(url: str, model: str | None = None, image: Path | None = None) -> "Tar
     """
     import http.client
 
-    from serve.conformance.target import Deviation, Target
+    from serve.conformance.reply import Deviation
+    from serve.conformance.target import Target
 
     data = image.read_bytes() if image else None
     try:

@@ -6,6 +6,7 @@ What is reported depends on the server alone.
 import contextlib
 import io
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -72,6 +73,12 @@ class _Plugin:
         """The server under test."""
         return self._target
 
+    @pytest.fixture
+    def still_alive(self) -> Iterator[None]:
+        """After the check the server answers a good request."""
+        yield
+        self._target.infer_any().ok()
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the outcome of a check, and of what was set up for it or looked at after it where that failed."""
         id = report.location[2].removeprefix("test_")
@@ -87,4 +94,4 @@ def _detail(report: pytest.TestReport) -> str:
         return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     message = crash.message if crash else str(report.longrepr)
-    return " ".join(message.split()).removeprefix("serve.conformance.target.Deviation: ")[:LONGEST_DETAIL]
+    return " ".join(message.split()).removeprefix("serve.conformance.reply.Deviation: ")[:LONGEST_DETAIL]

@@ -6,7 +6,8 @@ import zlib
 
 import pytest
 
-from serve.conformance.target import Deviation, Reply, Target, blob_of, expect, require, same
+from serve.conformance.reply import Deviation, Reply, expect, require, same
+from serve.conformance.target import Target, blob_of
 
 BINARY = {"binary_data_output": True}
 

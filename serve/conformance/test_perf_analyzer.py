@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from serve.conformance.target import Reply, Target, expect, require
+from serve.conformance.reply import Reply, expect, require
+from serve.conformance.target import Target
 
 CURL = {"User-Agent": "libcurl-agent/1.0", "Accept": "*/*"}
 STAGES = ("success", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from serve.conformance.target import Target, expect, require, same
+from serve.conformance.reply import expect, require, same
+from serve.conformance.target import Target
 from serve.v2_tensors import NUMBERS
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
-from serve.conformance.target import Target, expect, require
+from serve.conformance.reply import expect, require
+from serve.conformance.target import Target
 
 
 @pytest.fixture(name="client")
