@@ -31,6 +31,7 @@ class Tiny(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     fault = ""
     requests = items = 0
+    broken = False
 
     def log_message(self, *_: Any) -> None:
         """Keep quiet."""
@@ -76,10 +77,14 @@ class Tiny(BaseHTTPRequestHandler):
 
     def infer(self, body: bytes) -> None:
         """Read with edgeline's functions; where the fault is to forgive, answer what should be refused."""
+        if self.broken:
+            self.refuse(500, "broken")
+            return
         try:
             plain = decompress(body, self.headers.get("Content-Encoding", ""), 2**26)
             request = decode(plain, self.headers.get(HEADER), SIGNATURE)
         except InputError as error:
+            type(self).broken = self.fault == "breaks"
             if self.fault.startswith("forgives ") and self.fault.removeprefix("forgives ") in str(error):
                 self.answer(Request({"x": np.zeros((1, 2), np.float32)}, ()))
             elif error.code == "content_encoding_not_supported":

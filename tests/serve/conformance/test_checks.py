@@ -61,6 +61,7 @@ FAULTS = {
     "a queue that stands still": ("queue_grows", "success and queue after 3 more"),
     "an integer version": ("versions_are_numbers", "seen: 1"),
     "another name in the configuration": ("config_names", "seen: 'total'"),
+    "breaks": ("nan", "status should be 200; seen: '500"),
     "closes": ("keep_alive", "the connection should stay open"),
     "errors as objects": ("client_error", "a sentence should come"),
     "errors under detail": ("refuses_an_unknown_model", "string member `error`"),
