@@ -39,6 +39,13 @@ def test_binary_output_by_output(target: Target) -> None:
     reply.outputs()
 
 
+def test_binary_output_overridden(target: Target) -> None:
+    """`binary_data: false` on an output makes it JSON where binary_data_output would make it raw."""
+    outputs = [{"name": target.output_names[0], "parameters": {"binary_data": False}}]
+    [output] = target.infer_any(outputs=outputs, parameters=BINARY).ok()["outputs"]
+    require("data" in output, f"{output['name']} should have data", output)
+
+
 def test_binary_and_json_outputs_mixed(target: Target) -> None:
     """One output may be raw and the next JSON."""
     if len(target.output_names) < 2:

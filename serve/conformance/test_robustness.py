@@ -12,6 +12,12 @@ from serve.conformance.target import Target
 
 BOMB_BYTES = 96 * 2**20
 """Over the 64 MiB that Triton takes by default."""
+NOT_OFFERED = {
+    "system_shared_memory": "/v2/systemsharedmemory/status",
+    "cuda_shared_memory": "/v2/cudasharedmemory/status",
+    "trace": "/v2/trace/setting",
+    "logging": "/v2/logging",
+}
 TOLD_TOO_MUCH = ("Traceback", 'File "', "site-packages", "/usr/", "/home/", "0x")
 
 pytestmark = pytest.mark.usefixtures("still_alive")
@@ -89,7 +95,7 @@ def test_many_outputs(target: Target) -> None:
 
 def test_sequence(target: Target) -> None:
     """A sequence_id is refused where sequences are not offered."""
-    if "sequence" in target.server["extensions"]:
+    if "sequence" in target.server.get("extensions", []):
         pytest.skip("the server offers sequences")
     head, blob = target.good(parameters={"sequence_id": 1, "sequence_start": True})
     target.infer(head, blob).refused()
@@ -138,6 +144,13 @@ def test_gzip_bomb(target: Target) -> None:
     blanks = b"".join(packer.compress(b" " * 2**20) for _ in range(BOMB_BYTES // 2**20))
     body = blanks + packer.compress(text + blob) + packer.flush()
     target.ask("POST", f"{target.path}/infer", body, {"Content-Encoding": "gzip"} | framing).refused()
+
+
+def test_what_is_not_offered(target: Target) -> None:
+    """Extensions that the metadata does not name are refused with an error object."""
+    for extension, path in NOT_OFFERED.items():
+        if extension not in target.server.get("extensions", []):
+            target.ask("GET", path).refused()
 
 
 def test_another_method_names_the_right_one(target: Target) -> None:

@@ -19,9 +19,10 @@ def open_client(target: Target) -> Iterator[Any]:
 
 
 def test_client_health(target: Target, client: Any) -> None:
-    """is_server_live, is_server_ready and is_model_ready say yes."""
+    """is_server_live, is_server_ready and is_model_ready, with and without a version, say yes."""
     found = [client.is_server_live(), client.is_server_ready(), client.is_model_ready(target.model)]
-    expect(found, [True, True, True], "live, ready and model ready")
+    found += [client.is_model_ready(target.model, version) for version in target.versions]
+    expect(found, [True] * len(found), "live, ready, model ready and each version")
 
 
 def test_client_model_not_ready(client: Any) -> None:
@@ -36,9 +37,10 @@ def test_client_metadata(target: Target, client: Any) -> None:
 
 
 def test_client_config(target: Target, client: Any) -> None:
-    """get_model_config gives the model's configuration."""
+    """get_model_config, with and without a version, gives the model's configuration."""
     target.offers("model_configuration")
-    expect(client.get_model_config(target.model)["name"], target.model, "the model's name")
+    for version in ("", *target.versions):
+        expect(client.get_model_config(target.model, version)["name"], target.model, "the model's name")
 
 
 def test_client_statistics(target: Target, client: Any) -> None:

@@ -51,6 +51,7 @@ class Tiny(BaseHTTPRequestHandler):
             f"{prefix}/config": self.config,
             f"{prefix}/stats": self.statistics,
             "/v2/models/stats": self.statistics,
+            **({"/v2/logging": dict} if self.fault == "offers what it does not name" else {}),
         }
         if path == f"{prefix}/infer":
             self.refuse(405, "POST only", {"Allow": "POST"})
@@ -106,7 +107,7 @@ class Tiny(BaseHTTPRequestHandler):
         for wanted in request.outputs:
             values = results[wanted.name]
             output: dict[str, Any] = {"name": wanted.name, "datatype": "FP32", "shape": list(values.shape)}
-            if wanted.binary and self.fault != "never raw":
+            if (wanted.binary or self.fault == "always raw") and self.fault != "never raw":
                 blobs[wanted.name] = values.tobytes()
                 output["parameters"] = {"binary_data_size": values.nbytes}
             else:
