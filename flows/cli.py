@@ -16,6 +16,7 @@ import typer
 from flows import commands as line
 from flows import deployments
 from serve import commands as device
+from serve.conformance import command as conformance
 from serve.errors import EdgelineError, MissingExtraError
 
 EXTRAS = {
@@ -23,6 +24,9 @@ EXTRAS = {
     "httptools": "http",
     "prometheus_client": "http",
     "python_multipart": "http",
+    "geventhttpclient": "conformance",
+    "pytest": "conformance",
+    "tritonclient": "conformance",
     "prefect": "flows",
     "onnx": "export",
     "onnxscript": "export",
@@ -64,6 +68,7 @@ def edgeline(
 line.register(app)
 deployments.register(app)
 device.register(app)
+conformance.register(app)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@
     GET  /readyz              200 while every artifact has proven itself here, else 503 with the reason
     GET  /metrics             what Prometheus reads
     GET  /, /model ...        the web page, and what it shows of the model; see `serve.page`
+    /v2 ...                   the Open Inference Protocol, as `serve.v2` says
     GET  /artifacts ...       what `serve.downloads` says, where there is a store
 
 `create_app` takes all it needs and keeps nothing in globals. The event loop only moves bytes: decoding, running and hashing
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -28,7 +30,7 @@ from starlette.routing import Route
 from starlette.types import Scope
 
 from serve.access import Guard, Tokens
-from serve.bodies import FORM_OVERHEAD, Budget, boundary_of, files_in
+from serve.bodies import FORM_OVERHEAD, Budget, boundary_of, files_in, timeout_s
 from serve.classifier import Classifier
 from serve.downloads import Downloads
 from serve.engine import Answer, Engine
@@ -38,14 +40,13 @@ from serve.metrics import Metrics
 from serve.models import Models
 from serve.page import page_routes
 from serve.preprocess import Limits
-from serve.replies import HANDLERS, Edge, error_reply, retry_after
+from serve.replies import HANDLERS, RETRY_AFTER_S, Edge, error_reply, retry_after
+from serve.v2 import V2
+from serve.v2_models import Served
 
 DEFAULT_TOP_K = 5
-RETRY_AFTER_S = 1.0
-"""What a client that came before the model was ready is told to wait; loading takes a second or two."""
 BIG_FORM = 64 * 2**10
 """A form over it is taken apart in a thread: what a form costs depends on what is in it."""
-MAX_TIMEOUT_DIGITS = 9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +80,19 @@ class Service:
         """Count a request that no route saw."""
         self.metrics.rejected.labels(code).inc()
 
-    async def answer(self, classifier: Classifier, item: Any, within_s: float) -> Answer:
+    def admit(self, within_s: float) -> None:
+        """Refuse a request of which it is clear before a byte of its body is read that it would not be answered in time.
+
+        Under overload this is what the server has to do most.
+
+        Raises:
+            OverloadedError: as `Engine.answer`.
+        """
+        if self.engine.full(within_s):
+            self.engine.totals.rejected += 1
+            raise OverloadedError(retry_after_s=self.engine.wait_s())
+
+    async def answer(self, classifier: Classifier, item: bytes | np.ndarray, within_s: float) -> Answer:
         """Have the engine answer one image, and count it."""
         answer = await self.engine.answer(classifier, item, within_s)
         self.metrics.answered(answer)
@@ -125,6 +138,7 @@ def create_app(
     if metrics:
         routes.append(Route("/metrics", api.metrics))
     routes += page_routes(service.models.current, api.not_ready)
+    routes += V2(Served(service.models, service.answer, service.terms.deadline_s), service.admit, service.budget).routes()
     if store is not None:
         routes += Downloads(store).routes()
     patterns = {route.path for route in routes}
@@ -165,11 +179,9 @@ class Api:
         classifier = service.models.current(name)
         if classifier is None:
             return self._no_model(request, name)
-        top_k, within_s = _top_k(request), deadline_of(request, service.terms.deadline_s)
-        if service.engine.full(within_s):
-            # Before a byte of the body is read: under overload this answer is what the server has to do most.
-            service.engine.totals.rejected += 1
-            raise OverloadedError(retry_after_s=service.engine.wait_s())
+        top_k, most_s = _top_k(request), service.terms.deadline_s
+        within_s = min(timeout_s(request.headers) or most_s, most_s)
+        service.admit(within_s)
         champion = None
         if name is None and (challenger := service.challenger()) is not None:
             champion, classifier = classifier, challenger
@@ -251,20 +263,6 @@ class Api:
         if failure is None:
             return error_reply(request, 503, "loading", "the artifact is being checked and loaded", headers)
         return error_reply(request, 503, failure.code, f"the artifact is not served: {failure.reason}", headers)
-
-
-def deadline_of(request: Request, most_s: float) -> float:
-    """How many seconds a request allows, at most what the server does.
-
-    Raises:
-        InputError: `X-Request-Timeout-Ms` is no whole number of at least 1.
-    """
-    value = request.headers.get("x-request-timeout-ms")
-    if value is None:
-        return most_s
-    if not (value.isascii() and value.isdigit() and len(value) <= MAX_TIMEOUT_DIGITS and int(value) > 0):
-        raise InputError("X-Request-Timeout-Ms must be a whole number of milliseconds, at least 1", code="timeout_invalid")
-    return min(most_s, int(value) / 1000)
 
 
 def _identity(classifier: Classifier) -> dict[str, str | int]:

@@ -24,6 +24,8 @@ class Artifact:
 
     folder: Path
     manifest: Manifest
+    manifest_sha256: str
+    """Of `manifest.json`'s bytes as they were read: names exactly this artifact."""
 
     def read(self, path: str) -> bytes:
         """The bytes of one of its files, checked again as they are read, so that a swap after opening is noticed.
@@ -49,11 +51,12 @@ def open_artifact(path: Path) -> Artifact:
         ArtifactError: there is none, it holds links, other files than its manifest names, or files that differ.
     """
     folder = resolve(path)
-    manifest = Manifest.from_json(_read(folder / manifests.FILE_NAME, manifests.MAX_BYTES))
+    held = _read(folder / manifests.FILE_NAME, manifests.MAX_BYTES)
+    manifest = Manifest.from_json(held)
     named = {entry.path for entry in manifest.files} | {manifests.FILE_NAME}
     if unknown := sorted(_files_below(folder) - named):
         raise ArtifactError(f"{folder} holds files that its manifest does not name: {', '.join(unknown[:5])}")
-    artifact = Artifact(folder, manifest)
+    artifact = Artifact(folder, manifest, hashlib.sha256(held).hexdigest())
     for entry in manifest.files:
         size = _stat(folder / entry.path).st_size
         if size != entry.size:

@@ -47,6 +47,20 @@ def boundary_of(headers: Headers) -> bytes | None:
     )
 
 
+def timeout_s(headers: Headers) -> float | None:
+    """How many seconds a request allows by `X-Request-Timeout-Ms`; None where it says nothing.
+
+    Raises:
+        InputError: it is no whole number of at least 1.
+    """
+    value = headers.get("x-request-timeout-ms")
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdigit() and len(value) < 10 and int(value) > 0):
+        raise InputError("X-Request-Timeout-Ms must be a whole number of milliseconds, at least 1", code="timeout_invalid")
+    return int(value) / 1000
+
+
 class Budget:
     """How many bytes of bodies a server holds at once, over all requests."""
 

@@ -3,6 +3,7 @@
 EdgelineError
     InputError              the caller: send another image or request
         ImageError
+    NotReadyError           the client: ask again later; the operator, where it stays so
     ConfigError             the author of the configuration
     DataError               the owner of the data set
     WeightsError            whoever provides the pretrained weights
@@ -44,6 +45,12 @@ class ImageError(InputError):
     """Bytes that are not an image edgeline can read, or one over the limits."""
 
     code = "image_invalid"
+
+
+class NotReadyError(EdgelineError):
+    """A model that this server is for does not answer now."""
+
+    code = "not_ready"
 
 
 class ConfigError(EdgelineError):

@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from serve.engine import Answer, Engine
-from serve.models import Models, Slot
+from serve.models import Models
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
@@ -91,13 +91,9 @@ class State(Collector):
                 if classifier is not None:
                     manifest = classifier.manifest
                     info.add_metric([manifest.name, str(manifest.version), classifier.variant.name, role], 1)
-            swaps.add_metric([_name(slot)], slot.swaps)
-            refusals.add_metric([_name(slot)], slot.refusals)
+            swaps.add_metric([slot.name], slot.swaps)
+            refusals.add_metric([slot.name], slot.refusals)
         yield from (info, swaps, refusals)
-
-
-def _name(slot: Slot) -> str:
-    return slot.current.manifest.name if slot.current is not None else slot.path.name
 
 
 def _gauge(name: str, says: str, value: float) -> Metric:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from serve.artifact import resolve
+from serve.artifact import is_version, resolve
 from serve.candidate import try_out
 from serve.classifier import Classifier
 from serve.errors import ArtifactError, EdgelineError
@@ -58,6 +58,13 @@ class Slot:
     swaps: int = 0
     refusals: int = 0
     _seen: tuple[object, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """Its artifact's name; before there is one, its folder's."""
+        if self.current is not None:
+            return self.current.manifest.name
+        return self.path.parent.name if is_version(self.path.name) else self.path.name
 
     def classifiers(self) -> list[Classifier]:
         """Those that are loaded, by version."""
@@ -158,7 +165,7 @@ class Models:
         """Every version that is loaded, or was refused and why."""
         rows = []
         for slot in self.slots:
-            name = slot.current.manifest.name if slot.current else slot.path.name
+            name = slot.name
             rows += [
                 {"name": name, "version": str(each.manifest.version), "state": "READY", "reason": ""}
                 for each in slot.classifiers()
@@ -166,6 +173,8 @@ class Models:
             for failure in filter(None, (slot.failure, slot.refused)):
                 version = "" if failure.version is None else str(failure.version)
                 rows.append({"name": name, "version": version, "state": "UNAVAILABLE", "reason": failure.reason})
+            if slot.current is None and slot.failure is None:
+                rows.append({"name": name, "version": "", "state": "UNAVAILABLE", "reason": "loading"})
         return rows
 
     # --- the loading thread ---------------------------------------------------------------------------------------------

@@ -20,7 +20,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, ExceptionHandler, Message, Receive, Scope, Send
 
-from serve.errors import ArtifactError, DeadlineError, EdgelineError, ImageError, InputError, OverloadedError, StoreError
+from serve.errors import (
+    ArtifactError,
+    DeadlineError,
+    EdgelineError,
+    ImageError,
+    InputError,
+    NotReadyError,
+    OverloadedError,
+    StoreError,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -29,6 +38,7 @@ STATUS = {
     "content_encoding_not_supported": 415,
     "image_empty": 400,
     "image_too_large": 413,
+    "management_not_offered": 403,
     "media_type_not_supported": 415,
     "model_unknown": 404,
     "not_found": 404,
@@ -38,11 +48,16 @@ STATUS = {
 """Codes of the caller's faults whose status is neither 422 (an image) nor 400 (anything else)."""
 
 ROUTING = {
-    404: ("not_found", "nothing is here; there are POST /predict, GET /healthz, GET /readyz and GET /artifacts"),
+    404: (
+        "not_found",
+        "nothing is here; there are POST /predict, GET /healthz, GET /readyz, GET /artifacts and the routes under /v2",
+    ),
     405: ("method_not_allowed", "this address takes another method; the Allow header names it"),
 }
 """Code and sentence of what the router refuses."""
 
+RETRY_AFTER_S = 1.0
+"""What a client that came before the model was ready is told to wait; loading takes a second or two."""
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
@@ -84,6 +99,11 @@ async def _too_much(request: Request, error: Exception) -> Response:
     return error_reply(request, 503, error.code, str(error), {"Retry-After": retry_after(error.retry_after_s)})
 
 
+async def _not_ready(request: Request, error: Exception) -> Response:
+    assert isinstance(error, NotReadyError)
+    return error_reply(request, 503, error.code, str(error), {"Retry-After": retry_after(RETRY_AFTER_S)})
+
+
 async def _too_late(request: Request, error: Exception) -> Response:
     assert isinstance(error, DeadlineError)
     return error_reply(request, 504 if error.started else 503, error.code, str(error), {"Retry-After": retry_after(1.0)})
@@ -101,6 +121,7 @@ async def _nobody_listens(request: Request, error: Exception) -> Response:
 HANDLERS: dict[type[Exception], ExceptionHandler] = {
     InputError: _callers_fault,
     OverloadedError: _too_much,
+    NotReadyError: _not_ready,
     DeadlineError: _too_late,
     ArtifactError: _operators_fault,
     StoreError: _operators_fault,

@@ -55,20 +55,8 @@ def test_requirements_name_packages_versions_and_hashes_only() -> None:
         assert "--index-url" not in text, path.name
 
 
-COMMANDS = [
-    "run",
-    "prepare",
-    "train",
-    "evaluate",
-    "export",
-    "verify",
-    "publish",
-    "deploy",
-    "predict",
-    "check",
-    "drift",
-    "serve",
-]
+PIPELINE = ["run", "prepare", "train", "evaluate", "export", "verify", "publish", "deploy"]
+COMMANDS = [*PIPELINE, "predict", "check", "drift", "serve", "conformance"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,9 @@ def test_the_wheel_with_the_devices_requirements_alone_proves_and_answers(make_a
     for command in (["check", str(artifact)], ["predict", str(artifact), "photo.jpg"]):
         done = subprocess.run([venv / "bin" / "edgeline", *command], **elsewhere)
         assert done.returncode == 0, done.stderr
-    done = subprocess.run([venv / "bin" / "edgeline", "run"], **elsewhere)
-    assert done.returncode == 1
-    assert "pip install 'edgeline[" in done.stderr
+    for command in (["run"], ["conformance", "http://127.0.0.1:1"]):
+        done = subprocess.run([venv / "bin" / "edgeline", *command], **elsewhere)
+        assert done.returncode == 1
+        assert "pip install 'edgeline[" in done.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        assert {path for path in (ROOT / "serve").rglob("*.py") if str(path.relative_to(ROOT)) not in wheel.namelist()} == set()

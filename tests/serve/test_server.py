@@ -198,3 +198,10 @@ def test_an_address_of_another_machine_is_refused(host: str) -> None:
     with pytest.raises(ConfigError, match=f"cannot listen on {host}") as refusal:
         listen(host, 0)
     assert refusal.value.code == "address_unusable"
+
+
+def test_a_connection_sends_the_second_part_of_an_answer_at_once() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()[:2]):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -1,0 +1,97 @@
+"""Run the checks with pytest in this process, with nothing of the caller's configuration or plugins.
+
+What is reported depends on the server alone.
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from serve.conformance.catalogue import FOLDER, GROUPS, Check, checks
+from serve.conformance.target import Target
+from serve.errors import InputError
+
+CALLERS = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+LONGEST_DETAIL = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one check."""
+
+    check: Check
+    outcome: str
+    """`passed`, `failed` or `skipped`."""
+    detail: str
+    """Of a failed one what was seen and expected, of a skipped one why."""
+
+
+def run(target: Target, expression: str | None = None) -> list[Result]:
+    """Run the checks.
+
+    Args:
+        target: the server.
+        expression: which, as pytest's -k; by default all.
+
+    Raises:
+        InputError: the expression is none.
+    """
+    plugin = _Plugin(target)
+    arguments = [
+        *("-c", os.devnull, f"--rootdir={FOLDER}", "--import-mode=importlib", "--assert=plain", "--capture=no"),
+        *("-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:unraisableexception", "-p", "no:threadexception"),
+        *(("-k", expression) if expression else ()),
+        *(str(FOLDER / f"{stem}.py") for stem in GROUPS),
+    ]
+    kept = {name: os.environ.pop(name) for name in CALLERS if name in os.environ}
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # what pytest and gevent say there, the report says too
+            status = pytest.main(arguments, plugins=[plugin])
+    finally:
+        del os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"]
+        os.environ.update(kept)
+    if status == pytest.ExitCode.USAGE_ERROR:
+        raise InputError(f"-k {expression!r} is no expression; write ids joined by and, or, not", code="no_check")
+    known = {check.id: check for check in checks()}
+    return [Result(known[id], *found) for id, found in plugin.found.items()]
+
+
+class _Plugin:
+    """Gives the checks their server, and keeps what became of each."""
+
+    def __init__(self, target: Target) -> None:
+        self.found: dict[str, tuple[str, str]] = {}
+        self._target = target
+
+    @pytest.fixture(scope="session")
+    def target(self) -> Target:
+        """The server under test."""
+        return self._target
+
+    @pytest.fixture
+    def still_alive(self) -> Iterator[None]:
+        """After the check the server answers a good request."""
+        yield
+        self._target.infer_any().ok()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the outcome of a check, and of what was set up for it or looked at after it where that failed."""
+        id = report.location[2].removeprefix("test_")
+        if report.when == "call" or report.outcome != "passed":
+            self.found[id] = report.outcome, _detail(report)
+
+
+def _detail(report: pytest.TestReport) -> str:
+    """One line of a report: the message of what was raised."""
+    if report.outcome == "passed":
+        return ""
+    if isinstance(report.longrepr, tuple):  # a skip: file, line, reason
+        return report.longrepr[2].removeprefix("Skipped: ")
+    crash = getattr(report.longrepr, "reprcrash", None)
+    message = crash.message if crash else str(report.longrepr)
+    return " ".join(message.split()).removeprefix("serve.conformance.reply.Deviation: ")[:LONGEST_DETAIL]
