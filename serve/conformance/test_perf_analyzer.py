@@ -13,7 +13,7 @@ from serve.conformance.target import Target
 
 CURL = {"User-Agent": "libcurl-agent/1.0", "Accept": "*/*"}
 STAGES = ("success", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
-ROUNDS, REQUESTS, DELAYED_S = 5, 9, 0.03
+ROUNDS, REQUESTS, DELAYED_S = 3, 7, 0.03
 
 
 def test_versions_are_numbers(target: Target) -> None:

@@ -183,7 +183,7 @@ class Tiny(BaseHTTPRequestHandler):
 
 @contextmanager
 def _serving_tiny(fault: str = "") -> Iterator[str]:
-    handler = type("Faulty", (Tiny,), {"fault": fault})
+    handler = type("Faulty", (Tiny,), {"fault": fault, "disable_nagle_algorithm": fault != "waits for acknowledgements"})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))

@@ -83,6 +83,7 @@ FAULTS = {
     "parameters on JSON outputs": ("json_outputs_have_no_parameters", "seen: {'content_type': 'np'}"),
     "raw tensors in another order": ("binary_equals_json_output", "the same to the bit"),
     "the batch in dims": ("config_batch", "the batch and the dims of sum"),
+    "waits for acknowledgements": ("answers_do_not_wait", "the median should be under 30 ms"),
     "version v1": ("versions_are_numbers", "seen: 'v1'"),
 }
 
