@@ -3,7 +3,7 @@
     POST /predict?top_k=5     an image's bytes, or a form with files; answers with the likeliest classes
     GET  /healthz             200 while the process lives
     GET  /readyz              200 while every artifact has proven itself here, else 503 with the reason
-    GET  /metrics             what Prometheus reads
+    GET  /metrics, /drift     what Prometheus reads, and what `edgeline drift` does
     GET  /, /model ...        the web page, and what it shows of the model; see `serve.page`
     /v2 ...                   the Open Inference Protocol, as `serve.v2` says
     GET  /artifacts ...       what `serve.downloads` says, where there is a store
@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -43,6 +43,9 @@ from serve.preprocess import Limits
 from serve.replies import HANDLERS, RETRY_AFTER_S, Edge, error_reply, retry_after
 from serve.v2 import V2
 from serve.v2_models import Served
+
+if TYPE_CHECKING:
+    from serve.observed import Observed
 
 DEFAULT_TOP_K = 5
 BIG_FORM = 64 * 2**10
@@ -72,6 +75,8 @@ class Service:
         self.budget = Budget(terms.held_bytes)
         self.stopping = False
         self.metrics = Metrics(engine, models, lambda: self.connections())
+        self.observed: Observed | None = None
+        """Drift statistics, where they are kept."""
         self.connections: Callable[[], int] = lambda: 0
         """How many connections are open; the server sets it."""
         self._due = 0.0
@@ -124,7 +129,7 @@ def create_app(
     Args:
         service: its models and engine are started by the caller, when the socket is open.
         store: whose artifacts may be downloaded; None serves no downloads.
-        metrics: whether `/metrics` is among the routes; not where others than this machine may ask.
+        metrics: whether `/metrics` and `/drift` are among the routes; not where others than this machine may ask.
         tokens: of which every request must name one; None lets everybody in.
         cors: origins whose pages may ask from a browser.
         access_log: whether each request is a line in the log.
@@ -136,7 +141,7 @@ def create_app(
         Route("/readyz", api.readyz),
     ]
     if metrics:
-        routes.append(Route("/metrics", api.metrics))
+        routes += [Route("/metrics", api.metrics), Route("/drift", api.drift)]
     routes += page_routes(service.models.current, api.not_ready)
     routes += V2(Served(service.models, service.answer, service.terms.deadline_s), service.admit, service.budget).routes()
     if store is not None:
@@ -161,8 +166,9 @@ def create_app(
 
 
 def metrics_app(service: Service) -> Starlette:
-    """Build an application that gives the service's metrics and nothing else."""
-    routes = [Route("/metrics", Api(service).metrics)]
+    """Build an application that gives the service's metrics and drift, and nothing else."""
+    api = Api(service)
+    routes = [Route("/metrics", api.metrics), Route("/drift", api.drift)]
     return Starlette(routes=routes, middleware=[Middleware(Edge)], exception_handlers=HANDLERS)
 
 
@@ -249,6 +255,18 @@ class Api:
         """Give what was counted."""
         data = await asyncio.to_thread(generate_latest, self.service.metrics.registry)
         return Response(data, headers={"Content-Type": CONTENT_TYPE_LATEST, "Cache-Control": "no-store"})
+
+    async def drift(self, request: Request) -> Response:
+        """Give the statistics of what a model has met, as a snapshot for `edgeline drift`."""
+        observed = self.service.observed
+        if observed is None:
+            raise InputError("no drift statistics are kept; start the server with --drift", code="not_found")
+        name = request.query_params.get("model")
+        classifier = self.service.models.current(name)
+        if classifier is None:
+            return self._no_model(request, name)
+        headers = {"Cache-Control": "no-store"}
+        return JSONResponse(await asyncio.to_thread(observed.snapshot, classifier), headers=headers)
 
     def _no_model(self, request: Request, name: str | None) -> Response:
         if name is not None and self.service.models.ready:

@@ -5,11 +5,13 @@ a text. So what clients send cannot make the server remember more and more.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from serve.classifier import Classifier
 from serve.engine import Answer, Engine
 from serve.models import Models
 
@@ -25,6 +27,9 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.registry.register(State(engine, models, connections))
+        self.drift: Callable[[Classifier], dict[str, dict[str, Any]]] | None = None
+        """Gives a classifier's distances from its reference, where drift is watched."""
+        self.registry.register(Distances(self, models))
         self.requests = Counter(
             "edgeline_requests", "Answered requests.", ["route", "method", "status"], registry=self.registry
         )
@@ -94,6 +99,25 @@ class State(Collector):
             swaps.add_metric([slot.name], slot.swaps)
             refusals.add_metric([slot.name], slot.refusals)
         yield from (info, swaps, refusals)
+
+
+class Distances(Collector):
+    """How far what each model meets is from what it was judged on."""
+
+    def __init__(self, metrics: Metrics, models: Models) -> None:
+        self.metrics, self.models = metrics, models
+
+    def collect(self) -> Iterable[Metric]:
+        """The population stability index of each statistic."""
+        index = GaugeMetricFamily(
+            "edgeline_drift_psi", "Population stability index against the artifact's reference.", labels=["name", "statistic"]
+        )
+        if self.metrics.drift is not None:
+            for slot in self.models.slots:
+                found = self.metrics.drift(slot.current) if slot.current is not None else {}
+                for statistic, distances in found.items():
+                    index.add_metric([slot.name, statistic], distances["psi"])
+        yield index
 
 
 def _gauge(name: str, says: str, value: float) -> Metric:

@@ -68,8 +68,12 @@ def serve(
     cors: Annotated[list[str] | None, typer.Option(help="An origin whose pages may ask; may be repeated.")] = None,
     log_format: Annotated[LogFormat, typer.Option(help="How the log is written to stderr.")] = LogFormat.TEXT,
     access_log: Annotated[bool, typer.Option("--access-log", help="Write a line for each request.")] = False,
+    drift: Annotated[bool, typer.Option("--drift", help="Keep statistics of images and answers for /drift.")] = False,
     metrics_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of 127.0.0.1 for /metrics, where --host is reached by other machines.")
+        int,
+        typer.Option(
+            min=0, max=65535, help="Port of 127.0.0.1 for /metrics and /drift, where --host is reached by other machines."
+        ),
     ] = 8001,
     cache: Annotated[
         Path | None, typer.Option(help="Folder for what was found out about this machine; by default the user's cache.")
@@ -114,6 +118,7 @@ def serve(
         cors=tuple(cors or ()),
         json_logs=log_format is LogFormat.JSON,
         access_log=access_log,
+        drift=drift,
         cache=cache if cache is not None else default_cache(),
         metrics_port=metrics_port,
     )

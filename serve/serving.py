@@ -60,6 +60,7 @@ class Options:
     cors: tuple[str, ...] = ()
     json_logs: bool = False
     access_log: bool = False
+    drift: bool = False
     cache: Path | None = None
     metrics_port: int = 8001
     """On loopback; only where the service itself can be reached from other machines, and so has no metrics."""
@@ -127,6 +128,12 @@ def run(options: Options) -> None:
     models.on_first = opening.first
     terms = Terms(limits=options.limits, deadline_s=options.deadline_s, challenger_share=options.challenger_share)
     service = Service(models, engine, terms)
+    if options.drift:
+        from serve.observed import Observed
+
+        service.observed = Observed()
+        engine.observe = service.observed.take
+        service.metrics.drift = service.observed.distances
     store = options.store or store_of(options.artifacts[0])
     with listen(options.host, options.port) as listener:
         exposed, url = is_exposed(listener), url_of(listener, tls=tls is not None)

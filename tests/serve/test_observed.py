@@ -1,0 +1,88 @@
+"""Drift statistics of a server: every answer is in them, and they are given to whoever may see the metrics."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.classifier import Classifier
+from serve.drift_report import compare
+from serve.engine import Answer, Job
+from serve.errors import ArtifactError
+from serve.observed import KEPT, Observed
+from serve.snapshots import read_snapshot
+
+
+@pytest.fixture
+def photos(artifact_template: Path) -> list[bytes]:
+    return [(artifact_template / "golden" / f"{index}.jpg").read_bytes() for index in range(4)]
+
+
+def watch(site: Any) -> Observed:
+    observed = Observed()
+    site.service.observed = observed
+    site.service.engine.observe = observed.take
+    site.service.metrics.drift = observed.distances
+    return observed
+
+
+def test_every_answer_is_in_the_snapshot_that_is_given(artifact_template: Path, photos: list[bytes], serving: Any) -> None:
+    with serving(artifact_template) as site:
+        watch(site)
+        for photo in photos * 3:
+            site.client.post("/predict", content=photo)
+        site.client.post("/predict", content=b"no image")
+        snapshot = read_snapshot(site.client.get("/drift").content)
+    assert (snapshot["model"], snapshot["version"], snapshot["count"]) == ("colours", 1, 12)
+    assert snapshot["predicted"]["counts"] == [3, 3, 3, 3]
+    assert snapshot["statistics"]["width"]["count"] == 12
+
+
+def test_a_snapshot_is_what_the_command_reads(
+    artifact_template: Path, photos: list[bytes], serving: Any, tmp_path: Path
+) -> None:
+    with serving(artifact_template) as site:
+        watch(site)
+        site.client.post("/predict", content=photos[0])
+        (tmp_path / "drift.json").write_bytes(site.client.get("/drift").content)
+    with pytest.raises(ArtifactError, match=r"statistics\.json"):  # this artifact carries no reference, and it got that far
+        compare([tmp_path / "drift.json"], artifact_template)
+
+
+def test_without_statistics_there_is_nothing_to_give(site: Any) -> None:
+    reply = site.client.get("/drift")
+    assert (reply.status_code, reply.json()["code"]) == (404, "not_found")
+    assert "--drift" in reply.json()["error"]
+
+
+def test_the_distances_from_a_reference_are_metrics(make_artifact: Any, seal: Any, photos: list[bytes], serving: Any) -> None:
+    folder = make_artifact()
+    with serving(folder) as site:
+        watch(site)
+        for photo in photos * 5:
+            site.client.post("/predict", content=photo)
+        reference = site.client.get("/drift").json()
+    (folder / "statistics.json").write_text(json.dumps(reference))
+    seal(folder)
+    with serving(folder) as site:
+        watch(site)
+        assert "edgeline_drift_psi{" not in site.client.get("/metrics").text
+        for _ in range(20):
+            site.client.post("/predict", content=photos[0])
+        lines = site.client.get("/metrics").text.splitlines()
+    found = {line.split('statistic="')[1].split('"')[0]: float(line.split()[-1]) for line in lines if "drift_psi{" in line}
+    assert found["predicted"] > 0.25
+    assert found["width"] < 0.25
+
+
+def test_statistics_of_versions_that_are_gone_are_let_go(make_artifact: Any, photos: list[bytes]) -> None:
+    observed = Observed()
+    for version in range(1, KEPT + 3):
+        classifier = Classifier.open(make_artifact(version=version), threads=1)
+        pixels_HW3 = classifier.pixels(photos[0])
+        probabilities_NK, logits_NK = classifier.answer(pixels_HW3[None])
+        job = Job(classifier, photos[0], lambda job: None, 0.0, 1.0)
+        observed.take(job, Answer(probabilities_NK[0], logits_NK[0], 0, 0, 0, 1, True, pixels_HW3))
+        assert observed.snapshot(classifier)["count"] == 1
+    assert len(observed._kept) == KEPT
