@@ -37,6 +37,7 @@ bench: .venv/ready ## Run the benchmarks; each ends in one JSON line
 lock: .venv/ready ## Compile the pinned requirements again, to the newest that fit pyproject.toml
 	$(UV) compile $(COMPILE) --extra all --group dev pyproject.toml --output-file requirements/dev.txt --upgrade
 	$(UV) compile $(COMPILE) pyproject.toml --output-file requirements/device.txt --upgrade
+	$(UV) compile $(COMPILE) --extra http pyproject.toml --output-file requirements/http.txt --upgrade
 	echo uv | $(UV) compile $(COMPILE) - --output-file requirements/uv.txt --upgrade
 
 COMPILE := --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 --quiet
