@@ -23,6 +23,7 @@ EXTRAS = {
     "starlette": "http",
     "httptools": "http",
     "prometheus_client": "http",
+    "opentelemetry": "otel",
     "python_multipart": "http",
     "geventhttpclient": "conformance",
     "pytest": "conformance",

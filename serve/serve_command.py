@@ -69,6 +69,7 @@ def serve(
     log_format: Annotated[LogFormat, typer.Option(help="How the log is written to stderr.")] = LogFormat.TEXT,
     access_log: Annotated[bool, typer.Option("--access-log", help="Write a line for each request.")] = False,
     drift: Annotated[bool, typer.Option("--drift", help="Keep statistics of images and answers for /drift.")] = False,
+    otel: Annotated[bool, typer.Option("--otel", help="Send traces to where the OTEL_* variables say.")] = False,
     metrics_port: Annotated[
         int,
         typer.Option(
@@ -119,6 +120,7 @@ def serve(
         json_logs=log_format is LogFormat.JSON,
         access_log=access_log,
         drift=drift,
+        otel=otel,
         cache=cache if cache is not None else default_cache(),
         metrics_port=metrics_port,
     )

@@ -12,6 +12,7 @@ import signal
 import ssl
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,7 @@ class Options:
     json_logs: bool = False
     access_log: bool = False
     drift: bool = False
+    otel: bool = False
     cache: Path | None = None
     metrics_port: int = 8001
     """On loopback; only where the service itself can be reached from other machines, and so has no metrics."""
@@ -134,6 +136,7 @@ def run(options: Options) -> None:
         service.observed = Observed()
         engine.observe = service.observed.take
         service.metrics.drift = service.observed.distances
+    at_end: list[Callable[[], None]] = []
     store = options.store or store_of(options.artifacts[0])
     with listen(options.host, options.port) as listener:
         exposed, url = is_exposed(listener), url_of(listener, tls=tls is not None)
@@ -144,6 +147,14 @@ def run(options: Options) -> None:
         )
 
         metrics = listen("127.0.0.1", options.metrics_port) if exposed else None
+
+        if options.otel:
+            from serve.tracing import traced
+
+            served, provider = traced(app)
+            at_end.append(provider.shutdown)
+        else:
+            served = app
 
         def started() -> None:
             print(f"edgeline serves {_titles(options.artifacts)} on {url}", flush=True)
@@ -156,12 +167,14 @@ def run(options: Options) -> None:
 
         signals = ((signal.SIGHUP, models.reload), (signal.SIGUSR1, models.roll_back))
         hooks = Hooks(started=started, stopping=stopping, signals=signals)
-        server = Server(app, hooks=hooks, grace_s=options.grace_s, limits=options.connections, tls=tls)
+        server = Server(served, hooks=hooks, grace_s=options.grace_s, limits=options.connections, tls=tls)
         server.connections.refused = service.refused
         service.connections = lambda: len(server.connections.open)
         if metrics is not None:
             server.beside(metrics, metrics_app(service))
         server.run(listener)
+    for end in at_end:
+        end()
     if not (models.close(CLOSE_S) and engine.close(CLOSE_S)):
         # Python would wait for these threads for ever.
         print("edgeline: stopped with work that did not end in the grace period", file=sys.stderr, flush=True)
