@@ -435,6 +435,8 @@ class Request:
     _body: list[bytes] = field(default_factory=list)
     _came: asyncio.Event | None = None
     _gone: bool = False
+    _delivered: bool = False
+    """Whether the application has the whole body; whoever asks for more waits for the end of the client."""
     _wants_continue: bool = False
     _scope: dict[str, Any] = field(default_factory=dict)
     _head: bytes = b""
@@ -468,7 +470,7 @@ class Request:
         self.head_complete = True
         self._scope = {
             "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": version,
             "server": self.connection.transport.get_extra_info("sockname")[:2],
             "client": self.connection.peer,
@@ -516,6 +518,8 @@ class Request:
                 self.connection.drop()
             return
         except Exception:  # the process edge; the application's own edge has told the client, if that was still possible
+            if self._gone:
+                return
             LOG.exception("a request ended in an error after its answer began")
             self.connection.drop()
             return
@@ -528,7 +532,7 @@ class Request:
         if self._wants_continue and not self.started:
             self._wants_continue = False
             self.connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while not self._body and not self.body_complete and not self._gone:
+        while not self._gone and not self.answered and not self._body and (self._delivered or not self.body_complete):
             self._came = self._came or asyncio.Event()
             self._came.clear()
             self.connection.resume_reading()
@@ -538,16 +542,15 @@ class Request:
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body.clear()
         self.buffered = 0
+        self._delivered = self.body_complete
         return {"type": "http.request", "body": body, "more_body": not self.body_complete}
 
     async def send(self, message: Message) -> None:
         """ASGI's `send`: the head is kept until there is a body to go with it, so that both leave in one packet."""
-        if self._gone:
-            return
         if not self.connection.can_write.is_set():
             await self.connection.can_write.wait()
-            if self._gone:
-                return
+        if self._gone:
+            raise ConnectionResetError("the client has gone")
         if message["type"] == "http.response.start":
             self._start(message)
             return
@@ -567,6 +570,8 @@ class Request:
         if not more:
             self.answered = True
             self._body.clear()
+            if self._came is not None:
+                self._came.set()
             self.connection.answered(self, self.keep_alive)
 
     def _start(self, message: Message) -> None:

@@ -61,6 +61,11 @@ class App:
             await send({"type": "http.response.body", "body": b"short"})
         elif path == "/split":
             await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"a\r\nSet-Cookie: b")]})
+        elif path == "/listen":  # as applications do that stream: one task answers, another listens for the client's end
+            listening = asyncio.create_task(self.ends(receive))
+            await asyncio.sleep(0.01)
+            await self.reply(send, b"listened")
+            await listening
         elif path == "/bug":
             raise RuntimeError("a bug")
         else:
@@ -74,6 +79,10 @@ class App:
                     break
             told = {"path": path, "method": scope["method"], "query": scope["query_string"].decode(), "length": len(body)}
             await self.reply(send, json.dumps(told).encode())
+
+    async def ends(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
     async def reply(self, send: Send, body: bytes) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
@@ -222,6 +231,11 @@ def test_an_upgrade_is_passed_over(place: Place) -> None:
         b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n\r\n"
     )
     assert statuses(place.raw(upgrade)) == [200]
+
+
+def test_who_listens_for_the_end_of_the_client_waits_and_is_told(place: Place) -> None:
+    answer = place.raw(post(b"abc", b"/listen") + post(b"abc", b"/listen") + LAST)
+    assert statuses(answer) == [200, 200, 200]
 
 
 def test_head_and_body_of_a_small_answer_leave_in_one_packet(place: Place) -> None:
