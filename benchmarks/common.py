@@ -19,7 +19,8 @@ def photos(name: str) -> str:
 
 def report(benchmark: str, **figures: Any) -> None:
     """Print the closing line."""
-    how = taken(f"python benchmarks/{Path(sys.argv[0]).name}", runtime_options(), packages=(*DEVICE, "torch"))
+    script = Path(sys.argv[0]).resolve().relative_to(Path(__file__).resolve().parent)
+    how = taken(f"python benchmarks/{script.as_posix()}", runtime_options(), packages=(*DEVICE, "torch"))
     print(json.dumps({"benchmark": benchmark, **figures, **how}))
 
 
