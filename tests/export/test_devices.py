@@ -213,6 +213,16 @@ def test_a_photo_is_answered_as_edgeline_answers_it(port: Port, finished: Any) -
     assert (path, label, float(probability)) == (str(photo), best.label, pytest.approx(best.probability, abs=1e-5))
 
 
+@pytest.mark.parametrize("port", [*PYTHON, *SLOW], indirect=True)
+def test_a_golden_sample_that_is_decoded_scaled_is_proven(port: Port, make_artifact: Any) -> None:
+    folder = make_artifact()
+    spec = Manifest.from_json((folder / "manifest.json").read_bytes()).preprocess
+    with Image.open(folder / "golden" / "3.jpg") as large:
+        assert jpeg_scale(large.height, large.width, spec) == 8
+    done = port(folder, "onnx-fp32")
+    assert done.returncode == 0, done.stderr
+
+
 def change_pixels(folder: Path, _: dict[str, Any]) -> None:
     stored = np.asarray(Image.open(folder / "golden" / "0.png").copy())
     Image.fromarray(np.flip(stored, axis=2)).save(folder / "golden" / "0.png")

@@ -390,6 +390,15 @@ def test_a_picture_is_decoded_as_small_as_leaves_twice_the_models_input(width: i
     assert jpeg_scale(width, height, replace(SMALL, jpeg_decoding="full")) == 1
 
 
+@pytest.mark.parametrize("height", [24, 32])
+def test_both_sides_must_be_left_twice_the_models(height: int) -> None:
+    spec = PreprocessSpec(height=height, width=56 - height, crop_fraction=0.99)
+    size = (48, 1000) if height == 32 else (1000, 48)
+    left, top, right, bottom = crop_box(*size, spec)
+    assert sorted((right - left, bottom - top)) == [48, 63], "rounded up on one side, down on the other"
+    assert jpeg_scale(*size, spec) == 1
+
+
 @given(sides, sides, specs)
 def test_no_larger_scale_would_leave_twice_the_models_input(width: int, height: int, spec: PreprocessSpec) -> None:
     scale = jpeg_scale(width, height, spec)
