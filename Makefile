@@ -33,6 +33,7 @@ bench: .venv/ready ## Run the benchmarks; each ends in one JSON line
 	$(BIN)/python benchmarks/variants.py
 	$(BIN)/python benchmarks/exports.py
 	$(BIN)/python benchmarks/qat.py
+	$(BIN)/python benchmarks/serving/decode.py
 
 lock: .venv/ready ## Compile the pinned requirements again, to the newest that fit pyproject.toml
 	$(UV) compile $(COMPILE) --extra all --group dev pyproject.toml --output-file requirements/dev.txt --upgrade

@@ -2,8 +2,9 @@
 
 They are held-out photos of the user's own, encoded again at most 1,024 pixels wide without any metadata (a photo's EXIF
 tells where it was taken), and one of them a second time turned on its side with an EXIF tag that says so, because ignoring
-that tag is the commonest fault of new devices; it is the one whose turning changes its pixels most. PyTorch's answers are
-computed from exactly these bytes.
+that tag is the commonest fault of new devices; it is the one whose turning changes its pixels most. Where the photo is large
+enough, that one is kept up to twice as wide, so that a device decodes it scaled. PyTorch's answers are computed from exactly
+these bytes.
 """
 
 import io
@@ -24,7 +25,7 @@ from pipeline.config import PublishConfig
 from pipeline.samples import ADMITTED, Sample, map_ahead, read_image
 from pipeline.steps import write_json
 from serve.golden import FILE_NAME
-from serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, crop_box, decode_image, fit, preprocess
+from serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, crop_box, decode_image, fit, jpeg_scale, preprocess
 
 MAX_SIDE = 1024
 CLEAR = 0.05
@@ -71,7 +72,8 @@ def write_golden(
     (folder / FILE_NAME).parent.mkdir()
     deployed.eval()
     answers: list[dict[str, Any]] = []
-    turned, most = None, -1.0
+    turned: Sample | None = None
+    most = -1.0
     candidates = choose(samples, config.golden * 3, spec)
     for position, sample in enumerate(candidates):
         image, suffix = _shrunk(sample)
@@ -81,11 +83,11 @@ def write_golden(
             continue
         answers.append(answer)
         if (change := _change_by_turning(image, spec)) > most:
-            turned, most = image, change
+            turned, most = sample, change
         if len(answers) + 1 >= config.golden:
             break
     assert turned is not None, "there is at least one held-out image"
-    data = _encode(turned.transpose(Image.Transpose.ROTATE_90), ".jpg", orientation=6)
+    data = _encode(_scaled(turned, spec).transpose(Image.Transpose.ROTATE_90), ".jpg", orientation=6)
     answers.insert(0, _answer(deployed, spec, labels, data, ".turned.jpg"))
     written = [_write_sample(folder, index, answer) for index, answer in enumerate(answers)]
     golden: dict[str, Any] = {
@@ -147,10 +149,16 @@ def _telling(image: Image.Image, spec: PreprocessSpec) -> tuple[float, float]:
     return less, more
 
 
-def _shrunk(sample: Sample) -> tuple[Image.Image, str]:
+def _scaled(sample: Sample, spec: PreprocessSpec) -> Image.Image:
+    """The picture as small as a golden sample is, or up to twice that where only then its JPEG is decoded scaled."""
+    usual, larger = (_shrunk(sample, side)[0] for side in (MAX_SIDE, 2 * MAX_SIDE))
+    return larger if jpeg_scale(*usual.size, spec) == 1 < jpeg_scale(*larger.size, spec) else usual
+
+
+def _shrunk(sample: Sample, side: int = MAX_SIDE) -> tuple[Image.Image, str]:
     data = read_image(sample)
     image = decode_image(data, limits=ADMITTED)
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return image, ".jpg" if data.startswith(b"\xff\xd8") else ".png"
 
 

@@ -98,7 +98,7 @@ do not say how good the model is. Run them on every new device, and again when i
 | file | what |
 |---|---|
 | `golden.json` | the tolerances, and of each sample its files, `label`, `probabilities` and `logits` |
-| `0.*`, `1.*`, ... | the photos, at most 1,024 pixels wide or high, with no other metadata than an orientation |
+| `0.*`, `1.*`, ... | the photos, at most 1,024 pixels wide or high (one may have 2,048), with no metadata but an orientation |
 | `{turned}` | lies on its side, with an EXIF tag that says so: who ignores the tag fails here |
 | `*.pixels.png` | the very bytes that the model must be fed for the photo |
 

@@ -154,6 +154,7 @@ def _change(spec: PreprocessSpec, wanted: PreprocessConfig, network: Network, mo
         width=wanted.size or spec.width,
         crop_fraction=wanted.crop_fraction or spec.crop_fraction,
         interpolation=spec.interpolation if wanted.interpolation == "own" else wanted.interpolation,
+        jpeg_decoding=wanted.jpeg_decoding,
     )
     try:
         with torch.inference_mode():

@@ -68,6 +68,11 @@ class PreprocessConfig(Step):
     interpolation: Literal["own", "bilinear", "bicubic", "lanczos"] = Field(
         "own", description="Filter of the resize; `own` takes what the weights were trained with."
     )
+    jpeg_decoding: Literal["scaled", "full"] = Field(
+        "scaled",
+        description="`scaled`: a JPEG much larger than the model's input is decoded at 1/2, 1/4 or 1/8 of its size, never "
+        "less than twice what the model sees; several times faster. `full`: never.",
+    )
 
     @field_validator("size", "crop_fraction")
     @classmethod

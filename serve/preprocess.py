@@ -8,19 +8,22 @@ and is compared by digest on load.
 
 The order matters and is the contract for every port of it (`docs/artifact.md`):
 1. read size and format from the header; refuse what is over the limits before any pixel is decoded;
-2. decode the first frame whole; a truncated file is an error, never a grey half;
+2. decode the first frame whole; a truncated file is an error, never a grey half. A JPEG is decoded at 1/8, 1/4 or 1/2 of its
+   size, by fewer terms of its cosine transform, as far as `jpeg_scale` says that this leaves at least twice what is needed;
 3. turn upright by the EXIF orientation;
 4. bring to 8-bit RGB: 16-bit is scaled, not clipped; transparency is composited on `background`; CMYK is converted;
 5. cut the centred rectangle of the model's aspect that covers `crop_fraction` of the picture, in whole pixels;
 6. resize it to the model's resolution, antialiased.
 
 Cutting before resizing is one resampling of fewer pixels, needs no intermediate of the picture's own aspect (a 1 x 10,000
-strip stays harmless) and is the order phones do it in. ADR 0003 has the comparison with resize-then-crop.
+strip stays harmless) and is the order phones do it in. ADR 0003 has the comparison with resize-then-crop, ADR 0013 the one
+of scaled with full decoding.
 """
 
 import hashlib
 import io
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -34,6 +37,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 PILLOW_MAX_PIXELS = 178_956_970
 """Pillow refuses more by itself, whatever `Limits` allows."""
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom, in pixels."""
+
+JPEG_DECODINGS = ("scaled", "full")
 
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -52,6 +60,10 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation to the turn that undoes it; 1 and invalid values need none."""
+LYING = (5, 6, 7, 8)
+"""Orientations of pictures that are stored with width and height exchanged."""
+FROM_THE_RIGHT, FROM_THE_BOTTOM = (2, 3, 6, 7), (3, 4, 7, 8)
+"""Orientations whose first stored row or column is the right or the bottom edge of the upright picture."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +102,11 @@ class PreprocessSpec:
     """Channel order."""
     background: tuple[int, int, int] = (255, 255, 255)
     """Colour under transparent pixels."""
+    jpeg_decoding: str = "scaled"
+    """`scaled`: a JPEG much larger than the model's input is decoded smaller, see `jpeg_scale`; `full`: never.
+
+    Specs from before this field say nothing of it and mean `full`: it is left out of the JSON then, which keeps their digests.
+    """
 
     def __post_init__(self) -> None:
         problems = []
@@ -100,6 +117,8 @@ class PreprocessSpec:
             problems.append(f"crop_fraction must be 0.1 to 1, got {self.crop_fraction}")
         if self.interpolation not in INTERPOLATIONS:
             problems.append(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+        if self.jpeg_decoding not in JPEG_DECODINGS:
+            problems.append(f"jpeg_decoding must be one of {', '.join(JPEG_DECODINGS)}, got {self.jpeg_decoding!r}")
         for name, only in (("antialias", True), ("orientation", "exif"), ("color", "RGB")):
             if getattr(self, name) != only:
                 problems.append(f"{name} must be {only!r}, got {getattr(self, name)!r}")
@@ -117,6 +136,7 @@ class PreprocessSpec:
         """
         if not isinstance(data, dict):
             raise ManifestError(f"preprocess must be an object, got {type(data).__name__}")
+        data = {"jpeg_decoding": "full", **data}
         known = {field.name for field in fields(cls)}
         if data.keys() != known:
             raise ManifestError(f"preprocess must have exactly the fields {sorted(known)}, got {sorted(data)}")
@@ -127,7 +147,10 @@ class PreprocessSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON types."""
-        return {**asdict(self), "background": list(self.background)}
+        data = {**asdict(self), "background": list(self.background)}
+        if self.jpeg_decoding == "full":
+            del data["jpeg_decoding"]
+        return data
 
     def digest(self) -> str:
         """SHA-256 of the canonical JSON: two models preprocess alike exactly if these are equal."""
@@ -149,7 +172,8 @@ def preprocess(data: bytes, spec: PreprocessSpec, limits: Limits = Limits()) -> 
     Raises:
         ImageError: not an image, truncated, of an unsupported kind, or over the limits.
     """
-    return fit(decode_image(data, spec.background, limits), spec)
+    image, box = _decode(data, spec.background, limits, spec)
+    return fit(image, spec, box)
 
 
 def decode_image(data: bytes, background: tuple[int, int, int] = (255, 255, 255), limits: Limits = Limits()) -> Image.Image:
@@ -158,14 +182,22 @@ def decode_image(data: bytes, background: tuple[int, int, int] = (255, 255, 255)
     Raises:
         ImageError: as `preprocess`; `code` tells the cases apart.
     """
+    return _decode(data, background, limits, None)[0]
+
+
+def _decode(
+    data: bytes, background: tuple[int, int, int], limits: Limits, spec: PreprocessSpec | None
+) -> tuple[Image.Image, Box | None]:
+    """Decode to upright 8-bit RGB, smaller where `spec` allows it; then also what `fit` is to resize of the smaller picture."""
     if not data:
         raise ImageError("the image is empty (0 bytes)", code="image_empty")
     if len(data) > limits.max_bytes:
         raise ImageError(f"the image has {len(data):,} bytes, the limit is {limits.max_bytes:,}", code="image_too_large")
     image = _open(data, limits)
     try:
+        box = None if spec is None else _reduce(image, spec)
         image.load()
-        return _to_rgb(_upright(image), background)
+        return _to_rgb(_upright(image), background), box
     except ImageError:
         raise
     # Pillow's decoders meet hostile bytes here and raise whatever they stumble on: OSError, SyntaxError, struct.error,
@@ -175,15 +207,23 @@ def decode_image(data: bytes, background: tuple[int, int, int] = (255, 255, 255)
         raise ImageError(f"the {image.format} data cannot be decoded: {_one_line(error)}", code=code) from error
 
 
-def fit(image: Image.Image, spec: PreprocessSpec) -> np.ndarray:
+def fit(image: Image.Image, spec: PreprocessSpec, box: Box | None = None) -> np.ndarray:
     """Crop and resize an upright RGB image to the model's input.
+
+    Args:
+        image: the picture.
+        spec: the model's preprocessing.
+        box: the rectangle that fills the model's input; that of `crop_box` where not given.
 
     Returns:
         uint8, shape (spec.height, spec.width, 3).
     """
-    # Not resize(box=): at the edges that reads beyond the box, which no port of "cut, then resize" would reproduce.
-    cut = image.crop(crop_box(image.width, image.height, spec))
-    return np.asarray(cut.resize((spec.width, spec.height), INTERPOLATIONS[spec.interpolation]))
+    box = box or crop_box(image.width, image.height, spec)
+    left, top, right, bottom = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
+    # Not resize(box=) alone: at the edges that reads beyond the box, which no port of "cut, then resize" would reproduce.
+    cut = image.crop((left, top, right, bottom))
+    inside = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
+    return np.asarray(cut.resize((spec.width, spec.height), INTERPOLATIONS[spec.interpolation], inside))
 
 
 def crop_box(width: int, height: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:
@@ -193,6 +233,41 @@ def crop_box(width: int, height: int, spec: PreprocessSpec) -> tuple[int, int, i
     crop_height = max(1, round(spec.height * scale))
     left, top = (width - crop_width) // 2, (height - crop_height) // 2
     return left, top, left + crop_width, top + crop_height
+
+
+def jpeg_scale(width: int, height: int, spec: PreprocessSpec) -> int:
+    """Return what the sides of a JPEG are divided by, rounding up, as it is decoded: 1, 2, 4 or 8.
+
+    It is the largest that leaves the rectangle of `crop_box` at least twice the model's input in both directions, so that the
+    antialiasing resize still decides what is seen.
+
+    Args:
+        width: of the upright picture: of one that lies on its side by its EXIF orientation (5 to 8), its stored height.
+        height: of the upright picture.
+        spec: the model's preprocessing.
+    """
+    left, top, right, bottom = crop_box(width, height, spec)
+    for scale in (8, 4, 2) if spec.jpeg_decoding == "scaled" else ():
+        if right - left >= 2 * scale * spec.width and bottom - top >= 2 * scale * spec.height:
+            return scale
+    return 1
+
+
+def reduced_box(width: int, height: int, orientation: int, scale: int, spec: PreprocessSpec) -> Box:
+    """Return where `crop_box` lies in the upright picture that was decoded at 1/scale, in its pixels; they may be fractions.
+
+    Args:
+        width: of the upright picture at full size.
+        height: of the upright picture at full size.
+        orientation: its EXIF orientation.
+        scale: 1, 2, 4 or 8.
+        spec: the model's preprocessing.
+    """
+    left, top, right, bottom = crop_box(width, height, spec)
+    # The last stored row and column are filled up to whole pixels; turned, they may be the first.
+    x = -width % scale if orientation in FROM_THE_RIGHT else 0
+    y = -height % scale if orientation in FROM_THE_BOTTOM else 0
+    return (left + x) / scale, (top + y) / scale, (right + x) / scale, (bottom + y) / scale
 
 
 def _open(data: bytes, limits: Limits) -> Image.Image:
@@ -216,12 +291,32 @@ def _open(data: bytes, limits: Limits) -> Image.Image:
     return image
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _reduce(image: Image.Image, spec: PreprocessSpec) -> Box | None:
+    """Have a JPEG decoded smaller where that is allowed; return what is then to be resized."""
+    if image.format not in ("JPEG", "MPO"):
+        return None
+    orientation = _orientation(image)
+    width, height = image.size[::-1] if orientation in LYING else image.size
+    scale = jpeg_scale(width, height, spec)
+    if scale == 1:
+        return None
+    # Pillow takes a size and chooses the largest scale that stays above it, which is this one. No other colour mode is asked
+    # for: the decoder would convert by itself.
+    image.draft(None, (image.width // scale, image.height // scale))
+    return reduced_box(width, height, orientation, scale, spec)
+
+
+def _orientation(image: Image.Image) -> int:
     # Not ImageOps.exif_transpose: it rewrites the EXIF block too, which costs a copy and fails on odd ones.
     try:
-        turn = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION, 1))
+        value = image.getexif().get(EXIF_ORIENTATION)
+        return value if value in UPRIGHT else 1
     except Exception:  # a damaged EXIF block says nothing about the pixels; viewers ignore it and so do we
-        return image
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = UPRIGHT.get(_orientation(image))
     if turn is None:
         return image
     info, image = image.info, image.transpose(turn)

@@ -106,7 +106,8 @@ def artifact_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     session = create_session(model, threads=1)
     samples = []
     for index, label in enumerate(LABELS):
-        data = photo(COLOURS[label], orientation=6)
+        # The last one is large enough to be decoded at an eighth.
+        data = photo(COLOURS[label], orientation=6, size=(40, 30) if label != LABELS[-1] else (640, 480))
         pixels = preprocess(data, SPEC)
         [probabilities], [logits] = session.run(["probabilities", "logits"], {"image": pixels[None]})
         names = {"file": f"golden/{index}.jpg", "pixels": f"golden/{index}.png"}

@@ -19,7 +19,17 @@ from PIL import Image
 
 from serve.classifier import Classifier
 from serve.manifest import Manifest
-from serve.preprocess import INTERPOLATIONS, UPRIGHT, PreprocessSpec, fit
+from serve.preprocess import (
+    EXIF_ORIENTATION,
+    INTERPOLATIONS,
+    LYING,
+    UPRIGHT,
+    PreprocessSpec,
+    fit,
+    jpeg_scale,
+    preprocess,
+    reduced_box,
+)
 from serve.runtime import load_onnxruntime
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,6 +213,16 @@ def test_a_photo_is_answered_as_edgeline_answers_it(port: Port, finished: Any) -
     assert (path, label, float(probability)) == (str(photo), best.label, pytest.approx(best.probability, abs=1e-5))
 
 
+@pytest.mark.parametrize("port", [*PYTHON, *SLOW], indirect=True)
+def test_a_golden_sample_that_is_decoded_scaled_is_proven(port: Port, make_artifact: Any) -> None:
+    folder = make_artifact()
+    spec = Manifest.from_json((folder / "manifest.json").read_bytes()).preprocess
+    with Image.open(folder / "golden" / "3.jpg") as large:
+        assert jpeg_scale(large.height, large.width, spec) == 8
+    done = port(folder, "onnx-fp32")
+    assert done.returncode == 0, done.stderr
+
+
 def change_pixels(folder: Path, _: dict[str, Any]) -> None:
     stored = np.asarray(Image.open(folder / "golden" / "0.png").copy())
     Image.fromarray(np.flip(stored, axis=2)).save(folder / "golden" / "0.png")
@@ -246,20 +266,25 @@ def test_a_file_that_was_changed_is_refused_without_edgeline_too(without_edgelin
 # Pixels.
 
 
-def cases() -> Iterator[tuple[np.ndarray, int, PreprocessSpec]]:
-    """Pictures without any smoothness, so that each rounding shows: the size, the turn, the cut and the filter vary."""
+def cases() -> Iterator[tuple[np.ndarray, tuple[int, int], int, int, PreprocessSpec]]:
+    """Pictures without any smoothness, so that each rounding shows: the size, the scale, the turn, the cut and the filter vary.
+
+    Of each the stored picture at the scale of a JPEG, its full width and height, the scale, its orientation, and the spec.
+    """
     chance = np.random.default_rng(7)
-    for index in range(60):
-        width, height = (int(side) for side in chance.integers(1, 300, 2))
-        levels = chance.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    for index in range(90):
+        width, height = (int(side) for side in chance.integers(1, 300 if index % 3 else 1200, 2))
         model_width = int(chance.integers(1, 60))
         spec = PreprocessSpec(
             height=max(1, int(model_width * chance.uniform(0.3, 1.5))),
             width=model_width,
             crop_fraction=float(chance.uniform(0.1, 1)) if index % 2 else 0.875,
-            interpolation=sorted(INTERPOLATIONS)[index % 3],
+            interpolation=sorted(INTERPOLATIONS)[index // 3 % 3],
         )
-        yield levels if index % 4 else levels // 128 * 255, index % 10, spec
+        orientation = index % 10
+        scale = jpeg_scale(*((height, width) if orientation in LYING else (width, height)), spec)
+        levels = chance.integers(0, 256, (-(-height // scale), -(-width // scale), 3), dtype=np.uint8)
+        yield levels if index % 4 else levels // 128 * 255, (width, height), scale, orientation, spec
 
 
 @pytest.fixture(scope="module")
@@ -278,12 +303,59 @@ def kotlin_pixels(java: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("program", ["cpp_pixels", pytest.param("kotlin_pixels", marks=pytest.mark.slow)])
 def test_a_port_gives_the_very_pixels(program: str, request: pytest.FixtureRequest) -> None:
-    given, expected = bytearray(), []
-    for picture_HW3, orientation, spec in cases():
-        height, width, _ = picture_HW3.shape
-        numbers = (width, height, orientation, spec.width, spec.height, repr(spec.crop_fraction), spec.interpolation)
+    given, expected, scales = bytearray(), [], set()
+    for picture_HW3, (width, height), scale, orientation, spec in cases():
+        numbers = (width, height, scale, orientation, spec.width, spec.height, repr(spec.crop_fraction), spec.interpolation)
         given += " ".join(map(str, numbers)).encode() + b"\n" + picture_HW3.tobytes()
         image = Image.fromarray(picture_HW3)
-        expected.append(fit(image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image, spec))
+        image = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+        size = (height, width) if orientation in LYING else (width, height)
+        scales.add(scale)
+        expected.append(bytes([scale]))
+        expected.append(fit(image, spec, reduced_box(*size, orientation, scale, spec)).tobytes())
     done = subprocess.run(request.getfixturevalue(program), input=bytes(given), capture_output=True, check=True)
-    assert done.stdout == b"".join(pixels_HW3.tobytes() for pixels_HW3 in expected)
+    assert scales == {1, 2, 4, 8}
+    assert done.stdout == b"".join(expected)
+
+
+@pytest.fixture(scope="module")
+def cpp_photo(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    need("g++", files=(STB, TURBOJPEG))
+    program = tmp_path_factory.mktemp("photo") / "photo"
+    includes = ["-std=c++17", "-O1", f"-I{DEVICES / 'cpp'}", f"-I{STB.parent}"]
+    subprocess.run(["g++", *includes, HARNESS / "photo.cpp", "-lturbojpeg", "-o", program], check=True)
+    return [str(program)]
+
+
+@pytest.fixture(scope="module")
+def kotlin_photo(java: list[str]) -> list[str]:
+    return [*java, "photo"]
+
+
+SHAPES = {
+    "as phones take it": (1600, 1200, 1),
+    "lying, of odd size": (1603, 1197, 6),
+    "upside down, of odd size": (1101, 1607, 3),
+}
+# Debian's libjpeg-turbo and Pillow's decode alike; the stand-in for Android's averages colours another way.
+PHOTO_TOLERANCES = {"cpp_photo": 0.02, "kotlin_photo": 0.5}
+
+
+@pytest.mark.parametrize("program", ["cpp_photo", pytest.param("kotlin_photo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_port_scales_a_large_photo_as_the_reference_does(
+    program: str, shape: tuple[int, int, int], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    width, height, orientation = shape
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    blotches = np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    photo = tmp_path / "photo.jpg"
+    Image.fromarray(blotches).resize((width, height), Image.Resampling.BICUBIC).save(photo, quality=92, exif=exif)
+    spec = PreprocessSpec(height=96, width=112)
+    numbers = (spec.height, spec.width, repr(spec.crop_fraction), spec.interpolation)
+    command = [*request.getfixturevalue(program), str(photo), *map(str, numbers)]
+    observed = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.uint8)
+    expected = preprocess(photo.read_bytes(), spec)
+    assert np.abs(observed.reshape(expected.shape).astype(int) - expected).mean() <= PHOTO_TOLERANCES[program]
+    assert jpeg_scale(min(width, height), min(width, height), spec) == 4

@@ -18,7 +18,7 @@ from export.to_onnx import Deployed
 from pipeline.backbones import Network, Normalisation
 from pipeline.config import PublishConfig
 from pipeline.samples import Sample
-from serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, preprocess
+from serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, jpeg_scale, preprocess
 
 LABELS = ("red", "green", "blue")
 SPEC = PreprocessSpec(height=32, width=32)
@@ -233,6 +233,22 @@ def test_a_photo_of_twelve_megapixels_becomes_a_small_sample(
     assert sizes["0.turned.jpg"] < 700_000
     assert max(sizes.values()) < 3 * 1024 * 768 + 10_000
     assert sizes["0.pixels.png"] < 3 * 32 * 32 + 1000
+
+
+LARGE = {"a photo of twelve megapixels": ((4000, 3000), 2048, 2), "one that is too small for it": ((1200, 900), 1024, 1)}
+
+
+@pytest.mark.parametrize(("size", "side", "scale"), LARGE.values(), ids=LARGE)
+def test_the_turned_sample_is_large_enough_to_be_decoded_scaled_where_the_photo_is(
+    size: tuple[int, int], side: int, scale: int, keep: Keep, colours: Deployed, tmp_path: Path
+) -> None:
+    spec = PreprocessSpec(height=224, width=224)
+    sample = keep(textured(SHADES["blue"], 0, size=size), "blue")
+    write_golden(tmp_path, colours, spec, LABELS, [sample], PublishConfig(golden=2))
+    turned = picture(tmp_path / "golden" / "0.turned.jpg")
+    assert turned.height == side
+    assert jpeg_scale(turned.height, turned.width, spec) == scale
+    assert max(picture(tmp_path / "golden" / "1.jpg").size) == MAX_SIDE
 
 
 def test_a_small_photo_is_not_enlarged(write: Write, keep: Keep) -> None:

@@ -307,6 +307,7 @@ CHANGES = {
     "a smaller input": ({"size": 96}, {"height": 96, "width": 96}),
     "the whole picture": ({"crop_fraction": 1}, {"crop_fraction": 1}),
     "another filter": ({"interpolation": "lanczos"}, {"interpolation": "lanczos"}),
+    "full decoding": ({"jpeg_decoding": "full"}, {"jpeg_decoding": "full"}),
     "nothing": ({}, {}),
 }
 

@@ -99,7 +99,16 @@ class Hostile:
         return os.mkdir, (str(self.marker),)
 
 
+def test_a_checkpoint_from_before_scaled_decoding_is_loaded_and_decodes_in_full(folder: Path) -> None:
+    settings = json.loads((folder / SETTINGS).read_text())
+    del settings["preprocess"]["jpeg_decoding"]
+    settings["preprocess_sha256"] = "f446b6daa57472d52f7bdc49ca8b06f94faeaedff03a8cae0721d00185ed4e14"  # of edgeline then
+    (folder / SETTINGS).write_text(json.dumps(settings))
+    assert read_settings(folder) == replace(CHECKPOINT, preprocess=replace(CHECKPOINT.preprocess, jpeg_decoding="full"))
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another way of decoding": (edited(preprocess__jpeg_decoding="full"), "is not the one the network was trained with"),
     "another crop": (edited(preprocess__crop_fraction=0.875), "is not the one the network was trained with"),
     "another resolution": (edited(preprocess__height=64), "is not the one the network was trained with"),
     "an impossible crop": (edited(preprocess__crop_fraction=5), "holds no checkpoint .*crop_fraction must be 0.1 to 1"),

@@ -10,7 +10,7 @@ from PIL import Image
 import serve.preprocess
 from pipeline.hard_set import MAX_WITNESS_DIFFERENCE, check_witness, hard_set, witness, write_witness
 from serve.errors import VerificationError
-from serve.preprocess import INTERPOLATIONS, PreprocessSpec, crop_box, decode_image, fit
+from serve.preprocess import INTERPOLATIONS, Box, PreprocessSpec, crop_box, decode_image, fit, jpeg_scale, preprocess
 
 SPEC = PreprocessSpec(height=64, width=64)
 NAMES = ["black", "white", "noise", "one_pixel", "strip", "huge", "scene", "exif_rotated", "cmyk", "grey", "grey_16_bit"]
@@ -48,6 +48,15 @@ HARD: dict[str, Callable[[Image.Image], bool]] = {
 }
 
 
+@pytest.mark.parametrize(("side", "scale"), [(64, 8), (224, 4), (380, 4)])
+def test_a_large_jpeg_is_scaled_and_full_decoding_gives_other_pixels(side: int, scale: int) -> None:
+    spec = replace(SPEC, height=side, width=side)
+    full = replace(spec, jpeg_decoding="full")
+    assert jpeg_scale(6000, 4000, spec) == scale
+    scaled, whole = (preprocess(hard_set()["huge"], s).astype(int) for s in (spec, full))
+    assert 0 < np.abs(scaled - whole).mean() < MAX_WITNESS_DIFFERENCE
+
+
 @pytest.mark.parametrize("name", HARD)
 def test_what_is_hard_about_an_image_is_in_its_file(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(hard_set()[name])
@@ -70,7 +79,7 @@ def not_upright(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bgr(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serve.preprocess, "fit", lambda image, spec: fit(image, spec)[..., ::-1])
+    monkeypatch.setattr(serve.preprocess, "fit", lambda image, spec, box: fit(image, spec, box)[..., ::-1])
 
 
 def bilinear(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,8 +87,8 @@ def bilinear(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_antialias(monkeypatch: pytest.MonkeyPatch) -> None:
-    def sampled(image: Image.Image, spec: PreprocessSpec) -> np.ndarray:
-        box = crop_box(image.width, image.height, spec)
+    def sampled(image: Image.Image, spec: PreprocessSpec, box: Box | None) -> np.ndarray:
+        box = box or crop_box(image.width, image.height, spec)
         size = (spec.width, spec.height)
         return np.asarray(image.transform(size, Image.Transform.EXTENT, box, resample=Image.Resampling.BICUBIC))
 

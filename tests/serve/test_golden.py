@@ -54,7 +54,7 @@ def test_a_machine_that_ignores_exif_is_refused(folder: Path, monkeypatch: pytes
 
 def test_a_machine_that_swaps_red_and_blue_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit = preprocess.fit
-    monkeypatch.setattr(preprocess, "fit", lambda image, spec: fit(image, spec)[..., ::-1])
+    monkeypatch.setattr(preprocess, "fit", lambda image, spec, box: fit(image, spec, box)[..., ::-1])
     with pytest.raises(GoldenError, match="other pixels"):
         Classifier.open(folder)
 

@@ -33,6 +33,13 @@ def test_fields_of_a_newer_version_are_kept(data: dict[str, Any]) -> None:
     assert json.loads(manifest.to_json()) == newer
 
 
+def test_a_manifest_from_before_scaled_decoding_is_read_and_written_as_it_was(data: dict[str, Any]) -> None:
+    del data["preprocess"]["jpeg_decoding"]
+    manifest = Manifest.from_dict(data)
+    assert manifest.preprocess.jpeg_decoding == "full"
+    assert json.loads(manifest.to_json()) == data
+
+
 def test_labels_of_any_script_survive(data: dict[str, Any]) -> None:
     labels = ["Zürich", "日本", "🐝", "عربي"]
     assert Manifest.from_json(Manifest.from_dict(data | {"labels": labels}).to_json()).labels == tuple(labels)

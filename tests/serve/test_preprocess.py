@@ -5,6 +5,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from serve.errors import ImageError, ManifestError
-from serve.preprocess import Limits, PreprocessSpec, crop_box, decode_image, fit, preprocess
+from serve.preprocess import Limits, PreprocessSpec, crop_box, decode_image, fit, jpeg_scale, preprocess, reduced_box
 
 SPEC = PreprocessSpec(height=24, width=32)
 RED, GREEN = (200, 40, 30), (30, 190, 50)
@@ -364,11 +365,177 @@ def test_the_crop_lies_inside_is_centred_and_keeps_the_aspect(width: int, height
     assert abs(bottom - top - spec.height * scale) <= 0.5 or bottom - top == 1
 
 
+# Scaled decoding.
+
+SMALL = PreprocessSpec(height=24, width=32, crop_fraction=0.75)
+# 32 x 24 from the middle three quarters: a picture needs 8/3 of 32 x 24 for each halving, which is 86 x 64.
+SCALES = {
+    "as large as twice the input": (86, 64, 1),
+    "too low by a row": (1000, 126, 1),
+    "high enough for a half": (1000, 128, 2),
+    "too narrow by a column": (169, 1000, 1),
+    "wide enough for a half": (170, 1000, 2),
+    "too low for a quarter": (1000, 254, 2),
+    "high enough for a quarter": (1000, 256, 4),
+    "too low for an eighth": (1000, 510, 4),
+    "high enough for an eighth": (1000, 512, 8),
+    "a photo": (4032, 3024, 8),
+    "one pixel": (1, 1, 1),
+}
+
+
+@pytest.mark.parametrize(("width", "height", "scale"), SCALES.values(), ids=SCALES)
+def test_a_picture_is_decoded_as_small_as_leaves_twice_the_models_input(width: int, height: int, scale: int) -> None:
+    assert jpeg_scale(width, height, SMALL) == scale
+    assert jpeg_scale(width, height, replace(SMALL, jpeg_decoding="full")) == 1
+
+
+@pytest.mark.parametrize("height", [24, 32])
+def test_both_sides_must_be_left_twice_the_models(height: int) -> None:
+    spec = PreprocessSpec(height=height, width=56 - height, crop_fraction=0.99)
+    size = (48, 1000) if height == 32 else (1000, 48)
+    left, top, right, bottom = crop_box(*size, spec)
+    assert sorted((right - left, bottom - top)) == [48, 63], "rounded up on one side, down on the other"
+    assert jpeg_scale(*size, spec) == 1
+
+
+@given(sides, sides, specs)
+def test_no_larger_scale_would_leave_twice_the_models_input(width: int, height: int, spec: PreprocessSpec) -> None:
+    scale = jpeg_scale(width, height, spec)
+    left, top, right, bottom = crop_box(width, height, spec)
+    times = min((right - left) / spec.width, (bottom - top) / spec.height)
+    assert scale in (1, 2, 4, 8)
+    assert scale == 1 or times >= 2 * scale
+    assert scale == 8 or times < 4 * scale
+
+
+@given(sides, sides, st.sampled_from(sorted(SIDES)), st.sampled_from([1, 2, 4, 8]), specs)
+def test_the_box_lies_within_the_smaller_picture(
+    width: int, height: int, orientation: int, scale: int, spec: PreprocessSpec
+) -> None:
+    left, top, right, bottom = reduced_box(width, height, orientation, scale, spec)
+    assert 0 <= left < right <= -(-width // scale)
+    assert 0 <= top < bottom <= -(-height // scale)
+    if scale == 1:
+        assert (left, top, right, bottom) == crop_box(width, height, spec)
+
+
+def photo_like(width: int, height: int) -> Image.Image:
+    """Lightness changes from pixel to pixel, colour over a wider range, as in photos: half of the decoders halve colour."""
+    light = noise(height, width).convert("L")
+    colour = noise(height // 8, width // 8).resize((width, height), Image.Resampling.BICUBIC).convert("YCbCr")
+    return Image.merge("YCbCr", (light, *colour.split()[1:])).convert("RGB")
+
+
+def levels_apart(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.abs(one.astype(int) - other).mean())
+
+
+JPEGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "4:2:0": ("RGB", {"subsampling": 2}),
+    "4:2:2": ("RGB", {"subsampling": 1}),
+    "4:4:4": ("RGB", {"subsampling": 0}),
+    "progressive": ("RGB", {"progressive": True}),
+    "with restarts": ("RGB", {"restart_marker_rows": 1}),
+    "grey": ("L", {}),
+    "CMYK": ("CMYK", {}),
+}
+
+
+@pytest.mark.parametrize("size", [(400, 300), (397, 299), (203, 151), (171, 801)], ids=str)
+@pytest.mark.parametrize(("mode", "options"), JPEGS.values(), ids=JPEGS)
+def test_scaled_decoding_shows_the_same_picture(mode: str, options: dict[str, Any], size: tuple[int, int]) -> None:
+    data = encode(photo_like(*size).convert(mode), "JPEG", quality=92, **options)
+    scaled, full = preprocess(data, SMALL), preprocess(data, replace(SMALL, jpeg_decoding="full"))
+    assert jpeg_scale(*size, SMALL) > 1
+    assert scaled.tobytes() != full.tobytes(), "nothing was scaled"
+    assert levels_apart(scaled, full) < 2
+
+
+@pytest.mark.parametrize("size", [(400, 304), (397, 299), (299, 397)], ids=str)
+@pytest.mark.parametrize("orientation", SIDES)
+def test_a_turned_photo_is_scaled_and_cut_where_the_upright_one_is(orientation: int, size: tuple[int, int]) -> None:
+    data = encode(as_stored(np.asarray(photo_like(*size)), orientation), "JPEG", quality=95, exif=exif_of(orientation))
+    scaled, full = preprocess(data, SMALL), preprocess(data, replace(SMALL, jpeg_decoding="full"))
+    assert scaled.tobytes() != full.tobytes(), "nothing was scaled"
+    assert levels_apart(scaled, full) < 1.5, "half a pixel of the smaller picture to the side would be 5"
+
+
+def test_the_scale_is_chosen_for_the_upright_picture() -> None:
+    picture, spec = noise(400, 130), PreprocessSpec(height=60, width=20)
+    data = encode(picture, "JPEG", exif=exif_of(6))
+    assert (jpeg_scale(130, 400, spec), jpeg_scale(400, 130, spec)) == (2, 1)
+    assert preprocess(data, spec).tobytes() == preprocess(data, replace(spec, jpeg_decoding="full")).tobytes()
+
+
+def test_the_first_picture_of_an_mpo_photo_is_scaled_too() -> None:
+    picture = noise(300, 400)
+    mpo = encode(picture, "MPO", save_all=True, append_images=[noise(60, 80)])
+    np.testing.assert_array_equal(preprocess(mpo, SMALL), preprocess(encode(picture, "JPEG"), SMALL))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF"])
+def test_nothing_but_jpeg_is_scaled(kind: str) -> None:
+    data = encode(noise(300, 400), kind)
+    np.testing.assert_array_equal(preprocess(data, SMALL), preprocess(data, replace(SMALL, jpeg_decoding="full")))
+
+
+def test_a_picture_is_decoded_whole_where_no_model_is_meant() -> None:
+    assert decode_image(encode(noise(300, 400), "JPEG")).size == (400, 300)
+
+
+def test_pixels_are_counted_before_they_are_scaled_away() -> None:
+    with pytest.raises(ImageError, match=r"400 x 300 = 120,000 pixels, the limit is 119,999"):
+        preprocess(encode(noise(300, 400), "JPEG"), SMALL, Limits(max_pixels=119_999))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_truncated_jpeg_is_refused_when_it_is_scaled_too(progressive: bool) -> None:
+    data = encode(noise(300, 400), "JPEG", progressive=progressive)
+    for length in [*(len(data) * percent // 100 for percent in range(1, 100)), len(data) - 30]:
+        with pytest.raises(ImageError):
+            preprocess(data[:length], SMALL)
+
+
 def test_a_spec_survives_json_and_keeps_its_digest() -> None:
     spec = PreprocessSpec(height=224, width=200, crop_fraction=0.9, interpolation="bilinear", background=(0, 1, 2))
     again = PreprocessSpec.from_dict(spec.to_dict())
     assert again == spec
     assert again.digest() == spec.digest()
+
+
+# As manifests and checkpoints held them, with the digest beside them, before there was another way than full decoding.
+OLD = {
+    "5ecd213a982d6f58f9c8617cd5878d24572b733d43c5b4ba6d88eb594b135cff": {
+        "height": 224,
+        "width": 224,
+        "crop_fraction": 0.875,
+        "interpolation": "bicubic",
+        "antialias": True,
+        "orientation": "exif",
+        "color": "RGB",
+        "background": [255, 255, 255],
+    },
+    "29b5a4bc321845b18267f856c63472bca9e9514bdc3d2a96ecd419b334c40bd9": {
+        "height": 224,
+        "width": 200,
+        "crop_fraction": 0.9,
+        "interpolation": "bilinear",
+        "antialias": True,
+        "orientation": "exif",
+        "color": "RGB",
+        "background": [0, 1, 2],
+    },
+}
+
+
+@pytest.mark.parametrize("digest", OLD)
+def test_a_spec_from_before_scaled_decoding_decodes_in_full_and_keeps_its_digest(digest: str) -> None:
+    spec = PreprocessSpec.from_dict(OLD[digest])
+    assert spec.jpeg_decoding == "full"
+    assert spec.to_dict() == OLD[digest]
+    assert spec.digest() == digest
+    assert PreprocessSpec.from_dict({**OLD[digest], "jpeg_decoding": "full"}) == spec
 
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -377,6 +544,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "crop_fraction": {"crop_fraction": 0.9},
     "interpolation": {"interpolation": "bilinear"},
     "background": {"background": (0, 0, 0)},
+    "jpeg_decoding": {"jpeg_decoding": "full"},
 }
 
 
@@ -389,9 +557,16 @@ def test_another_spec_has_another_digest(change: dict[str, Any]) -> None:
 def test_all_problems_of_a_spec_are_told_at_once() -> None:
     with pytest.raises(ManifestError) as refusal:
         PreprocessSpec(
-            height=0, width=9999, crop_fraction=2, interpolation="nearest", antialias=False, color="BGR", background=(1, 2, 300)
+            height=0,
+            width=9999,
+            crop_fraction=2,
+            interpolation="nearest",
+            antialias=False,
+            color="BGR",
+            background=(1, 2, 300),
+            jpeg_decoding="half",
         )
-    for name in ("height", "width", "crop_fraction", "interpolation", "antialias", "color", "background"):
+    for name in ("height", "width", "crop_fraction", "interpolation", "antialias", "color", "background", "jpeg_decoding"):
         assert name in str(refusal.value)
 
 
@@ -401,6 +576,7 @@ BAD_SPECS: dict[str, Any] = {
     "an unknown field": {**SPEC.to_dict(), "mean": 0.5},
     "text for a number": {**SPEC.to_dict(), "height": "24"},
     "a background of the wrong type": {**SPEC.to_dict(), "background": 3},
+    "an unknown way of decoding": {**SPEC.to_dict(), "jpeg_decoding": 2},
 }
 
 

@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from serve.errors import ImageError
-from serve.preprocess import INTERPOLATIONS, UPRIGHT, Limits, PreprocessSpec, crop_box, decode_image, fit, preprocess
+from serve.preprocess import (
+    INTERPOLATIONS,
+    JPEG_DECODINGS,
+    LYING,
+    UPRIGHT,
+    Limits,
+    PreprocessSpec,
+    _decode,
+    crop_box,
+    decode_image,
+    fit,
+    jpeg_scale,
+    preprocess,
+)
 
 few = settings(max_examples=40, derandomize=True)
 
@@ -37,6 +51,7 @@ specs = st.builds(
     crop_fraction=st.floats(0.1, 1),
     interpolation=st.sampled_from(sorted(INTERPOLATIONS)),
     background=st.tuples(*[st.integers(0, 255)] * 3),
+    jpeg_decoding=st.sampled_from(JPEG_DECODINGS),
 )
 levels = st.integers(0, 255)
 
@@ -103,9 +118,38 @@ def test_a_picture_that_says_how_it_lies_gives_what_the_upright_one_gives(
 ) -> None:
     stored = noise(size, seed)
     options = LOSSLESS.get(kind, {"quality": 95})
+    spec = replace(spec, jpeg_decoding="full")
     said = encode(stored, kind, orientation=orientation, **options)
     upright = decode_image(encode(stored, kind, **options)).transpose(UPRIGHT[orientation])
     np.testing.assert_array_equal(preprocess(said, spec), fit(upright, spec))
+
+
+large = st.tuples(st.integers(1, 700), st.integers(1, 700))
+
+
+@few
+@given(large, st.sampled_from(MODES["JPEG"]), st.integers(1, 8), st.booleans(), specs)
+def test_a_jpeg_is_decoded_at_exactly_its_scale_and_else_as_ever(
+    size: tuple[int, int], mode: str, orientation: int, progressive: bool, spec: PreprocessSpec
+) -> None:
+    data = encode(in_mode(noise(size, 0), mode), "JPEG", orientation=orientation, progressive=progressive)
+    width, height = size[::-1] if orientation in LYING else size
+    scale = jpeg_scale(width, height, spec)
+    image, box = _decode(data, spec.background, Limits(), spec)
+    assert (image.mode, image.size) == ("RGB", (-(-width // scale), -(-height // scale)))
+    assert (box is None) == (scale == 1)
+    if scale == 1:
+        np.testing.assert_array_equal(preprocess(data, spec), fit(decode_image(data), spec))
+
+
+@few
+@given(large, st.tuples(levels, levels, levels), st.integers(1, 8), specs)
+def test_a_flat_jpeg_stays_that_colour_at_every_scale(
+    size: tuple[int, int], colour: tuple[int, int, int], orientation: int, spec: PreprocessSpec
+) -> None:
+    data = encode(Image.new("RGB", size, colour), "JPEG", quality=100, orientation=orientation)
+    pixels = preprocess(data, spec).astype(int)
+    np.testing.assert_allclose(pixels, np.broadcast_to(colour, pixels.shape), rtol=0, atol=2)
 
 
 @few

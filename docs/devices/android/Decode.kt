@@ -10,15 +10,28 @@ import java.nio.ByteBuffer
 private const val MAX_BYTES = 16L shl 20
 private const val MAX_PIXELS = 50_000_000L
 
-/** A file's picture as it lies; [orientationOf] tells how to turn it. Transparent pixels are laid on [background]. */
-fun decode(file: File, background: IntArray): Picture {
-    require(file.length() <= MAX_BYTES) { "$file: too many bytes" }
-    val bounds = BitmapFactory.Options().apply { inJustDecodeBounds = true }
-    BitmapFactory.decodeFile(file.path, bounds)
-    require(bounds.outWidth.toLong() * bounds.outHeight <= MAX_PIXELS) { "$file: too many pixels" }
+/** What the model is fed of a file: decoded, turned by its EXIF tag, cut and resized. */
+fun pixels(file: File, background: IntArray, spec: Spec): ByteArray {
+    val bounds = boundsOf(file)
+    val orientation = orientationOf(file)
+    val width = if (orientation in 5..8) bounds.outHeight else bounds.outWidth
+    val height = if (orientation in 5..8) bounds.outWidth else bounds.outHeight
+    // Of a JPEG, Android's decoder, too, computes fewer terms of the cosine transform, and rounds the size up.
+    val scale = if (bounds.outMimeType == "image/jpeg") jpegScale(width, height, spec) else 1
+    val picture = decode(file, background, scale)
+    check(picture.width == (bounds.outWidth + scale - 1) / scale && picture.height == (bounds.outHeight + scale - 1) / scale) {
+        "$file: decoded to another size than 1/$scale"
+    }
+    return fit(upright(picture, orientation), reducedBox(width, height, orientation, scale, spec), spec)
+}
+
+/** A file's picture as it lies, at 1/[scale] of its size. Transparent pixels are laid on [background]. */
+fun decode(file: File, background: IntArray, scale: Int = 1): Picture {
+    boundsOf(file)
     val options = BitmapFactory.Options().apply {
         inPreferredConfig = Bitmap.Config.ARGB_8888
         inPremultiplied = false
+        inSampleSize = scale
     }
     val bitmap = requireNotNull(BitmapFactory.decodeFile(file.path, options)) { "$file: no image that Android decodes" }
     val rgba = ByteBuffer.allocate(bitmap.byteCount)
@@ -33,6 +46,15 @@ fun decode(file: File, background: IntArray): Picture {
     }
     bitmap.recycle()
     return picture
+}
+
+/** Size and kind, from the header; throws where they are over the limits. */
+private fun boundsOf(file: File): BitmapFactory.Options {
+    require(file.length() <= MAX_BYTES) { "$file: too many bytes" }
+    val bounds = BitmapFactory.Options().apply { inJustDecodeBounds = true }
+    BitmapFactory.decodeFile(file.path, bounds)
+    require(bounds.outWidth.toLong() * bounds.outHeight <= MAX_PIXELS) { "$file: too many pixels" }
+    return bounds
 }
 
 /** EXIF tag 0x0112; 1 where there is none. */

@@ -20,6 +20,7 @@ class Manifest(val folder: File) {
         preprocess.getInt("width"),
         preprocess.getDouble("crop_fraction"),
         preprocess.getString("interpolation"),
+        preprocess.optString("jpeg_decoding", "full") == "scaled",
     )
 
     init {
@@ -32,7 +33,7 @@ class Manifest(val folder: File) {
         return File(folder, requireNotNull(all.find { it.getString("name") == variant }) { "no variant $variant" }.getString("file"))
     }
 
-    fun pixels(file: File): ByteArray = fit(decode(file, background), orientationOf(file), spec)
+    fun pixels(file: File): ByteArray = pixels(file, background, spec)
 }
 
 /** Throws where a sample fails; its message names the half that differs. */

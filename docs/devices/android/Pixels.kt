@@ -4,22 +4,30 @@ package edgeline
 
 import kotlin.math.PI
 import kotlin.math.abs
+import kotlin.math.ceil
+import kotlin.math.floor
 import kotlin.math.max
 import kotlin.math.min
 import kotlin.math.round
 import kotlin.math.sin
 
-/** `preprocess` of the manifest. */
-class Spec(val height: Int, val width: Int, val cropFraction: Double, val interpolation: String)
+/** `preprocess` of the manifest; [scaledJpegs] is whether `jpeg_decoding` is there and "scaled". */
+class Spec(val height: Int, val width: Int, val cropFraction: Double, val interpolation: String, val scaledJpegs: Boolean)
 
 /** Rows from the top, three bytes a pixel: red, green, blue. */
 class Picture(val width: Int, val height: Int, val rgb: ByteArray)
 
-/** What the model is fed: [picture] turned by its EXIF [orientation], cut and resized. */
-fun fit(picture: Picture, orientation: Int, spec: Spec): ByteArray {
+/** Edges of a rectangle, in pixels. */
+class Box(val left: Double, val top: Double, val right: Double, val bottom: Double)
+
+/** What the model is fed: the [box] of a picture that is upright. */
+fun fit(picture: Picture, box: Box, spec: Spec): ByteArray {
+    val left = floor(box.left)
+    val top = floor(box.top)
+    val inside = Box(box.left - left, box.top - top, box.right - left, box.bottom - top)
     // Across first, then down; the result in between is rounded to bytes, too.
-    val across = resizeOneWay(cut(upright(picture, orientation), spec), spec.width, false, spec.interpolation)
-    return resizeOneWay(across, spec.height, true, spec.interpolation).rgb
+    val across = resizeOneWay(cut(picture, box), inside, spec.width, false, spec.interpolation)
+    return resizeOneWay(across, inside, spec.height, true, spec.interpolation).rgb
 }
 
 /** Undo the [orientation], the value of EXIF tag 0x0112. */
@@ -41,13 +49,40 @@ fun upright(from: Picture, orientation: Int): Picture {
     return Picture(width, height, rgb)
 }
 
-/** The centred rectangle of the model's aspect, in whole pixels. */
-fun cut(from: Picture, spec: Spec): Picture {
-    val scale = min(from.width / spec.width.toDouble(), from.height / spec.height.toDouble()) * spec.cropFraction
-    val width = max(1, round(spec.width * scale).toInt()) // halves to even
-    val height = max(1, round(spec.height * scale).toInt())
-    val left = (from.width - width) / 2
-    val top = (from.height - height) / 2
+/** The centred rectangle of the model's aspect, in whole pixels of an upright picture of this size. */
+fun cropBox(width: Int, height: Int, spec: Spec): Box {
+    val scale = min(width / spec.width.toDouble(), height / spec.height.toDouble()) * spec.cropFraction
+    val across = max(1, round(spec.width * scale).toInt()) // halves to even
+    val down = max(1, round(spec.height * scale).toInt())
+    val left = (width - across) / 2
+    val top = (height - down) / 2
+    return Box(left.toDouble(), top.toDouble(), (left + across).toDouble(), (top + down).toDouble())
+}
+
+/** What the sides of a JPEG are divided by, rounding up, as it is decoded; the size is that of the upright picture. */
+fun jpegScale(width: Int, height: Int, spec: Spec): Int {
+    val box = cropBox(width, height, spec)
+    val scales = if (spec.scaledJpegs) listOf(8, 4, 2) else listOf()
+    return scales.find { box.right - box.left >= 2 * it * spec.width && box.bottom - box.top >= 2 * it * spec.height } ?: 1
+}
+
+/**
+ * Where [cropBox] lies in the picture that was decoded at 1/[scale] and turned upright. The last stored row and column were
+ * filled up to whole pixels; turned, they may be the first.
+ */
+fun reducedBox(width: Int, height: Int, orientation: Int, scale: Int, spec: Spec): Box {
+    val box = cropBox(width, height, spec)
+    val x = if (orientation in setOf(2, 3, 6, 7)) (scale - width % scale) % scale else 0
+    val y = if (orientation in setOf(3, 4, 7, 8)) (scale - height % scale) % scale else 0
+    return Box((box.left + x) / scale, (box.top + y) / scale, (box.right + x) / scale, (box.bottom + y) / scale)
+}
+
+/** The whole pixels that a rectangle touches. */
+fun cut(from: Picture, box: Box): Picture {
+    val left = floor(box.left).toInt()
+    val top = floor(box.top).toInt()
+    val width = ceil(box.right).toInt() - left
+    val height = ceil(box.bottom).toInt() - top
     val rgb = ByteArray(3 * width * height)
     for (y in 0 until height) {
         val start = 3 * ((top + y) * from.width + left)
@@ -74,12 +109,13 @@ private const val BITS = 22 // of the fraction: two of 32 bits are left for over
 /** What one pixel of the result is summed up from. */
 private class Taps(val first: Int, val weights: IntArray)
 
-private fun tapsOf(from: Int, to: Int, interpolation: String): List<Taps> {
+/** [from] pixels are there; those between the two edges become [to]. */
+private fun tapsOf(from: Int, firstEdge: Double, lastEdge: Double, to: Int, interpolation: String): List<Taps> {
     val (reach, weight) = filterOf(interpolation)
-    val scale = from.toDouble() / to
+    val scale = (lastEdge - firstEdge) / to
     val stretch = max(scale, 1.0) // shrinking widens the filter: this is the antialiasing
     return List(to) { i ->
-        val centre = (i + 0.5) * scale
+        val centre = firstEdge + (i + 0.5) * scale
         val first = max(0, (centre - reach * stretch + 0.5).toInt())
         val end = min(from, (centre + reach * stretch + 0.5).toInt())
         val weights = DoubleArray(end - first) { k -> weight((first + k - centre + 0.5) * (1 / stretch)) }
@@ -88,8 +124,9 @@ private fun tapsOf(from: Int, to: Int, interpolation: String): List<Taps> {
     }
 }
 
-private fun resizeOneWay(from: Picture, size: Int, down: Boolean, interpolation: String): Picture {
-    val taps = tapsOf(if (down) from.height else from.width, size, interpolation)
+private fun resizeOneWay(from: Picture, box: Box, size: Int, down: Boolean, interpolation: String): Picture {
+    val taps = if (down) tapsOf(from.height, box.top, box.bottom, size, interpolation)
+    else tapsOf(from.width, box.left, box.right, size, interpolation)
     val width = if (down) from.width else size
     val height = if (down) size else from.height
     val rgb = ByteArray(3 * width * height)

@@ -1,84 +1,24 @@
 // Prove an artifact on this machine, then say what is on photos:  edgeline FOLDER VARIANT [PHOTO...]
 // C++17, ONNX Runtime 1.20 or newer, libjpeg-turbo, stb_image and nlohmann/json; README.md beside this file has the command.
 #include <onnxruntime_cxx_api.h>
-#include <turbojpeg.h>
 
-#include <array>
 #include <cstdlib>
-#include <cstring>
 #include <fstream>
 #include <iostream>
 #include <iterator>
-#include <memory>
 #include <nlohmann/json.hpp>
 
-#define STB_IMAGE_IMPLEMENTATION
-#define STBI_NO_JPEG  // libjpeg-turbo decodes to the same bytes as Pillow, which is built on it
-#include <stb_image.h>
+#include "decode.hpp"
 
-#include "pixels.hpp"
-
-using edgeline::Picture;
-using Bytes = std::vector<uint8_t>;
+using edgeline::Bytes;
+using edgeline::fail;
 using Floats = std::vector<float>;
 using nlohmann::json;
-
-constexpr size_t kMaxBytes = 16 << 20, kMaxPixels = 50'000'000;
-
-[[noreturn]] void fail(const std::string& what) { throw std::runtime_error(what); }
 
 Bytes read(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) fail(path + ": cannot be read");
   return Bytes(std::istreambuf_iterator<char>(file), {});
-}
-
-// --- decode ---------------------------------------------------------------------------------------------------------
-
-int orientation_of(const Bytes& jpeg) {  // EXIF tag 0x0112; 1 where there is none or it makes no sense
-  bool big = true;
-  const auto u8 = [&](size_t at) -> uint32_t { return at < jpeg.size() ? jpeg[at] : 0; };
-  const auto u16 = [&](size_t at) { return big ? u8(at) << 8 | u8(at + 1) : u8(at + 1) << 8 | u8(at); };
-  const auto u32 = [&](size_t at) { return big ? u16(at) << 16 | u16(at + 2) : u16(at + 2) << 16 | u16(at); };
-  size_t at = 2;  // of the marker
-  while (u8(at) == 0xFF && u8(at + 1) != 0xDA && at + 10 < jpeg.size() &&
-         !(u8(at + 1) == 0xE1 && std::memcmp(&jpeg[at + 4], "Exif\0", 6) == 0))
-    at += 2 + u16(at + 2);
-  if (u8(at + 1) != 0xE1) return 1;
-  const size_t tiff = at + 10;
-  big = u8(tiff) == 'M';
-  const size_t directory = tiff + u32(tiff + 4);
-  for (size_t entry = directory + 2, left = u16(directory); left > 0; left--, entry += 12)
-    if (u16(entry) == 0x0112) return int(u16(entry + 8));
-  return 1;
-}
-
-Picture decode_jpeg(const Bytes& data) {
-  const std::unique_ptr<void, int (*)(void*)> decoder(tjInitDecompress(), tjDestroy);
-  int width, height, subsampling, colours;
-  if (tjDecompressHeader3(decoder.get(), data.data(), data.size(), &width, &height, &subsampling, &colours))
-    fail(tjGetErrorStr2(decoder.get()));
-  if (size_t(width) * height > kMaxPixels) fail("too many pixels");
-  Picture picture{width, height, Bytes(size_t(3) * width * height)};
-  // A warning is an error here: a truncated file would be grey from there on.
-  if (tjDecompress2(decoder.get(), data.data(), data.size(), picture.rgb.data(), width, 0, height, TJPF_RGB, 0))
-    fail(tjGetErrorStr2(decoder.get()));
-  return edgeline::upright(picture, orientation_of(data));
-}
-
-Picture decode(const Bytes& data, const std::array<int, 3>& background) {
-  if (data.size() > kMaxBytes) fail("too many bytes");
-  if (data.size() > 2 && data[0] == 0xFF && data[1] == 0xD8) return decode_jpeg(data);
-  int width, height, channels;
-  if (!stbi_info_from_memory(data.data(), int(data.size()), &width, &height, &channels)) fail("no JPEG, PNG, GIF or BMP");
-  if (size_t(width) * height > kMaxPixels) fail("too many pixels");
-  const std::unique_ptr<uint8_t, void (*)(void*)> rgba(
-      stbi_load_from_memory(data.data(), int(data.size()), &width, &height, &channels, 4), stbi_image_free);
-  if (!rgba) fail(stbi_failure_reason());
-  Picture picture{width, height, {}};
-  for (const uint8_t* p = rgba.get(); p < rgba.get() + size_t(4) * width * height; p += 4)
-    for (int c = 0; c < 3; c++) picture.rgb.push_back(uint8_t((p[c] * p[3] + background[c] * (255 - p[3]) + 127) / 255));
-  return picture;
 }
 
 // --- the model ------------------------------------------------------------------------------------------------------
@@ -107,7 +47,7 @@ struct Classifier {
     manifest = json::parse(read(folder + "/manifest.json"));
     if (manifest["schema"] != "edgeline.artifact/1") fail("another schema of artifact");
     const json& p = manifest["preprocess"];
-    spec = {p["height"], p["width"], p["crop_fraction"], p["interpolation"]};
+    spec = {p["height"], p["width"], p["crop_fraction"], p["interpolation"], p.value("jpeg_decoding", "full") == "scaled"};
     for (const json& v : manifest["variants"])
       if (v["name"] == variant) {
         const Bytes model = read(folder + "/" + v["file"].get<std::string>());
@@ -116,7 +56,7 @@ struct Classifier {
     if (!session) fail("no variant " + variant);
   }
 
-  Bytes pixels(const Bytes& file) const { return edgeline::fit(decode(file, manifest["preprocess"]["background"]), spec); }
+  Bytes pixels(const Bytes& file) const { return edgeline::pixels(file, manifest["preprocess"]["background"], spec); }
 
   std::pair<Floats, Floats> answer(Bytes pixels) {  // probabilities and logits
     const int64_t shape[] = {1, spec.height, spec.width, 3};
@@ -158,7 +98,7 @@ void prove(Classifier& classifier) {
     const json& answers = own.empty() ? sample : sample["variants"][classifier.variant];
     const Floats probabilities = answers["probabilities"], logits = answers["logits"], reference = sample["probabilities"];
     const Bytes pixels = classifier.pixels(read(classifier.folder + "/" + name));
-    const Bytes stored = decode(read(classifier.folder + "/" + sample["pixels"].get<std::string>()), {}).rgb;
+    const Bytes stored = edgeline::decode(read(classifier.folder + "/" + sample["pixels"].get<std::string>()), {}).rgb;
     must(pixels.size() == stored.size(), name, "another size than the stored pixels");
     double pixel_difference = 0;
     for (size_t i = 0; i < pixels.size(); i++) pixel_difference += std::abs(pixels[i] - stored[i]) / double(pixels.size());

@@ -15,6 +15,11 @@ struct Spec {  // `preprocess` of the manifest
   int height, width;
   double crop_fraction;
   std::string interpolation;
+  bool scaled_jpegs = false;  // whether `jpeg_decoding` is there and "scaled"
+};
+
+struct Box {  // edges of a rectangle, in pixels
+  double left, top, right, bottom;
 };
 
 struct Picture {  // rows from the top, three bytes a pixel: red, green, blue
@@ -38,11 +43,37 @@ inline Picture upright(const Picture& from, int orientation) {  // the value of 
   return to;
 }
 
-inline Picture cut(const Picture& from, const Spec& spec) {  // the centred rectangle of the model's aspect, in whole pixels
-  const double scale =
-      std::min(from.width / double(spec.width), from.height / double(spec.height)) * spec.crop_fraction;
-  Picture to{std::max(1, int(std::nearbyint(spec.width * scale))), std::max(1, int(std::nearbyint(spec.height * scale))), {}};
-  const int left = (from.width - to.width) / 2, top = (from.height - to.height) / 2;
+// The centred rectangle of the model's aspect, in whole pixels of an upright picture of this size.
+inline Box crop_box(int width, int height, const Spec& spec) {
+  const double scale = std::min(width / double(spec.width), height / double(spec.height)) * spec.crop_fraction;
+  const int across = std::max(1, int(std::nearbyint(spec.width * scale)));
+  const int down = std::max(1, int(std::nearbyint(spec.height * scale)));
+  const int left = (width - across) / 2, top = (height - down) / 2;
+  return {double(left), double(top), double(left + across), double(top + down)};
+}
+
+// What the sides of a JPEG are divided by, rounding up, as it is decoded; width and height are those of the upright picture.
+inline int jpeg_scale(int width, int height, const Spec& spec) {
+  const Box box = crop_box(width, height, spec);
+  if (spec.scaled_jpegs)
+    for (const int scale : {8, 4, 2})
+      if (box.right - box.left >= 2 * scale * spec.width && box.bottom - box.top >= 2 * scale * spec.height) return scale;
+  return 1;
+}
+
+// Where `crop_box` lies in the picture that was decoded at 1/scale and turned upright. The last stored row and column were
+// filled up to whole pixels; turned, they may be the first.
+inline Box reduced_box(int width, int height, int orientation, int scale, const Spec& spec) {
+  const Box box = crop_box(width, height, spec);
+  const bool from_right = orientation == 2 || orientation == 3 || orientation == 6 || orientation == 7;
+  const bool from_bottom = orientation == 3 || orientation == 4 || orientation == 7 || orientation == 8;
+  const int x = from_right ? (scale - width % scale) % scale : 0, y = from_bottom ? (scale - height % scale) % scale : 0;
+  return {(box.left + x) / scale, (box.top + y) / scale, (box.right + x) / scale, (box.bottom + y) / scale};
+}
+
+inline Picture cut(const Picture& from, const Box& box) {  // the whole pixels that the rectangle touches
+  const int left = int(std::floor(box.left)), top = int(std::floor(box.top));
+  Picture to{int(std::ceil(box.right)) - left, int(std::ceil(box.bottom)) - top, {}};
   to.rgb.reserve(size_t(3) * to.width * to.height);
   for (int y = 0; y < to.height; y++) {
     const uint8_t* row = &from.rgb[3 * (size_t(top + y) * from.width + left)];
@@ -72,13 +103,14 @@ struct Taps {  // what one pixel of the result is summed up from
   std::vector<int32_t> weights;
 };
 
-inline std::vector<Taps> taps_of(int from, int to, const std::string& interpolation) {
+// `from` pixels are there; those between `first_edge` and `last_edge` become `to`.
+inline std::vector<Taps> taps_of(int from, double first_edge, double last_edge, int to, const std::string& interpolation) {
   const auto [reach, weight] = filter_of(interpolation);
-  const double scale = double(from) / to;
+  const double scale = (last_edge - first_edge) / to;
   const double stretch = std::max(scale, 1.0);  // shrinking widens the filter: this is the antialiasing
   std::vector<Taps> all;
   for (int i = 0; i < to; i++) {
-    const double centre = (i + 0.5) * scale;
+    const double centre = first_edge + (i + 0.5) * scale;
     const int first = std::max(0, int(centre - reach * stretch + 0.5));
     const int end = std::min(from, int(centre + reach * stretch + 0.5));
     std::vector<double> weights;
@@ -91,8 +123,9 @@ inline std::vector<Taps> taps_of(int from, int to, const std::string& interpolat
   return all;
 }
 
-inline Picture resize_one_way(const Picture& from, int size, bool down, const std::string& interpolation) {
-  const auto taps = taps_of(down ? from.height : from.width, size, interpolation);
+inline Picture resize_one_way(const Picture& from, const Box& box, int size, bool down, const std::string& interpolation) {
+  const auto taps = down ? taps_of(from.height, box.top, box.bottom, size, interpolation)
+                         : taps_of(from.width, box.left, box.right, size, interpolation);
   Picture to{down ? from.width : size, down ? size : from.height, {}};
   to.rgb.resize(size_t(3) * to.width * to.height);
   const size_t step = down ? size_t(3) * from.width : 3;
@@ -109,10 +142,13 @@ inline Picture resize_one_way(const Picture& from, int size, bool down, const st
   return to;
 }
 
-inline std::vector<uint8_t> fit(const Picture& picture, const Spec& spec) {  // of an upright picture
+inline std::vector<uint8_t> fit(const Picture& picture, const Box& box, const Spec& spec) {  // of an upright picture
+  const Picture part = cut(picture, box);
+  const double left = std::floor(box.left), top = std::floor(box.top);
+  const Box inside{box.left - left, box.top - top, box.right - left, box.bottom - top};
   // Across first, then down; the result in between is rounded to bytes, too.
-  const Picture across = resize_one_way(cut(picture, spec), spec.width, false, spec.interpolation);
-  return resize_one_way(across, spec.height, true, spec.interpolation).rgb;
+  const Picture across = resize_one_way(part, inside, spec.width, false, spec.interpolation);
+  return resize_one_way(across, inside, spec.height, true, spec.interpolation).rgb;
 }
 
 }  // namespace edgeline

@@ -3,18 +3,51 @@ import CoreGraphics
 import Foundation
 import ImageIO
 
-/// A file's picture as it lies, and how its EXIF tag says to turn it. Transparent pixels are laid on `background`.
-func decode(_ file: URL, background: [Int]) throws -> (picture: Picture, orientation: Int) {
-    let data = try Data(contentsOf: file)
-    guard data.count <= 16 << 20 else { throw Failure(description: "\(file.lastPathComponent): too many bytes") }
-    guard let source = CGImageSourceCreateWithData(data as CFData, nil),
-        let header = CGImageSourceCopyPropertiesAtIndex(source, 0, nil) as? [CFString: Any],
-        let width = header[kCGImagePropertyPixelWidth] as? Int, let height = header[kCGImagePropertyPixelHeight] as? Int
-    else { throw Failure(description: "\(file.lastPathComponent): no image that this system decodes") }
-    guard width * height <= 50_000_000 else { throw Failure(description: "\(file.lastPathComponent): too many pixels") }
-    guard CGImageSourceGetStatusAtIndex(source, 0) == .statusComplete,
-        let image = CGImageSourceCreateImageAtIndex(source, 0, nil)
-    else { throw Failure(description: "\(file.lastPathComponent): truncated or damaged") }
+/// A file that is open, and what its header says; its picture lies as it is stored.
+struct Photo {
+    let name: String
+    let source: CGImageSource
+    let width, height, orientation: Int
+    let isJpeg: Bool
+
+    init(_ file: URL) throws {
+        name = file.lastPathComponent
+        let data = try Data(contentsOf: file)
+        guard data.count <= 16 << 20 else { throw Failure(description: "\(name): too many bytes") }
+        guard let source = CGImageSourceCreateWithData(data as CFData, nil),
+            let header = CGImageSourceCopyPropertiesAtIndex(source, 0, nil) as? [CFString: Any],
+            let width = header[kCGImagePropertyPixelWidth] as? Int, let height = header[kCGImagePropertyPixelHeight] as? Int
+        else { throw Failure(description: "\(name): no image that this system decodes") }
+        guard width * height <= 50_000_000 else { throw Failure(description: "\(name): too many pixels") }
+        self.source = source
+        self.width = width
+        self.height = height
+        orientation = header[kCGImagePropertyOrientation] as? Int ?? 1
+        isJpeg = CGImageSourceGetType(source) as String? == "public.jpeg"
+    }
+}
+
+/// What the model is fed of a file: decoded, turned by its EXIF tag, cut and resized.
+func modelPixels(of file: URL, background: [Int], spec: Spec) throws -> [UInt8] {
+    let photo = try Photo(file)
+    let lies = (5...8).contains(photo.orientation)
+    let (width, height) = lies ? (photo.height, photo.width) : (photo.width, photo.height)
+    let scale = photo.isJpeg ? jpegScale(width: width, height: height, spec: spec) : 1
+    let picture = upright(try decode(photo, background: background, scale: scale), orientation: photo.orientation)
+    let box = reducedBox(width: width, height: height, orientation: photo.orientation, scale: scale, spec: spec)
+    return try fit(picture, box: box, spec: spec)
+}
+
+/// The picture as it is stored, at 1/scale of its size. Transparent pixels are laid on `background`.
+func decode(_ photo: Photo, background: [Int], scale: Int = 1) throws -> Picture {
+    let options: CFDictionary? = scale == 1 ? nil : [kCGImageSourceSubsampleFactor: scale] as CFDictionary
+    guard CGImageSourceGetStatusAtIndex(photo.source, 0) == .statusComplete,
+        let image = CGImageSourceCreateImageAtIndex(photo.source, 0, options)
+    else { throw Failure(description: "\(photo.name): truncated or damaged") }
+    // Image I/O takes the factor for a hint. Another size would put the cut elsewhere.
+    let (width, height) = ((photo.width + scale - 1) / scale, (photo.height + scale - 1) / scale)
+    guard image.width == width, image.height == height
+    else { throw Failure(description: "\(photo.name): decoded to another size than 1/\(scale)") }
 
     // Drawn in the picture's own colour space nothing is converted: the reference ignores profiles, too.
     var space = CGColorSpaceCreateDeviceRGB()
@@ -30,11 +63,11 @@ func decode(_ file: URL, background: [Int]) throws -> (picture: Picture, orienta
         context.draw(image, in: CGRect(x: 0, y: 0, width: width, height: height))
         return true
     }
-    guard drawn else { throw Failure(description: "\(file.lastPathComponent): cannot be drawn") }
+    guard drawn else { throw Failure(description: "\(photo.name): cannot be drawn") }
     var picture = Picture(width: width, height: height, rgb: [UInt8](repeating: 0, count: 3 * width * height))
     for i in 0..<width * height {
         let clear = 255 - Int(rgba[4 * i + 3])  // the colours are multiplied by alpha already
         for c in 0..<3 { picture.rgb[3 * i + c] = UInt8(min(255, Int(rgba[4 * i + c]) + (background[c] * clear + 127) / 255)) }
     }
-    return (picture, header[kCGImagePropertyOrientation] as? Int ?? 1)
+    return picture
 }

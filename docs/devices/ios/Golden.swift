@@ -11,6 +11,7 @@ struct Manifest: Decodable {
         let crop_fraction: Double
         let interpolation: String
         let background: [Int]
+        let jpeg_decoding: String?
     }
     struct Variant: Decodable {
         let name, file: String
@@ -23,7 +24,7 @@ struct Manifest: Decodable {
     var spec: Spec {
         Spec(
             height: preprocess.height, width: preprocess.width, cropFraction: preprocess.crop_fraction,
-            interpolation: preprocess.interpolation)
+            interpolation: preprocess.interpolation, scaledJpegs: preprocess.jpeg_decoding == "scaled")
     }
 
     /// Read the artifact in `folder`. A file that may have been tampered with: first compare the sizes and SHA-256s.
@@ -35,8 +36,7 @@ struct Manifest: Decodable {
     }
 
     func pixels(_ file: URL) throws -> [UInt8] {
-        let (picture, orientation) = try decode(file, background: preprocess.background)
-        return try fit(picture, orientation: orientation, spec: spec)
+        try modelPixels(of: file, background: preprocess.background, spec: spec)
     }
 }
 
@@ -73,9 +73,8 @@ func prove(_ folder: URL, _ manifest: Manifest, variant: String, answer: ([UInt8
         }
         let answers = own == nil ? nil : sample.variants?[variant]
         let pixels = try manifest.pixels(folder.appendingPathComponent(name))
-        let stored = try decode(
-            folder.appendingPathComponent(sample.pixels), background: manifest.preprocess.background
-        ).picture.rgb
+        let storedFile = try Photo(folder.appendingPathComponent(sample.pixels))
+        let stored = try decode(storedFile, background: manifest.preprocess.background).rgb
         try must(pixels.count == stored.count, "another size than the stored pixels")
         let off = zip(pixels, stored).reduce(0) { $0 + abs(Int($1.0) - Int($1.1)) }
         let pixelDifference = Double(off) / Double(pixels.count)

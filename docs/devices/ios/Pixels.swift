@@ -2,11 +2,17 @@
 // Core Graphics and vImage do not smooth the same way and would not pass the golden samples.
 import Foundation
 
-/// `preprocess` of the manifest.
+/// `preprocess` of the manifest; `scaledJpegs` is whether `jpeg_decoding` is there and "scaled".
 struct Spec {
     let height, width: Int
     let cropFraction: Double
     let interpolation: String
+    let scaledJpegs: Bool
+}
+
+/// Edges of a rectangle, in pixels.
+struct Box {
+    let left, top, right, bottom: Double
 }
 
 /// Rows from the top, three bytes a pixel: red, green, blue.
@@ -19,12 +25,15 @@ struct Failure: Error, CustomStringConvertible {
     let description: String
 }
 
-/// What the model is fed: a picture turned by its EXIF orientation, cut and resized.
-func fit(_ picture: Picture, orientation: Int, spec: Spec) throws -> [UInt8] {
+/// What the model is fed: the box of a picture that is upright.
+func fit(_ picture: Picture, box: Box, spec: Spec) throws -> [UInt8] {
+    let left = box.left.rounded(.down)
+    let top = box.top.rounded(.down)
+    let inside = Box(left: box.left - left, top: box.top - top, right: box.right - left, bottom: box.bottom - top)
     // Across first, then down; the result in between is rounded to bytes, too.
-    let cutOut = cut(upright(picture, orientation: orientation), spec: spec)
-    let across = try resizeOneWay(cutOut, to: spec.width, down: false, interpolation: spec.interpolation)
-    return try resizeOneWay(across, to: spec.height, down: true, interpolation: spec.interpolation).rgb
+    let cutOut = cut(picture, box: box)
+    let across = try resizeOneWay(cutOut, inside, to: spec.width, down: false, interpolation: spec.interpolation)
+    return try resizeOneWay(across, inside, to: spec.height, down: true, interpolation: spec.interpolation).rgb
 }
 
 /// Undo the orientation, the value of EXIF tag 0x0112.
@@ -48,13 +57,41 @@ func upright(_ from: Picture, orientation: Int) -> Picture {
     return Picture(width: width, height: height, rgb: rgb)
 }
 
-/// The centred rectangle of the model's aspect, in whole pixels.
-func cut(_ from: Picture, spec: Spec) -> Picture {
-    let scale = min(Double(from.width) / Double(spec.width), Double(from.height) / Double(spec.height)) * spec.cropFraction
-    let width = max(1, Int((Double(spec.width) * scale).rounded(.toNearestOrEven)))
-    let height = max(1, Int((Double(spec.height) * scale).rounded(.toNearestOrEven)))
-    let left = (from.width - width) / 2
-    let top = (from.height - height) / 2
+/// The centred rectangle of the model's aspect, in whole pixels of an upright picture of this size.
+func cropBox(width: Int, height: Int, spec: Spec) -> Box {
+    let scale = min(Double(width) / Double(spec.width), Double(height) / Double(spec.height)) * spec.cropFraction
+    let across = max(1, Int((Double(spec.width) * scale).rounded(.toNearestOrEven)))
+    let down = max(1, Int((Double(spec.height) * scale).rounded(.toNearestOrEven)))
+    let left = (width - across) / 2
+    let top = (height - down) / 2
+    return Box(left: Double(left), top: Double(top), right: Double(left + across), bottom: Double(top + down))
+}
+
+/// What the sides of a JPEG are divided by, rounding up, as it is decoded; the size is that of the upright picture.
+func jpegScale(width: Int, height: Int, spec: Spec) -> Int {
+    let box = cropBox(width: width, height: height, spec: spec)
+    let scales = spec.scaledJpegs ? [8, 4, 2] : []
+    return scales.first {
+        box.right - box.left >= Double(2 * $0 * spec.width) && box.bottom - box.top >= Double(2 * $0 * spec.height)
+    } ?? 1
+}
+
+/// Where `cropBox` lies in the picture that was decoded at 1/scale and turned upright. The last stored row and column were
+/// filled up to whole pixels; turned, they may be the first.
+func reducedBox(width: Int, height: Int, orientation: Int, scale: Int, spec: Spec) -> Box {
+    let box = cropBox(width: width, height: height, spec: spec)
+    let x = Double([2, 3, 6, 7].contains(orientation) ? (scale - width % scale) % scale : 0)
+    let y = Double([3, 4, 7, 8].contains(orientation) ? (scale - height % scale) % scale : 0)
+    let by = Double(scale)
+    return Box(left: (box.left + x) / by, top: (box.top + y) / by, right: (box.right + x) / by, bottom: (box.bottom + y) / by)
+}
+
+/// The whole pixels that a rectangle touches.
+func cut(_ from: Picture, box: Box) -> Picture {
+    let left = Int(box.left.rounded(.down))
+    let top = Int(box.top.rounded(.down))
+    let width = Int(box.right.rounded(.up)) - left
+    let height = Int(box.bottom.rounded(.up)) - top
     var rgb = [UInt8]()
     rgb.reserveCapacity(3 * width * height)
     for y in 0..<height {
@@ -92,12 +129,13 @@ private struct Taps {
     let weights: [Int]
 }
 
-private func taps(from: Int, to: Int, interpolation: String) throws -> [Taps] {
+/// `from` pixels are there; those between the two edges become `to`.
+private func taps(from: Int, edges: (Double, Double), to: Int, interpolation: String) throws -> [Taps] {
     let (reach, weight) = try filter(named: interpolation)
-    let scale = Double(from) / Double(to)
+    let scale = (edges.1 - edges.0) / Double(to)
     let stretch = max(scale, 1)  // shrinking widens the filter: this is the antialiasing
     return (0..<to).map { i in
-        let centre = (Double(i) + 0.5) * scale
+        let centre = edges.0 + (Double(i) + 0.5) * scale
         let first = max(0, Int(centre - reach * stretch + 0.5))
         let end = min(from, Int(centre + reach * stretch + 0.5))
         let weights = (first..<end).map { k in weight((Double(k) - centre + 0.5) * (1 / stretch)) }
@@ -106,8 +144,11 @@ private func taps(from: Int, to: Int, interpolation: String) throws -> [Taps] {
     }
 }
 
-private func resizeOneWay(_ from: Picture, to size: Int, down: Bool, interpolation: String) throws -> Picture {
-    let all = try taps(from: down ? from.height : from.width, to: size, interpolation: interpolation)
+private func resizeOneWay(
+    _ from: Picture, _ box: Box, to size: Int, down: Bool, interpolation: String
+) throws -> Picture {
+    let edges = down ? (box.top, box.bottom) : (box.left, box.right)
+    let all = try taps(from: down ? from.height : from.width, edges: edges, to: size, interpolation: interpolation)
     let width = down ? from.width : size
     let height = down ? size : from.height
     let step = down ? 3 * from.width : 3

@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 from serve import preprocess
-from serve.preprocess import PreprocessSpec
+from serve.preprocess import Box, PreprocessSpec
 
 Patch = pytest.MonkeyPatch
 FIT, BOX, TO_RGB = preprocess.fit, preprocess.crop_box, preprocess._to_rgb
@@ -18,7 +18,7 @@ def ignored_exif(patch: Patch) -> None:
 
 
 def exchanged_red_and_blue(patch: Patch) -> None:
-    patch.setattr(preprocess, "fit", lambda image, spec: FIT(image, spec)[..., ::-1])
+    patch.setattr(preprocess, "fit", lambda image, spec, box: FIT(image, spec, box)[..., ::-1])
 
 
 def bilinear_for_bicubic(patch: Patch) -> None:
@@ -30,8 +30,8 @@ def nearest_for_bicubic(patch: Patch) -> None:
 
 
 def no_antialias(patch: Patch) -> None:
-    def fit(image: Image.Image, spec: PreprocessSpec) -> np.ndarray:
-        cut = np.array(image.crop(BOX(image.width, image.height, spec)), np.float32)
+    def fit(image: Image.Image, spec: PreprocessSpec, box: Box | None) -> np.ndarray:
+        cut = np.array(image.crop(box or BOX(image.width, image.height, spec)), np.float32)
         images_1CHW = torch.from_numpy(cut).permute(2, 0, 1)[None]
         size = (spec.height, spec.width)
         resized = nn.functional.interpolate(images_1CHW, size, mode="bicubic", antialias=False, align_corners=False)
@@ -62,7 +62,7 @@ def cut_a_pixel_beside(patch: Patch) -> None:
 
 
 def resized_before_the_cut(patch: Patch) -> None:
-    def fit(image: Image.Image, spec: PreprocessSpec) -> np.ndarray:
+    def fit(image: Image.Image, spec: PreprocessSpec, box: Box | None) -> np.ndarray:
         scale = spec.height / spec.crop_fraction / min(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
         left, top = (image.width - spec.width) // 2, (image.height - spec.height) // 2
@@ -72,8 +72,8 @@ def resized_before_the_cut(patch: Patch) -> None:
 
 
 def shrunk_in_two_steps(patch: Patch) -> None:
-    def fit(image: Image.Image, spec: PreprocessSpec) -> np.ndarray:
-        cut = image.crop(BOX(image.width, image.height, spec))
+    def fit(image: Image.Image, spec: PreprocessSpec, box: Box | None) -> np.ndarray:
+        cut = image.crop(box or BOX(image.width, image.height, spec))
         return np.asarray(cut.resize((spec.width, spec.height), Image.Resampling.BICUBIC, reducing_gap=1.01))
 
     patch.setattr(preprocess, "fit", fit)
