@@ -226,6 +226,7 @@ def test_a_request_whose_time_is_over_while_it_is_worked_on_is_told_that(held: H
         with pytest.raises(DeadlineError, match="while its image was worked on") as late:
             await task
         assert late.value.started
+        held.go_on.set()
 
     run(ONE, story)
 
