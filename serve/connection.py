@@ -56,6 +56,8 @@ class ConnectionLimits:
     max_head_bytes: int = 16 * 2**10
     max_url_bytes: int = 8 * 2**10
     max_headers: int = 100
+    max_pipelined: int = 128
+    """Requests of one connection that wait for the answer to an earlier one."""
     max_chunks: int = 2**16
     """Chunks of one body with `Transfer-Encoding: chunked`."""
 
@@ -142,6 +144,7 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         if not self.connections.make_room():
             self._refuse(503, "too_many_connections", "all connections are busy with requests; come again later")
+            transport.close()  # without the usual patience: it would be one more connection than there may be
             return
         peer = transport.get_extra_info("peername")
         self.peer = (peer[0], peer[1]) if isinstance(peer, tuple) else None
@@ -250,9 +253,16 @@ class Connection(asyncio.Protocol):
         self._started = False
         if self._current is None:
             self._run(request)
-        else:
+        elif len(self._pipeline) < self.limits.max_pipelined:
             self._pipeline.append(request)
             self._pause()
+        else:
+            self._refusal = (
+                400,
+                "too_many_pipelined",
+                "the connection has more requests in line than are taken; wait for answers",
+            )
+            return
         self._wait(self.limits.body_s, self._body_is_late)
 
     def on_chunk_header(self) -> None:
@@ -592,8 +602,8 @@ class Request:
                 lines.append(b"transfer-encoding: chunked\r\n")
             else:
                 self.keep_alive = False
-        if self.connection.connections.closing or self.body_left > DISCARD_BYTES:
-            self.keep_alive = False
+        if self.connection.connections.closing or self.body_left > DISCARD_BYTES or self._wants_continue:
+            self.keep_alive = False  # who waits for a 100 and gets this may send the body all the same, or not
         if not self.keep_alive and (b"connection", b"close") not in headers:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")

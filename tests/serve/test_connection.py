@@ -209,6 +209,20 @@ def test_a_continue_is_sent_when_the_application_wants_the_body(place: Place) ->
         assert b'"length": 3' in connection.recv(1000)
 
 
+def test_a_client_that_waits_for_a_continue_and_gets_an_answer_is_not_kept(place: Place) -> None:
+    with place.connect() as connection:
+        connection.sendall(post(b"", b"/deaf", b"Expect: 100-continue\r\n").replace(b"Length: 0", b"Length: 3"))
+        answer = read_all(connection)
+    assert statuses(answer) == [200]
+    assert b"connection: close" in answer
+
+
+def test_a_thousand_requests_at_once_are_more_than_are_taken(place: Place) -> None:
+    answer = place.raw(post(b"", b"/listen") + post(b"") * 1000)
+    assert statuses(answer) == [200]
+    assert statuses(place.raw(LAST)) == [200]
+
+
 def test_an_http_1_0_client_gets_its_answer_and_the_end(place: Place) -> None:
     assert statuses(place.raw(b"GET /a HTTP/1.0\r\n\r\n")) == [200]
     streamed = place.raw(b"GET /stream HTTP/1.0\r\n\r\n")
