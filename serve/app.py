@@ -82,7 +82,7 @@ class Service:
         self._due = 0.0
 
     def refused(self, code: str) -> None:
-        """Count a request that no route saw."""
+        """Count a request that got an error, by the error's code."""
         self.metrics.rejected.labels(code).inc()
 
     def admit(self, within_s: float) -> None:
@@ -152,6 +152,8 @@ def create_app(
         route = scope.get("route")
         pattern = route.path if isinstance(route, Route) and route.path in patterns else "other"
         service.metrics.ended(pattern, scope["method"], status, seconds)
+        if (code := scope["state"].get("code")) is not None:
+            service.refused(code)
         if access_log:
             log_request(scope, pattern, status, seconds)
 

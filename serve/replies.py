@@ -70,6 +70,7 @@ def error_reply(
     request: Request, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     """An answer in the one shape that errors have."""
+    request.state.code = code  # for who counts
     body = {"error": " ".join(message.split()), "code": code, "request_id": request.state.request_id}
     return JSONResponse(body, status, {"Cache-Control": "no-store", **(headers or {})})
 

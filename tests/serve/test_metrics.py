@@ -60,9 +60,14 @@ def test_refusals_are_counted_by_their_code(artifact_template: Path, serving: An
     with serving(artifact_template) as site:
         site.raw(b"nonsense\r\n\r\n")
         site.raw(b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        for _ in range(2):
+            site.client.post("/predict", content=b"no image")
+        site.client.post("/predict", params={"top_k": "0"}, content=b"")
         found = values(site)
     assert value(found, "edgeline_rejected_total", reason="request_malformed") == 1
     assert value(found, "edgeline_rejected_total", reason="uri_too_long") == 1
+    assert value(found, "edgeline_rejected_total", reason="not_an_image") == 2
+    assert value(found, "edgeline_rejected_total", reason="top_k_invalid") == 1
 
 
 def test_where_others_may_ask_there_are_none(artifact_template: Path, serving: Any) -> None:
