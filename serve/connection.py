@@ -393,8 +393,10 @@ class Connection(asyncio.Protocol):
             return
         if self._current is not None:
             self._current.abandon()
-        body = json.dumps({"error": message, "code": code, "request_id": secrets.token_hex(8)}).encode()
+        request_id = secrets.token_hex(8)
+        body = json.dumps({"error": message, "code": code, "request_id": request_id}).encode()
         head = b"content-type: application/json\r\ncache-control: no-store\r\nx-content-type-options: nosniff\r\n"
+        head += b"x-request-id: %b\r\n" % request_id.encode()
         if status == 503:
             head += b"retry-after: 1\r\n"
         length = b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body)
@@ -435,6 +437,7 @@ class Request:
     _body: list[bytes] = field(default_factory=list)
     _came: asyncio.Event | None = None
     _gone: bool = False
+    _was_told_all: bool = False
     _wants_continue: bool = False
     _scope: dict[str, Any] = field(default_factory=dict)
     _head: bytes = b""
@@ -524,20 +527,22 @@ class Request:
             self.connection.drop()
 
     async def receive(self) -> Message:
-        """ASGI's `receive`: what has come of the body, as soon as something has."""
+        """ASGI's `receive`: what has come of the body, as soon as something has; after its end, the end of the client."""
         if self._wants_continue and not self.started:
             self._wants_continue = False
             self.connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        while not self._body and not self.body_complete and not self._gone:
+        while not (self._body or self._gone or self.answered or (self.body_complete and not self._was_told_all)):
             self._came = self._came or asyncio.Event()
             self._came.clear()
-            self.connection.resume_reading()
+            if not self.body_complete:
+                self.connection.resume_reading()
             await self._came.wait()
         if self._gone or self.answered:
             return {"type": "http.disconnect"}
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body.clear()
         self.buffered = 0
+        self._was_told_all = self.body_complete
         return {"type": "http.request", "body": body, "more_body": not self.body_complete}
 
     async def send(self, message: Message) -> None:
@@ -567,6 +572,8 @@ class Request:
         if not more:
             self.answered = True
             self._body.clear()
+            if self._came is not None:
+                self._came.set()
             self.connection.answered(self, self.keep_alive)
 
     def _start(self, message: Message) -> None:

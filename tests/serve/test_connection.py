@@ -33,6 +33,7 @@ class App:
     """Answers with what it was asked; some paths misbehave on purpose."""
 
     seen: list[str] = field(default_factory=list)
+    messages: int = 0
     gone: threading.Event = field(default_factory=threading.Event)
     let_go: threading.Event = field(default_factory=threading.Event)
 
@@ -61,6 +62,11 @@ class App:
             await send({"type": "http.response.body", "body": b"short"})
         elif path == "/split":
             await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"a\r\nSet-Cookie: b")]})
+        elif path == "/listen":  # answers while it waits for the client's end, as starlette's streams do
+            listening = asyncio.create_task(self.listen(receive))
+            await asyncio.sleep(0)
+            await self.reply(send, b"listened")
+            await listening
         elif path == "/bug":
             raise RuntimeError("a bug")
         else:
@@ -74,6 +80,10 @@ class App:
                     break
             told = {"path": path, "method": scope["method"], "query": scope["query_string"].decode(), "length": len(body)}
             await self.reply(send, json.dumps(told).encode())
+
+    async def listen(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            self.messages += 1
 
     async def reply(self, send: Send, body: bytes) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
@@ -198,6 +208,14 @@ def test_a_continue_is_sent_when_the_application_wants_the_body(place: Place) ->
         assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(b"abc")
         assert b'"length": 3' in connection.recv(1000)
+
+
+def test_the_end_of_a_body_is_told_once_and_then_the_end_of_the_client(place: Place) -> None:
+    before = place.app.messages
+    answer = place.raw(post(b"abc", b"/listen") + LAST)
+    assert statuses(answer) == [200, 200]
+    assert b"listened" in answer
+    assert 1 <= place.app.messages - before <= 2
 
 
 def test_an_http_1_0_client_gets_its_answer_and_the_end(place: Place) -> None:

@@ -265,7 +265,6 @@ TRAVERSALS = [
     "/artifacts/colours/1/model.onnx%00.txt",
     "/artifacts/colours/1/%00",
     "/artifacts/colours/1/%0a",
-    "/artifacts/colours/1/%ff",
     "/artifacts/colours/1/" + "x" * 5000,
     "/artifacts/colours/1/" + "x/" * 2500,
     "/artifacts/colours/1//etc/passwd",
@@ -303,6 +302,12 @@ def test_a_path_that_no_manifest_names_is_a_404(baited: Any, path: str) -> None:
     assert answer.startswith(b"HTTP/1.1 404 ")
     assert b'"code":"not_found"' in answer
     assert b"canary" not in answer.partition(b"\r\n\r\n")[2]
+
+
+def test_an_escape_that_is_no_text_is_refused_before_any_path_is_made_of_it(baited: Any) -> None:
+    answer = baited.raw(b"GET /artifacts/colours/1/%ff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"canary" not in answer
 
 
 def test_links_are_not_listed(baited: Any) -> None:
