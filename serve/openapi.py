@@ -5,8 +5,8 @@
 Built once from the routes themselves and from the constants of the code that keeps them, so a route that is not told of here
 stops the server from starting, and a limit is told as it is.
 
-What only HTTP knows has no place in such a document: a method that an address does not take is 405 with `Allow`, an address that
-is none 404, and browsers' preflights are answered where the server was started with `--cors`.
+What only HTTP knows has no place in such a document: a method that an address does not take is 405 with `Allow`, an address
+that is none 404, and browsers' preflights are answered where the server was started with `--cors`.
 """
 
 import json
@@ -95,7 +95,7 @@ def document(routes: Iterable[Route], limits: Limits, *, secured: bool) -> dict[
         "summary": "Image classifiers, the Open Inference Protocol V2, and downloads of proven artifacts",
         "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     }
-    secure = {"security": [{"bearer": []}]} if secured else {}
+    secure: Schema = {"security": [{"bearer": []}]} if secured else {}
     return {"openapi": "3.1.0", "info": info, "paths": paths, "components": components, **secure}
 
 
@@ -110,8 +110,8 @@ def operations(limits: Limits) -> dict[str, Schema]:
         "ok": _json({"oneOf": [ref("Prediction"), ref("Predictions")]})
         | {"headers": {"Server-Timing": {"schema": {"type": "string"}, "description": "of one image: queue, decode, infer"}}},
         "parameters": [
-            _query("top_k", {"type": "integer", "minimum": 1, "maximum": 10**9 - 1, "default": 5}, "how many classes to name"),
-            _query("model", {"type": "string"}, "an artifact's name; without it the first"),
+            _parameter("top_k", "query", {**COUNT, "default": 5}, description="how many classes to name"),
+            _parameter("model", "query", {"type": "string"}, description="an artifact's name; without it the first"),
             TIMEOUT,
         ],
         "body": _image_body(limits),
@@ -126,11 +126,12 @@ def operations(limits: Limits) -> dict[str, Schema]:
     return found | _downloads() | _v2()
 
 
+COUNT: Schema = {"type": "integer", "minimum": 1, "maximum": 10**9 - 1}
 TIMEOUT: Schema = {
     "name": "X-Request-Timeout-Ms",
     "in": "header",
     "description": "milliseconds after which nobody wants the answer",
-    "schema": {"type": "integer", "minimum": 1, "maximum": 10**9 - 1},
+    "schema": COUNT,
 }
 
 
@@ -228,14 +229,18 @@ def _operation(route: Route, method: str, told: Schema, *, secured: bool) -> Sch
     statuses = {*ANYWHERE, *told.get("errors", ()), *((401,) if guarded else ())}
     if "{" in route.path:
         statuses |= {404, 405}  # an escaped slash in a name makes another address of it
-    responses = {str(status): {"$ref": f"#/components/responses/Error{status}"} for status in sorted(statuses)}
+    responses: dict[str, Schema] = {
+        str(status): {"$ref": f"#/components/responses/Error{status}"} for status in sorted(statuses)
+    }
     cached = {"ETag": ETAG} if told.get("cached") else {}
     if "ok" in told:
         good = told["ok"]
         headers = {**COMMON_HEADERS, **cached, **good.get("headers", {})}
         responses["200"] = {"description": told["summary"], "headers": headers, "content": good["content"]}
         if told.get("partial"):
-            place = {"Content-Range": {"required": True, "schema": {"type": "string", "pattern": "^bytes [0-9]+-[0-9]+/[0-9]+$"}}}
+            place = {
+                "Content-Range": {"required": True, "schema": {"type": "string", "pattern": "^bytes [0-9]+-[0-9]+/[0-9]+$"}}
+            }
             content = {kind: {"schema": BINARY} for kind in good["content"]}
             responses["206"] = {"description": "the part that Range names", "headers": headers | place, "content": content}
         if cached:
@@ -259,15 +264,14 @@ def _headless(response: Schema) -> Schema:
 def _in_path(route: Route) -> list[Schema]:
     patterns = {"name": NAME, "model": MODEL, "version": NUMBER}
     return [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": patterns.get(name, "^.+$")}}
+        _parameter(name, "path", {"type": "string", "pattern": patterns.get(name, "^.+$")}) | {"required": True}
         for name in route.param_convertors
     ]
 
 
 def _failure(status: int) -> Schema:
     headers = {**COMMON_HEADERS, **OF_STATUS.get(status, {})}
-    schema = {"application/json": {"schema": failed(CODES[status])}}
-    return {"description": HTTPStatus(status).phrase, "headers": headers, "content": schema}
+    return _json(failed(CODES[status])) | {"description": HTTPStatus(status).phrase, "headers": headers}
 
 
 def _json(schema: Schema) -> Schema:
@@ -278,9 +282,9 @@ def _content(media_type: str) -> Schema:
     return {"content": {media_type: {"schema": {"type": "string"}}}}
 
 
-def _query(name: str, schema: Schema, description: str) -> Schema:
-    return {"name": name, "in": "query", "description": description, "schema": schema}
-
-
 def _header(name: str) -> Schema:
-    return {"name": name, "in": "header", "schema": {"type": "string"}}
+    return _parameter(name, "header", {"type": "string"})
+
+
+def _parameter(name: str, place: str, schema: Schema, **more: Any) -> Schema:
+    return {"name": name, "in": place, "schema": schema, **more}

@@ -102,7 +102,7 @@ SHAPE = listed({"type": "integer", "minimum": -1})
 SIZES = listed(WHOLE)
 IDENTITY = {"model": TEXT, "version": {"type": "integer", "minimum": 1}, "variant": TEXT}
 ALL_CODES = tuple(sorted({code for codes in CODES.values() for code in codes}))
-OF_IMAGES = (*CODES[422], "image_empty", *CODES[413], "overloaded", "deadline_exceeded", "model_output_not_finite")
+OF_IMAGES = (*CODES[422], "image_empty", *CODES[413], *CODES[504], "overloaded", *CODES[500])
 """What one of several images may fail with beside the others."""
 
 TENSOR = closed({"name": TEXT, "datatype": TEXT, "shape": SHAPE})
@@ -164,9 +164,7 @@ SCHEMAS: dict[str, Schema] = {
             "remarks": listed(TEXT),
         }
     ),
-    "Artifacts": closed(
-        {"artifacts": listed(closed({"name": TEXT, "versions": listed(WHOLE, minItems=1), "latest": WHOLE}))}
-    ),
+    "Artifacts": closed({"artifacts": listed(closed({"name": TEXT, "versions": listed(WHOLE, minItems=1), "latest": WHOLE}))}),
     "Manifest": opened(
         {"schema": TEXT, "name": TEXT, "version": WHOLE, "labels": listed(TEXT), "variants": listed(ANY_OBJECT)}
         | {"files": listed(opened({"path": TEXT, "size": WHOLE, "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"}}))}
@@ -192,11 +190,16 @@ SCHEMAS: dict[str, Schema] = {
             "model_stats": listed(
                 closed(
                     {
-                        **{"name": TEXT, "version": TEXT, "last_inference": WHOLE, "inference_count": WHOLE},
+                        "name": TEXT,
+                        "version": TEXT,
+                        "last_inference": WHOLE,
+                        "inference_count": WHOLE,
                         "execution_count": WHOLE,
-                        "inference_stats": closed({stage: COUNTER for stage in STAGES}),
+                        "inference_stats": closed(dict.fromkeys(STAGES, COUNTER)),
                         "batch_stats": listed(
-                            closed({"batch_size": WHOLE} | {f"compute_{part}": COUNTER for part in ("input", "infer", "output")})
+                            closed(
+                                {"batch_size": WHOLE} | {f"compute_{part}": COUNTER for part in ("input", "infer", "output")}
+                            )
                         ),
                         "memory_usage": listed(ANY_OBJECT, maxItems=0),
                     }
