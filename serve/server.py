@@ -23,8 +23,8 @@ from serve.errors import ConfigError
 
 BACKLOG = 2048
 ACCEPTS = 8
-"""Connections that are taken at once. asyncio takes as many as its backlog says before it makes anything of the first, and where
-descriptors run out it goes on through all of them, with a traceback in the log for each."""
+"""Connections that are taken at once. asyncio takes as many as its backlog says before it makes anything of the first, and
+where descriptors run out it goes on through all of them, with a traceback in the log for each."""
 LAME_DUCK_S = 0.25
 """Between the signal and the end of listening: clients learn from their answers that the connection ends, and idle ones that
 send once more are still heard."""
