@@ -3,6 +3,7 @@
 import ast
 import copy
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -257,12 +258,11 @@ def aimed(told: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def fuzz(site: Any, told: dict[str, Any], mode: GenerationMode, *, examples: int) -> int:
-    """Ask as the document says, or says not to; each answer is held against it. The number of requests."""
+def fuzz(site: Any, told: dict[str, Any], mode: GenerationMode, *, examples: int) -> Counter[int]:
+    """Ask as the document says, or says not to; each answer is held against it. How often each status came."""
     schema = schemathesis.openapi.from_dict(aimed(told))
-    asked = 0
-    # Refusing what is refused everywhere is the point, not an error of the server.
-    planned = {501, 503}
+    statuses = Counter[int]()
+    planned = {501, 503, 504}  # what is not offered, and deadlines of a millisecond
     with requests.Session() as session:
         for found in schema.get_all_operations():
             operation = found.ok()
@@ -280,21 +280,22 @@ def fuzz(site: Any, told: dict[str, Any], mode: GenerationMode, *, examples: int
             )
             @given(case=operation.as_strategy(generation_mode=mode))
             def ask(case: Any) -> None:
-                nonlocal asked
-                asked += 1
                 response = case.call(base_url=site.url, session=session)
+                statuses[response.status_code] += 1
                 checks = [check for check in CHECKED if check.__name__ != NAMES[0] or response.status_code not in planned]
                 case.validate_response(response, checks=checks + (REJECTED if mode.is_negative else []))
 
             ask()
-    return asked
+    return statuses
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-@pytest.mark.parametrize("examples", [pytest.param(20, id="20"), pytest.param(500, id="500", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("examples", [pytest.param(30, id="30"), pytest.param(500, id="500", marks=pytest.mark.nightly)])
 def test_a_fuzzer_gets_what_the_document_says(
     site: Any, told: dict[str, Any], mode: GenerationMode, examples: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert fuzz(site, told, mode, examples=examples) > 3 * examples
+    statuses = fuzz(site, told, mode, examples=examples)
+    print(mode.value, statuses.total(), dict(statuses))
+    assert ({400, 404} if mode.is_negative else {200, 400, 403, 404, 501}) <= statuses.keys()
     assert [record for record in caplog.records if record.exc_info] == []
     assert site.client.get("/readyz").status_code == 200
