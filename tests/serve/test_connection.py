@@ -130,6 +130,7 @@ def code_of(answer: bytes) -> str:
     assert b"connection: close" in head
     told = json.loads(body)
     assert told.keys() == {"error", "code", "request_id"}
+    assert b"\r\nx-request-id: %b\r\n" % told["request_id"].encode() in head
     return str(told["code"])
 
 
