@@ -200,6 +200,19 @@ def test_a_real_reply_is_as_it_is_told(site: Any, told: dict[str, Any], artifact
     assert [name for name, header in held["headers"].items() if header.get("required") and name not in reply.headers] == []
 
 
+PARTS = {"a part": ("bytes=3-9", 206), "all of it": ("bytes=0-", 206), "nothing of it": ("bytes=99999999-", 416)}
+
+
+@pytest.mark.parametrize(("header", "status"), PARTS.values(), ids=PARTS)
+def test_a_part_of_a_file_is_given_as_it_is_told(site: Any, told: dict[str, Any], header: str, status: int) -> None:
+    reply = site.client.get("/artifacts/colours/1/manifest.json", headers={"Range": header})
+    assert reply.status_code == status
+    held = of_reply(told, "/artifacts/{name}/{version}/{path}", "get", status)
+    assert reply.headers["content-type"] in held["content"]
+    for name, each in held["headers"].items():
+        jsonschema_rs.Draft202012Validator(each["schema"]).validate(reply.headers[name])
+
+
 def test_a_form_of_several_files_is_answered_as_it_is_told(site: Any, told: dict[str, Any], artifact_template: Path) -> None:
     photo = (artifact_template / "golden" / "0.jpg").read_bytes()
     files = [("file", ("a.jpg", photo)), ("file", ("b.jpg", b"text")), ("file", ("c.jpg", b""))]
@@ -248,13 +261,24 @@ def test_a_schema_can_refuse(told: dict[str, Any]) -> None:
 # The document and a fuzzer
 
 
+KNOWN: dict[str, list[str]] = {
+    "model": ["colours", "colours.pixels", "x"],
+    "name": ["colours", "x"],
+    "version": ["1", "2", "01"],
+    "path": ["labels.txt", "manifest.json", "golden/0.jpg", "x"],
+    "Range": ["bytes=0-", "bytes=3-9", "bytes=-9", "bytes=9-3", "bytes=99999999-", "x"],
+    "If-Match": ["*", '"x"'],
+}
+
+
 def aimed(told: dict[str, Any]) -> dict[str, Any]:
     """The document with the names that this server has, so that more than refusals is reached."""
-    known = {"model": ["colours", "colours.pixels", "x"], "name": ["colours", "x"], "version": ["1", "2", "01"]}
     found = copy.deepcopy(told)
     for place in found["paths"].values():
-        for parameter in place["parameters"]:
-            parameter["schema"] = {"enum": known.get(parameter["name"], ["labels.txt", "x", "a/b"])}
+        for held in (place, *(place[method] for method in place.keys() - {"parameters"})):
+            for parameter in held.get("parameters", []):
+                if parameter["name"] in KNOWN and parameter["in"] != "query":
+                    parameter["schema"] = {"enum": KNOWN[parameter["name"]]}
     return found
 
 
