@@ -4,6 +4,7 @@
     GET  /healthz             200 while the process lives
     GET  /readyz              200 while every artifact has proven itself here, else 503 with the reason
     GET  /metrics, /drift     what Prometheus reads, and what `edgeline drift` does
+    GET  /openapi.json        all of this for machines
     GET  /, /model ...        the web page, and what it shows of the model; see `serve.page`
     /v2 ...                   the Open Inference Protocol, as `serve.v2` says
     GET  /artifacts ...       what `serve.downloads` says, where there is a store
@@ -38,6 +39,7 @@ from serve.errors import EdgelineError, InputError, OverloadedError
 from serve.logs import log_request
 from serve.metrics import Metrics
 from serve.models import Models
+from serve.openapi import openapi_route
 from serve.page import page_routes
 from serve.preprocess import Limits
 from serve.replies import HANDLERS, RETRY_AFTER_S, Edge, error_reply, retry_after
@@ -146,6 +148,7 @@ def create_app(
     routes += V2(Served(service.models, service.answer, service.terms.deadline_s), service.admit, service.budget).routes()
     if store is not None:
         routes += Downloads(store).routes()
+    routes.append(openapi_route(routes, service.terms.limits, secured=tokens is not None))
     patterns = {route.path for route in routes}
 
     def ended(scope: Scope, status: int, seconds: float) -> None:

@@ -403,8 +403,10 @@ class Connection(asyncio.Protocol):
             return
         if self._current is not None:
             self._current.abandon()
-        body = json.dumps({"error": message, "code": code, "request_id": secrets.token_hex(8)}).encode()
+        request_id = secrets.token_hex(8)
+        body = json.dumps({"error": message, "code": code, "request_id": request_id}).encode()
         head = b"content-type: application/json\r\ncache-control: no-store\r\nx-content-type-options: nosniff\r\n"
+        head += b"x-request-id: %b\r\n" % request_id.encode()
         if status == 503:
             head += b"retry-after: 1\r\n"
         length = b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body)
@@ -538,14 +540,15 @@ class Request:
             self.connection.drop()
 
     async def receive(self) -> Message:
-        """ASGI's `receive`: what has come of the body, as soon as something has."""
+        """ASGI's `receive`: what has come of the body, as soon as something has; after its end, the end of the client."""
         if self._wants_continue and not self.started:
             self._wants_continue = False
             self.connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not self._gone and not self.answered and not self._body and (self._delivered or not self.body_complete):
             self._came = self._came or asyncio.Event()
             self._came.clear()
-            self.connection.resume_reading()
+            if not self.body_complete:
+                self.connection.resume_reading()
             await self._came.wait()
         if self._gone or self.answered:
             return {"type": "http.disconnect"}

@@ -117,7 +117,7 @@ class Published:
         manifest_file.file.close()
         if (entry := allowed.files.get(path)) is None:
             return None
-        opened = await run_in_threadpool(OpenFile.beneath, self.store, (name, version, *path.split("/")))
+        opened = await _open_beneath(self.store, (name, version, *path.split("/")))
         if opened is None:
             return None
         try:
@@ -133,7 +133,7 @@ class Published:
         return opened, digest
 
     async def _open_version(self, name: str, version: str) -> tuple[OpenFile, _Version] | None:
-        opened = await run_in_threadpool(OpenFile.beneath, self.store, (name, version, manifests.FILE_NAME))
+        opened = await _open_beneath(self.store, (name, version, manifests.FILE_NAME))
         if opened is None:
             return None
         signature, known = self._versions.get((name, version), (None, None))
@@ -172,6 +172,20 @@ def store_of(artifact: Path) -> Path | None:
     except (ArtifactError, StoreError, OSError):
         return None
     return folder.parent.parent
+
+
+async def _open_beneath(store: Path, parts: Sequence[str]) -> OpenFile | None:
+    opening = asyncio.ensure_future(run_in_threadpool(OpenFile.beneath, store, parts))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:  # the client has gone, and the thread opens a file for nobody
+        opening.add_done_callback(_close_unwanted)
+        raise
+
+
+def _close_unwanted(opening: "asyncio.Future[OpenFile | None]") -> None:
+    if not opening.cancelled() and opening.exception() is None and (opened := opening.result()) is not None:
+        opened.file.close()
 
 
 def _signature(found: os.stat_result) -> Signature:

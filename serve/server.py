@@ -22,6 +22,9 @@ from serve.connection import ConnectionLimits, Connections
 from serve.errors import ConfigError
 
 BACKLOG = 2048
+ACCEPTS = 8
+"""Connections that are taken at once. asyncio takes as many as its backlog says before it makes anything of the first, and
+where descriptors run out it goes on through all of them, with a traceback in the log for each."""
 LAME_DUCK_S = 0.25
 """Between the signal and the end of listening: clients learn from their answers that the connection ends, and idle ones that
 send once more are still heard."""
@@ -65,15 +68,20 @@ def is_exposed(listener: socket.socket) -> bool:
 
 
 def affordable(limits: ConnectionLimits) -> int:
-    """How many connections this process has descriptors for, at most what the limits say."""
+    """How many connections this process has descriptors for, at most what the limits say.
+
+    One that downloads has a file open too.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = limits.max_connections + SPARE_FILES
+    wanted = 2 * limits.max_connections + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
         raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
             soft = raised
-    return limits.max_connections if soft == resource.RLIM_INFINITY else max(1, min(limits.max_connections, soft - SPARE_FILES))
+    if soft == resource.RLIM_INFINITY:
+        return limits.max_connections
+    return max(1, min(limits.max_connections, (soft - SPARE_FILES) // 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +141,10 @@ class Server:
     async def _serve(self, listener: socket.socket) -> bool:
         self._loop = asyncio.get_running_loop()
         options: dict[str, Any] = {"ssl": self.tls, "ssl_handshake_timeout": HANDSHAKE_S} if self.tls else {}
-        server = await self._loop.create_server(self.connections, sock=listener, backlog=BACKLOG, **options)
+        server = await self._loop.create_server(self.connections, sock=listener, backlog=ACCEPTS, **options)
+        listener.listen(BACKLOG)
         for other, app in self._beside:
-            await self._loop.create_server(Connections(app, BESIDE), sock=other)
+            await self._loop.create_server(Connections(app, BESIDE), sock=other, backlog=ACCEPTS)
         if threading.current_thread() is threading.main_thread():
             self._catch_signals()
         self.hooks.started()

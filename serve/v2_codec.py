@@ -210,7 +210,9 @@ def _shape(item: dict[str, Any], spec: Spec, max_batch: int) -> tuple[int, ...]:
 
 
 def _raw(body: bytes, model: Signature) -> Tensor:
-    [spec] = model.inputs
+    [spec, *more] = model.inputs
+    if more:
+        raise bad(f"a body without JSON is one input, the model has {len(model.inputs)}; describe them in JSON")
     if spec.datatype == "BYTES":
         return [body]
     return from_binary(memoryview(body), spec, (1, *spec.shape[1:]))

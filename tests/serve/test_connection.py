@@ -33,6 +33,7 @@ class App:
     """Answers with what it was asked; some paths misbehave on purpose."""
 
     seen: list[str] = field(default_factory=list)
+    messages: int = 0
     gone: threading.Event = field(default_factory=threading.Event)
     let_go: threading.Event = field(default_factory=threading.Event)
 
@@ -61,9 +62,9 @@ class App:
             await send({"type": "http.response.body", "body": b"short"})
         elif path == "/split":
             await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"a\r\nSet-Cookie: b")]})
-        elif path == "/listen":  # as applications do that stream: one task answers, another listens for the client's end
-            listening = asyncio.create_task(self.ends(receive))
-            await asyncio.sleep(0.01)
+        elif path == "/listen":  # answers while it waits for the client's end, as starlette's streams do
+            listening = asyncio.create_task(self.listen(receive))
+            await asyncio.sleep(0)
             await self.reply(send, b"listened")
             await listening
         elif path == "/bug":
@@ -80,9 +81,9 @@ class App:
             told = {"path": path, "method": scope["method"], "query": scope["query_string"].decode(), "length": len(body)}
             await self.reply(send, json.dumps(told).encode())
 
-    async def ends(self, receive: Receive) -> None:
+    async def listen(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
-            pass
+            self.messages += 1
 
     async def reply(self, send: Send, body: bytes) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
@@ -129,6 +130,7 @@ def code_of(answer: bytes) -> str:
     assert b"connection: close" in head
     told = json.loads(body)
     assert told.keys() == {"error", "code", "request_id"}
+    assert b"\r\nx-request-id: %b\r\n" % told["request_id"].encode() in head
     return str(told["code"])
 
 
@@ -221,6 +223,14 @@ def test_a_thousand_requests_at_once_are_more_than_are_taken(place: Place) -> No
     answer = place.raw(post(b"", b"/listen") + post(b"") * 1000)
     assert statuses(answer) == [200]
     assert statuses(place.raw(LAST)) == [200]
+
+
+def test_the_end_of_a_body_is_told_once_and_then_the_end_of_the_client(place: Place) -> None:
+    before = place.app.messages
+    answer = place.raw(post(b"abc", b"/listen") + LAST)
+    assert statuses(answer) == [200, 200]
+    assert b"listened" in answer
+    assert 1 <= place.app.messages - before <= 2
 
 
 def test_an_http_1_0_client_gets_its_answer_and_the_end(place: Place) -> None:

@@ -1,12 +1,16 @@
 """Downloads: what a manifest names, as it names it, resumable, and nothing else."""
 
+import asyncio
 import base64
+import contextlib
+import gc
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +21,7 @@ import httpx
 import pytest
 
 from serve import published
-from serve.published import store_of
+from serve.published import OpenFile, Published, store_of
 
 MAKE = Callable[..., Path]
 LARGE = 24 * 2**20
@@ -304,6 +308,12 @@ def test_a_path_that_no_manifest_names_is_a_404(baited: Any, path: str) -> None:
     assert b"canary" not in answer.partition(b"\r\n\r\n")[2]
 
 
+def test_an_escape_that_is_no_text_is_refused_before_any_path_is_made_of_it(baited: Any) -> None:
+    answer = baited.raw(b"GET /artifacts/colours/1/%ff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"canary" not in answer
+
+
 def test_links_are_not_listed(baited: Any) -> None:
     assert baited.client.get("/artifacts").json()["artifacts"] == [{"name": "colours", "versions": [1], "latest": 1}]
 
@@ -472,6 +482,28 @@ def test_a_client_that_goes_away_leaves_no_file_open(own: Any, large: Path) -> N
             break
         own.client.get("/healthz")
     assert open_files(large.name) == 0
+
+
+def test_a_file_that_is_opened_for_a_client_who_has_gone_is_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beneath, begun, go_on = OpenFile.beneath, threading.Event(), threading.Event()
+
+    def slowly(*arguments: Any) -> OpenFile | None:
+        begun.set()
+        assert go_on.wait(20)
+        return beneath(*arguments)
+
+    async def leave_meanwhile() -> None:
+        asking = asyncio.create_task(Published(folder.parent.parent).open(("colours", "1", "labels.txt")))
+        await asyncio.to_thread(begun.wait, 20)
+        asking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asking
+        go_on.set()
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+
+    monkeypatch.setattr(OpenFile, "beneath", slowly)
+    asyncio.run(leave_meanwhile())
+    gc.collect()  # a file that was left open warns here, and warnings are errors
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

@@ -171,6 +171,16 @@ def test_memory_is_bounded_under_endless_bodies_and_bombs(artifact_template: Pat
         assert memory_of(process, "VmHWM") - before < 5 * limit
 
 
+def test_as_many_connections_are_taken_as_there_are_descriptors_for() -> None:
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
+        "from serve.connection import ConnectionLimits\nfrom serve.server import affordable\n"
+        "print(affordable(ConnectionLimits()), affordable(ConnectionLimits(max_connections=10)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.stdout == "96 10\n", done.stderr
+
+
 ADDRESSES = {"127.0.0.1": False, "127.0.0.2": False, "0.0.0.0": True, "localhost": False}
 
 

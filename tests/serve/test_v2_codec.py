@@ -106,6 +106,12 @@ def test_the_raw_form_is_one_tensor_of_numbers() -> None:
     assert decode(bytes(4), "0", BYTES, json_reply=True).outputs == (Wanted("p", binary=False), Wanted("q", binary=False))
 
 
+def test_the_raw_form_of_a_model_with_several_inputs_is_refused() -> None:
+    with pytest.raises(InputError, match="a body without JSON is one input, the model has 2") as refusal:
+        decode(b"JPEG", "0", TWO)
+    assert refusal.value.code == "tensor_invalid"
+
+
 # What is asked for
 
 ASKED = {
