@@ -117,6 +117,14 @@ def operations(limits: Limits) -> dict[str, Schema]:
         "body": _image_body(limits),
     }
     found["/metrics"] = {"summary": "What Prometheus reads", "ok": _content(CONTENT_TYPE_LATEST)}
+    found["/drift"] = {
+        "summary": "What a model has met, as `edgeline drift` reads it",
+        "errors": (404,),
+        "ok": _json({"type": "object", "required": ["schema", "model", "version", "count", "statistics", "predicted"]}),
+        "parameters": [
+            _parameter("model", "query", {"type": "string"}, description="an artifact's name; without it the first")
+        ],
+    }
     found[PATH] = {"summary": "This document", "ok": _json({"type": "object", "required": ["openapi", "paths"]})}
     found["/model"] = {"summary": "What the page shows of the model", "ok": _json(ref("Model")), "cached": True}
     for file in sorted(FOLDER.iterdir()):

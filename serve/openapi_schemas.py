@@ -42,6 +42,7 @@ CODES: dict[int, tuple[str, ...]] = {
         "tensor_invalid",
         "timeout_invalid",
         "too_many_chunks",
+        "too_many_pipelined",
         "top_k_invalid",
     ),
     401: ("unauthorized",),
