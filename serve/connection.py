@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
@@ -101,10 +101,10 @@ class Connections:
         return True
 
     def end_idle(self) -> None:
-        """Close every connection that has no request."""
+        """Close every connection that has no request, when its client has taken what was written."""
         for connection in list(self.silent):
             if connection.is_idle:
-                connection.drop()
+                connection.end()
 
     def date(self) -> bytes:
         """The Date header of this second."""
@@ -126,7 +126,7 @@ class Connection(asyncio.Protocol):
         self.scheme = "http"
         self.can_write = asyncio.Event()
         self.can_write.set()
-        self._parser = httptools.HttpRequestParser(self)
+        self._parser: Any = httptools.HttpRequestParser(self)
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._pipeline: deque[Request] = deque()
@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to wait for a request."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # of a stream; other loops' are no subclass
         self.transport = transport
         if not self.connections.make_room():
             self._refuse(503, "too_many_connections", "all connections are busy with requests; come again later")
@@ -160,6 +160,7 @@ class Connection(asyncio.Protocol):
         self._wait_no_more()
         self.resume_writing()
         self._pipeline.clear()
+        self._parser = None  # they hold each other
         if self._current is not None:
             self._current.abandon()
 
@@ -171,9 +172,6 @@ class Connection(asyncio.Protocol):
             # The parser keeps an unfinished line whatever its length. The first piece of a head, which may be the end of a
             # body too, is not counted: a piece is 256 kB at most.
             self._head_bytes += len(data)
-            if self._head_bytes > self.limits.max_head_bytes + self.limits.max_url_bytes:
-                self._refuse(431, "headers_too_large", f"the head is over the limit of {self.limits.max_head_bytes:,} bytes")
-                return
         elif self._reading is None:
             self._begin_head()
         try:
@@ -184,6 +182,8 @@ class Connection(asyncio.Protocol):
             self._refusal = self._refusal or (400, "request_malformed", "the request is malformed HTTP")
         if self._refusal is not None:
             self._refuse(*self._refusal)
+        elif self._started and self._head_bytes > self.limits.max_head_bytes + self.limits.max_url_bytes:
+            self._refuse(431, "headers_too_large", f"the head is over the limit of {self.limits.max_head_bytes:,} bytes")
         elif (request := self._reading) is not None and request.head_complete:
             # Chunk extensions and trailers, which the parser passes over in silence.
             request.wire_bytes += len(data)
@@ -253,6 +253,7 @@ class Connection(asyncio.Protocol):
         self._started = False
         if self._current is None:
             self._run(request)
+            self._wait(self.limits.body_s, self._body_is_late)
         elif len(self._pipeline) < self.limits.max_pipelined:
             self._pipeline.append(request)
             self._pause()
@@ -262,8 +263,6 @@ class Connection(asyncio.Protocol):
                 "too_many_pipelined",
                 "the connection has more requests in line than are taken; wait for answers",
             )
-            return
-        self._wait(self.limits.body_s, self._body_is_late)
 
     def on_chunk_header(self) -> None:
         """One more chunk of a chunked body."""
@@ -289,8 +288,10 @@ class Connection(asyncio.Protocol):
         assert request is not None
         self._wait_no_more()
         request.complete()
-        if request.answered and request is self._current:
-            self._next()
+        if request is self._current:
+            self.resume_reading()  # or the end of the client would not be noticed; a request that follows pauses it again
+            if request.answered:
+                self._next()
 
     # --- the requests' side ---------------------------------------------------------------------------------------------
 
@@ -307,7 +308,7 @@ class Connection(asyncio.Protocol):
             if keep_alive:
                 self._next()
             else:
-                self.transport.close()
+                self.end()
             return
         # Closing while the client still sends would reset the connection, and might destroy the answer before it was read.
         # So what still comes is thrown away; a short rest for the sake of the connection, a long one for a moment.
@@ -322,10 +323,16 @@ class Connection(asyncio.Protocol):
             self._paused = False
             self.transport.resume_reading()
 
+    def end(self) -> None:
+        """End the connection as soon as the client has taken what was written; it is not waited for without end."""
+        self.transport.close()
+        self._wait(self.limits.write_s, self.drop)
+
     def drop(self) -> None:
         """End the connection at once."""
         if not self._ended:
             self._wait_no_more()
+            self.connections.slow.pop(self, None)
             self.transport.abort()
 
     def _run(self, request: "Request") -> None:
@@ -338,12 +345,17 @@ class Connection(asyncio.Protocol):
         if self._ended:
             return
         if current is not None and not current.keep_alive:
-            self.transport.close()
+            self.end()
         elif self._pipeline:
-            self._run(self._pipeline.popleft())
+            request = self._pipeline.popleft()
+            self._run(request)
+            if not request.body_complete:
+                self._wait(self.limits.body_s, self._body_is_late)
         else:
             self.resume_reading()
-            if self._started:
+            if self.connections.closing and not self._started:
+                self.end()
+            elif self._started:
                 self._wait(self.limits.head_s, self._head_is_late)
             else:
                 self._wait(self.limits.idle_s, self.drop)
@@ -477,8 +489,8 @@ class Request:
         if not length.isdigit():
             return "Content-Length must be a whole number"
         self.body_left = DISCARD_BYTES + 1 if b"transfer-encoding" in given else int(length[:18])
-        self.keep_alive = parser.should_keep_alive()
-        self._wants_continue = any(name == b"expect" and value.lower() == b"100-continue" for name, value in self.headers)
+        self.keep_alive = version == "1.1" and parser.should_keep_alive()
+        self._wants_continue = version == "1.1" and any(name == b"expect" and value.lower() == b"100-continue" for name, value in self.headers)
         self.head_complete = True
         self._scope = {
             "type": "http",
@@ -516,6 +528,7 @@ class Request:
     def abandon(self) -> None:
         """The client has gone: so should the work for it."""
         self._gone = True
+        self._body.clear()
         if self._came is not None:
             self._came.set()
         if self.task is not None and not self.answered:
@@ -579,13 +592,22 @@ class Request:
                 raise RuntimeError(f"an answer is not as long as its Content-Length, by {-self._length_left} bytes")
         if self._head or body:
             head, self._head = self._head, b""
-            self.connection.transport.write(head + body)
+            await self._write(head + body)
         if not more:
             self.answered = True
             self._body.clear()
             if self._came is not None:
                 self._came.set()
             self.connection.answered(self, self.keep_alive)
+
+    async def _write(self, data: bytes) -> None:
+        """Write, a large answer piece by piece, so that its client has its time for each, and little of it waits here."""
+        for start in range(0, len(data), HIGH_WATER_BYTES):
+            if start and not self.connection.can_write.is_set():
+                await self.connection.can_write.wait()
+            if self._gone:
+                raise ConnectionResetError("the client has gone")
+            self.connection.transport.write(data[start : start + HIGH_WATER_BYTES] if len(data) > HIGH_WATER_BYTES else data)
 
     def _start(self, message: Message) -> None:
         self.started = True

@@ -21,6 +21,7 @@ WAIT_S = 20.0
 QUICK = ConnectionLimits(max_connections=8, head_s=0.4, body_s=0.6, idle_s=0.5, write_s=0.4)
 PATIENT = ConnectionLimits()
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
+MEDIUM = 3 * 2**20
 LAST = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
@@ -52,6 +53,8 @@ class App:
             await self.reply(send, b"waited")
         elif path == "/large":
             await self.reply(send, bytes(64 * 2**20))
+        elif path == "/medium":
+            await self.reply(send, bytes(MEDIUM))
         elif path == "/stream":
             await send({"type": "http.response.start", "status": 200, "headers": []})
             for piece in (b"one", b"", b"two"):
@@ -135,11 +138,11 @@ def code_of(answer: bytes) -> str:
 
 
 @contextlib.contextmanager
-def running(limits: ConnectionLimits) -> Iterator[Place]:
+def running(limits: ConnectionLimits, grace_s: float = 0.2) -> Iterator[Place]:
     app = App()
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    server = Server(app, grace_s=0.2, limits=limits)
+    server = Server(app, grace_s=grace_s, limits=limits)
     thread = threading.Thread(target=server.run, args=(listener,))
     thread.start()
     try:
@@ -231,6 +234,21 @@ def test_the_end_of_a_body_is_told_once_and_then_the_end_of_the_client(place: Pl
     assert statuses(answer) == [200, 200]
     assert b"listened" in answer
     assert 1 <= place.app.messages - before <= 2
+
+
+def test_a_head_that_ends_in_the_piece_that_brings_its_body_is_no_long_head(place: Place) -> None:
+    request = post(bytes(60_000), more=b"X-Filler: " + b"a" * 2_000 + b"\r\nConnection: close\r\n")
+    with place.connect() as connection:
+        connection.sendall(request[:1_500])
+        until = time.monotonic() + WAIT_S
+        while not any(each._started for each in list(place.connections.open)):
+            assert time.monotonic() < until
+        connection.sendall(request[1_500:])
+        assert b'"length": 60000' in read_all(connection)
+
+
+def test_an_http_1_0_client_that_asks_to_be_kept_gets_its_answer_and_the_end(place: Place) -> None:
+    assert statuses(place.raw(b"GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")) == [200]
 
 
 def test_an_http_1_0_client_gets_its_answer_and_the_end(place: Place) -> None:
@@ -423,6 +441,36 @@ def test_a_client_that_does_not_take_its_answer_is_dropped(quick: Place) -> None
         assert quick.settles(0)
 
 
+def test_a_client_that_leaves_the_end_of_its_answer_is_dropped_too(quick: Place) -> None:
+    with quick.connect() as connection:
+        connection.sendall(GET.replace(b"/a", b"/medium").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        left = MEDIUM
+        while left > 40_000:
+            left -= len(connection.recv(min(65536, left - 39_000)))
+        assert quick.settles(0)
+
+
+def test_an_answer_that_is_being_taken_when_the_server_stops_arrives_whole() -> None:
+    app = App()
+    listener = listen("127.0.0.1", 0)
+    server = Server(app, grace_s=WAIT_S, limits=PATIENT)
+    finished: list[bool] = []
+    thread = threading.Thread(target=lambda: finished.append(server.run(listener)))
+    with socket.create_connection(listener.getsockname(), timeout=WAIT_S) as connection:
+        thread.start()
+        connection.sendall(GET.replace(b"/a", b"/medium"))
+        got = len(connection.recv(1000))
+        server.stop()
+        until = time.monotonic() + WAIT_S
+        while server.connections.closing is False:
+            assert time.monotonic() < until
+        while piece := connection.recv(65536):
+            got += len(piece)
+    thread.join(WAIT_S)
+    assert got > MEDIUM
+    assert finished == [True]
+
+
 def test_an_answer_may_take_longer_than_any_deadline_of_the_client(quick: Place) -> None:
     with quick.connect() as connection:
         connection.sendall(GET.replace(b"/a", b"/wait"))
@@ -511,10 +559,12 @@ def test_a_thousand_stalled_clients_do_not_keep_a_real_one_waiting(place: Place)
             assert statuses(place.raw(LAST)) == [200]
 
 
-def test_the_work_for_a_client_that_has_gone_is_cancelled(place: Place) -> None:
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_the_work_for_a_client_that_has_gone_is_cancelled(place: Place, size: int) -> None:
     place.app.gone.clear()
+    place.app.seen.clear()
     with place.connect() as connection:
-        connection.sendall(GET.replace(b"/a", b"/wait"))
+        connection.sendall(post(bytes(size), b"/wait"))
         until = time.monotonic() + WAIT_S
         while place.app.seen[-1:] != ["/wait"]:
             assert time.monotonic() < until
