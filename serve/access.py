@@ -68,7 +68,7 @@ class Tokens:
             lines = self.path.read_bytes().splitlines()
         except OSError as error:
             raise ConfigError(f"the token file {self.path} cannot be read: {error.strerror}") from error
-        tokens = [line.strip() for line in lines if line.strip() and not line.startswith(b"#")]
+        tokens = [token for line in lines if (token := line.strip()) and not token.startswith(b"#")]
         if not tokens:
             raise ConfigError(f"the token file {self.path} names no token; write one a line, or serve without --tokens")
         if short := sum(len(token) < MIN_CHARACTERS or not token.isascii() for token in tokens):

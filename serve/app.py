@@ -15,6 +15,7 @@ happen in threads, so `/healthz` answers while every runner is busy.
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
@@ -35,7 +37,7 @@ from serve.bodies import FORM_OVERHEAD, Budget, boundary_of, files_in, timeout_s
 from serve.classifier import Classifier
 from serve.downloads import Downloads
 from serve.engine import Answer, Engine
-from serve.errors import EdgelineError, InputError, OverloadedError
+from serve.errors import ArtifactError, EdgelineError, InputError, OverloadedError
 from serve.logs import log_request
 from serve.metrics import Metrics
 from serve.models import Models
@@ -48,6 +50,8 @@ from serve.v2_models import Served
 
 if TYPE_CHECKING:
     from serve.observed import Observed
+
+LOG = logging.getLogger(__name__)
 
 DEFAULT_TOP_K = 5
 BIG_FORM = 64 * 2**10
@@ -95,7 +99,7 @@ class Service:
         Raises:
             OverloadedError: as `Engine.answer`.
         """
-        if self.engine.full(within_s):
+        if self.engine.full(min(within_s, self.terms.deadline_s)):
             self.engine.totals.rejected += 1
             raise OverloadedError(retry_after_s=self.engine.wait_s())
 
@@ -200,10 +204,9 @@ class Api:
         most = service.terms.limits.max_bytes + (FORM_OVERHEAD if boundary else 0)
         async with service.budget.body(request, most) as body:
             if boundary is None:
-                answer = await service.answer(classifier, body, within_s)
                 if champion is not None:
-                    await self._compare(champion, body, within_s, said=classifier.rank(answer.probabilities_K, 1)[0].label)
-                return _prediction(classifier, answer, top_k)
+                    return await self._challenged(champion, classifier, body, top_k, within_s)
+                return _prediction(classifier, await service.answer(classifier, body, within_s), top_k)
             if len(body) > BIG_FORM:
                 images = await asyncio.to_thread(files_in, body, boundary)
             else:
@@ -224,6 +227,21 @@ class Api:
             else:
                 raise found
         return JSONResponse({**_identity(classifier), "results": results})
+
+    async def _challenged(
+        self, champion: Classifier, challenger: Classifier, image: bytes, top_k: int, within_s: float
+    ) -> Response:
+        """The challenger's answer; the champion's, where the challenger is at fault. What both say is compared afterwards."""
+        try:
+            answer = await self.service.answer(challenger, image, within_s)
+        except ArtifactError:
+            LOG.exception("the challenger failed; the champion answers")
+            self.service.metrics.compared.labels("failed").inc()
+            return _prediction(champion, await self.service.answer(champion, image, within_s), top_k)
+        reply = _prediction(challenger, answer, top_k)
+        said = challenger.rank(answer.probabilities_K, 1)[0].label
+        reply.background = BackgroundTask(self._compare, champion, image, within_s, said=said)
+        return reply
 
     async def _compare(self, champion: Classifier, image: bytes, within_s: float, *, said: str) -> None:
         """Ask the champion too, and count whether it says the same."""

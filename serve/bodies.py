@@ -91,7 +91,9 @@ class Budget:
                 self.held += len(chunk)
                 if chunk:
                     chunks.append(chunk)
-            yield chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            chunks.clear()  # or every body would be held twice
+            yield body
         finally:
             self.held -= taken
 

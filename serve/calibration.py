@@ -51,10 +51,10 @@ def calibrate(open_classifier: Callable[[int], Classifier], image: bytes, cores:
         # One wide runner answers a lone client sooner, so it needs only be about as fast.
         if rate > BETTER * single:
             plan, classifier, single = wide, other, rate
-    batched = [replace(plan, batch=size) for size in BATCHES[1:]]
+    batched = [replace(plan, batch=size) for size in BATCHES[1:] if size <= classifier.variant.max_batch]
     rates = {each: images_per_s(classifier, image, each, each_s) for each in batched}
-    best = max(batched, key=lambda each: rates[each])
-    return best if rates[best] > WORTH_A_BATCH * single else plan
+    best = max(batched, key=lambda each: rates[each], default=plan)
+    return best if rates.get(best, 0.0) > WORTH_A_BATCH * single else plan
 
 
 def images_per_s(classifier: Classifier, image: bytes, plan: Plan, seconds: float) -> float:

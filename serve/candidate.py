@@ -6,6 +6,7 @@ takes its own rights to memory, time and files away, opens the artifact, has it 
 of JSON: `{"name": ..., "version": ...}`, or `{"code": ..., "error": ...}` with exit code 1.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -22,6 +23,8 @@ CPU_S = 60
 MEMORY_BYTES = 4 * 2**30
 """Of addresses, which are more than what is used."""
 FILES = 256
+FEW_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+"""On a machine of many cores threads alone would take all addresses that the child may have."""
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -42,7 +45,7 @@ def try_out(path: Path, variant: str | None = None, *, max_pixels: int, time_s: 
     try:
         child = subprocess.run(
             command,
-            env={**os.environ, "PYTHONPATH": places},
+            env={**os.environ, **FEW_THREADS, "PYTHONPATH": places},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=time_s,
@@ -77,6 +80,9 @@ def confine() -> None:
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (most, most))
     os.nice(10)  # the server beside it has clients
+    signal.alarm(TIME_S)  # where nobody is left to end it
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # before the server, if memory runs out
 
 
 def main(path: str, variant: str, max_pixels: str) -> int:

@@ -175,13 +175,8 @@ def _step(rows: int, row_length: int) -> int:
 
 def drift_of(classifier: "Classifier") -> Drift:
     """Empty statistics for a classifier."""
-    import hashlib
-
-    from serve.manifest import FILE_NAME
-
     manifest, spec = classifier.manifest, classifier.manifest.preprocess
-    sha256 = hashlib.sha256((classifier.artifact.folder / FILE_NAME).read_bytes()).hexdigest()
-    identity = {"model": manifest.name, "version": manifest.version, "manifest_sha256": sha256}
+    identity = {"model": manifest.name, "version": manifest.version, "manifest_sha256": classifier.artifact.manifest_sha256}
     return Drift(manifest.labels, spec.height, spec.width, **identity)
 
 

@@ -71,7 +71,6 @@ class Job:
     """An encoded image, or uint8 (H, W, 3) pixels of the model's resolution."""
     done: Callable[["Job"], None]
     arrived: float
-    expires: float
     taken: float = 0.0
     decode_s: float = 0.0
     dropped: bool = False
@@ -179,7 +178,7 @@ class Engine:
             loop.call_soon_threadsafe(settle, job)
 
         now = time.monotonic()
-        job = Job(classifier, item, done, now, now + within_s)
+        job = Job(classifier, item, done, now)
         with self._changed:
             if self._closing:
                 raise OverloadedError(retry_after_s=1.0)
@@ -187,13 +186,14 @@ class Engine:
             self._changed.notify()
         self.in_flight += 1
         alarm = loop.call_later(within_s, self._give_up, job, answered)
+        del item
         try:
             return await answered
         finally:
             alarm.cancel()
             self.in_flight -= 1
             if job.outcome is None:
-                job.dropped = True
+                job.dropped, job.item = True, b""  # its bytes are not to wait for a runner
 
     def _give_up(self, job: Job, answered: "asyncio.Future[Answer]") -> None:
         if not answered.done():
@@ -204,14 +204,20 @@ class Engine:
     # --- runners --------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while jobs := self._take():
-            try:
-                self._serve(jobs)
-            except BaseException as error:  # the edge of this thread: a bug here must not leave clients waiting
-                LOG.exception("a runner failed")
-                for job in jobs:
-                    if job.outcome is None:
-                        self._finish(job, EdgelineError(f"a runner failed: {type(error).__name__}", code="internal_error"))
+        while self._run_once():
+            pass
+
+    def _run_once(self) -> bool:
+        """Take and serve what waits; in a frame of its own, so that a runner at rest holds no image and no model."""
+        jobs = self._take()
+        try:
+            self._serve(jobs)
+        except BaseException as error:  # the edge of this thread: a bug here must not leave clients waiting
+            LOG.exception("a runner failed")
+            for job in jobs:
+                if job.outcome is None:
+                    self._finish(job, EdgelineError(f"a runner failed: {type(error).__name__}", code="internal_error"))
+        return bool(jobs)
 
     def _take(self) -> list[Job]:
         """The next images of one model that somebody still waits for; none when the engine closes."""
@@ -220,7 +226,9 @@ class Engine:
                 jobs: list[Job] = []
                 most = max(size for size in BATCHES if size <= max(1, min(len(self._queue), self.plan.batch)))
                 while self._queue and len(jobs) < most:
-                    if jobs and self._queue[0].classifier is not jobs[0].classifier:
+                    if jobs and (
+                        self._queue[0].classifier is not jobs[0].classifier or len(jobs) >= jobs[0].classifier.variant.max_batch
+                    ):
                         break
                     job = self._queue.popleft()
                     if job.dropped:
@@ -237,6 +245,8 @@ class Engine:
                 self._changed.wait()
 
     def _serve(self, jobs: list[Job]) -> None:
+        if not jobs:
+            return
         begun = time.perf_counter()
         ready = [(job, pixels_HW3) for job in jobs if (pixels_HW3 := self._decode(job)) is not None]
         if ready:
@@ -252,7 +262,7 @@ class Engine:
         try:
             pixels_HW3 = job.classifier.pixels(job.item)
         except Exception as error:
-            self._finish(job, error)
+            self._finish(job, _bare(error))
             return None
         job.decode_s = time.perf_counter() - begun
         return pixels_HW3
@@ -268,7 +278,7 @@ class Engine:
                 for each in ready:
                     self._infer([each])
                 return
-            self._finish(ready[0][0], error)
+            self._finish(ready[0][0], _bare(error))
             return
         infer_s = time.perf_counter() - begun
         self.totals.runs += 1
@@ -283,8 +293,16 @@ class Engine:
         job.outcome = outcome
         self.totals.images += 1
         if self.observe is not None and isinstance(outcome, Answer):
-            self.observe(job, outcome)
+            try:
+                self.observe(job, outcome)
+            except Exception:  # statistics must not cost an answer
+                LOG.exception("an answer could not be taken note of")
         try:
             job.done(job)
         except RuntimeError:  # the event loop is closed: the server has ended its grace period
             self.totals.abandoned += 1
+
+
+def _bare(error: Exception) -> Exception:
+    """An error without the frames that it came through: they hold the image, and would until the collector runs."""
+    return error.with_traceback(None) if isinstance(error, EdgelineError) else error

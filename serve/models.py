@@ -68,7 +68,7 @@ class Slot:
 
     def classifiers(self) -> list[Classifier]:
         """Those that are loaded, by version."""
-        found = {each.manifest.version: each for each in (self.previous, self.current) if each is not None}
+        found = {each.manifest.version: each for each in (self.current, self.previous) if each is not None}
         return [found[version] for version in sorted(found)]
 
 
@@ -123,7 +123,8 @@ class Models:
         """Let the version before answer again, of every name that has one."""
         with self._swapping:
             for slot in self.slots:
-                if slot.previous is not None and slot.current is not None:
+                back = slot.held is None  # once; a second signal does not go forward to the bad one again
+                if back and slot.previous is not None and slot.current is not None:
                     slot.held = slot.current.manifest.version
                     slot.current, slot.previous = slot.previous, slot.current
                     slot.swaps += 1
@@ -215,7 +216,7 @@ class Models:
             return
         slot._seen = seen
         try:
-            if serving is not None:
+            if self._begun:  # others are served already, if not under this name
                 try_out(folder, self._variant, max_pixels=self._max_pixels)
             found = self._open(folder)
             self._check_name(slot, found)

@@ -6,6 +6,7 @@ the versions that are loaded are kept, those of older ones go with them.
 
 import threading
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from serve.classifier import Classifier
 from serve.drift import Drift, drift_of, origin_of
@@ -14,15 +15,12 @@ from serve.engine import Answer, Job
 from serve.errors import EdgelineError
 from serve.snapshots import distance
 
-KEPT = 4
-"""Classifiers whose statistics are kept: current, previous and challenger, and one that still answers its last requests."""
-
 
 class Observed:
     """Statistics by classifier. `take` is called by the runners, the rest from anywhere."""
 
     def __init__(self) -> None:
-        self._kept: dict[Classifier, tuple[Drift, dict[str, Any] | None]] = {}
+        self._kept: WeakKeyDictionary[Classifier, tuple[Drift, dict[str, Any] | None]] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def take(self, job: Job, answer: Answer) -> None:
@@ -44,11 +42,11 @@ class Observed:
     def _of(self, classifier: Classifier) -> tuple[Drift, dict[str, Any] | None]:
         with self._lock:
             found = self._kept.get(classifier)
-            if found is None:
-                found = self._kept[classifier] = drift_of(classifier), _reference(classifier)
-                while len(self._kept) > KEPT:
-                    del self._kept[next(iter(self._kept))]
-            return found
+        if found is None:
+            made = drift_of(classifier), _reference(classifier)  # reads files, so not while the other runners wait
+            with self._lock:
+                found = self._kept.setdefault(classifier, made)
+        return found
 
 
 def _reference(classifier: Classifier) -> dict[str, Any] | None:

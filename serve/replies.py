@@ -58,6 +58,7 @@ ROUTING = {
 
 RETRY_AFTER_S = 1.0
 """What a client that came before the model was ready is told to wait; loading takes a second or two."""
+MOST_PATIENCE_S = 60.0
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
@@ -112,7 +113,7 @@ async def _too_late(request: Request, error: Exception) -> Response:
 
 def retry_after(seconds: float) -> str:
     """A Retry-After of at least so long, with a little chance in it, so that not everybody comes back at once."""
-    return str(math.ceil(seconds + random.random() * 2))
+    return str(math.ceil(min(seconds, MOST_PATIENCE_S) + random.random() * 2))
 
 
 async def _nobody_listens(request: Request, error: Exception) -> Response:
@@ -168,5 +169,5 @@ class Edge:
             reply = error_reply(Request(scope), 500, "internal_error", "edgeline failed on this request; its log says why")
             await reply(scope, receive, send_with_headers)
         finally:
-            if self.ended is not None:
+            if self.ended is not None and status:  # without one the client had gone
                 self.ended(scope, status, time.perf_counter() - begun)

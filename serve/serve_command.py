@@ -127,6 +127,9 @@ def serve(
     run(options)
 
 
-def default_cache() -> Path:
-    """Where the server keeps what it found out about this machine."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeline"
+def default_cache() -> Path | None:
+    """Where the server keeps what it found out about this machine; None for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeline"
+    except RuntimeError:
+        return None

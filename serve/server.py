@@ -34,8 +34,13 @@ HANDSHAKE_S = 5.0
 BESIDE = ConnectionLimits(max_connections=16)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Open the listening socket; port 0 takes a free one.
+def listen(host: str, port: int, *, option: str = "--host or --port") -> socket.socket:
+    """Open a listening socket; port 0 takes a free one.
+
+    Args:
+        host: an address of this machine.
+        port: 0 to 65535.
+        option: what to choose another of, for the error.
 
     Raises:
         ConfigError: the address is taken, or not one of this machine.
@@ -46,7 +51,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (while")[0]
         raise ConfigError(
-            f"cannot listen on {host} port {port}: {reason}; choose another --host or --port, port 0 takes a free one",
+            f"cannot listen on {host} port {port}: {reason}; choose another {option}, port 0 takes a free one",
             code="address_unusable",
         ) from error
     # Connections inherit it. asyncio sets it only on sockets that name TCP as their protocol, which create_server's do not;
@@ -140,7 +145,9 @@ class Server:
 
     async def _serve(self, listener: socket.socket) -> bool:
         self._loop = asyncio.get_running_loop()
-        options: dict[str, Any] = {"ssl": self.tls, "ssl_handshake_timeout": HANDSHAKE_S} if self.tls else {}
+        options: dict[str, Any] = {"ssl": self.tls} if self.tls else {}
+        if self.tls:
+            options |= {"ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": HANDSHAKE_S}
         server = await self._loop.create_server(self.connections, sock=listener, backlog=ACCEPTS, **options)
         listener.listen(BACKLOG)
         for other, app in self._beside:

@@ -11,6 +11,7 @@ import os
 import signal
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,9 +89,11 @@ class Opening:
     def first(self, classifier: Classifier) -> Classifier:
         """Find the plan and start the runners; the classifier as that plan wants it."""
         plan = self.options.plan or self._find(classifier)
-        self.threads = plan.threads
+        if plan.threads != self.threads:
+            self.threads = plan.threads
+            classifier = self.open(classifier.artifact.folder)
         self.engine.start(plan)
-        return classifier if plan.threads == 1 or self.options.plan else self.open(classifier.artifact.folder)
+        return classifier
 
     def _find(self, classifier: Classifier) -> Plan:
         cores, cache = usable_cores(), self.options.cache
@@ -146,7 +149,7 @@ def run(options: Options) -> None:
             service, store=store, metrics=not exposed, tokens=tokens, cors=options.cors, access_log=options.access_log
         )
 
-        metrics = listen("127.0.0.1", options.metrics_port) if exposed else None
+        metrics = listen("127.0.0.1", options.metrics_port, option="--metrics-port") if exposed else None
 
         if options.otel:
             from serve.tracing import traced
@@ -164,6 +167,10 @@ def run(options: Options) -> None:
 
         def stopping() -> None:
             service.stopping = True
+            # Threads that read from a store which does not answer would keep the process; the last word is this one's.
+            end = threading.Timer(options.grace_s + 4 * CLOSE_S, os._exit, [1])
+            end.daemon = True
+            end.start()
 
         signals = ((signal.SIGHUP, models.reload), (signal.SIGUSR1, models.roll_back))
         hooks = Hooks(started=started, stopping=stopping, signals=signals)
@@ -175,10 +182,12 @@ def run(options: Options) -> None:
         server.run(listener)
     for end in at_end:
         end()
-    if not (models.close(CLOSE_S) and engine.close(CLOSE_S)):
-        # Python would wait for these threads for ever.
+    loaded, finished = models.close(CLOSE_S), engine.close(CLOSE_S)
+    if not finished:
         print("edgeline: stopped with work that did not end in the grace period", file=sys.stderr, flush=True)
-        os._exit(1)
+    if not (loaded and finished):
+        # Python would wait for these threads for ever. No answer is lost by a version that was being loaded.
+        os._exit(0 if finished else 1)
 
 
 def _tls(options: Options) -> ssl.SSLContext | None:

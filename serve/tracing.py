@@ -5,6 +5,7 @@ OTEL_TRACES_SAMPLER and so on). A request's `traceparent` makes its span a child
 imports this, and with it the extra `otel`.
 """
 
+import os
 from typing import Any
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -28,7 +29,8 @@ def traced(app: ASGIApp, exporter: SpanExporter | None = None) -> tuple[ASGIApp,
     Returns:
         The application, and what to shut down at the end, so that the last spans are sent.
     """
-    provider = TracerProvider(resource=Resource.create({"service.name": "edgeline"}))
+    os.environ.setdefault("OTEL_SERVICE_NAME", "edgeline")
+    provider = TracerProvider(resource=Resource.create())
     provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
     # Its own spans of each receive and send would be three more a request.
     options: dict[str, Any] = {"tracer_provider": provider, "excluded_urls": QUIET, "exclude_spans": ["receive", "send"]}

@@ -15,7 +15,7 @@ FIRST, SECOND = "first-" + "a" * 20, "second-" + "b" * 20
 @pytest.fixture
 def tokens(tmp_path: Path) -> Path:
     path = tmp_path / "tokens"
-    path.write_text(f"# of the camera boxes\n{FIRST}\n\n  {SECOND}  \n")
+    path.write_text(f"# of the camera boxes\n  # and of the old one, which is gone\n{FIRST}\n\n  {SECOND}  \n")
     return path
 
 
@@ -45,6 +45,7 @@ REFUSED: dict[str, list[tuple[str, str]]] = {
     "one letter less": [("Authorization", f"Bearer {FIRST[:-1]}")],
     "one letter more": [("Authorization", f"Bearer {FIRST}a")],
     "the comment": [("Authorization", "Bearer # of the camera boxes")],
+    "an indented comment": [("Authorization", "Bearer # and of the old one, which is gone")],
     "two headers": [("Authorization", f"Bearer {FIRST}"), ("Authorization", f"Bearer {FIRST}")],
     "in another header": [("X-API-Key", FIRST)],
     "a rewritten address": [("X-Original-URL", "/healthz")],

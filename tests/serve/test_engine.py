@@ -116,13 +116,13 @@ def test_what_waits_is_run_together_and_nothing_waits_for_more(held: Held, photo
         others = [await ask(engine, held, photo) for photo in photos * 3]
         held.go_on.set()
         answers = await asyncio.gather(first, *others)
-        assert [answer.batch for answer in answers] == [1] + [8] * 8 + [4] * 4
+        assert [answer.batch for answer in answers] == [1] + [4] * 12  # as many as the artifact was proven with
         for answer, photo in zip(answers[1:], photos * 3, strict=True):
             alone = await engine.answer(held, photo, WAIT_S)
             np.testing.assert_allclose(answer.probabilities_K, alone.probabilities_K, atol=1e-6)
 
     run(BATCHES_OF_8, story)
-    assert held.sizes[:3] == [1, 8, 4]
+    assert held.sizes[:4] == [1, 4, 4, 4]
 
 
 def test_a_batch_holds_images_of_one_model_only(held: Held, classifier: Classifier, photos: list[bytes]) -> None:
@@ -151,7 +151,7 @@ def test_of_a_batch_with_one_poisonous_image_exactly_that_one_fails(held: Held, 
             if isinstance(answer, Answer):
                 alone = await engine.answer(held, image, WAIT_S)
                 np.testing.assert_array_equal(answer.probabilities_K, alone.probabilities_K)
-        assert engine.totals.retried == 8
+        assert engine.totals.retried == 4
 
     Held.poison = photos[2]
     try:
@@ -221,7 +221,7 @@ def test_a_request_whose_time_is_over_is_told_so_and_never_computed(held: Held, 
 
 def test_a_request_whose_time_is_over_while_it_is_worked_on_is_told_that(held: Held, photos: list[bytes]) -> None:
     async def story(engine: Engine) -> None:
-        task = await ask(engine, held, photos[0], 0.05)
+        task = await ask(engine, held, photos[0], 2.0)
         await begun(held)
         with pytest.raises(DeadlineError, match="while its image was worked on") as late:
             await task

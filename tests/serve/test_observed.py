@@ -1,5 +1,6 @@
 """Drift statistics of a server: every answer is in them, and they are given to whoever may see the metrics."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from serve.classifier import Classifier
 from serve.drift_report import compare
 from serve.engine import Answer, Job
 from serve.errors import ArtifactError
-from serve.observed import KEPT, Observed
+from serve.observed import Observed
 from serve.snapshots import read_snapshot
 
 
@@ -82,13 +83,27 @@ def test_the_distances_from_a_reference_are_metrics(make_artifact: Any, seal: An
         assert psi(site)["predicted"] > 0.25
 
 
-def test_statistics_of_versions_that_are_gone_are_let_go(make_artifact: Any, photos: list[bytes]) -> None:
+def test_statistics_of_versions_that_are_gone_go_with_them(make_artifact: Any, photos: list[bytes]) -> None:
     observed = Observed()
-    for version in range(1, KEPT + 3):
+    for version in range(1, 4):
         classifier = Classifier.open(make_artifact(version=version), threads=1)
         pixels_HW3 = classifier.pixels(photos[0])
         probabilities_NK, logits_NK = classifier.answer(pixels_HW3[None])
-        job = Job(classifier, photos[0], lambda job: None, 0.0, 1.0)
+        job = Job(classifier, photos[0], lambda job: None, 0.0)
         observed.take(job, Answer(probabilities_NK[0], logits_NK[0], 0, 0, 0, 1, True, pixels_HW3))
         assert observed.snapshot(classifier)["count"] == 1
-    assert len(observed._kept) == KEPT
+        del job
+    gc.collect()
+    assert len(observed._kept) == 1
+
+
+def test_statistics_that_fail_cost_no_answer(
+    artifact_template: Path, photos: list[bytes], serving: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(job: Job, answer: Answer) -> None:
+        raise OSError("the disk is gone")
+
+    with serving(artifact_template) as site:
+        site.service.engine.observe = fail
+        assert site.client.post("/predict", content=photos[0]).status_code == 200
+    assert any(record.exc_info for record in caplog.records)

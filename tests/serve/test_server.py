@@ -55,7 +55,7 @@ def test_a_stuck_client_is_given_up_after_the_grace_period(artifact_template: Pa
             start = time.monotonic()
             process.send_signal(signal.SIGTERM)
             assert process.wait(DEADLINE_S) == 0
-            assert time.monotonic() - start < 10
+            assert time.monotonic() - start < 14  # `body_s` would end it after 15
 
 
 STUCK = """
@@ -115,7 +115,7 @@ def test_limits_are_settable(artifact_template: Path) -> None:
 
 
 def test_listening_to_other_machines_is_warned_of_in_one_line(artifact_template: Path) -> None:
-    with started(artifact_template, "--host", "0.0.0.0") as (process, _):
+    with started(artifact_template, "--host", "0.0.0.0", "--metrics-port", "0") as (process, _):
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_S) == 0
         warning, *_ = (process.stderr.read() if process.stderr else "").splitlines()
