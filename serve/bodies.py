@@ -6,7 +6,7 @@ holds at most `max_bytes` of memory here, and all of them together at most what 
 """
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -67,6 +67,21 @@ class Budget:
     def __init__(self, most: int) -> None:
         self.most = most
         self.held = 0
+
+    @contextlib.contextmanager
+    def hold(self, size: int) -> Iterator[None]:
+        """Hold more bytes, of what was unpacked or copied from a body, until the block ends.
+
+        Raises:
+            OverloadedError: too many bytes are held already.
+        """
+        if self.held + size > self.most:
+            raise OverloadedError(retry_after_s=1.0)
+        self.held += size
+        try:
+            yield
+        finally:
+            self.held -= size
 
     @contextlib.asynccontextmanager
     async def body(self, request: Request, max_bytes: int) -> AsyncIterator[bytes]:

@@ -193,11 +193,12 @@ class V2:
         async with self.budget.body(request, self.max_bytes) as body:
             signature = v2_models.signature(classifier, pixels=v2_models.artifact_name(model)[1])
             asked = await read_request(request, body, self.max_bytes, signature)
-            items = (item if isinstance(item, np.ndarray) else bytes(item) for item in asked.inputs["image"])
+            items = [item if isinstance(item, np.ndarray) else bytes(item) for item in asked.inputs["image"]]
             deadline_s = deadline_of(request, asked.timeout_us)
-            running = (self.models.answer(classifier, item, deadline_s) for item in items)
-            # All are waited for: an image that fails names itself, and leaves no other running for nobody.
-            found = await asyncio.gather(*running, return_exceptions=True)
+            with self.budget.hold(sum(item.nbytes if isinstance(item, np.ndarray) else len(item) for item in items)):
+                running = (self.models.answer(classifier, item, deadline_s) for item in items)
+                # All are waited for: an image that fails names itself, and leaves no other running for nobody.
+                found = await asyncio.gather(*running, return_exceptions=True)
         for position, answer in enumerate(found):
             if isinstance(answer, InputError):
                 raise type(answer)(f"image[{position}]: {answer}", code=answer.code) from answer
