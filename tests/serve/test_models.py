@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from serve import candidate
+from serve.app import Terms
 from serve.candidate import try_out
 from serve.classifier import Classifier
 from serve.errors import ArtifactError
@@ -198,15 +200,29 @@ def test_several_names_are_served_each_by_its_own(publish: Publish, store: Path,
 
 
 def test_a_challenger_answers_its_share_and_its_agreement_is_counted(publish: Publish, store: Path, serving: Any) -> None:
-    from serve.app import Terms
-
     champion, challenger = publish(1), publish(2)
     photo = (champion / "golden" / "0.jpg").read_bytes()
     with serving(champion, challenger=challenger, terms=Terms(challenger_share=0.25)) as site:
         until(lambda: site.service.models.challenger.current is not None)
         versions = [site.client.post("/predict", content=photo).json()["version"] for _ in range(20)]
         assert versions == [1, 1, 1, 2] * 5
-        assert 'edgeline_challenger_answers_total{agreement="same"} 5.0' in site.client.get("/metrics").text
+        until(lambda: 'edgeline_challenger_answers_total{agreement="same"} 5.0' in site.client.get("/metrics").text)
+
+
+def test_where_the_challenger_fails_the_champion_answers(publish: Publish, serving: Any) -> None:
+    class Faulty(Classifier):
+        def answer(self, pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            if self.proof is not None and self.manifest.version == 2:
+                raise ArtifactError("no number", code="model_output_not_finite")
+            return super().answer(pixels_NHW3)
+
+    champion, challenger = publish(1), publish(2)
+    photo = (champion / "golden" / "0.jpg").read_bytes()
+    terms = Terms(challenger_share=1.0)
+    with serving(champion, challenger=challenger, terms=terms, open_classifier=Faulty.open) as site:
+        until(lambda: site.service.models.challenger.current is not None)
+        assert site.client.post("/predict", content=photo).json()["version"] == 1
+        assert 'edgeline_challenger_answers_total{agreement="failed"} 1.0' in site.client.get("/metrics").text
 
 
 def test_no_request_fails_while_versions_come_good_and_bad(publish: Publish, store: Path, serving: Any) -> None:
