@@ -32,6 +32,8 @@ bench: .venv/ready ## Run the benchmarks; each ends in one JSON line
 	$(BIN)/python benchmarks/variants.py
 	$(BIN)/python benchmarks/exports.py
 	$(BIN)/python benchmarks/qat.py
+	for script in throughput tail overload idle photos reload stops quota; do $(BIN)/python benchmarks/serve/$$script.py || exit 1; done
+	$(BIN)/python benchmarks/serve/overload.py --stalled 1000 --seconds 10
 
 lock: .venv/ready ## Compile the pinned requirements again, to the newest that fit pyproject.toml
 	$(UV) compile $(COMPILE) --extra all --group dev pyproject.toml --output-file requirements/dev.txt --upgrade

@@ -136,23 +136,23 @@ class Load:
 async def run(load: Load, rate: float, seconds: float, connections: int) -> dict[str, object]:
     """Keep the rate, or the connections busy, for so long or until SIGTERM."""
     await asyncio.gather(*(load.open() for _ in range(connections)))
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     spent_before = time.process_time()
     load.begun = begun = time.perf_counter()
     if rate:
         sent = 0
-        while (elapsed := time.perf_counter() - begun) < seconds:
+        while (elapsed := time.perf_counter() - begun) < seconds and not ended.is_set():
             while sent < elapsed * rate:
                 load.due(begun + sent / rate)
                 sent += 1
-            await asyncio.sleep(max(0.0, min(0.002, begun + sent / rate - time.perf_counter())))
+            await asyncio.sleep(max(0.0, min(0.05, begun + sent / rate - time.perf_counter())))
     else:
         load.closed_loop = True
         while load.idle:
             load.idle.popleft().send(time.perf_counter())
-        told_to_stop = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told_to_stop.set)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(told_to_stop.wait(), seconds)
+            await asyncio.wait_for(ended.wait(), seconds)
     wall_s = time.perf_counter() - begun
     good, bad = sorted(load.good), sorted(load.bad)
     counted = [load.per_second.get(second, 0) for second in range(int(wall_s))]

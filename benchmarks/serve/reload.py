@@ -29,7 +29,7 @@ def main() -> None:
     parser = arguments_of(__doc__)
     parser.add_argument("--reloads", type=int, default=200)
     parser.add_argument("--bad", type=int, default=30)
-    parser.add_argument("--connections", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=20.0, help="requests a second meanwhile; 0 for all that it answers")
     arguments = parser.parse_args()
     bad = {round(at) for at in np.linspace(2, arguments.reloads - 1, arguments.bad)}
     with workspace(arguments.environment) as folder, tempfile.TemporaryDirectory() as temporary:
@@ -38,7 +38,7 @@ def main() -> None:
         publish(model, store, 1)
         server = start(setting("edgeline", store, folder))
         clients = subprocess.Popen(
-            [sys.executable, str(HERE / "load.py"), server.url, str(image), "--connections", str(arguments.connections)]
+            [sys.executable, str(HERE / "load.py"), server.url, str(image), "--connections", "8", "--rate", str(arguments.rate)]
             + ["--seconds", "1000000"],
             stdout=subprocess.PIPE,
         )
@@ -59,6 +59,7 @@ def main() -> None:
         refused=refused,
         exchanged=arguments.reloads - len(bad),
         requests=asked["statuses"],
+        rate=arguments.rate,
         failed=asked["errors"],
         lost=asked["lost"],
         p99_ms=asked["p99_ms"],

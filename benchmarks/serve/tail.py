@@ -1,8 +1,8 @@
 """The median and the 99th percentile at 80 % of what each server can do: requests come at a constant rate, ready or not.
 
-A server's peak is measured first, in the same round, with 16 connections that send when they are answered. Then requests are due
-at 80 % of it, and latency counts from when a request was due, so a server that falls behind cannot hide it. `--rate` sends the
-same rate to all instead.
+A server's peak is measured first, in the same round, with 16 connections that send when they are answered. Then requests are
+due at 80 % of it, and latency counts from when a request was due, so a server that falls behind cannot hide it. `--rate` sends
+the same rate to all instead.
 """
 
 import os
