@@ -80,6 +80,7 @@ class Load:
         self.line: deque[float] = deque()
         self.good: list[float] = []
         self.bad: list[float] = []
+        self.late: list[float] = []
         self.statuses: dict[int, int] = {}
         self.per_second: dict[int, int] = {}
         self.lost = 0
@@ -112,6 +113,8 @@ class Load:
             self.good.append(since_due)
             second = int(now - self.begun)
             self.per_second[second] = self.per_second.get(second, 0) + 1
+        elif status == 504:
+            self.late.append(since_due)
         else:
             self.bad.append(since_sent)
 
@@ -158,7 +161,7 @@ async def run(load: Load, rate: float, seconds: float, connections: int) -> dict
     counted = [load.per_second.get(second, 0) for second in range(int(wall_s))]
     told = {
         "rate": len(good) / wall_s,
-        "errors": len(bad) + load.lost,
+        "errors": len(bad) + len(load.late) + load.lost,
         "lost": load.lost,
         "unsent": len(load.line),
         "statuses": load.statuses,
