@@ -32,6 +32,8 @@ BATCHES = (1, 2, 4, 8)
 """Sizes that are run: few, so that the runtime's memory has few shapes."""
 SMOOTHING = 0.1
 """Weight of the newest image in the running mean of what one costs."""
+OUTLIER = 8
+"""What counts of an image that cost more than so many means: one that met a pause of the process says nothing of the next."""
 MARGIN = 0.8
 """Share of a request's time that may be filled by what is expected: of those that just fit, many would come too late, and what
 was spent on them would be lost."""
@@ -250,7 +252,10 @@ class Engine:
             self._infer(ready)
         cost_s = (time.perf_counter() - begun) / len(jobs)
         totals = self.totals
-        totals.cost_s = cost_s if totals.cost_s == 0 else totals.cost_s + SMOOTHING * (cost_s - totals.cost_s)
+        if totals.cost_s == 0:
+            totals.cost_s = cost_s
+        else:
+            totals.cost_s += SMOOTHING * (min(cost_s, OUTLIER * totals.cost_s) - totals.cost_s)
 
     def _decode(self, job: Job) -> np.ndarray | None:
         if isinstance(job.item, np.ndarray):

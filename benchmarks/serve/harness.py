@@ -252,6 +252,7 @@ def turn(server: Running) -> Iterator[None]:
     try:
         yield
     finally:
+        time.sleep(0.3)  # what it still works on ends first
         server.pause()
 
 

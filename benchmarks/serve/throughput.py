@@ -56,43 +56,46 @@ def compare(question: str, model: Path, image: Path, arguments: Any, folder: Pat
     """All servers in turn, round by round."""
     variant = "onnx-int8" if question == "shipped" else None
     settings = [setting(name, model, folder, variant=variant) for name in arguments.servers]
-    names = [each.name for each in settings]
-    rows: dict[str, dict[str, list[float]]] = {name: {} for name in ["bare", *names]}
+    names = ["bare", *(each.name for each in settings)]
+    rows: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     memory: dict[str, dict[str, float]] = {}
 
     def note(name: str, what: str, value: float) -> None:
         rows[name].setdefault(what, []).append(value)
 
+    def measure(name: str, connections: int) -> None:
+        if name == "bare":
+            threads = 1 if connections == 1 else 2
+            got = bare(model, image, seconds=arguments.seconds, threads=threads)
+            note(name, f"rate_{connections}", got["rate"])
+            note(name, f"p50_ms_{connections}", got["p50_ms"])
+            return
+        server = running[name]
+        with turn(server):
+            before = cpu_s(server.tree())
+            got = load(server.url, image, connections=connections, seconds=arguments.seconds)
+            spent = cpu_s(server.tree()) - before
+            memory[name] = memory_mb(server.tree())
+        if got["errors"]:
+            print(f"    {name} at {connections}: {got['errors']} errors", flush=True)
+        for what in ("rate", "p50_ms", "p99_ms"):
+            note(name, f"{what}_{connections}", got[what])
+        note(name, f"cpu_ms_{connections}", spent / max(1, got.get("requests", got["rate"] * arguments.seconds)) * 1e3)
+
     with all_started(settings, image) as running:
+        bare(model, image, seconds=1.0)
         for number in range(arguments.rounds):
-            if number == 0:
-                bare(model, image, seconds=1.0)
-            note("bare", "rate", bare(model, image, seconds=arguments.seconds)["rate"])
-            if 1 in arguments.connections:
-                note("bare", "p50_ms_1", bare(model, image, seconds=arguments.seconds / 2, threads=1)["p50_ms"])
-            # The first of a round is another one every time, so that nobody is always the one after the bare loop.
-            order = names[number % len(names) :] + names[: number % len(names)]
-            for name in order:
-                server = running[name]
-                with turn(server):
-                    for connections in arguments.connections:
-                        seconds = arguments.seconds / 2 if connections == 1 else arguments.seconds
-                        before = cpu_s(server.tree())
-                        got = load(server.url, image, connections=connections, seconds=seconds)
-                        spent = cpu_s(server.tree()) - before
-                        if got["errors"]:
-                            print(f"    {name} at {connections}: {got['errors']} errors", flush=True)
-                        note(name, f"rate_{connections}", got["rate"])
-                        note(name, f"p50_ms_{connections}", got["p50_ms"])
-                        note(name, f"p99_ms_{connections}", got["p99_ms"])
-                        note(name, f"cpu_ms_{connections}", spent / max(1, got.get("requests", got["rate"] * seconds)) * 1e3)
-                    memory[name] = memory_mb(server.tree())
-            rates = ", ".join(f"{name} {rows[name][f'rate_{arguments.connections[-1]}'][-1]:.1f}" for name in names)
-            print(
-                f"  round {number + 1} (load {os.getloadavg()[0]:.1f}): bare {rows['bare']['rate'][-1]:.1f}, {rates}",
-                flush=True,
+            for connections in arguments.connections:
+                # Another one is first every time, so that nobody always comes after the same one.
+                names = names[1:] + names[:1]
+                for name in names:
+                    measure(name, connections)
+            rates = ", ".join(
+                f"{name} " + " ".join(f"{rows[name][f'rate_{count}'][-1]:.0f}" for count in arguments.connections)
+                for name in sorted(names)
             )
-    return summary(rows, memory, names, arguments.connections)
+            print(f"  round {number + 1} (load {os.getloadavg()[0]:.1f}): {rates}", flush=True)
+    return summary(rows, memory, list(rows), arguments.connections)
 
 
 def summary(rows: Any, memory: Any, names: list[str], connections: list[int]) -> dict[str, Any]:
@@ -100,28 +103,21 @@ def summary(rows: Any, memory: Any, names: list[str], connections: list[int]) ->
     medians = {name: {what: round(statistics.median(values), 3) for what, values in row.items()} for name, row in rows.items()}
     ratios: dict[str, Any] = {}
     for mine in [name for name in names if name.startswith("edgeline")]:
-        against = {}
-        for other in names:
-            if other != mine:
-                against[other] = {
-                    str(count): round(median_ratio(rows[mine][f"rate_{count}"], rows[other][f"rate_{count}"]), 3)
-                    for count in connections
-                }
-        against["bare"] = {
-            str(count): round(median_ratio(rows[mine][f"rate_{count}"], rows["bare"]["rate"]), 3)
-            for count in connections
-            if count > 1
+        ratios[mine] = {
+            other: {
+                str(count): round(median_ratio(rows[mine][f"rate_{count}"], rows[other][f"rate_{count}"]), 3)
+                for count in connections
+            }
+            for other in names
+            if other != mine
         }
-        ratios[mine] = against
         if 1 in connections:
             over = [a - b for a, b in zip(rows[mine]["p50_ms_1"], rows["bare"]["p50_ms_1"], strict=True)]
             medians[mine]["overhead_ms"] = round(statistics.median(over), 3)
-    for name in ["bare", *names]:
-        keys = ["rate"] if name == "bare" else [f"rate_{count}" for count in connections]
-        figures = "  ".join(f"{key.replace('rate_', '')}: {medians[name][key]:8.1f}" for key in keys)
-        costs = "  ".join(
-            f"{key} {value:.2f}" for key, value in medians[name].items() if key.startswith(("cpu", "over", "p50_ms_1"))
-        )
+    for name in names:
+        figures = "  ".join(f"{count}: {medians[name][f'rate_{count}']:8.1f}" for count in connections)
+        told = [key for key in medians[name] if key.startswith(("cpu", "over", "p50_ms_1"))]
+        costs = "  ".join(f"{key} {medians[name][key]:.2f}" for key in told)
         held = f"  rss {memory[name]['rss']:.0f} pss {memory[name]['pss']:.0f} MB" if name in memory else ""
         print(f"  {name:24} {figures}  {costs}{held}", flush=True)
     for mine, against in ratios.items():
