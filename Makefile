@@ -37,6 +37,8 @@ bench: .venv/ready ## Run the benchmarks; each ends in one JSON line
 	$(BIN)/python benchmarks/exports.py
 	$(BIN)/python benchmarks/qat.py
 	$(BIN)/python benchmarks/serving/decode.py
+	for script in throughput tail overload idle photos reload stops quota; do $(BIN)/python benchmarks/serving/$$script.py || exit 1; done
+	$(BIN)/python benchmarks/serving/overload.py --stalled 1000 --seconds 10
 
 lock: .venv/ready ## Compile the pinned requirements again, to the newest that fit pyproject.toml
 	$(UV) compile $(COMPILE) --extra all --group dev pyproject.toml --output-file requirements/dev.txt --upgrade

@@ -56,6 +56,7 @@ LOG = logging.getLogger(__name__)
 DEFAULT_TOP_K = 5
 BIG_FORM = 64 * 2**10
 """A form over it is taken apart in a thread: what a form costs depends on what is in it."""
+ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -318,7 +319,7 @@ def _ranked(classifier: Classifier, answer: Answer, top_k: int) -> list[dict[str
 
 def _prediction(classifier: Classifier, answer: Answer, top_k: int) -> Response:
     told = {**_identity(classifier), "predictions": _ranked(classifier, answer, top_k)}
-    body = json.dumps(told, ensure_ascii=False, separators=(",", ":"))
+    body = ENCODE(told)
     spent = (("queue", answer.queue_s), ("decode", answer.decode_s), ("infer", answer.infer_s))
     timing = ", ".join(f"{name};dur={seconds * 1e3:.2f}" for name, seconds in spent)
     return Response(body.encode(), media_type="application/json", headers={"Server-Timing": timing})

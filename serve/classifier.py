@@ -132,9 +132,9 @@ class Classifier:
 
     def rank(self, probabilities_K: np.ndarray, top_k: int) -> list[Prediction]:
         """The likeliest classes of one row of probabilities, best first."""
-        order = np.argsort(-probabilities_K, kind="stable")[:top_k]
+        order = (-probabilities_K).argsort(kind="stable")[:top_k]
         labels = self.manifest.labels
-        return [Prediction(labels[i], float(probabilities_K[i]), int(i)) for i in order]
+        return [Prediction(labels[i], p, i) for i, p in zip(order.tolist(), probabilities_K[order].tolist(), strict=True)]
 
     def _check_contract(self) -> None:
         """Compare the graph's own inputs and outputs with the manifest.

@@ -14,6 +14,7 @@ import asyncio
 import json
 import logging
 import secrets
+import select
 import time
 from collections import deque
 from collections.abc import Callable
@@ -96,10 +97,13 @@ class Connections:
         return True
 
     def end_idle(self) -> None:
-        """Close every connection that has no request, when its client has taken what was written."""
-        for connection in list(self.silent):
-            if connection.is_idle:
-                connection.end()
+        """Close every connection that has no request, not even one that came and was not read yet; what was written first."""
+        idle = {fileno: each for each in self.silent if each.is_idle and (fileno := each.fileno()) >= 0}
+        poll = select.poll()
+        for fileno in idle:
+            poll.register(fileno, select.POLLIN)
+        for fileno in idle.keys() - {fileno for fileno, _ in poll.poll(0)}:
+            idle[fileno].end()
 
     def date(self) -> bytes:
         """The Date header of this second."""
@@ -311,6 +315,10 @@ class Connection(asyncio.Protocol):
         if not keep_alive or request.body_left > DISCARD_BYTES:
             request.keep_alive = False
             self._wait(LINGER_S, self.drop)
+
+    def fileno(self) -> int:
+        """The socket's file descriptor, -1 when it is closed."""
+        return int(self.transport.get_extra_info("socket").fileno())
 
     def resume_reading(self) -> None:
         """Let the client send on."""

@@ -32,6 +32,11 @@ BATCHES = (1, 2, 4, 8)
 """Sizes that are run: few, so that the runtime's memory has few shapes."""
 SMOOTHING = 0.1
 """Weight of the newest image in the running mean of what one costs."""
+OUTLIER = 8
+"""What counts of an image that cost more than so many means: one that met a pause of the process says nothing of the next."""
+MARGIN = 0.8
+"""Share of a request's time that may be filled by what is expected: of those that just fit, many would come too late, and what
+was spent on them would be lost."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,14 +141,18 @@ class Engine:
         return len(self._queue)
 
     def full(self, within_s: float) -> bool:
-        """Whether an image that came now would not be answered in time."""
-        waiting = len(self._queue)
-        return waiting >= self.queue_limit or self.wait_s(waiting) > within_s
+        """Whether an image that came now would not be answered in time.
 
-    def wait_s(self, waiting: int | None = None) -> float:
-        """How long a new image would take, as far as the last ones tell."""
-        ahead = (len(self._queue) if waiting is None else waiting) + 1
-        return ahead * self.totals.cost_s / self.plan.runners
+        While a runner is free it is tried, whatever is expected: that may be wrong, after a pause of the whole machine for one,
+        and only an answer mends it.
+        """
+        if len(self._queue) >= self.queue_limit:
+            return True
+        return self.in_flight >= self.plan.runners and self.wait_s() > MARGIN * within_s
+
+    def wait_s(self) -> float:
+        """How long a new image would take, as far as the last ones tell: its turn, and its own time."""
+        return (self.in_flight / self.plan.runners + 1) * self.totals.cost_s
 
     async def answer(self, classifier: Classifier, item: bytes | np.ndarray, within_s: float) -> Answer:
         """Answer one image.
@@ -253,7 +262,10 @@ class Engine:
             self._infer(ready)
         cost_s = (time.perf_counter() - begun) / len(jobs)
         totals = self.totals
-        totals.cost_s = cost_s if totals.cost_s == 0 else totals.cost_s + SMOOTHING * (cost_s - totals.cost_s)
+        if totals.cost_s == 0:
+            totals.cost_s = cost_s
+        else:
+            totals.cost_s += SMOOTHING * (min(cost_s, OUTLIER * totals.cost_s) - totals.cost_s)
 
     def _decode(self, job: Job) -> np.ndarray | None:
         if isinstance(job.item, np.ndarray):

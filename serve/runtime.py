@@ -3,15 +3,18 @@
 The gate verifies with these settings, the server and the device run with them, so what was proven is what runs.
 """
 
+import contextlib
 import math
 import os
 import platform
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from serve.errors import ArtifactError
 
 CGROUP = Path("/sys/fs/cgroup")
+GROUPS = Path("/proc/self/cgroup")
 CPUINFO = Path("/proc/cpuinfo")
 
 # `session.set_denormal_as_zero` is left off: it also changes how the calling thread computes, long after the session.
@@ -53,12 +56,15 @@ def create_session(model: bytes, *, threads: int | None = None, level: str = "al
     """
     ort = load_onnxruntime()
     try:
-        return ort.InferenceSession(model, session_options(threads, level, saturates), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model, session_options(threads, level, saturates), providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class of their own
         reason = " ".join(str(error).split())[:300]
         raise ArtifactError(
             f"ONNX Runtime {ort.__version__} cannot load the model: {reason}", code="model_unloadable"
         ) from error
+    # It keeps the file to open it anew with other providers, of which there are none here.
+    session._model_bytes = None
+    return session
 
 
 def session_options(threads: int | None = None, level: str = "all", saturates: bool = True) -> Any:
@@ -96,23 +102,35 @@ def multiplies_exactly(cpuinfo: Path = CPUINFO) -> bool:
     return not INTEGER_FLAGS.isdisjoint(flags)
 
 
-def usable_cores(cgroup: Path = CGROUP) -> int:
-    """How many threads are worth having: the CPUs this process may run on, capped by its cgroup's quota, at least 1."""
+def usable_cores(cgroup: Path = CGROUP, groups: Path = GROUPS) -> int:
+    """How many threads are worth having: the CPUs this process may run on, capped by its cgroups' quota, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota(cgroup)
-    return max(1, allowed if quota is None else min(allowed, math.ceil(quota)))
+    quotas = [quota for folder in _own_groups(cgroup, groups) if (quota := _quota(folder)) is not None]
+    return max(1, min([allowed, *map(math.ceil, quotas)]))
 
 
-def _cgroup_quota(cgroup: Path) -> float | None:
-    """CPUs' worth of time per period, from cgroup v2's cpu.max or v1's cpu.cfs_quota_us; None where unlimited."""
+def _own_groups(cgroup: Path, groups: Path) -> Iterator[Path]:
+    """The control groups that this process is in, its own and all around it; those of v2, and of v1 for `cpu`.
+
+    A container sees its own as the root. A service under systemd does not, and finds its own in /proc.
+    """
+    own = {"": "", "cpu": ""}
+    with contextlib.suppress(OSError, ValueError):
+        for line in groups.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            own |= dict.fromkeys(controllers.split(","), path.lstrip("/"))
+    for root, path in ((cgroup, own[""]), (cgroup / "cpu", own["cpu"])):
+        inner = PurePosixPath(path)
+        yield from (root / each for each in (inner, *inner.parents))
+
+
+def _quota(group: Path) -> float | None:
+    """CPUs' worth of time per period of one control group, v2's cpu.max or v1's cpu.cfs_quota_us; None where unlimited."""
     try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
+        quota, period = (group / "cpu.max").read_text().split()
     except (OSError, ValueError):
         try:
-            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
         except OSError:
             return None
-    if quota in ("max", "-1"):
-        return None
-    return int(quota) / int(period)
+    return None if quota in ("max", "-1") else int(quota) / int(period)

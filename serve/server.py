@@ -6,11 +6,14 @@ within the grace period before `run` returns. A second signal ends the grace.
 
 import asyncio
 import contextlib
+import ctypes
 import ipaddress
 import resource
 import signal
 import socket
 import ssl
+import struct
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,11 +29,14 @@ ACCEPTS = 8
 """Connections that are taken at once. asyncio takes as many as its backlog says before it makes anything of the first, and
 where descriptors run out it goes on through all of them, with a traceback in the log for each."""
 LAME_DUCK_S = 0.25
-"""Between the signal and the end of listening: clients learn from their answers that the connection ends, and idle ones that
-send once more are still heard."""
+"""Between the signal and the end of listening, and again until idle connections end: clients learn from their answers that the
+connection ends, and idle ones that send once more are still heard."""
 SPARE_FILES = 64
 """Descriptors that connections leave for everything else."""
 HANDSHAKE_S = 5.0
+SO_ATTACH_FILTER = 26
+RETURN_0 = struct.pack("HBBI", 6, 0, 0, 0)
+"""A packet filter's one instruction: let through 0 bytes of every packet. See socket(7)."""
 BESIDE = ConnectionLimits(max_connections=16)
 
 
@@ -70,6 +76,24 @@ def url_of(listener: socket.socket, *, tls: bool = False) -> str:
 def is_exposed(listener: socket.socket) -> bool:
     """Whether other machines may reach a listening socket."""
     return not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
+def accept_rest(listener: socket.socket) -> list[socket.socket]:
+    """Take what the kernel has accepted for a listening socket that is about to close, which would throw it away.
+
+    Linux is told to ignore whoever else would connect meanwhile; they try again, and find nobody listening.
+    """
+    if sys.platform == "linux":
+        instruction = ctypes.create_string_buffer(RETURN_0)
+        with contextlib.suppress(OSError):  # it is a moment that is closed by this, not the door
+            listener.setsockopt(
+                socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(RETURN_0) // 8, ctypes.addressof(instruction))
+            )
+    found: list[socket.socket] = []
+    with contextlib.suppress(OSError):
+        while len(found) < BACKLOG:
+            found.append(listener.accept()[0])
+    return found
 
 
 def affordable(limits: ConnectionLimits) -> int:
@@ -159,7 +183,12 @@ class Server:
         self.hooks.stopping()
         self.connections.closing = True
         await self._pause(LAME_DUCK_S)
+        waiting = accept_rest(listener)
         server.close()
+        for accepted in waiting:
+            with contextlib.suppress(OSError):
+                await self._loop.connect_accepted_socket(self.connections, accepted, **options)
+        await self._pause(LAME_DUCK_S)  # what was just accepted says what it came for
         self.connections.end_idle()
         return await self._finish()
 

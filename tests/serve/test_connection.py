@@ -581,3 +581,31 @@ def test_the_work_for_a_client_that_has_gone_is_cancelled(place: Place, size: in
 def test_a_limit_of_nothing_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"connection.{name} must be over 0, got 0"):
         ConnectionLimits(**{name: 0})
+
+
+def test_a_request_that_came_but_was_not_read_when_idle_connections_end_is_answered() -> None:
+    async def story() -> list[bytes]:
+        loop, connections = asyncio.get_running_loop(), Connections(App(), PATIENT)
+        server = await loop.create_server(connections, "127.0.0.1", 0)
+        clients = [socket.create_connection(server.sockets[0].getsockname()) for _ in range(2)]
+        answers = []
+        for client in clients:
+            client.setblocking(False)
+            await loop.sock_sendall(client, GET)
+            assert await loop.sock_recv(client, 65536)
+        clients[1].send(GET)  # and the loop has no turn before the next line
+        connections.closing = True
+        connections.end_idle()
+        for client in clients:
+            with contextlib.closing(client):
+                try:
+                    answers.append(await loop.sock_recv(client, 65536))
+                except ConnectionResetError:
+                    answers.append(b"reset")
+        server.close()
+        return answers
+
+    [idle, asked] = asyncio.run(story())
+    assert idle in (b"", b"reset")
+    assert b'"path": "/a"' in asked
+    assert b"connection: close" in asked

@@ -192,12 +192,27 @@ def test_a_full_queue_takes_nothing_in(held: Held, photos: list[bytes]) -> None:
     run(ONE, story, queue_limit=3)
 
 
-def test_what_could_not_be_answered_in_time_is_not_taken_in(classifier: Classifier, photos: list[bytes]) -> None:
+def test_what_could_not_be_answered_in_time_is_not_taken_in(held: Held, photos: list[bytes]) -> None:
     async def story(engine: Engine) -> None:
-        await engine.answer(classifier, photos[0], WAIT_S)
-        engine.totals.cost_s = 10.0
-        with pytest.raises(OverloadedError):
-            await engine.answer(classifier, photos[0], 5.0)
+        first = await ask(engine, held, photos[0])
+        await begun(held)
+        engine.totals.cost_s = 4.0  # so a new one would take 8 s, of which 0.8 of the deadline may be filled
+        with pytest.raises(OverloadedError) as refusal:
+            await engine.answer(held, photos[0], 9.9)
+        assert refusal.value.retry_after_s == 8.0
+        assert not engine.full(10.1)
+        held.go_on.set()
+        await first
+
+    run(ONE, story)
+
+
+def test_an_engine_that_expects_too_much_tries_all_the_same_and_learns(classifier: Classifier, photos: list[bytes]) -> None:
+    async def story(engine: Engine) -> None:
+        engine.totals.cost_s = expected = 1e6  # as after a night in which the machine slept
+        for _ in range(3):
+            await engine.answer(classifier, photos[0], WAIT_S)
+        assert engine.totals.cost_s < 0.82 * expected  # the last one may not be counted yet
 
     run(ONE, story)
 

@@ -50,6 +50,42 @@ def test_threads_follow_the_cgroup_quota(
     assert usable_cores(tmp_path) == expected
 
 
+SERVICES: dict[str, tuple[str, dict[str, str], int]] = {
+    "a service's own, v2": ("0::/system.slice/edge.service", {"system.slice/edge.service/cpu.max": "100000 100000\n"}, 1),
+    "the slice around it, v2": (
+        "0::/system.slice/edge.service",
+        {"system.slice/edge.service/cpu.max": "max 100000\n", "system.slice/cpu.max": "200000 100000\n"},
+        2,
+    ),
+    "its own, v1": (
+        "5:memory:/x\n4:cpu,cpuacct:/edge",
+        {"cpu/edge/cpu.cfs_quota_us": "150000\n", "cpu/edge/cpu.cfs_period_us": "100000\n"},
+        2,
+    ),
+    "a path that is not seen from inside": ("0::/docker/1234", {"cpu.max": "100000 100000\n"}, 1),
+    "nothing that is read": ("\n???", {}, CPUS),
+}
+
+
+@pytest.mark.parametrize(("groups", "files", "expected"), SERVICES.values(), ids=SERVICES)
+def test_threads_follow_the_quota_of_the_group_that_the_process_is_in(
+    groups: str, files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(CPUS)))
+    (tmp_path / "groups").write_text(groups)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text(text)
+    assert usable_cores(tmp_path, tmp_path / "groups") == expected
+
+
+def test_a_session_keeps_no_second_copy_of_its_file(artifact_template: Path) -> None:
+    model = (artifact_template / "model.onnx").read_bytes()
+    before = sys.getrefcount(model)
+    session = create_session(model, threads=1)
+    assert (sys.getrefcount(model), len(session.get_inputs())) == (before, 1)
+
+
 def test_threads_follow_the_affinity(tmp_path: Path) -> None:
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})

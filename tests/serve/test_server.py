@@ -15,7 +15,7 @@ import pytest
 from processes import DEADLINE_S, MAIN, ROOT, connect, is_accepting, line_of, read_all, started, wait_until_ready
 
 from serve.errors import ConfigError
-from serve.server import is_exposed, listen, url_of
+from serve.server import accept_rest, is_exposed, listen, url_of
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -44,6 +44,17 @@ def test_a_signal_right_after_the_address_is_printed_ends_it_with_code_0(artifac
     with started(artifact_template) as (process, _):
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_S) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the filter is Linux's")
+def test_of_connections_at_the_end_every_one_is_taken_or_never_made() -> None:
+    with listen("127.0.0.1", 0) as listener, contextlib.ExitStack() as stack:
+        listener.setblocking(False)
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+        assert len([stack.enter_context(each) for each in accept_rest(listener)]) == 3
+        with pytest.raises(TimeoutError):
+            socket.create_connection(listener.getsockname(), timeout=0.1)
 
 
 def test_a_stuck_client_is_given_up_after_the_grace_period(artifact_template: Path) -> None:

@@ -1,0 +1,44 @@
+"""What every peer serves: this repository's artifact, preprocessing and session settings, and the top five as JSON types.
+
+Told by the environment: `ARTIFACT` is an artifact's folder, `RUNNERS` how many images are worked on at once, `THREADS` how many
+threads the runtime has for one of them. A peer is its server around `Model`, so that what is compared is the server.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from serve.preprocess import PreprocessSpec, preprocess
+from serve.runtime import create_session
+
+ARTIFACT = Path(os.environ["ARTIFACT"])
+RUNNERS = int(os.environ.get("RUNNERS", "2"))
+THREADS = int(os.environ.get("THREADS", "1"))
+
+
+class Model:
+    """One session over one artifact's float32 file, or another one of its files."""
+
+    def __init__(self, file: str = os.environ.get("MODEL_FILE", "model.onnx"), threads: int = THREADS) -> None:
+        self.spec = PreprocessSpec.from_dict(json.loads((ARTIFACT / "manifest.json").read_bytes())["preprocess"])
+        self.labels = (ARTIFACT / "labels.txt").read_text(encoding="utf-8").splitlines()
+        self.session = create_session((ARTIFACT / file).read_bytes(), threads=threads)
+
+    def pixels(self, image: bytes) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+        return preprocess(image, self.spec)
+
+    def run(self, pixels_NHW3: np.ndarray) -> np.ndarray:
+        """Probabilities, (N, K)."""
+        return self.session.run(["probabilities"], {"image": pixels_NHW3})[0]
+
+    def ranked(self, probabilities_K: np.ndarray) -> dict:
+        """The five likeliest classes."""
+        best = np.argsort(-probabilities_K)[:5]
+        return {"predictions": [{"label": self.labels[i], "probability": float(probabilities_K[i])} for i in best]}
+
+    def predict(self, image: bytes) -> dict:
+        """From an image file's bytes to its classes."""
+        return self.ranked(self.run(self.pixels(image)[None])[0])

@@ -1,0 +1,72 @@
+"""Photos of 12 megapixels: requests a second with decoding at a fraction of the size, against decoding whole.
+
+Two artifacts that differ in `preprocess.jpeg_scaling` alone, `dct` and `full`, served in turn; a photo of 4000 x 3000 pixels is
+made of a real one, with noise so that it has a phone's number of bytes.
+"""
+
+import io
+import json
+import shutil
+import statistics
+from pathlib import Path
+
+import numpy as np
+from harness import all_started, arguments_of, artifact, load, median_ratio, photo, report, setting, turn, workspace
+from PIL import Image
+
+WAYS = ("dct", "full")
+
+
+def main() -> None:
+    arguments = arguments_of(__doc__, seconds=6.0).parse_args()
+    with workspace(arguments.environment) as folder:
+        model = artifact(arguments.artifact)
+        if "jpeg_scaling" not in json.loads((model / "manifest.json").read_bytes())["preprocess"]:
+            raise SystemExit(
+                "this artifact's preprocess has no jpeg_scaling: it was made by an older edgeline; leave --artifact"
+            )
+        image = enlarge(photo(arguments.photo, folder), folder / "photo-12mp.jpg")
+        print(f"a photo of 4000 x 3000 pixels and {image.stat().st_size:,} bytes", flush=True)
+        settings = []
+        for way in WAYS:
+            each = setting("edgeline", rescaled(model, way, folder / "rescaled" / way), folder)
+            each.name = way
+            settings.append(each)
+        rates: dict[str, list[float]] = {way: [] for way in WAYS}
+        with all_started(settings, image) as running:
+            for number in range(arguments.rounds):
+                for way in WAYS if number % 2 else WAYS[::-1]:
+                    with turn(running[way]):
+                        rates[way].append(load(running[way].url, image, connections=16, seconds=arguments.seconds)["rate"])
+                print(f"  round {number + 1}: " + ", ".join(f"{way} {rates[way][-1]:.1f}" for way in WAYS), flush=True)
+        size = image.stat().st_size
+    medians = {way: statistics.median(values) for way, values in rates.items()}
+    report(
+        "photos", rounds=arguments.rounds, photo_bytes=size, medians=medians, ratio=median_ratio(rates["dct"], rates["full"])
+    )
+
+
+def enlarge(path: Path, to: Path) -> Path:
+    """A photo as a phone would have taken it."""
+    pixels_HW3 = np.asarray(Image.open(path).convert("RGB").resize((4000, 3000), Image.Resampling.BICUBIC), dtype=np.int16)
+    noise_HW3 = np.random.default_rng(0).normal(0, 4, pixels_HW3.shape).astype(np.int16)
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(pixels_HW3 + noise_HW3, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=88, subsampling=2)
+    to.write_bytes(buffer.getvalue())
+    return to
+
+
+def rescaled(model: Path, way: str, to: Path) -> Path:
+    """A copy of an artifact that decodes that way."""
+    shutil.rmtree(to, ignore_errors=True)
+    shutil.copytree(model, to)
+    path = to / "manifest.json"
+    told = json.loads(path.read_bytes())
+    told["preprocess"]["jpeg_scaling"] = way
+    path.chmod(0o644)
+    path.write_text(json.dumps(told))
+    return to
+
+
+if __name__ == "__main__":
+    main()
