@@ -20,6 +20,7 @@ from serve.app import Service, Terms, create_app, metrics_app
 from serve.calibration import calibrate, remember_plan, remembered_plan, sample_image
 from serve.classifier import Classifier
 from serve.connection import ConnectionLimits
+from serve.door import Door
 from serve.engine import Engine, Plan
 from serve.errors import ConfigError
 from serve.logs import set_up_logs
@@ -144,7 +145,9 @@ def run(options: Options) -> None:
 
         signals = ((signal.SIGHUP, models.reload), (signal.SIGUSR1, models.roll_back))
         hooks = Hooks(started=started, stopping=stopping, signals=signals)
-        server = Server(app, hooks=hooks, grace_s=options.grace_s, limits=options.connections, tls=tls)
+        # Who may ask, and from which pages, is for the application to say first.
+        front = app if tokens or options.cors or options.access_log else Door(app, service)
+        server = Server(front, hooks=hooks, grace_s=options.grace_s, limits=options.connections, tls=tls)
         server.connections.refused = service.refused
         service.connections = lambda: len(server.connections.open)  # type: ignore[method-assign]
         if exposed:
