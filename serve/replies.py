@@ -61,6 +61,13 @@ MOST_PATIENCE_S = 60.0
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
+def request_id_of(scope: Scope) -> str:
+    """The id that a request names, or a new one."""
+    wanted = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+    # Not from `secrets`: an id is no secret, and a system call would give way to the runners at every request.
+    return wanted if REQUEST_ID.fullmatch(wanted) else f"{random.getrandbits(64):016x}"
+
+
 def status_of(error: InputError) -> int:
     """The status of a caller's fault; always 4xx."""
     return STATUS.get(error.code, 422 if isinstance(error, ImageError) else 400)
@@ -146,9 +153,7 @@ class Edge:
             await self.app(scope, receive, send)
             return
         begun = time.perf_counter()
-        wanted = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
-        # Not from `secrets`: an id is no secret, and a system call would give way to the runners at every request.
-        request_id = wanted if REQUEST_ID.fullmatch(wanted) else f"{random.getrandbits(64):016x}"
+        request_id = request_id_of(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         extra = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
         status = 0

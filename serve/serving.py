@@ -6,6 +6,7 @@ This is the one place that knows all the parts: models and their loading thread,
 socket, and what signals mean.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -17,11 +18,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from starlette.types import ASGIApp
+
 from serve.access import Tokens
 from serve.app import Service, Terms, create_app, metrics_app
 from serve.calibration import calibrate, remember_plan, remembered_plan, sample_image
 from serve.classifier import Classifier
 from serve.connection import ConnectionLimits
+from serve.door import Door
 from serve.engine import Engine, Plan
 from serve.errors import ConfigError
 from serve.logs import set_up_logs
@@ -151,18 +155,22 @@ def run(options: Options) -> None:
 
         metrics = listen("127.0.0.1", options.metrics_port, option="--metrics-port") if exposed else None
 
+        served: ASGIApp = app
         if options.otel:
             from serve.tracing import traced
 
             served, provider = traced(app)
             at_end.append(provider.shutdown)
-        else:
-            served = app
+        elif not (tokens or options.cors or options.access_log):  # who may ask is for the application to say first
+            served = Door(app, service)
 
         def started() -> None:
             print(f"edgeline serves {_titles(options.artifacts)} on {url}", flush=True)
             if metrics is not None:
                 print(f"edgeline gives its metrics on {url_of(metrics)}/metrics", flush=True)
+            # What is there now stays: looking through it for garbage, with many connections every few seconds, would make
+            # requests wait for tens of milliseconds.
+            gc.freeze()
             models.start()
 
         def stopping() -> None:
