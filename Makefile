@@ -13,7 +13,7 @@ demo: .venv/ready ## Digits to a proven, published artifact, which then classifi
 	$(BIN)/edgeline run --data digits --demo
 
 test: .venv/ready ## Run the whole test suite
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --max-worker-restart 0
 
 fuzz: .venv/ready ## Run the fuzzing that is too long for the test suite
 	$(BIN)/python -m pytest -m nightly

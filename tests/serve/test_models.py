@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -322,16 +323,25 @@ def test_a_child_that_dies_refuses_its_candidate(
     assert refusal.value.code == "candidate_crashed"
 
 
-def test_a_child_has_no_rights_to_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: dict[int, tuple[int, int]] = {}
-    monkeypatch.setattr(candidate.resource, "setrlimit", lambda what, most: taken.update({what: most}))
-    monkeypatch.setattr(candidate.os, "nice", lambda by: by)
-    candidate.confine()
-    resource = candidate.resource
-    assert taken[resource.RLIMIT_FSIZE] == (0, 0)
-    assert taken[resource.RLIMIT_CORE] == (0, 0)
-    assert 0 < taken[resource.RLIMIT_AS][0] <= candidate.MEMORY_BYTES
-    assert 0 < taken[resource.RLIMIT_CPU][0] <= candidate.CPU_S
+CONFINED = """
+import json, os, resource, signal
+from serve.candidate import confine
+confine()
+left = {name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1] for name in ("AS", "CPU", "CORE", "FSIZE", "NOFILE")}
+print(json.dumps({**left, "nice": os.nice(0), "alarm": signal.alarm(0)}))
+"""
+
+
+def test_a_child_has_no_rights_to_much() -> None:
+    root = Path(candidate.__file__).resolve().parents[1]
+    ended = subprocess.run([sys.executable, "-c", CONFINED], cwd=root, capture_output=True, text=True, check=True)
+    left = json.loads(ended.stdout)
+    assert left["FSIZE"] == left["CORE"] == 0
+    assert 0 < left["AS"] <= candidate.MEMORY_BYTES
+    assert 0 < left["CPU"] <= candidate.CPU_S
+    assert 0 < left["NOFILE"] <= candidate.FILES
+    assert left["nice"] >= 10
+    assert 0 < left["alarm"] <= candidate.TIME_S
 
 
 def test_loading_that_fails_by_a_bug_says_so_and_goes_on(
