@@ -4,7 +4,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv pip
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint bench lock clean
+.PHONY: help demo test long fuzz lint bench lock clean
 
 help: ## Show what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 14
@@ -14,6 +14,9 @@ demo: .venv/ready ## Digits to a proven, published artifact, which then classifi
 
 test: .venv/ready ## Run the whole test suite
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --max-worker-restart 0
+
+long: .venv/ready ## Run what is too long for the test suite: compilers, emulators, other runtimes, a real schedule
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --max-worker-restart 0 -m long
 
 fuzz: .venv/ready ## Run the fuzzing that is too long for the test suite
 	$(BIN)/python -m pytest -m nightly

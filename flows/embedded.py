@@ -169,7 +169,7 @@ class EmbeddedServer:
     def _last_words(self) -> str:
         """Why it died, from its log; nothing if it has not."""
         try:
-            self.process.wait(1)
+            self.process.wait(10)  # whoever hung up is about to end; on a busy machine not at once
         except subprocess.TimeoutExpired:
             return ""
         text = self.log.read_text(errors="replace")

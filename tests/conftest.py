@@ -32,9 +32,12 @@ hypothesis.settings.load_profile("edgeline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every layer's tests to one process: they share runs that take a minute to make."""
+    """Give the tests that share runs, which take a minute to make, to one process; the server's go wherever there is room."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("export" if "export" in item.path.parts else "others"))
+        if "serve" not in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group("export" if "export" in item.path.parts else "others"))
+        elif item.path.stem == "test_page_in_browser":
+            item.add_marker(pytest.mark.xdist_group("browser"))
 
 
 MakeArtifact = Callable[..., Path]

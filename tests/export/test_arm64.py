@@ -59,7 +59,7 @@ def test_sources_without_aarch64_packages_are_told_and_leave_no_machine(
     assert not (tmp_path / "arm64").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_machine_is_made_once(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = machine.root.parent
     made = (folder / RECEIPT).stat().st_mtime_ns
@@ -68,7 +68,7 @@ def test_a_machine_is_made_once(machine: Machine, monkeypatch: pytest.MonkeyPatc
     assert (folder / RECEIPT).stat().st_mtime_ns == made
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_int8_proves_itself_on_arm(machine: Machine, finished: Any) -> None:
     """float32 does too (see the module's table), and takes ten seconds a sample under emulation."""
     names = ("onnx-int8",)
@@ -79,13 +79,13 @@ def test_int8_proves_itself_on_arm(machine: Machine, finished: Any) -> None:
         assert entries[name]["max_logit_difference"] < entries[name]["logit_tolerance"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_machine_is_an_arm(machine: Machine) -> None:
     done = machine.run("import platform; print(platform.machine())", timeout_s=60)
     assert done.stdout == "aarch64\n", done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_int8_weights_at_another_scale_are_refused_on_arm_too(machine: Machine, artifact: Path, seal: Any) -> None:
     model = onnx.load(artifact / "model.int8.onnx")
     scale = next(t for t in model.graph.initializer if t.name.endswith("blocks.4.0.conv_dw.weight_scale"))

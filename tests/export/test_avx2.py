@@ -56,7 +56,7 @@ print(json.dumps(found))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_seven_bit_weights_need_no_exact_setting_and_eight_bit_ones_do(
     machine: Machine, finished: Any, held_out: list[Sample], spec: PreprocessSpec, tmp_path: Path
 ) -> None:
@@ -81,7 +81,7 @@ def test_seven_bit_weights_need_no_exact_setting_and_eight_bit_ones_do(
     assert np.abs(np.subtract(saturated, right)).max() > 0.05 * np.abs(right).max()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_published_int8_proves_itself_with_the_setting_that_the_device_makes(machine: Machine, finished: Any) -> None:
     [entry] = check(finished.artifact, machine, variants=["onnx-int8"])
     assert (entry["proven"], entry["exact_setting"], entry["samples"]) == (True, True, 5)

@@ -27,7 +27,7 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_openvino_variants_pass_the_gate_and_are_published_with_their_weights(
     run: Run, redo: Any, environments: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,8 @@ from serve.preprocess import (
 )
 from serve.runtime import load_onnxruntime
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = ROOT / "docs" / "devices"
 HARNESS = ROOT / "tests" / "devices"

@@ -22,7 +22,7 @@ def test_an_operator_set_that_the_oldest_runtime_lacks_is_refused_before_anythin
     assert not list(tmp_path.glob("*.onnx"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_artifact_proves_itself_on_the_oldest_runtime_it_names(finished: Any) -> None:
     """On the newest all other tests run."""
     proofs = prove_on(finished.artifact, f"{finished.config.export.min_runtime}.0")
@@ -32,7 +32,7 @@ def test_the_artifact_proves_itself_on_the_oldest_runtime_it_names(finished: Any
         assert proof["max_difference"] < 1e-3 or proof["variant"] == "onnx-int8"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_release_that_does_not_exist_is_told_in_one_line(finished: Any) -> None:
     with pytest.raises(VerificationError, match="ONNX Runtime 1.15.99 cannot be installed: ") as caught:
         prove_on(finished.artifact, "1.15.99")
