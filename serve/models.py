@@ -188,9 +188,7 @@ class Models:
                 except Exception as error:  # the edge of this thread: without it a bug here would look like loading for ever
                     LOG.exception("looking at %s failed unexpectedly", slot.path)
                     if slot.current is None:
-                        slot.failure = Failure(
-                            "internal_error", f"it could not be loaded ({type(error).__name__}); see the log"
-                        )
+                        slot.failure = _bug(error)
             if not self._poked.wait(self._poll_s) or self._closing:
                 continue
             self._poked.clear()
@@ -224,9 +222,7 @@ class Models:
             self._refuse(slot, _failure(error, folder, version))
         except Exception as error:
             LOG.exception("opening %s failed unexpectedly", folder)
-            self._refuse(
-                slot, Failure("internal_error", f"it could not be loaded ({type(error).__name__}); see the log", version)
-            )
+            self._refuse(slot, _bug(error, version))
         else:
             self._exchange(slot, found)
 
