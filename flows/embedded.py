@@ -14,6 +14,7 @@ before the server is up simply waits for it.
 
 import base64
 import http.client
+import logging
 import os
 import re
 import secrets
@@ -146,6 +147,8 @@ class EmbeddedServer:
             try:
                 yield
             finally:
+                # On a busy machine it would tell the terminal how many are left.
+                logging.getLogger(EventsWorker.__name__).setLevel(logging.ERROR)
                 EventsWorker.drain_all(timeout=DRAIN_S)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

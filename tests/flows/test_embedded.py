@@ -1,3 +1,5 @@
+import asyncio
+import logging
 import os
 import signal
 import sqlite3
@@ -136,3 +138,23 @@ def test_a_proxy_is_not_asked_for_this_machine(
         assert urllib.request.proxy_bypass_environment("127.0.0.1")
         assert bool(urllib.request.proxy_bypass_environment("example.org")) == bool(before)
     assert os.environ.get("no_proxy") == before
+
+
+def test_states_still_under_way_at_the_end_are_handed_over_without_a_word(
+    prefect_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from prefect.events.clients import PrefectEventsClient
+    from prefect.events.utilities import emit_event
+
+    sent: list[str] = []
+
+    async def slowly(client: PrefectEventsClient, event: Any) -> None:
+        await asyncio.sleep(0.2)
+        sent.append(event.event)
+
+    monkeypatch.setattr(PrefectEventsClient, "_emit", slowly)
+    with prefect_server.settings():
+        for number in range(4):
+            emit_event(f"step.{number}", {"prefect.resource.id": "edgeline.test"})
+    assert sent == ["step.0", "step.1", "step.2", "step.3"]
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
