@@ -91,10 +91,10 @@ def serve(
 
         curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8000/predict?top_k=3'
     """
-    from serve.engine import Plan
+    from serve.http.engine import Plan
+    from serve.http.serving import Options, run
     from serve.preprocess import Limits
     from serve.runtime import usable_cores
-    from serve.serving import Options, run
 
     plan = None
     if threads is not None or runners is not None or batch is not None:

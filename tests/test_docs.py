@@ -24,7 +24,7 @@ def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
 
 def test_the_tree_of_the_readme_names_every_module_and_no_other() -> None:
     tree = README.partition("## What is in the box")[2].partition("```")[2].partition("```")[0]
-    for layer in ("serve", "pipeline", "export", "flows"):
+    for layer in ("serve", "serve/http", "pipeline", "export", "flows"):
         modules = {path.stem for path in (ROOT / layer).glob("*.py")} - {"__init__"}
         section = re.split(r"(?m)^\S", tree.partition(f"{layer}/ ")[2])[0]
         named = {name.strip() for line in section.splitlines()[1:] for name in line.strip().partition("  ")[0].split(",")}

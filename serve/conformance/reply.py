@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.v2_tensors import NUMBERS
+from serve.http.v2_tensors import NUMBERS
 
 LONGEST_SEEN = 160
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from serve.conformance.reply import Reply
 from serve.errors import InputError
-from serve.v2_tensors import NUMBERS
+from serve.http.v2_tensors import NUMBERS
 
 TIMEOUT_S = 30
 IMAGE_WORDS = ("image", "img", "photo", "picture", "jpeg", "jpg", "png")

@@ -5,7 +5,7 @@ import pytest
 
 from serve.conformance.reply import expect, require, same
 from serve.conformance.target import Target
-from serve.v2_tensors import NUMBERS
+from serve.http.v2_tensors import NUMBERS
 
 
 def test_live(target: Target) -> None:

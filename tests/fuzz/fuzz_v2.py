@@ -7,9 +7,9 @@ import atheris
 
 with atheris.instrument_imports(include=["serve"]):
     from serve.errors import InputError
-    from serve.v2_codec import Signature, decode
-    from serve.v2_encode import decompress
-    from serve.v2_tensors import Spec
+    from serve.http.v2_codec import Signature, decode
+    from serve.http.v2_encode import decompress
+    from serve.http.v2_tensors import Spec
 
 OUTPUTS = (Spec("probabilities", "FP32", (-1, 4)), Spec("logits", "FP32", (-1, 4)))
 MODELS = [

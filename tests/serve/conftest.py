@@ -19,14 +19,14 @@ import pytest
 from PIL import Image
 
 from flows.cli import main
-from serve.app import Service, Terms, create_app
 from serve.classifier import Classifier
-from serve.connection import ConnectionLimits
-from serve.engine import Engine, Plan
-from serve.models import Models
+from serve.http.app import Service, Terms, create_app
+from serve.http.connection import ConnectionLimits
+from serve.http.engine import Engine, Plan
+from serve.http.models import Models
+from serve.http.server import Hooks, Server, listen, url_of
 from serve.preprocess import Limits
 from serve.runtime import create_session
-from serve.server import Hooks, Server, listen, url_of
 
 DEADLINE_S = 20
 

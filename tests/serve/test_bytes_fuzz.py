@@ -12,12 +12,12 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from serve.bodies import boundary_of, files_in
 from serve.errors import ImageError, InputError
+from serve.http.bodies import boundary_of, files_in
+from serve.http.v2_codec import Signature, decode
+from serve.http.v2_encode import decompress
+from serve.http.v2_tensors import Spec
 from serve.preprocess import Limits, PreprocessSpec, preprocess
-from serve.v2_codec import Signature, decode
-from serve.v2_encode import decompress
-from serve.v2_tensors import Spec
 
 COUNTS = [pytest.param(400, id="400"), pytest.param(100_000, id="100000", marks=pytest.mark.nightly)]
 SPEC = PreprocessSpec(height=12, width=16)

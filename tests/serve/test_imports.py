@@ -21,8 +21,8 @@ LIMITS = {
     "serve.manifest": NEVER | HTTP | {"onnxruntime"},
     "serve.preprocess": NEVER | HTTP | {"onnxruntime"},
     "serve.classifier": NEVER | HTTP | {"onnxruntime"},
-    "serve.app": NEVER | {"onnxruntime", "uvicorn"},
-    "serve.server": NEVER | COMPUTING,
+    "serve.http.app": NEVER | {"onnxruntime", "uvicorn"},
+    "serve.http.server": NEVER | COMPUTING,
 }
 
 

@@ -1,0 +1,1 @@
+"""The HTTP service: connections, routes, and the engine behind them."""

@@ -1,0 +1,432 @@
+"""One client's connection: HTTP/1.1 in, an ASGI application's answers out, every deadline and cap kept.
+
+httptools parses; what is ours is how this fails. A client gets so long for a request's head, for its body and for taking its
+answer, whether it sends a byte now and then or nothing, and what it may make the server hold is bounded at each step:
+
+    idle --first byte--> head --complete--> body --complete--> work --answered--> idle
+      75 s                5 s                15 s               the application's deadline
+
+Invariants: requests of one connection are answered in the order they came; a refused request ends its connection, so that
+nobody ever takes what follows for a request; and whatever arrives here, only this connection can be harmed by it.
+"""
+
+import asyncio
+import json
+import logging
+import secrets
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from email.utils import formatdate
+from typing import Any, cast
+
+import httptools
+from starlette.types import ASGIApp
+
+from serve.http.request import DISCARD_BYTES, HIGH_WATER_BYTES, Request, status_line
+
+LOG = logging.getLogger(__name__)
+
+FRAMING_BYTES = 2**20
+"""What chunk sizes, chunk extensions and trailers of one body may take."""
+LINGER_S = 2.0
+"""How long a client may go on sending a body that was answered unread, before the connection closes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectionLimits:
+    """What one client may cost."""
+
+    max_connections: int = 1024
+    """Connections at once. A new one above it takes the place of the one that has kept the server waiting longest."""
+    head_s: float = 5.0
+    """From a request's first byte, or from the connection's start, to the end of its head."""
+    body_s: float = 15.0
+    """From the end of the head to the end of the body."""
+    idle_s: float = 75.0
+    """Between two requests. Longer than the 60 s of common proxies, so that no request meets a closing connection."""
+    write_s: float = 30.0
+    """For taking what is written, about 64 kB at a time."""
+    max_head_bytes: int = 16 * 2**10
+    max_url_bytes: int = 8 * 2**10
+    max_headers: int = 100
+    max_pipelined: int = 128
+    """Requests of one connection that wait for the answer to an earlier one."""
+    max_chunks: int = 2**16
+    """Chunks of one body with `Transfer-Encoding: chunked`."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if getattr(self, each.name) <= 0:
+                raise ValueError(f"connection.{each.name} must be over 0, got {getattr(self, each.name)}")
+
+
+class Connections:
+    """All connections of a server, and which of them may be given up for a new one."""
+
+    def __init__(self, app: ASGIApp, limits: ConnectionLimits, most: int | None = None) -> None:
+        self.app = app
+        self.limits = limits
+        self.most = most or limits.max_connections
+        self.open: set[Connection] = set()
+        self.silent: dict[Connection, None] = {}
+        """Those without a whole head, the longest wait first: stalled clients are at the front."""
+        self.slow: dict[Connection, None] = {}
+        """Those whose client is to send a body, or to take an answer; the same."""
+        self.closing = False
+        """From now on every answer ends its connection."""
+        self.refused: Callable[[str], None] = lambda reason: None
+        """Told of every request that was refused before the application saw it, by code."""
+        self._date = (0, b"")
+
+    def __call__(self) -> "Connection":
+        """For `loop.create_server`."""
+        return Connection(self)
+
+    def make_room(self) -> bool:
+        """Close the connection that has waited longest, if there are too many; whether there is room now."""
+        if len(self.open) < self.most:
+            return True
+        oldest = next(iter(self.silent or self.slow), None)
+        if oldest is None:
+            return False
+        self.refused("connection_evicted")
+        oldest.drop()
+        return True
+
+    def end_idle(self) -> None:
+        """Close every connection that has no request, not even one that came and was not read yet; what was written first."""
+        idle = {fileno: each for each in self.silent if each.is_idle and (fileno := each.fileno()) >= 0}
+        poll = select.poll()
+        for fileno in idle:
+            poll.register(fileno, select.POLLIN)
+        for fileno in idle.keys() - {fileno for fileno, _ in poll.poll(0)}:
+            idle[fileno].end()
+
+    def date(self) -> bytes:
+        """The Date header of this second."""
+        now = int(time.time())
+        if now != self._date[0]:
+            self._date = now, b"date: " + formatdate(now, usegmt=True).encode() + b"\r\n"
+        return self._date[1]
+
+
+class Connection(asyncio.Protocol):
+    """Parses requests as they come and runs the application on one at a time."""
+
+    def __init__(self, connections: Connections) -> None:
+        self.connections = connections
+        self.limits = connections.limits
+        self.loop = asyncio.get_running_loop()
+        self.transport: asyncio.Transport
+        self.peer: tuple[str, int] | None = None
+        self.scheme = "http"
+        self.can_write = asyncio.Event()
+        self.can_write.set()
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._pipeline: deque[Request] = deque()
+        self._current: Request | None = None
+        self._reading: Request | None = None
+        self._refusal: tuple[int, str, str] | None = None
+        self._started = self._ended = self._paused = False
+        self._head_bytes = 0
+
+    # --- the transport's side -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to wait for a request."""
+        transport = cast(asyncio.Transport, transport)  # of a stream; other loops' are no subclass
+        self.transport = transport
+        if not self.connections.make_room():
+            self._refuse(503, "too_many_connections", "all connections are busy with requests; come again later")
+            transport.close()  # without the usual patience: it would be one more connection than there may be
+            return
+        peer = transport.get_extra_info("peername")
+        self.peer = (peer[0], peer[1]) if isinstance(peer, tuple) else None
+        self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self.connections.open.add(self)
+        self._wait(self.limits.head_s, self._head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of everything; work for this client that still waits is dropped."""
+        self._ended = True
+        self.connections.open.discard(self)
+        self._wait_no_more()
+        self.resume_writing()
+        self._pipeline.clear()
+        self._parser = None  # they hold each other
+        if self._current is not None:
+            self._current.abandon()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came."""
+        if self._refusal is not None or self._ended:
+            return
+        if self._started:
+            # The parser keeps an unfinished line whatever its length. The first piece of a head, which may be the end of a
+            # body too, is not counted: a piece is 256 kB at most.
+            self._head_bytes += len(data)
+        elif self._reading is None:
+            self._begin_head()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._close_after_current()
+        except httptools.HttpParserError:
+            self._refusal = self._refusal or (400, "request_malformed", "the request is malformed HTTP")
+        if self._refusal is not None:
+            self._refuse(*self._refusal)
+        elif self._started and self._head_bytes > self.limits.max_head_bytes + self.limits.max_url_bytes:
+            self._refuse(431, "headers_too_large", f"the head is over the limit of {self.limits.max_head_bytes:,} bytes")
+        elif (request := self._reading) is not None and request.head_complete:
+            # Chunk extensions and trailers, which the parser passes over in silence.
+            request.wire_bytes += len(data)
+            if request.wire_bytes - request.body_bytes > FRAMING_BYTES:
+                self._refuse(
+                    400, "too_many_chunks", f"the body's chunks take over {FRAMING_BYTES:,} bytes beside what is in them"
+                )
+
+    def eof_received(self) -> bool:
+        """Take the end of what a client sends for the end of the client: one that has gone looks the same from here."""
+        return False
+
+    def pause_writing(self) -> None:
+        """The client takes its answer slowly: wait, but not for ever."""
+        self.can_write.clear()
+        self._write_timer = self.loop.call_later(self.limits.write_s, self.drop)
+        self.connections.slow[self] = None
+
+    def resume_writing(self) -> None:
+        """The client has taken enough."""
+        self.can_write.set()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+            self.connections.slow.pop(self, None)
+
+    # --- the parser's side ----------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request line begins."""
+        if self._refusal is not None:
+            return  # what follows a refused request is none
+        self._reading = Request(self)
+        self._begin_head()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request's target."""
+        if self._refusal is not None:
+            return
+        assert self._reading is not None
+        self._reading.url += url
+        if len(self._reading.url) > self.limits.max_url_bytes:
+            self._refusal = (414, "uri_too_long", f"the address is over the limit of {self.limits.max_url_bytes:,} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header line, or after a chunked body a trailer, which nobody wants."""
+        request = self._reading
+        if self._refusal is not None:
+            return
+        assert request is not None
+        request.head_bytes += len(name) + len(value) + 4
+        if request.head_bytes > self.limits.max_head_bytes or len(request.headers) >= self.limits.max_headers:
+            limits = f"{self.limits.max_head_bytes:,} bytes or {self.limits.max_headers} lines"
+            self._refusal = (431, "headers_too_large", f"the headers are over the limit of {limits}")
+        elif not request.head_complete:
+            request.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: hand the request to the application, or put it in line."""
+        request = self._reading
+        assert request is not None
+        if self._refusal is not None:
+            return
+        if (problem := request.begin(self._parser)) is not None:
+            self._refusal = (400, "request_malformed", problem)
+            return
+        self._started = False
+        if self._current is None:
+            self._run(request)
+            self._wait(self.limits.body_s, self._body_is_late)
+        elif len(self._pipeline) < self.limits.max_pipelined:
+            self._pipeline.append(request)
+            self._pause()
+        else:
+            self._refusal = (
+                400,
+                "too_many_pipelined",
+                "the connection has more requests in line than are taken; wait for answers",
+            )
+
+    def on_chunk_header(self) -> None:
+        """One more chunk of a chunked body."""
+        if self._refusal is not None:
+            return
+        assert self._reading is not None
+        self._reading.chunks += 1
+        if self._reading.chunks > self.limits.max_chunks:
+            self._refusal = (400, "too_many_chunks", f"the body has more than {self.limits.max_chunks:,} chunks")
+
+    def on_body(self, data: bytes) -> None:
+        """A part of the body."""
+        if self._refusal is None and self._reading is not None:
+            self._reading.take(data)
+            if self._reading.buffered > HIGH_WATER_BYTES and not self._reading.answered:
+                self._pause()
+
+    def on_message_complete(self) -> None:
+        """The body is whole."""
+        if self._refusal is not None:
+            return
+        request, self._reading = self._reading, None
+        assert request is not None
+        self._wait_no_more()
+        request.complete()
+        if request is self._current:
+            self.resume_reading()  # or the end of the client would not be noticed; a request that follows pauses it again
+            if request.answered:
+                self._next()
+
+    # --- the requests' side ---------------------------------------------------------------------------------------------
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of a request has come."""
+        return self._current is None and self._reading is None and not self._started
+
+    def answered(self, request: Request, keep_alive: bool) -> None:
+        """Go on after an answer: to the next request, to the rest of this one's body, or to the end."""
+        if self._ended:
+            return
+        if request.body_complete:
+            if keep_alive:
+                self._next()
+            else:
+                self.end()
+            return
+        # Closing while the client still sends would reset the connection, and might destroy the answer before it was read.
+        # So what still comes is thrown away; a short rest for the sake of the connection, a long one for a moment.
+        self.resume_reading()
+        if not keep_alive or request.body_left > DISCARD_BYTES:
+            request.keep_alive = False
+            self._wait(LINGER_S, self.drop)
+
+    def fileno(self) -> int:
+        """The socket's file descriptor, -1 when it is closed."""
+        return int(self.transport.get_extra_info("socket").fileno())
+
+    def resume_reading(self) -> None:
+        """Let the client send on."""
+        if self._paused and not self.transport.is_closing():
+            self._paused = False
+            self.transport.resume_reading()
+
+    def end(self) -> None:
+        """End the connection as soon as the client has taken what was written; it is not waited for without end."""
+        self.transport.close()
+        self._wait(self.limits.write_s, self.drop)
+
+    def drop(self) -> None:
+        """End the connection at once."""
+        if not self._ended:
+            self._wait_no_more()
+            self.connections.slow.pop(self, None)
+            self.transport.abort()
+
+    def _run(self, request: Request) -> None:
+        self._current = request
+        request.task = self.loop.create_task(request.run(self.connections.app))
+
+    def _next(self) -> None:
+        """Start the next request of the pipeline, or wait for one."""
+        current, self._current = self._current, None
+        if self._ended:
+            return
+        if current is not None and not current.keep_alive:
+            self.end()
+        elif self._pipeline:
+            request = self._pipeline.popleft()
+            self._run(request)
+            if not request.body_complete:
+                self._wait(self.limits.body_s, self._body_is_late)
+        else:
+            self.resume_reading()
+            if self.connections.closing and not self._started:
+                self.end()
+            elif self._started:
+                self._wait(self.limits.head_s, self._head_is_late)
+            else:
+                self._wait(self.limits.idle_s, self.drop)
+
+    def _begin_head(self) -> None:
+        if not self._started:
+            self._started, self._head_bytes = True, 0
+            if self._current is None:
+                self._wait(self.limits.head_s, self._head_is_late)
+
+    def _close_after_current(self) -> None:
+        for request in [self._current, *self._pipeline]:
+            if request is not None:
+                request.keep_alive = False
+
+    def _pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self.transport.pause_reading()
+
+    def _wait(self, within_s: float, late: Callable[[], None]) -> None:
+        """Wait for one thing from the client; there is never more than one."""
+        self._wait_no_more()
+        line = self.connections.silent if self._current is None else self.connections.slow
+        line[self] = None
+        self._timer = self.loop.call_later(within_s, late)
+
+    def _wait_no_more(self) -> None:
+        self.connections.silent.pop(self, None)
+        if self._write_timer is None:
+            self.connections.slow.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _head_is_late(self) -> None:
+        if self.is_idle:
+            self.connections.refused("head_timeout")
+            self.drop()  # it never said anything, so it is told nothing
+        else:
+            self._refuse(408, "head_timeout", f"the request's head was not whole after {self.limits.head_s:g} s")
+
+    def _body_is_late(self) -> None:
+        self._refuse(408, "body_timeout", f"the request's body was not whole after {self.limits.body_s:g} s")
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        """Answer what no application sees, and end the connection."""
+        self._refusal = (status, code, message)
+        self.connections.refused(code)
+        self._pipeline.clear()
+        if self._current is not None and (self._current is not self._reading or self._current.started):
+            # An earlier request of this connection is still being answered. It is finished, then the connection ends:
+            # an answer to the bad one would be one to which it does not know the question.
+            self._close_after_current()
+            if self._current.started and not self._current.body_complete:
+                self.drop()
+            return
+        if self._current is not None:
+            self._current.abandon()
+        request_id = secrets.token_hex(8)
+        body = json.dumps({"error": message, "code": code, "request_id": request_id}).encode()
+        head = b"content-type: application/json\r\ncache-control: no-store\r\nx-content-type-options: nosniff\r\n"
+        head += b"x-request-id: %b\r\n" % request_id.encode()
+        if status == 503:
+            head += b"retry-after: 1\r\n"
+        length = b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(status_line(status) + self.connections.date() + head + length + body)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._wait(LINGER_S, self.drop)
+        self.resume_reading()

@@ -1,0 +1,611 @@
+"""HTTP as clients send it who are slow, greedy, confused or hostile: every deadline and cap, over real sockets."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from serve.http.connection import ConnectionLimits, Connections
+from serve.http.request import DISCARD_BYTES
+from serve.http.server import Server, listen
+
+WAIT_S = 20.0
+QUICK = ConnectionLimits(head_s=1.0, body_s=1.5, idle_s=1.0, write_s=1.0)
+FEW = ConnectionLimits(max_connections=8)
+PATIENT = ConnectionLimits()
+GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
+MEDIUM = 3 * 2**20
+LAST = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+
+def post(body: bytes, path: bytes = b"/echo", more: bytes = b"") -> bytes:
+    return b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n%b\r\n%b" % (path, len(body), more, body)
+
+
+@dataclass
+class App:
+    """Answers with what it was asked; some paths misbehave on purpose."""
+
+    seen: list[str] = field(default_factory=list)
+    messages: int = 0
+    gone: threading.Event = field(default_factory=threading.Event)
+    let_go: threading.Event = field(default_factory=threading.Event)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        self.seen.append(path)
+        if path == "/deaf":  # answers without reading
+            await self.reply(send, b"deaf")
+        elif path == "/wait":
+            try:
+                while not self.let_go.is_set():
+                    await asyncio.sleep(0.005)
+            except asyncio.CancelledError:
+                self.gone.set()
+                raise
+            await self.reply(send, b"waited")
+        elif path == "/large":
+            await self.reply(send, bytes(64 * 2**20))
+        elif path == "/medium":
+            await self.reply(send, bytes(MEDIUM))
+        elif path == "/stream":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for piece in (b"one", b"", b"two"):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body"})
+        elif path == "/broken":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
+            await send({"type": "http.response.body", "body": b"short"})
+        elif path == "/split":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"a\r\nSet-Cookie: b")]})
+        elif path == "/listen":  # answers while it waits for the client's end, as starlette's streams do
+            listening = asyncio.create_task(self.listen(receive))
+            await asyncio.sleep(0)
+            await self.reply(send, b"listened")
+            await listening
+        elif path == "/bug":
+            raise RuntimeError("a bug")
+        else:
+            body = b""
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return
+                body += message["body"]
+                if not message["more_body"]:
+                    break
+            told = {"path": path, "method": scope["method"], "query": scope["query_string"].decode(), "length": len(body)}
+            await self.reply(send, json.dumps(told).encode())
+
+    async def listen(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            self.messages += 1
+
+    async def reply(self, send: Send, body: bytes) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
+
+
+@dataclass
+class Place:
+    """A running server."""
+
+    port: int
+    app: App
+    connections: Connections
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=WAIT_S)
+
+    def raw(self, request: bytes) -> bytes:
+        with self.connect() as connection:
+            connection.sendall(request)
+            return read_all(connection)
+
+    def settles(self, count: int) -> bool:
+        """Whether so many connections are open, soon."""
+        until = time.monotonic() + WAIT_S
+        while len(self.connections.open) != count and time.monotonic() < until:
+            self.raw(LAST)
+        return len(self.connections.open) == count
+
+
+def read_all(connection: socket.socket) -> bytes:
+    pieces: list[bytes] = []
+    with contextlib.suppress(ConnectionError):  # a reset after the answer takes nothing back
+        pieces.extend(iter(lambda: connection.recv(65536), b""))
+    return b"".join(pieces)
+
+
+def statuses(answer: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", answer)]
+
+
+def code_of(answer: bytes) -> str:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in head
+    assert b"connection: close" in head
+    told = json.loads(body)
+    assert told.keys() == {"error", "code", "request_id"}
+    assert b"\r\nx-request-id: %b\r\n" % told["request_id"].encode() in head
+    return str(told["code"])
+
+
+@contextlib.contextmanager
+def running(limits: ConnectionLimits, grace_s: float = 0.2) -> Iterator[Place]:
+    app = App()
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    server = Server(app, grace_s=grace_s, limits=limits)
+    thread = threading.Thread(target=server.run, args=(listener,))
+    thread.start()
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S):
+            pass
+        yield Place(port, app, server.connections)
+    finally:
+        app.let_go.set()
+        until = time.monotonic() + WAIT_S
+        while server._loop is None:
+            assert time.monotonic() < until
+        server.stop()
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    """A server with the limits that ship."""
+    with running(PATIENT) as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[Place]:
+    """A server that loses patience soon."""
+    with running(QUICK) as place:
+        yield place
+
+
+# Requests and answers
+
+
+def test_a_request_reaches_the_application_as_it_was_sent(place: Place) -> None:
+    answer = place.raw(post(b"12345", b"/a%20b?c=d", b"Connection: close\r\n"))
+    assert answer.endswith(b'{"path": "/a b", "method": "POST", "query": "c=d", "length": 5}')
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 5_000_000])
+def test_a_body_of_any_size_comes_whole(place: Place, size: int) -> None:
+    assert f'"length": {size}'.encode() in place.raw(post(bytes(size), more=b"Connection: close\r\n"))
+
+
+def test_a_chunked_body_comes_whole_and_its_trailers_are_nobodys_headers(place: Place) -> None:
+    chunked = b"POST /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    assert b'"length": 6' in place.raw(chunked + b"1\r\na\r\n5;x=y\r\nbcdef\r\n0\r\nX-Trailer: 1\r\n\r\n")
+
+
+def test_a_hundred_requests_at_once_are_answered_in_their_order(place: Place) -> None:
+    requests = b"".join(post(bytes(index), b"/%d" % index) for index in range(100))
+    answer = place.raw(requests + LAST)
+    assert [int(path) for path in re.findall(rb'"path": "/(\d+)"', answer)] == list(range(100))
+    assert [int(length) for length in re.findall(rb'"length": (\d+)', answer)] == [*range(100), 0]
+
+
+def test_a_request_in_pieces_of_one_byte_is_the_same_request(place: Place) -> None:
+    with place.connect() as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in post(b"abc", more=b"Connection: close\r\n"):
+            connection.sendall(bytes([byte]))
+        assert b'"length": 3' in read_all(connection)
+
+
+def test_a_continue_is_sent_when_the_application_wants_the_body(place: Place) -> None:
+    with place.connect() as connection:
+        connection.sendall(post(b"", more=b"Expect: 100-continue\r\n").replace(b"Length: 0", b"Length: 3"))
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"abc")
+        assert b'"length": 3' in connection.recv(1000)
+
+
+def test_a_client_that_waits_for_a_continue_and_gets_an_answer_is_not_kept(place: Place) -> None:
+    with place.connect() as connection:
+        connection.sendall(post(b"", b"/deaf", b"Expect: 100-continue\r\n").replace(b"Length: 0", b"Length: 3"))
+        answer = read_all(connection)
+    assert statuses(answer) == [200]
+    assert b"connection: close" in answer
+
+
+def test_a_thousand_requests_at_once_are_more_than_are_taken(place: Place) -> None:
+    answer = place.raw(post(b"", b"/listen") + post(b"") * 1000)
+    assert statuses(answer) == [200]
+    assert statuses(place.raw(LAST)) == [200]
+
+
+def test_the_end_of_a_body_is_told_once_and_then_the_end_of_the_client(place: Place) -> None:
+    before = place.app.messages
+    answer = place.raw(post(b"abc", b"/listen") + LAST)
+    assert statuses(answer) == [200, 200]
+    assert b"listened" in answer
+    assert 1 <= place.app.messages - before <= 2
+
+
+def test_a_head_that_ends_in_the_piece_that_brings_its_body_is_no_long_head(place: Place) -> None:
+    request = post(bytes(60_000), more=b"X-Filler: " + b"a" * 2_000 + b"\r\nConnection: close\r\n")
+    with place.connect() as connection:
+        connection.sendall(request[:1_500])
+        until = time.monotonic() + WAIT_S
+        while not any(each._started for each in list(place.connections.open)):
+            assert time.monotonic() < until
+        connection.sendall(request[1_500:])
+        assert b'"length": 60000' in read_all(connection)
+
+
+def test_an_http_1_0_client_that_asks_to_be_kept_gets_its_answer_and_the_end(place: Place) -> None:
+    assert statuses(place.raw(b"GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")) == [200]
+
+
+def test_an_http_1_0_client_gets_its_answer_and_the_end(place: Place) -> None:
+    assert statuses(place.raw(b"GET /a HTTP/1.0\r\n\r\n")) == [200]
+    streamed = place.raw(b"GET /stream HTTP/1.0\r\n\r\n")
+    assert streamed.endswith(b"\r\n\r\nonetwo")
+
+
+def test_an_answer_without_a_length_is_chunked(place: Place) -> None:
+    answer = place.raw(b"GET /stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert answer.endswith(b"\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
+
+
+def test_a_head_request_gets_no_body(place: Place) -> None:
+    answer = place.raw(b"HEAD /a HTTP/1.1\r\nHost: x\r\n\r\n" + LAST)
+    assert statuses(answer) == [200, 200]
+    assert answer.count(b'"path"') == 1
+
+
+def test_an_upgrade_is_passed_over(place: Place) -> None:
+    upgrade = (
+        b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n\r\n"
+    )
+    assert statuses(place.raw(upgrade)) == [200]
+
+
+def test_who_listens_for_the_end_of_the_client_waits_and_is_told(place: Place) -> None:
+    answer = place.raw(post(b"abc", b"/listen") + post(b"abc", b"/listen") + LAST)
+    assert statuses(answer) == [200, 200, 200]
+
+
+def test_head_and_body_of_a_small_answer_leave_in_one_packet(place: Place) -> None:
+    with place.connect() as connection:
+        connection.sendall(GET)
+        assert connection.recv(65536).endswith(b"}")
+
+
+# Answers before the body has come
+
+
+def test_an_answer_before_a_short_body_keeps_the_connection(place: Place) -> None:
+    answer = place.raw(post(bytes(100_000), b"/deaf") + post(b"abc") + LAST)
+    assert statuses(answer) == [200, 200, 200]
+    assert b'"length": 3' in answer
+
+
+def test_an_answer_before_a_long_body_arrives_and_ends_the_connection(place: Place) -> None:
+    answer = place.raw(post(bytes(DISCARD_BYTES * 8), b"/deaf") + GET)
+    assert statuses(answer) == [200]
+    assert b"connection: close" in answer
+
+
+# Refusals
+
+REFUSED: dict[str, tuple[bytes, int, str]] = {
+    "a length and chunks": (
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+        "",
+    ),
+    "two lengths": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400, ""),
+    "the same length twice": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 400, ""),
+    "a length with a sign": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: +3\r\n\r\nabc", 400, ""),
+    "a negative length": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -3\r\n\r\nabc", 400, ""),
+    "a huge length": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: " + b"9" * 40 + b"\r\n\r\n", 400, ""),
+    "an empty length": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: \r\n\r\n", 400, ""),
+    "a bad chunk": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n", 400, ""),
+    "a chunk with a sign": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n+1\r\na\r\n0\r\n\r\n", 400, ""),
+    "a huge chunk": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n", 400, ""),
+    "another transfer encoding": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 400, ""),
+    "chunked twice": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", 400, ""),
+    "a bare line feed": (b"GET / HTTP/1.1\nHost: x\n\n", 400, ""),
+    "a bare carriage return": (b"GET / HTTP/1.1\r\nHost: x\r\nX: a\rb\r\n\r\n", 400, ""),
+    "a folded line": (b"GET / HTTP/1.1\r\nHost: x\r\nX: a\r\n b\r\n\r\n", 400, ""),
+    "a NUL": (b"GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n", 400, ""),
+    "a blank before the colon": (b"GET / HTTP/1.1\r\nHost: x\r\nX : a\r\n\r\n", 400, ""),
+    "a blank in a name": (b"GET / HTTP/1.1\r\nHost: x\r\nX y: a\r\n\r\n", 400, ""),
+    "no colon": (b"GET / HTTP/1.1\r\nHost: x\r\nnonsense\r\n\r\n", 400, ""),
+    "no host": (b"GET / HTTP/1.1\r\n\r\n", 400, ""),
+    "two hosts": (b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400, ""),
+    "no version": (b"GET /\r\n\r\n", 400, ""),
+    "another version": (b"GET / HTTP/3.7\r\nHost: x\r\n\r\n", 400, ""),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, ""),
+    "an unknown method": (b"EAT / HTTP/1.1\r\nHost: x\r\n\r\n", 400, ""),
+    "a method in small letters": (b"get / HTTP/1.1\r\nHost: x\r\n\r\n", 400, ""),
+    "a target without a slash": (b"GET x HTTP/1.1\r\nHost: x\r\n\r\n", 400, ""),
+    "CONNECT": (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", 400, ""),
+    "bytes over 127 in the target": (b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n", 400, ""),
+    "an escape that is no UTF-8": (b"GET /%ff HTTP/1.1\r\nHost: x\r\n\r\n", 400, ""),
+    "a TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), 400, ""),
+    "random bytes": (bytes(itertools.islice(itertools.cycle(range(7, 250, 13)), 500)), 400, ""),
+    "a header of 20 kB": (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", 431, "headers_too_large"),
+    "a header of 200 kB": (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000 + b"\r\n\r\n", 431, "headers_too_large"),
+    "a header without end": (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000, 431, "headers_too_large"),
+    "101 headers": (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: a\r\n" * 100 + b"\r\n", 431, "headers_too_large"),
+    "an address of 9 kB": (b"GET /" + b"a" * 9_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414, "uri_too_long"),
+    "an address without end": (b"GET /" + b"a" * 200_000, 414, "uri_too_long"),
+    "a trailer of 2 MB": (
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: " + b"a" * 2_000_000,
+        400,
+        "too_many_chunks",
+    ),
+    "a chunk extension of 2 MB": (
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;" + b"a" * 2_000_000,
+        400,
+        "too_many_chunks",
+    ),
+    "65,537 chunks": (
+        b"POST /deaf HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".replace(b"/deaf", b"/echo")
+        + b"1\r\na\r\n" * 65_537
+        + b"0\r\n\r\n",
+        400,
+        "too_many_chunks",
+    ),
+}
+
+
+@pytest.mark.parametrize(("request_", "status", "code"), REFUSED.values(), ids=REFUSED)
+def test_what_is_no_request_gets_one_refusal_and_the_end(place: Place, request_: bytes, status: int, code: str) -> None:
+    answer = place.raw(request_ + GET)
+    assert statuses(answer) == [status]
+    assert code_of(answer) == (code or "request_malformed")
+    assert statuses(place.raw(LAST)) == [200]
+
+
+@pytest.mark.parametrize("part", [b"GET / HTTP/1.1\r\nHost: x\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"GET /"])
+def test_an_endless_head_is_cut_off(place: Place, part: bytes) -> None:
+    sent, until = 0, time.monotonic() + WAIT_S
+    with place.connect() as connection, contextlib.suppress(ConnectionError):
+        connection.sendall(part)
+        while time.monotonic() < until:
+            sent += connection.send(b"a" * 4096)
+    assert time.monotonic() < until, "the server goes on reading"
+
+
+def test_what_follows_a_request_and_is_none_ends_the_connection_after_its_answer(place: Place) -> None:
+    answer = place.raw(post(b"abc") + b"nonsense\r\n\r\n" + GET)
+    assert statuses(answer) == [200]
+    assert b'"length": 3' in answer
+
+
+def test_a_bug_ends_its_own_connection_only(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    for path in (b"/bug", b"/broken", b"/split"):
+        answer = place.raw(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path)
+        assert b"Set-Cookie" not in answer
+    assert statuses(place.raw(LAST)) == [200]
+    assert len([record for record in caplog.records if record.exc_info]) == 3
+
+
+# Deadlines
+
+
+def test_a_client_that_says_nothing_is_dropped(quick: Place) -> None:
+    with quick.connect() as connection:
+        assert read_all(connection) == b""
+
+
+def test_a_head_that_comes_too_slowly_is_refused_however_it_drips(quick: Place) -> None:
+    with quick.connect() as connection:
+        answer = drip(connection, b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"a" * 1000)
+    assert statuses(answer) == [408]
+    assert code_of(answer) == "head_timeout"
+
+
+def test_a_body_that_comes_too_slowly_is_refused_however_it_drips(quick: Place) -> None:
+    with quick.connect() as connection:
+        connection.sendall(post(b"").replace(b"Length: 0", b"Length: 1000"))
+        answer = drip(connection, bytes(1000))
+    assert statuses(answer) == [408]
+    assert code_of(answer) == "body_timeout"
+
+
+def test_the_second_request_of_a_connection_has_its_own_deadline(quick: Place) -> None:
+    with quick.connect() as connection:
+        connection.sendall(GET)
+        assert statuses(connection.recv(65536)) == [200]
+        answer = drip(connection, b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"a" * 1000)
+    assert statuses(answer) == [408]
+
+
+def test_a_connection_that_is_not_used_again_is_closed_without_a_word(quick: Place) -> None:
+    with quick.connect() as connection:
+        connection.sendall(GET)
+        assert statuses(read_all(connection)) == [200]
+
+
+def test_a_client_that_does_not_take_its_answer_is_dropped(quick: Place) -> None:
+    with quick.connect() as connection:
+        connection.sendall(GET.replace(b"/a", b"/large"))
+        assert quick.settles(0)
+
+
+def test_a_client_that_leaves_the_end_of_its_answer_is_dropped_too(quick: Place) -> None:
+    with quick.connect() as connection:
+        connection.sendall(GET.replace(b"/a", b"/medium").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        left = MEDIUM
+        while left > 40_000:
+            left -= len(connection.recv(min(65536, left - 39_000)))
+        assert quick.settles(0)
+
+
+def test_an_answer_that_is_being_taken_when_the_server_stops_arrives_whole() -> None:
+    app = App()
+    listener = listen("127.0.0.1", 0)
+    server = Server(app, grace_s=WAIT_S, limits=PATIENT)
+    finished: list[bool] = []
+    thread = threading.Thread(target=lambda: finished.append(server.run(listener)))
+    with socket.create_connection(listener.getsockname(), timeout=WAIT_S) as connection:
+        thread.start()
+        connection.sendall(GET.replace(b"/a", b"/medium"))
+        got = len(connection.recv(1000))
+        server.stop()
+        until = time.monotonic() + WAIT_S
+        while server.connections.closing is False:
+            assert time.monotonic() < until
+        while piece := connection.recv(65536):
+            got += len(piece)
+    thread.join(WAIT_S)
+    assert got > MEDIUM
+    assert finished == [True]
+
+
+def test_an_answer_may_take_longer_than_any_deadline_of_the_client(quick: Place) -> None:
+    with quick.connect() as connection:
+        connection.sendall(GET.replace(b"/a", b"/wait"))
+        with quick.connect() as silent:  # by the time this one is given up, the deadlines of the first would have passed
+            read_all(silent)
+        with quick.connect() as silent:
+            read_all(silent)
+        quick.app.let_go.set()
+        assert b"waited" in connection.recv(65536)
+    quick.app.let_go.clear()
+
+
+def drip(connection: socket.socket, data: bytes) -> bytes:
+    """Send a byte every few milliseconds until the server has enough of it."""
+    connection.settimeout(0.02)
+    for byte in data:
+        try:
+            connection.sendall(bytes([byte]))
+            found = connection.recv(65536)
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            return b"reset"
+        connection.settimeout(WAIT_S)
+        return found + read_all(connection)
+    raise AssertionError("the server took it all")
+
+
+# Caps
+
+
+@pytest.fixture(scope="module")
+def few() -> Iterator[Place]:
+    """A server that takes few connections, and is patient with them: what goes goes because others came."""
+    with running(FEW) as place:
+        yield place
+
+
+def test_stalled_clients_give_way_to_new_ones(few: Place) -> None:
+    with contextlib.ExitStack() as open_ones:
+        for _ in range(FEW.max_connections):
+            open_ones.enter_context(few.connect()).sendall(b"GET / HT")
+        for _ in range(20):
+            assert statuses(few.raw(LAST)) == [200]
+
+
+def test_clients_that_stall_in_their_body_give_way_too(few: Place) -> None:
+    with contextlib.ExitStack() as open_ones:
+        for _ in range(FEW.max_connections):
+            open_ones.enter_context(few.connect()).sendall(post(b"").replace(b"Length: 0", b"Length: 9"))
+        for _ in range(20):
+            assert statuses(few.raw(LAST)) == [200]
+
+
+def test_a_client_that_is_sending_stays_while_silent_ones_go(few: Place) -> None:
+    with few.connect() as sending, contextlib.ExitStack() as open_ones:
+        sending.sendall(post(b"abc", b"/sending", b"Connection: close\r\n")[:-1])
+        until = time.monotonic() + WAIT_S
+        while few.app.seen[-1:] != ["/sending"]:
+            assert time.monotonic() < until
+        for _ in range(FEW.max_connections * 3):
+            open_ones.enter_context(few.connect())
+        sending.sendall(b"c")
+        assert b'"length": 3' in read_all(sending)
+
+
+def test_where_every_connection_is_worked_for_a_new_one_is_told_to_come_later(few: Place) -> None:
+    with contextlib.ExitStack() as open_ones:
+        busy = [open_ones.enter_context(few.connect()) for _ in range(FEW.max_connections)]
+        for connection in busy:
+            connection.sendall(GET.replace(b"/a", b"/wait"))
+        until = time.monotonic() + WAIT_S
+        while few.app.seen[-len(busy) :] != ["/wait"] * len(busy):
+            assert time.monotonic() < until
+        answer = few.raw(b"")
+        assert statuses(answer) == [503]
+        assert code_of(answer) == "too_many_connections"
+        assert b"retry-after: 1\r\n" in answer
+        few.app.let_go.set()
+        assert all(b"waited" in connection.recv(65536) for connection in busy)
+    few.app.let_go.clear()
+
+
+def test_a_thousand_stalled_clients_do_not_keep_a_real_one_waiting(place: Place) -> None:
+    with contextlib.ExitStack() as open_ones:
+        for _ in range(1000):
+            open_ones.enter_context(place.connect())
+        for _ in range(50):
+            assert statuses(place.raw(LAST)) == [200]
+
+
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_the_work_for_a_client_that_has_gone_is_cancelled(place: Place, size: int) -> None:
+    place.app.gone.clear()
+    place.app.seen.clear()
+    with place.connect() as connection:
+        connection.sendall(post(bytes(size), b"/wait"))
+        until = time.monotonic() + WAIT_S
+        while place.app.seen[-1:] != ["/wait"]:
+            assert time.monotonic() < until
+    assert place.app.gone.wait(WAIT_S)
+
+
+@pytest.mark.parametrize("name", ["max_connections", "head_s", "max_chunks"])
+def test_a_limit_of_nothing_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"connection.{name} must be over 0, got 0"):
+        ConnectionLimits(**{name: 0})
+
+
+def test_a_request_that_came_but_was_not_read_when_idle_connections_end_is_answered() -> None:
+    async def story() -> list[bytes]:
+        loop, connections = asyncio.get_running_loop(), Connections(App(), PATIENT)
+        server = await loop.create_server(connections, "127.0.0.1", 0)
+        clients = [socket.create_connection(server.sockets[0].getsockname()) for _ in range(2)]
+        answers = []
+        for client in clients:
+            client.setblocking(False)
+            await loop.sock_sendall(client, GET)
+            assert await loop.sock_recv(client, 65536)
+        clients[1].send(GET)  # and the loop has no turn before the next line
+        connections.closing = True
+        connections.end_idle()
+        for client in clients:
+            with contextlib.closing(client):
+                try:
+                    answers.append(await loop.sock_recv(client, 65536))
+                except ConnectionResetError:
+                    answers.append(b"reset")
+        server.close()
+        return answers
+
+    [idle, asked] = asyncio.run(story())
+    assert idle in (b"", b"reset")
+    assert b'"path": "/a"' in asked
+    assert b"connection: close" in asked
