@@ -323,4 +323,5 @@ def test_a_test_that_the_page_names_exists(number: str, tests: str) -> None:
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", tests)
     assert named or "none" in tests, f"{number} names no test, and does not say so"
     for file, test in named:
-        assert f"\ndef {test}(" in (ROOT / "tests" / "serve" / file).read_text(encoding="utf-8"), f"{number}: {file}::{test}"
+        [path] = (ROOT / "tests" / "serve").rglob(file)
+        assert f"\ndef {test}(" in path.read_text(encoding="utf-8"), f"{number}: {file}::{test}"

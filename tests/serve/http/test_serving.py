@@ -61,7 +61,7 @@ def test_sighup_takes_a_new_version_and_sigusr1_goes_back(followed: Any) -> None
 def test_readiness_goes_before_the_socket_does(artifact_template: Path) -> None:
     photo = (artifact_template / "golden" / "0.jpg").read_bytes()
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(photo)
-    patient = "from serve import server; server.LAME_DUCK_S = 5; from flows.cli import main; main()"
+    patient = "from serve.http import server; server.LAME_DUCK_S = 5; from flows.cli import main; main()"
     with started(artifact_template, main=[sys.executable, "-c", patient]) as (process, url):
         wait_until_ready(url)
         with connect(url) as uploading, httpx.Client(base_url=url) as probing:

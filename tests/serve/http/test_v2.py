@@ -433,7 +433,7 @@ def test_the_page_names_every_route() -> None:
 def test_the_page_names_every_code() -> None:
     codes = set()
     for name in ("v2", "v2_codec", "v2_encode", "v2_infer", "v2_json", "v2_models", "v2_tensors"):
-        tree = ast.parse((Path(serve.__path__[0]) / f"{name}.py").read_text(encoding="utf-8"))
+        tree = ast.parse((Path(serve.__path__[0]) / "http" / f"{name}.py").read_text(encoding="utf-8"))
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             values = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
             values += call.args[1:2] if isinstance(call.func, ast.Name) and call.func.id == "bad" else []
