@@ -14,7 +14,6 @@ happen in threads, so `/healthz` answers while every runner is busy.
 """
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -43,6 +42,7 @@ from serve.http.metrics import Metrics
 from serve.http.models import Models
 from serve.http.openapi import openapi_route
 from serve.http.page import page_routes
+from serve.http.prediction import identity, prediction, ranked, server_timing
 from serve.http.replies import HANDLERS, RETRY_AFTER_S, Edge, error_reply, retry_after
 from serve.http.v2 import V2
 from serve.http.v2_models import Served
@@ -56,7 +56,6 @@ LOG = logging.getLogger(__name__)
 DEFAULT_TOP_K = 5
 BIG_FORM = 64 * 2**10
 """A form over it is taken apart in a thread: what a form costs depends on what is in it."""
-ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,12 +221,12 @@ class Api:
         results: list[dict[str, Any]] = []
         for found in await asyncio.gather(*asked, return_exceptions=True):
             if isinstance(found, Answer):
-                results.append({"predictions": _ranked(classifier, found, top_k)})
+                results.append({"predictions": ranked(classifier, found, top_k)})
             elif isinstance(found, EdgelineError):
                 results.append({"error": " ".join(str(found).split()), "code": found.code})
             else:
                 raise found
-        return JSONResponse({**_identity(classifier), "results": results})
+        return JSONResponse({**identity(classifier), "results": results})
 
     async def _challenged(
         self, champion: Classifier, challenger: Classifier, image: bytes, top_k: int, within_s: float
@@ -266,7 +265,7 @@ class Api:
         if classifier is None or not models.ready:
             return self.not_ready(request)
         slot = models.slots[0]
-        told: dict[str, Any] = {"status": "ready", **_identity(classifier)}
+        told: dict[str, Any] = {"status": "ready", **identity(classifier)}
         told["proof"] = asdict(classifier.proof) if classifier.proof else None
         told["previous"] = slot.previous.manifest.version if slot.previous else None
         told["rolled_back_from"] = slot.held
@@ -277,6 +276,7 @@ class Api:
 
     async def metrics(self, request: Request) -> Response:
         """Give what was counted."""
+        self.service.metrics.fold()
         data = await asyncio.to_thread(generate_latest, self.service.metrics.registry)
         return Response(data, headers={"Content-Type": CONTENT_TYPE_LATEST, "Cache-Control": "no-store"})
 
@@ -307,22 +307,9 @@ class Api:
         return error_reply(request, 503, failure.code, f"the artifact is not served: {failure.reason}", headers)
 
 
-def _identity(classifier: Classifier) -> dict[str, str | int]:
-    manifest = classifier.manifest
-    return {"model": manifest.name, "version": manifest.version, "variant": classifier.variant.name}
-
-
-def _ranked(classifier: Classifier, answer: Answer, top_k: int) -> list[dict[str, Any]]:
-    ranking = classifier.rank(answer.probabilities_K, top_k)
-    return [{"label": each.label, "probability": each.probability, "index": each.index} for each in ranking]
-
-
 def _prediction(classifier: Classifier, answer: Answer, top_k: int) -> Response:
-    told = {**_identity(classifier), "predictions": _ranked(classifier, answer, top_k)}
-    body = ENCODE(told)
-    spent = (("queue", answer.queue_s), ("decode", answer.decode_s), ("infer", answer.infer_s))
-    timing = ", ".join(f"{name};dur={seconds * 1e3:.2f}" for name, seconds in spent)
-    return Response(body.encode(), media_type="application/json", headers={"Server-Timing": timing})
+    headers = {"Server-Timing": server_timing(answer)}
+    return Response(prediction(classifier, answer, top_k), media_type="application/json", headers=headers)
 
 
 def _top_k(request: Request) -> int:

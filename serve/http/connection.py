@@ -77,6 +77,8 @@ class Connections:
         """Those whose client is to send a body, or to take an answer; the same."""
         self.closing = False
         """From now on every answer ends its connection."""
+        self.express: Callable[[Request], bool] = lambda request: False
+        """Offered every request that came whole; answers it by itself, or says no at once and leaves it to the application."""
         self.refused: Callable[[str], None] = lambda reason: None
         """Told of every request that was refused before the application saw it, by code."""
         self._date = (0, b"")
@@ -127,12 +129,17 @@ class Connection(asyncio.Protocol):
         self.can_write.set()
         self._parser: Any = httptools.HttpRequestParser(self)
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._late: Callable[[], None] | None = None
+        """What is to be done when the client has not come by then; None while it is the client who waits."""
         self._write_timer: asyncio.TimerHandle | None = None
         self._pipeline: deque[Request] = deque()
         self._current: Request | None = None
         self._reading: Request | None = None
         self._refusal: tuple[int, str, str] | None = None
-        self._started = self._ended = self._paused = False
+        self._fresh: Request | None = None
+        """A request whose head has just come, until all else that came with it has been looked at."""
+        self._started = self._timed = self._ended = self._paused = False
         self._head_bytes = 0
 
     # --- the transport's side -------------------------------------------------------------------------------------------
@@ -157,6 +164,8 @@ class Connection(asyncio.Protocol):
         self._ended = True
         self.connections.open.discard(self)
         self._wait_no_more()
+        if self._timer is not None:
+            self._timer.cancel()
         self.resume_writing()
         self._pipeline.clear()
         self._parser = None  # they hold each other
@@ -179,6 +188,11 @@ class Connection(asyncio.Protocol):
             self._close_after_current()
         except httptools.HttpParserError:
             self._refusal = self._refusal or (400, "request_malformed", "the request is malformed HTTP")
+        fresh, self._fresh = self._fresh, None
+        if fresh is not None and (self._refusal is None or fresh is not self._reading):
+            self._answer(fresh)
+        elif self._started and not self._timed and self._current is None:
+            self._time_head()
         if self._refusal is not None:
             self._refuse(*self._refusal)
         elif self._started and self._head_bytes > self.limits.max_head_bytes + self.limits.max_url_bytes:
@@ -251,8 +265,7 @@ class Connection(asyncio.Protocol):
             return
         self._started = False
         if self._current is None:
-            self._run(request)
-            self._wait(self.limits.body_s, self._body_is_late)
+            self._current = self._fresh = request
         elif len(self._pipeline) < self.limits.max_pipelined:
             self._pipeline.append(request)
             self._pause()
@@ -338,9 +351,13 @@ class Connection(asyncio.Protocol):
             self.connections.slow.pop(self, None)
             self.transport.abort()
 
-    def _run(self, request: Request) -> None:
-        self._current = request
-        request.task = self.loop.create_task(request.run(self.connections.app))
+    def _answer(self, request: Request) -> None:
+        """Have a request answered that is the current one."""
+        if request.body_complete and self.can_write.is_set() and self.connections.express(request):
+            return
+        request.go(self.connections.app)
+        if not request.body_complete:
+            self._wait(self.limits.body_s, self._body_is_late)
 
     def _next(self) -> None:
         """Start the next request of the pipeline, or wait for one."""
@@ -350,8 +367,9 @@ class Connection(asyncio.Protocol):
         if current is not None and not current.keep_alive:
             self.end()
         elif self._pipeline:
-            request = self._pipeline.popleft()
-            self._run(request)
+            request = self._current = self._pipeline.popleft()
+            # Not by the short way, where one answer would begin the next within it, up to a hundred deep.
+            request.go(self.connections.app)
             if not request.body_complete:
                 self._wait(self.limits.body_s, self._body_is_late)
         else:
@@ -359,15 +377,17 @@ class Connection(asyncio.Protocol):
             if self.connections.closing and not self._started:
                 self.end()
             elif self._started:
-                self._wait(self.limits.head_s, self._head_is_late)
+                self._time_head()
             else:
                 self._wait(self.limits.idle_s, self.drop)
 
     def _begin_head(self) -> None:
         if not self._started:
-            self._started, self._head_bytes = True, 0
-            if self._current is None:
-                self._wait(self.limits.head_s, self._head_is_late)
+            self._started, self._timed, self._head_bytes = True, False, 0
+
+    def _time_head(self) -> None:
+        self._timed = True
+        self._wait(self.limits.head_s, self._head_is_late)
 
     def _close_after_current(self) -> None:
         for request in [self._current, *self._pipeline]:
@@ -384,15 +404,29 @@ class Connection(asyncio.Protocol):
         self._wait_no_more()
         line = self.connections.silent if self._current is None else self.connections.slow
         line[self] = None
-        self._timer = self.loop.call_later(within_s, late)
+        self._late, self._due = late, self.loop.time() + within_s
+        if self._timer is None or self._timer.when() > self._due:
+            self._set_timer()
 
     def _wait_no_more(self) -> None:
+        """The timer stays: most often the next wait is a longer one, and then it need not be set again."""
         self.connections.silent.pop(self, None)
         if self._write_timer is None:
             self.connections.slow.pop(self, None)
+        self._late = None
+
+    def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+        self._timer = self.loop.call_at(self._due, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._late is not None:
+            if self.loop.time() < self._due:
+                self._set_timer()
+            else:
+                self._late()
 
     def _head_is_late(self) -> None:
         if self.is_idle:

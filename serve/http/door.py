@@ -9,7 +9,8 @@ import time
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.errors import OverloadedError
-from serve.http.app import ENCODE, Service
+from serve.http.app import Service
+from serve.http.prediction import ENCODE
 from serve.http.replies import request_id_of, retry_after
 
 ROUTE = "/predict"
@@ -30,19 +31,24 @@ class Door:
             await self.app(scope, receive, send)
             return
         begun = time.perf_counter()
-        service.engine.totals.rejected += 1
-        error = OverloadedError(retry_after_s=service.engine.wait_s())
-        request_id = request_id_of(scope)
-        body = ENCODE({"error": str(error), "code": error.code, "request_id": request_id}).encode()
-        headers = [
-            (b"content-length", b"%d" % len(body)),
-            (b"content-type", b"application/json"),
-            (b"cache-control", b"no-store"),
-            (b"retry-after", retry_after(error.retry_after_s).encode()),
-            (b"x-request-id", request_id.encode()),
-            (b"x-content-type-options", b"nosniff"),
-        ]
+        headers, body = refusal(service, request_id_of(scope["headers"]))
         await send({"type": "http.response.start", "status": 503, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-        service.refused(error.code)
         service.metrics.ended(ROUTE, "POST", 503, time.perf_counter() - begun)
+
+
+def refusal(service: Service, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Count a request that a full engine cannot take, and give the headers and the body of its 503."""
+    error = OverloadedError(retry_after_s=service.engine.wait_s())
+    service.engine.totals.rejected += 1
+    service.refused(error.code)
+    body = ENCODE({"error": str(error), "code": error.code, "request_id": request_id}).encode()
+    headers = [
+        (b"content-length", b"%d" % len(body)),
+        (b"content-type", b"application/json"),
+        (b"cache-control", b"no-store"),
+        (b"retry-after", retry_after(error.retry_after_s).encode()),
+        (b"x-request-id", request_id.encode()),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+    return headers, body

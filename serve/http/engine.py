@@ -74,8 +74,11 @@ class Job:
     classifier: Classifier
     item: bytes | np.ndarray
     """An encoded image, or uint8 (H, W, 3) pixels of the model's resolution."""
-    done: Callable[["Job"], None]
+    loop: asyncio.AbstractEventLoop
+    done: Callable[[Answer | Exception], None]
+    """Called once, on that loop; not at all for a job that was dropped."""
     arrived: float
+    due: float
     taken: float = 0.0
     decode_s: float = 0.0
     dropped: bool = False
@@ -99,7 +102,7 @@ class Totals:
 
 
 class Engine:
-    """Owns the runner threads. `answer` and `full` belong on one event loop; runners are its own."""
+    """Owns the runner threads. `answer`, `submit`, `drop` and `full` belong on one event loop; runners are its own."""
 
     def __init__(self, *, queue_limit: int = 64) -> None:
         self.plan = Plan(runners=1, threads=1)
@@ -108,6 +111,10 @@ class Engine:
         self.in_flight = 0
         self.observe: Callable[[Job, Answer], None] | None = None
         """Called in a runner's thread for every answer."""
+        self._awaited: dict[Job, None] = {}
+        """What somebody waits for, in the order it came."""
+        self._alarm: asyncio.TimerHandle | None = None
+        """Rings when the first of them is due, or earlier. One for all: nearly every job is answered long before."""
         self._queue: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -168,47 +175,80 @@ class Engine:
             ImageError: it is no good image.
             ArtifactError: the model gave a number that is not finite.
         """
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def done(outcome: Answer | Exception) -> None:
+            if answered.done():
+                return
+            if isinstance(outcome, Answer):
+                answered.set_result(outcome)
+            else:
+                answered.set_exception(outcome)
+
+        job = self.submit(classifier, item, within_s, done)
+        del item
+        try:
+            return await answered
+        finally:
+            self.drop(job)
+
+    def submit(
+        self, classifier: Classifier, item: bytes | np.ndarray, within_s: float, done: Callable[[Answer | Exception], None]
+    ) -> Job:
+        """Take in one image, as `answer` does, and have `done` told what `answer` returns or raises for it.
+
+        Raises:
+            OverloadedError: it would not be answered in time, so it was not taken in.
+        """
         if self.full(within_s):
             self.totals.rejected += 1
             raise OverloadedError(retry_after_s=self.wait_s())
-        loop = asyncio.get_running_loop()
-        answered: asyncio.Future[Answer] = loop.create_future()
-
-        def settle(job: Job) -> None:
-            if answered.done():
-                return
-            if isinstance(job.outcome, Answer):
-                answered.set_result(job.outcome)
-            else:
-                assert job.outcome is not None
-                answered.set_exception(job.outcome)
-
-        def done(job: Job) -> None:
-            loop.call_soon_threadsafe(settle, job)
-
         now = time.monotonic()
-        job = Job(classifier, item, done, now)
+        job = Job(classifier, item, asyncio.get_running_loop(), done, now, now + within_s)
         with self._changed:
             if self._closing:
                 raise OverloadedError(retry_after_s=1.0)
             self._queue.append(job)
             self._changed.notify()
         self.in_flight += 1
-        alarm = loop.call_later(within_s, self._give_up, job, answered)
-        del item
-        try:
-            return await answered
-        finally:
-            alarm.cancel()
-            self.in_flight -= 1
-            if job.outcome is None:
-                job.dropped, job.item = True, b""  # its bytes are not to wait for a runner
+        self._awaited[job] = None
+        if self._alarm is None or self._alarm.when() > job.loop.time() + within_s:
+            self._ring_in(job.loop, within_s)
+        return job
 
-    def _give_up(self, job: Job, answered: "asyncio.Future[Answer]") -> None:
-        if not answered.done():
-            job.dropped = True
+    def drop(self, job: Job) -> None:
+        """Nobody waits for this job any more."""
+        if job not in self._awaited:
+            return
+        del self._awaited[job]
+        self.in_flight -= 1
+        if job.outcome is None:
+            job.dropped, job.item = True, b""  # its bytes are not to wait for a runner
+
+    def _ring_in(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = loop.call_later(seconds, self._ring)
+
+    def _ring(self) -> None:
+        """Give up what is due, and set the alarm for what is due next."""
+        self._alarm = None
+        now = time.monotonic()
+        for job in [job for job in self._awaited if job.due <= now]:
             self.totals.expired += 1
-            answered.set_exception(DeadlineError(started=job.taken > 0))
+            self.drop(job)
+            job.done(DeadlineError(started=job.taken > 0))
+        if self._awaited:
+            first = min(self._awaited, key=lambda job: job.due)
+            self._ring_in(first.loop, max(0.0, first.due - now))
+
+    def _settle(self, job: Job) -> None:
+        """On the event loop: hand over what a runner found, if somebody still waits for it."""
+        if job in self._awaited:
+            del self._awaited[job]
+            self.in_flight -= 1
+            assert job.outcome is not None
+            job.done(job.outcome)
 
     # --- runners --------------------------------------------------------------------------------------------------------
 
@@ -310,7 +350,7 @@ class Engine:
             except Exception:  # statistics must not cost an answer
                 LOG.exception("an answer could not be taken note of")
         try:
-            job.done(job)
+            job.loop.call_soon_threadsafe(self._settle, job)
         except RuntimeError:  # the event loop is closed: the server has ended its grace period
             self.totals.abandoned += 1
 

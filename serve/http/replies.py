@@ -12,7 +12,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -61,9 +61,9 @@ MOST_PATIENCE_S = 60.0
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
-def request_id_of(scope: Scope) -> str:
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The id that a request names, or a new one."""
-    wanted = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+    wanted = next((value for name, value in headers if name == b"x-request-id"), b"").decode("latin-1")
     # Not from `secrets`: an id is no secret, and a system call would give way to the runners at every request.
     return wanted if REQUEST_ID.fullmatch(wanted) else f"{random.getrandbits(64):016x}"
 
@@ -153,7 +153,7 @@ class Edge:
             await self.app(scope, receive, send)
             return
         begun = time.perf_counter()
-        request_id = request_id_of(scope)
+        request_id = request_id_of(scope["headers"])
         scope.setdefault("state", {})["request_id"] = request_id
         extra = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff")]
         status = 0

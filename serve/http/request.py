@@ -6,6 +6,7 @@ connection reads, keeps time, and decides what comes next.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ class Request:
     connection: "Connection"
     url: bytes = b""
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    method: str = ""
     head_bytes: int = 0
     chunks: int = 0
     wire_bytes: int = 0
@@ -59,7 +61,12 @@ class Request:
     _delivered: bool = False
     """Whether the application has the whole body; whoever asks for more waits for the end of the client."""
     _wants_continue: bool = False
-    _scope: dict[str, Any] = field(default_factory=dict)
+    _version: str = ""
+    _path: str = ""
+    _raw_path: bytes = b""
+    _query: bytes = b""
+    _dropped: Callable[[], None] | None = None
+    """Told when the client has gone, while something other than an application answers."""
     _head: bytes = b""
     _length_left: int | None = None
     _chunked: bool = False
@@ -70,41 +77,34 @@ class Request:
         Returns:
             What is wrong with it, or None.
         """
-        version = parser.get_http_version()
-        given = [name for name, _ in self.headers]
+        version = self._version = parser.get_http_version()
+        self.method = parser.get_method().decode("ascii")
+        hosts, length, chunked, expects = 0, b"0", False, False
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"content-length":
+                length = value
+            elif name == b"transfer-encoding":
+                chunked = True
+            elif name == b"expect":
+                expects = expects or value.lower() == b"100-continue"
         if version not in ("1.0", "1.1"):
             return "the request is of another HTTP version; this server speaks 1.1"
-        if given.count(b"host") != 1 and (version == "1.1" or b"host" in given):
+        if hosts != 1 and (version == "1.1" or hosts):
             return "the request must have one Host header"
         try:
             target = httptools.parse_url(self.url)
-            raw_path = target.path or b"/"
-            path = unquote(raw_path.decode("ascii"), errors="strict")
+            self._raw_path, self._query = target.path or b"/", target.query or b""
+            self._path = unquote(self._raw_path.decode("ascii"), errors="strict")
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
             return "the address is no valid URL"
-        length = next((value for name, value in self.headers if name == b"content-length"), b"0")
         if not length.isdigit():
             return "Content-Length must be a whole number"
-        self.body_left = DISCARD_BYTES + 1 if b"transfer-encoding" in given else int(length[:18])
+        self.body_left = DISCARD_BYTES + 1 if chunked else int(length[:18])
         self.keep_alive = version == "1.1" and parser.should_keep_alive()
-        expects = any(name == b"expect" and value.lower() == b"100-continue" for name, value in self.headers)
         self._wants_continue = expects and version == "1.1"
         self.head_complete = True
-        self._scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": version,
-            "server": self.connection.transport.get_extra_info("sockname")[:2],
-            "client": self.connection.peer,
-            "scheme": self.connection.scheme,
-            "method": parser.get_method().decode("ascii"),
-            "root_path": "",
-            "path": path,
-            "raw_path": raw_path,
-            "query_string": target.query or b"",
-            "headers": self.headers,
-            "state": {},
-        }
         return None
 
     def take(self, data: bytes) -> None:
@@ -131,11 +131,35 @@ class Request:
             self._came.set()
         if self.task is not None and not self.answered:
             self.task.cancel()
+        if self._dropped is not None:
+            self._dropped()
+            self._dropped = None
 
-    async def run(self, app: ASGIApp) -> None:
-        """Have the application answer."""
+    # --- answered by an application -------------------------------------------------------------------------------------
+
+    def go(self, app: ASGIApp, state: dict[str, Any] | None = None) -> None:
+        """Have an application answer, in a task."""
+        self._dropped = None
+        self.task = self.connection.loop.create_task(self._run(app, state or {}))
+
+    async def _run(self, app: ASGIApp, state: dict[str, Any]) -> None:
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": self._version,
+            "server": self.connection.transport.get_extra_info("sockname")[:2],
+            "client": self.connection.peer,
+            "scheme": self.connection.scheme,
+            "method": self.method,
+            "root_path": "",
+            "path": self._path,
+            "raw_path": self._raw_path,
+            "query_string": self._query,
+            "headers": self.headers,
+            "state": state,
+        }
         try:
-            await app(self._scope, self.receive, self.send)
+            await app(scope, self.receive, self.send)
         except asyncio.CancelledError:
             if not self._gone:
                 self.connection.drop()
@@ -176,10 +200,10 @@ class Request:
         if self._gone:
             raise ConnectionResetError("the client has gone")
         if message["type"] == "http.response.start":
-            self._start(message)
+            self._start(message["status"], message.get("headers", []))
             return
         body, more = message.get("body", b""), message.get("more_body", False)
-        if self._scope["method"] == "HEAD":
+        if self.method == "HEAD":
             body = b""
         elif self._chunked:
             body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
@@ -192,11 +216,7 @@ class Request:
             head, self._head = self._head, b""
             await self._write(head + body)
         if not more:
-            self.answered = True
-            self._body.clear()
-            if self._came is not None:
-                self._came.set()
-            self.connection.answered(self, self.keep_alive)
+            self._end()
 
     async def _write(self, data: bytes) -> None:
         """Write, a large answer piece by piece, so that its client has its time for each, and little of it waits here."""
@@ -207,9 +227,38 @@ class Request:
                 raise ConnectionResetError("the client has gone")
             self.connection.transport.write(data[start : start + HIGH_WATER_BYTES] if len(data) > HIGH_WATER_BYTES else data)
 
-    def _start(self, message: Message) -> None:
+    # --- answered at once -----------------------------------------------------------------------------------------------
+
+    def body(self) -> bytes:
+        """The body of a request that is whole."""
+        if len(self._body) != 1:
+            self._body = [b"".join(self._body)]
+        return self._body[0]
+
+    def hand_over(self, dropped: Callable[[], None]) -> None:
+        """Leave the answer to somebody who will call `reply` or `go`, unless told by `dropped` that the client has gone."""
+        self._body.clear()
+        self._dropped = dropped
+
+    def reply(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Answer, to anything but HEAD; `headers` name the length of the body."""
+        self._dropped = None
+        self._start(status, headers)
+        self.connection.transport.write(self._head + body)
+        self._head = b""
+        self._end()
+
+    # --- both -----------------------------------------------------------------------------------------------------------
+
+    def _end(self) -> None:
+        self.answered = True
+        self._body.clear()
+        if self._came is not None:
+            self._came.set()
+        self.connection.answered(self, self.keep_alive)
+
+    def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.started = True
-        status, headers = message["status"], message.get("headers", [])
         lines = [STATUS_LINES[status], self.connection.connections.date()]
         for name, value in headers:
             if b"\n" in value or b"\r" in value or b"\0" in value:
@@ -220,7 +269,7 @@ class Request:
             elif name == b"connection" and value == b"close":
                 self.keep_alive = False
         if self._length_left is None and status not in UNBODIED:
-            self._chunked = self._scope["http_version"] == "1.1"
+            self._chunked = self._version == "1.1"
             if self._chunked:
                 lines.append(b"transfer-encoding: chunked\r\n")
             else:

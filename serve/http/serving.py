@@ -28,6 +28,7 @@ from serve.http.calibration import calibrate, remember_plan, remembered_plan, sa
 from serve.http.connection import ConnectionLimits
 from serve.http.door import Door
 from serve.http.engine import Engine, Plan
+from serve.http.express import Express
 from serve.http.logs import set_up_logs
 from serve.http.models import Models
 from serve.http.published import store_of
@@ -184,6 +185,8 @@ def run(options: Options) -> None:
         hooks = Hooks(started=started, stopping=stopping, signals=signals)
         server = Server(served, hooks=hooks, grace_s=options.grace_s, limits=options.connections, tls=tls)
         server.connections.refused = service.refused
+        if isinstance(served, Door):
+            server.connections.express = Express(service)
         service.connections = lambda: len(server.connections.open)
         if metrics is not None:
             server.beside(metrics, metrics_app(service))

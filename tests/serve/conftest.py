@@ -23,6 +23,7 @@ from serve.classifier import Classifier
 from serve.http.app import Service, Terms, create_app
 from serve.http.connection import ConnectionLimits
 from serve.http.engine import Engine, Plan
+from serve.http.express import Express
 from serve.http.models import Models
 from serve.http.server import Hooks, Server, listen, url_of
 from serve.preprocess import Limits
@@ -75,6 +76,7 @@ def _serving(
     challenger: Path | None = None,
     queue: int = 64,
     terms: Terms | None = None,
+    express: bool = False,
     **options: Any,
 ) -> Iterator[Site]:
     engine = Engine(queue_limit=queue)
@@ -100,6 +102,8 @@ def _serving(
     app = create_app(service, store=store, **options)
     server = Server(app, hooks=Hooks(started=on_started, stopping=stopping), grace_s=DEADLINE_S, limits=connections)
     server.connections.refused = service.refused
+    if express:
+        server.connections.express = Express(service)
     service.connections = lambda: len(server.connections.open)
     thread = threading.Thread(target=server.run, args=(listener,), name="server under test")
     thread.start()
