@@ -246,7 +246,8 @@ class Api:
     async def _compare(self, champion: Classifier, image: bytes, within_s: float, *, said: str) -> None:
         """Ask the champion too, and count whether it says the same."""
         try:
-            answer = await self.service.answer(champion, image, within_s)
+            with self.service.budget.hold(len(image)):
+                answer = await self.service.answer(champion, image, within_s)
         except EdgelineError:
             return
         same = champion.rank(answer.probabilities_K, 1)[0].label == said

@@ -138,7 +138,7 @@ class Connection(asyncio.Protocol):
         self._reading: Request | None = None
         self._refusal: tuple[int, str, str] | None = None
         self._fresh: Request | None = None
-        """A request whose head has just come, until all else that came with it has been looked at."""
+        """A request that nobody was given yet: all that came with its head is looked at first, and a small body waited for."""
         self._started = self._timed = self._ended = self._paused = False
         self._head_bytes = 0
 
@@ -188,9 +188,13 @@ class Connection(asyncio.Protocol):
             self._close_after_current()
         except httptools.HttpParserError:
             self._refusal = self._refusal or (400, "request_malformed", "the request is malformed HTTP")
-        fresh, self._fresh = self._fresh, None
-        if fresh is not None and (self._refusal is None or fresh is not self._reading):
-            self._answer(fresh)
+        if (fresh := self._fresh) is not None and (self._refusal is None or fresh is not self._reading):
+            if not fresh.is_to_be_whole:
+                self._fresh = None
+                self._answer(fresh)
+            elif not fresh.timed:
+                fresh.timed = True
+                self._wait(self.limits.body_s, self._body_is_late)
         elif self._started and not self._timed and self._current is None:
             self._time_head()
         if self._refusal is not None:

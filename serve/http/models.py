@@ -211,6 +211,8 @@ class Models:
         version = int(folder.name) if folder != slot.path and folder.name.isdigit() else None
         serving = None if slot.current is None else slot.current.manifest.version
         if serving is not None and (version is None or version <= max(serving, slot.held or 0)):
+            if slot.refused is not None and slot.refused.version != version:
+                slot.refused = None  # it was taken away
             return
         slot._seen = seen
         try:

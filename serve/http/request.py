@@ -48,6 +48,8 @@ class Request:
     wire_bytes: int = 0
     body_bytes: int = 0
     head_complete: bool = False
+    timed: bool = False
+    """Whether its body is waited for already."""
     body_complete: bool = False
     body_left: int = 0
     keep_alive: bool = False
@@ -106,6 +108,11 @@ class Request:
         self._wants_continue = expects and version == "1.1"
         self.head_complete = True
         return None
+
+    @property
+    def is_to_be_whole(self) -> bool:
+        """Whether the body is so small that its end is worth waiting for, before anybody is given the request."""
+        return not self.body_complete and self.buffered + self.body_left <= HIGH_WATER_BYTES and not self._wants_continue
 
     def take(self, data: bytes) -> None:
         """A part of the body has come."""

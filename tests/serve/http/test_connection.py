@@ -530,14 +530,15 @@ def test_clients_that_stall_in_their_body_give_way_too(few: Place) -> None:
 
 def test_a_client_that_is_sending_stays_while_silent_ones_go(few: Place) -> None:
     with few.connect() as sending, contextlib.ExitStack() as open_ones:
-        sending.sendall(post(b"abc", b"/sending", b"Connection: close\r\n")[:-1])
+        large = bytes(2**17)  # a small one would be waited for before the application sees anything
+        sending.sendall(post(large, b"/sending", b"Connection: close\r\n")[:-1])
         until = time.monotonic() + WAIT_S
         while few.app.seen[-1:] != ["/sending"]:
             assert time.monotonic() < until
         for _ in range(FEW.max_connections * 3):
             open_ones.enter_context(few.connect())
-        sending.sendall(b"c")
-        assert b'"length": 3' in read_all(sending)
+        sending.sendall(large[-1:])
+        assert b'"length": 131072' in read_all(sending)
 
 
 def test_where_every_connection_is_worked_for_a_new_one_is_told_to_come_later(few: Place) -> None:

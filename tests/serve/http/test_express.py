@@ -144,11 +144,22 @@ def test_an_unusual_request_is_left_to_the_application(
     assert without_chance(told) == without_chance(ask(long_way, data))
 
 
-def test_a_request_that_comes_in_pieces_is_left_to_the_application(photo: bytes, short_way: Any) -> None:
+def test_a_small_body_that_comes_in_pieces_takes_the_short_way(photo: bytes, short_way: Any) -> None:
     seen, data = len(short_way.taken), request(photo, "/predict", IMAGE)
     with connected(short_way) as client:
+        for start in range(0, len(data), 100):
+            client.sendall(data[start : start + 100])
+            short_way.client.get("/healthz")  # by now it has come
+        assert answer(client)[0] == 200
+    assert short_way.taken[seen:].count(True) == 1
+
+
+def test_a_large_body_that_comes_in_pieces_is_left_to_the_application(photo: bytes, short_way: Any) -> None:
+    seen, large = len(short_way.taken), photo + bytes(2**17)
+    data = request(large, "/predict", IMAGE)
+    with connected(short_way) as client:
         client.sendall(data[:-1])
-        until(lambda: short_way.service.budget.held == len(photo) - 1)
+        until(lambda: short_way.service.budget.held == len(large) - 1)
         client.sendall(data[-1:])
         assert answer(client)[0] == 200
     assert len(short_way.taken) == seen

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -143,6 +144,16 @@ def test_a_version_that_was_refused_is_tried_again_when_its_files_have_changed(
         (folder / "model.onnx").write_bytes(whole)
         until(lambda: version_of(site) == 2)
         assert site.client.get("/readyz").json()["refused"] is None
+
+
+def test_a_version_that_was_refused_is_forgotten_when_it_is_taken_away(publish: Publish, store: Path, serving: Any) -> None:
+    publish(1)
+    with serving(store / "colours") as site:
+        folder = publish(2, cut_the_model)
+        until(lambda: site.client.get("/readyz").json()["refused"] is not None)
+        shutil.rmtree(folder)
+        until(lambda: site.client.get("/readyz").json()["refused"] is None)
+        assert version_of(site) == 1
 
 
 def test_a_rollback_is_instant_and_holds_until_something_newer_comes(publish: Publish, store: Path, serving: Any) -> None:

@@ -58,6 +58,22 @@ def test_sighup_takes_a_new_version_and_sigusr1_goes_back(followed: Any) -> None
         assert process.wait(DEADLINE_S) == 0
 
 
+def test_after_a_kill_it_starts_again_on_the_same_port_and_answers(followed: Any, tmp_path: Path) -> None:
+    store, _ = followed
+    photo = (store / "1" / "golden" / "0.jpg").read_bytes()
+    with started(store, "--cache", str(tmp_path / "cache")) as (process, url), connect(url) as idle:
+        wait_until_ready(url)
+        before = httpx.post(f"{url}/predict", content=photo).json()
+        process.kill()
+        assert process.wait(DEADLINE_S) == -signal.SIGKILL
+        port = str(httpx.URL(url).port)
+        with started(store, "--cache", str(tmp_path / "cache"), "--port", port) as (_, again):
+            wait_until_ready(again)
+            assert again == url
+            assert httpx.post(f"{again}/predict", content=photo).json() == before
+        assert read_all(idle) == b""
+
+
 def test_readiness_goes_before_the_socket_does(artifact_template: Path) -> None:
     photo = (artifact_template / "golden" / "0.jpg").read_bytes()
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(photo)
