@@ -116,7 +116,9 @@ class Engine:
         self._alarm: asyncio.TimerHandle | None = None
         """Rings when the first of them is due, or earlier. One for all: nearly every job is answered long before."""
         self._queue: deque[Job] = deque()
-        self._changed = threading.Condition()
+        self._mutex = threading.Lock()
+        self._resting: list[threading.Lock] = []
+        """Runners with nothing to do, by the lock that each waits for. The last to rest is woken first: its caches are warm."""
         self._closing = False
         self._runners: list[threading.Thread] = []
 
@@ -134,9 +136,10 @@ class Engine:
         Returns:
             Whether every runner ended in time. One inside a decoder or the runtime cannot be stopped from here.
         """
-        with self._changed:
+        with self._mutex:
             self._closing = True
-            self._changed.notify_all()
+            while self._resting:
+                self._resting.pop().release()
         until = time.monotonic() + timeout_s
         for runner in self._runners:
             runner.join(max(0.0, until - time.monotonic()))
@@ -205,11 +208,12 @@ class Engine:
             raise OverloadedError(retry_after_s=self.wait_s())
         now = time.monotonic()
         job = Job(classifier, item, asyncio.get_running_loop(), done, now, now + within_s)
-        with self._changed:
+        with self._mutex:
             if self._closing:
                 raise OverloadedError(retry_after_s=1.0)
             self._queue.append(job)
-            self._changed.notify()
+            if self._resting:
+                self._resting.pop().release()
         self.in_flight += 1
         self._awaited[job] = None
         if self._alarm is None or self._alarm.when() > job.loop.time() + within_s:
@@ -253,12 +257,14 @@ class Engine:
     # --- runners --------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while self._run_once():
+        rest = threading.Lock()
+        rest.acquire()
+        while self._run_once(rest):
             pass
 
-    def _run_once(self) -> bool:
+    def _run_once(self, rest: threading.Lock) -> bool:
         """Take and serve what waits; in a frame of its own, so that a runner at rest holds no image and no model."""
-        jobs = self._take()
+        jobs = self._take(rest)
         try:
             self._serve(jobs)
         except BaseException as error:  # the edge of this thread: a bug here must not leave clients waiting
@@ -268,10 +274,10 @@ class Engine:
                     self._finish(job, EdgelineError(f"a runner failed: {type(error).__name__}", code="internal_error"))
         return bool(jobs)
 
-    def _take(self) -> list[Job]:
+    def _take(self, rest: threading.Lock) -> list[Job]:
         """The next images of one model that somebody still waits for; none when the engine closes."""
-        with self._changed:
-            while True:
+        while True:
+            with self._mutex:
                 jobs: list[Job] = []
                 most = max(size for size in BATCHES if size <= max(1, min(len(self._queue), self.plan.batch)))
                 while self._queue and len(jobs) < most:
@@ -291,7 +297,8 @@ class Engine:
                     return jobs
                 if self._closing:
                     return []
-                self._changed.wait()
+                self._resting.append(rest)
+            rest.acquire()
 
     def _serve(self, jobs: list[Job]) -> None:
         if not jobs:

@@ -303,3 +303,24 @@ def test_no_memory_is_kept_for_what_was_answered(classifier: Classifier, photos:
         assert engine.totals.cost_s < time.monotonic() - begun_at
 
     run(ONE, story)
+
+
+def test_of_two_runners_at_rest_the_one_with_warm_caches_is_woken(artifact_template: Path, photos: list[bytes]) -> None:
+    names: list[str] = []
+
+    class Named(Classifier):
+        def pixels(self, image: bytes) -> np.ndarray:
+            names.append(threading.current_thread().name)
+            return super().pixels(image)
+
+    classifier = Named.open(artifact_template, threads=1, prove=False)
+
+    async def story(engine: Engine) -> None:
+        for _ in range(6):
+            while len(engine._resting) < 2:
+                await asyncio.sleep(0.001)
+            await engine.answer(classifier, photos[0], WAIT_S)
+
+    run(Plan(runners=2, threads=1), story)
+    assert len(names) == 6
+    assert len(set(names)) == 1
