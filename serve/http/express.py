@@ -42,9 +42,11 @@ class Express:
     def __call__(self, request: Request) -> bool:
         """Take a request that is whole; False leaves it to the application."""
         begun = time.perf_counter()
-        service, image = self.service, request.body()
-        top_k, classifier = _top_k(request.url), service.models.current()
-        if request.method != "POST" or top_k == 0 or classifier is None or service.models.challenger is not None:
+        service, top_k = self.service, _top_k(request.url)
+        if request.method != "POST" or top_k == 0:
+            return False
+        classifier, image = service.models.current(), request.body()
+        if classifier is None or service.models.challenger is not None:
             return False
         for name, value in request.headers:
             if name in UNUSUAL or (name == b"content-type" and value not in TYPES):
