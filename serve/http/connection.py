@@ -31,6 +31,9 @@ LOG = logging.getLogger(__name__)
 
 FRAMING_BYTES = 2**20
 """What chunk sizes, chunk extensions and trailers of one body may take."""
+BETWEEN_LATE_S = 0.0005
+"""Between two clients that are given up because they are late. A thousand that stalled together are late together, and dealt
+with in one go they would keep everybody else waiting."""
 LINGER_S = 2.0
 """How long a client may go on sending a body that was answered unread, before the connection closes."""
 
@@ -82,6 +85,7 @@ class Connections:
         self.refused: Callable[[str], None] = lambda reason: None
         """Told of every request that was refused before the application saw it, by code."""
         self._date = (0, b"")
+        self._turn = 0.0
 
     def __call__(self) -> "Connection":
         """For `loop.create_server`."""
@@ -97,6 +101,11 @@ class Connections:
         self.refused("connection_evicted")
         oldest.drop()
         return True
+
+    def turn(self, now: float) -> float:
+        """When one more late client may be given up, on the loop's clock."""
+        self._turn = max(now, self._turn + BETWEEN_LATE_S)
+        return self._turn
 
     def end_idle(self) -> None:
         """Close every connection that has no request, not even one that came and was not read yet; what was written first."""
@@ -139,7 +148,7 @@ class Connection(asyncio.Protocol):
         self._refusal: tuple[int, str, str] | None = None
         self._fresh: Request | None = None
         """A request that nobody was given yet: all that came with its head is looked at first, and a small body waited for."""
-        self._started = self._timed = self._ended = self._paused = False
+        self._started = self._timed = self._in_line = self._ended = self._paused = False
         self._head_bytes = 0
 
     # --- the transport's side -------------------------------------------------------------------------------------------
@@ -408,7 +417,7 @@ class Connection(asyncio.Protocol):
         self._wait_no_more()
         line = self.connections.silent if self._current is None else self.connections.slow
         line[self] = None
-        self._late, self._due = late, self.loop.time() + within_s
+        self._late, self._due, self._in_line = late, self.loop.time() + within_s, False
         if self._timer is None or self._timer.when() > self._due:
             self._set_timer()
 
@@ -426,11 +435,15 @@ class Connection(asyncio.Protocol):
 
     def _ring(self) -> None:
         self._timer = None
-        if self._late is not None:
-            if self.loop.time() < self._due:
-                self._set_timer()
-            else:
-                self._late()
+        if self._late is None:
+            return
+        now = self.loop.time()
+        if now >= self._due and not self._in_line:
+            self._due, self._in_line = self.connections.turn(now), True
+        if now < self._due:
+            self._set_timer()
+        else:
+            self._late()
 
     def _head_is_late(self) -> None:
         if self.is_idle:

@@ -610,3 +610,12 @@ def test_a_request_that_came_but_was_not_read_when_idle_connections_end_is_answe
     assert idle in (b"", b"reset")
     assert b'"path": "/a"' in asked
     assert b"connection: close" in asked
+
+
+def test_those_who_are_late_together_are_given_up_one_after_the_other() -> None:
+    connections = Connections(App(), ConnectionLimits())
+    assert connections.turn(100.0) == 100.0
+    turns = [connections.turn(100.0) for _ in range(1000)]
+    assert turns == sorted(set(turns))
+    assert turns[-1] == pytest.approx(100.5)
+    assert connections.turn(200.0) == 200.0

@@ -288,6 +288,7 @@ def test_what_is_due_is_told_so_and_what_is_not_waits_on(
             (503, "deadline_exceeded"),
         ]
         assert (site.service.engine.totals.expired, site.service.budget.held) == (2, 0)
+        Stuck.go_on.set()
 
 
 def test_a_stopping_server_ends_the_connection_with_the_answer(
