@@ -9,7 +9,10 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from export import files, golden, report
+from export.evidence import shapes_of
 from export.reference import write_reference
 from export.table import figures
 from export.to_onnx import Deployed
@@ -23,16 +26,23 @@ from pipeline.steps import file_digest, read_receipt
 from serve import manifest as manifests
 from serve.drift_report import FILE_NAME as STATISTICS_NAME
 from serve.errors import VerificationError
+from serve.evidence import EMBEDDING, EVIDENCE
+from serve.evidence import FILE_NAME as FEATURES_NAME
 from serve.manifest import FileEntry, Manifest, Variant
 from serve.preprocess import PreprocessSpec
 
 MODEL_SUFFIXES = (".onnx", ".ort", ".xml", ".bin", ".tflite", ".pte", ".mlmodel", ".mlpackage/Manifest.json")
+MEANINGS = {
+    EVIDENCE: "each class's logit by place of the picture: its mean over the places is the logit; ONNX and ORT files only",
+    EMBEDDING: "the features that the classes are told from; ONNX and ORT files only",
+}
 ROLES = {
     "labels.txt": "labels",
     files.MODEL: "model",
     EVALUATION_NAME: "evaluation",
     files.VERIFICATION: "verification",
     STATISTICS_NAME: "statistics",
+    FEATURES_NAME: "statistics",
     "report.html": "report",
     "card.md": "card",
 }
@@ -73,7 +83,7 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
         variants={entry["name"]: (folder / entry["file"], entry["format"], entry["precision"]) for entry in shipped},
         environments=run.config.environments,
     )
-    write_reference(folder / STATISTICS_NAME, run, checkpoint)
+    write_reference(folder, run, checkpoint)
     provenance = {
         "content_sha256": content,
         "edgeline": package_version("edgeline"),
@@ -116,7 +126,7 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
         labels=checkpoint.labels,
         preprocess=checkpoint.preprocess,
         inputs=(_input(checkpoint.preprocess),),
-        outputs=_outputs(len(checkpoint.labels)),
+        outputs=_outputs(folder / files.MODEL, len(checkpoint.labels)),
         variants=tuple(variants),
         files=tuple(_entries(folder)),
         metrics=metrics,
@@ -175,11 +185,14 @@ def _input(spec: PreprocessSpec) -> dict[str, Any]:
     }
 
 
-def _outputs(classes: int) -> tuple[dict[str, Any], ...]:
-    return (
+def _outputs(model: Path, classes: int) -> tuple[dict[str, Any], ...]:
+    outputs = [
         {"name": "probabilities", "dtype": "float32", "shape": ["batch", classes], "meaning": "softmax of the logits"},
         {"name": "logits", "dtype": "float32", "shape": ["batch", classes], "meaning": "temperature-scaled"},
-    )
+    ]
+    for name, shape in shapes_of(onnx.load(model)).items():
+        outputs.append({"name": name, "dtype": "float32", "shape": ["batch", *shape], "meaning": MEANINGS[name]})
+    return tuple(outputs)
 
 
 def _entries(folder: Path) -> list[FileEntry]:

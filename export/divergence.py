@@ -73,7 +73,7 @@ def first_diverging(layers: list[Layer], *, quantised: bool) -> Layer | None:
     return next((layer for fall, layer in falls if fall > FALL_DB), None)
 
 
-def explain(
+def find_divergence(
     deployed: Deployed, model: bytes, spec: PreprocessSpec, pixels_NHW3: np.ndarray, plot: Path | None, *, quantised: bool
 ) -> tuple[str, dict[str, Any]]:
     """Say in a sentence where a file diverges, with the figures of every layer, and plot them.

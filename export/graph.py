@@ -10,7 +10,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from export.evidence import shapes_of
 from serve.errors import ExportError
+from serve.evidence import EMBEDDING, EVIDENCE
 from serve.preprocess import PreprocessSpec
 
 IR_VERSION = 8
@@ -77,6 +79,9 @@ def _interface(model: onnx.ModelProto, spec: PreprocessSpec, classes: int) -> li
         "probabilities": (TensorProto.FLOAT, (classes,)),
         "logits": (TensorProto.FLOAT, (classes,)),
     }
+    shapes = shapes_of(model)
+    if shapes:
+        expected |= {name: (TensorProto.FLOAT, shapes.get(name, ())) for name in (EVIDENCE, EMBEDDING)}
     initializers = {tensor.name for tensor in model.graph.initializer}
     values = [v for v in (*model.graph.input, *model.graph.output) if v.name not in initializers]
     problems = []
@@ -96,7 +101,16 @@ def _interface(model: onnx.ModelProto, spec: PreprocessSpec, classes: int) -> li
         elif not dims[0].dim_param:
             fixed = f"has the fixed batch {dims[0].dim_value}" if dims[0].HasField("dim_value") else "does not name its batch"
             problems.append(f"{value.name} {fixed}, it must be free")
+    if shapes and not _add_up(shapes, classes):
+        problems.append(
+            f"its evidence and embedding have the shapes {shapes} behind the batch, expected ({classes}, h, w) and (features,)"
+        )
     return problems
+
+
+def _add_up(shapes: dict[str, tuple[int, ...]], classes: int) -> bool:
+    evidence, embedding = shapes.get(EVIDENCE, ()), shapes.get(EMBEDDING, ())
+    return len(evidence) == 3 and evidence[0] == classes and len(embedding) == 1 and min(*evidence, *embedding) > 0
 
 
 def _numbers(model: onnx.ModelProto) -> list[str]:

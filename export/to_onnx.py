@@ -1,7 +1,8 @@
 """Write a checkpoint as one ONNX file under the graph contract.
 
 One input `image`, uint8 [batch, H, W, 3]: RGB bytes at the model's resolution. Two outputs, float32 [batch, K]: `logits`,
-already divided by the temperature, and `probabilities`, their softmax. Normalisation is inside. Only the batch is free.
+already divided by the temperature, and `probabilities`, their softmax. Normalisation is inside. Only the batch is free. A file
+that explains itself has two more; see `export.evidence`.
 """
 
 import io
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from export import files
+from export.evidence import add_outputs
 from export.graph import IR_VERSION, check_graph
 from export.old_runtime import newest_opset
 from pipeline.backbones import Network
@@ -67,6 +69,7 @@ def build_export(run: Run, folder: Path) -> None:
             classes=len(checkpoint.labels),
             opset=opset,
             metadata=metadata_of(run, checkpoint, temperature),
+            explain=run.config.export.explain,
         )
 
 
@@ -81,7 +84,16 @@ def metadata_of(run: Run, checkpoint: Checkpoint, temperature: float) -> dict[st
     }
 
 
-def export(deployed: Deployed, spec: PreprocessSpec, path: Path, *, classes: int, opset: int, metadata: dict[str, str]) -> None:
+def export(
+    deployed: Deployed,
+    spec: PreprocessSpec,
+    path: Path,
+    *,
+    classes: int,
+    opset: int,
+    metadata: dict[str, str],
+    explain: bool = False,
+) -> None:
     """Write the ONNX file and check it against the contract.
 
     Args:
@@ -91,8 +103,10 @@ def export(deployed: Deployed, spec: PreprocessSpec, path: Path, *, classes: int
         classes: K.
         opset: operator set of the default domain.
         metadata: written into the file's `metadata_props`.
+        explain: whether it also gives evidence and embedding (`export.evidence`).
 
     Raises:
+        ConfigError: it is to explain itself, and the network is not one that can.
         ExportError: the exporter cannot express the network, or its file breaks the contract.
     """
     deployed = deployed.eval().to(memory_format=torch.contiguous_format)
@@ -122,6 +136,8 @@ def export(deployed: Deployed, spec: PreprocessSpec, path: Path, *, classes: int
     model.ir_version = IR_VERSION
     for key, value in sorted(metadata.items()):
         model.metadata_props.add(key=key, value=value)
+    if explain:
+        model = add_outputs(model, spec.height, spec.width)
     path.write_bytes(model.SerializeToString(deterministic=True))
     check_graph(path.read_bytes(), spec, classes=classes, opset=opset)
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 
 from export import files
 from export.autopilot import TIMED_RUNS, Choice, Tuned, choose_calibration, choose_int8
 from export.convert import SOURCES, Write, convert
+from export.evidence import add_outputs, plain
 from export.formats import halve, to_ort
 from export.int8 import Quantisable, saturates
 from export.to_onnx import Deployed
@@ -68,11 +70,11 @@ def build_variants(run: Run, folder: Path) -> None:
         try:
             model = reference
             if kind.precision == "int8" and "model.onnx" in SOURCES.get(kind.format, ("model.onnx",)):
-                int8 = int8 or _choose(run, reference)
+                int8 = int8 or _choose(run, plain(reference))
                 report["int8"] = int8.report
                 if int8.model is None:
                     raise ExportError(f"{name} is not made: {int8.report['why']}", code="variant_unfit")
-                model = int8.model
+                model = _explaining(run, int8.model)
             if kind.format in SOURCES:
                 convert(kind.format, kind.precision, _sources(run, model), folder / kind.file, run.config.environments)
             else:
@@ -88,6 +90,15 @@ def build_variants(run: Run, folder: Path) -> None:
         options = {"batch": CPU_BATCH, "timed": {"batch": 1, "threads": 1, "runs": TIMED_RUNS}, **runtime_options()}
         report["int8"]["taken"] = taken("edgeline variants RUN", options, packages=(*DEVICE, "onnx"))
     write_json(folder / files.VARIANTS, report)
+
+
+def _explaining(run: Run, model: bytes) -> bytes:
+    """An int8 file with the outputs that its reference has; they were taken out before it was quantised."""
+    if not run.config.export.explain:
+        return model
+    spec = read_settings(run.step("train")).preprocess
+    with_more = add_outputs(onnx.load_model_from_string(model), spec.height, spec.width)
+    return bytes(with_more.SerializeToString(deterministic=True))
 
 
 def _choose(run: Run, reference: bytes) -> Choice:
@@ -107,7 +118,7 @@ def _sources(run: Run, model: bytes) -> Mapping[str, Write]:
     """What a converter may ask for, written where it looks for it."""
 
     def write_onnx(path: Path) -> None:
-        path.write_bytes(model)
+        path.write_bytes(plain(model))  # other runtimes would compute all outputs every time
 
     def write_program(path: Path) -> None:
         network, checkpoint = load_checkpoint(run.step("train"))

@@ -21,11 +21,12 @@ import torch
 
 from export import files
 from export.comparison import Outputs, compare, in_batches, raise_problems, run_session
-from export.divergence import IMAGES, PLOT, explain
+from export.divergence import IMAGES, PLOT, find_divergence
 from export.environments import FOLDER
 from export.graph import check_graph
 from export.to_onnx import Deployed, metadata_of
-from export.verify_variants import Measure, describe_reference, verify_variants
+from export.verify_evidence import Evidence, expect_evidence, judge_evidence
+from export.verify_variants import FLOAT32, Measure, describe_reference, verify_variants
 from pipeline.checkpoint import load_checkpoint
 from pipeline.config import VerifyConfig
 from pipeline.evaluate import read_evaluation
@@ -69,6 +70,7 @@ def build_verification(run: Run, folder: Path) -> None:
         witness=run.step("train") / WITNESS,
         opset=run.config.export.opset,
         metadata=metadata_of(run, checkpoint, temperature),
+        explain=run.config.export.explain,
         variants=run.step("variants"),
         environments=run.config.environments,
         plot=folder / PLOT,
@@ -97,6 +99,7 @@ def verify(
     witness: Path | None = None,
     opset: int | None = None,
     metadata: dict[str, str] | None = None,
+    explain: bool = False,
     variants: Path | None = None,
     environments: Path = FOLDER,
     plot: Path | None = None,
@@ -112,6 +115,7 @@ def verify(
         witness: the hard set's pixels at training time; checked where given.
         opset: the operator set that the file may use at most; any where not given.
         metadata: what the file must say of its origin; checked where given.
+        explain: whether it must give evidence and embedding, and PyTorch's.
         variants: the folder of `export.variants.build_variants`; none are judged where not given.
         environments: where the runtimes that stay apart are installed.
         plot: where to draw how the error grows along the network, should the file fail.
@@ -135,10 +139,14 @@ def verify(
         observed = run_session(session, pixels, batch)
         comparisons.append(compare(names, expected, observed, config, batch=batch))
     problems = [f"batch {c.batch}: {problem}" for c in comparisons for problem in c.problems]
+    evidence, explanation = None, None
+    if explain:
+        evidence, explanation, unlike = _judge_evidence(deployed, session, pixels, config)
+        problems += unlike
     problems += _strangers({entry.key: entry.value for entry in graph.metadata_props}, metadata or {})
     divergence = None
     if problems:
-        place, divergence = explain(deployed, model, spec, np.stack(pixels[:IMAGES]), plot, quantised=False)
+        place, divergence = find_divergence(deployed, model, spec, np.stack(pixels[:IMAGES]), plot, quantised=False)
         problems += [place] if place else []
     # The samples follow the hard set; only they have labels.
     own_NK = observed.probabilities_NK[len(hard_set()) :]
@@ -154,6 +162,7 @@ def verify(
             spec=spec,
             pixels=pixels,
             expected=expected,
+            evidence=evidence,
             tested=labelled,
             scene=hard_set()["scene"],
             metadata=metadata or {},
@@ -179,6 +188,7 @@ def verify(
         "pixel_drift_since_training": pixel_drift,
         "comparisons": [asdict(c) for c in comparisons],
         "divergence": divergence,
+        "explanation": explanation,
         "reference": reference,
         "variants": judged,
         "int8": made.get("int8"),
@@ -202,6 +212,14 @@ def run_pytorch(deployed: Deployed, spec: PreprocessSpec, samples: Sequence[Samp
         for batch_NHW3 in batches:
             rows.append([output.numpy() for output in deployed(torch.from_numpy(batch_NHW3))])
     return Outputs.join(rows), pixels
+
+
+def _judge_evidence(
+    deployed: Deployed, session: Any, pixels: Sequence[np.ndarray], config: VerifyConfig
+) -> tuple[Evidence, dict[str, Any], list[str]]:
+    expected = expect_evidence(deployed.network, deployed.temperature, pixels)
+    bar, most = FLOAT32.min_sqnr_db, config.max_difference
+    return expected, *judge_evidence(session, expected, "float32", min_sqnr_db=bar, max_difference=most)
 
 
 def _check_labels(labels: dict[str, tuple[str, ...]]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from export import files
 from export.comparison import MIN_SPREAD, Outputs, run_session
 from export.coreml_structure import check_structure
-from export.divergence import IMAGES, explain
+from export.divergence import IMAGES, find_divergence
 from export.environments import FOLDER, PACKAGES, opened, time_there
 from export.graph import check_graph
 from export.int8 import saturates
@@ -28,6 +28,7 @@ from export.likeness import drop_between, liken, sqnr_db, unmet
 from export.quantised import check_quantised
 from export.to_onnx import Deployed
 from export.variants import KINDS
+from export.verify_evidence import Evidence, judge_evidence
 from pipeline.config import Bars, VerifyConfig
 from pipeline.progress import track
 from serve.errors import EdgelineError
@@ -58,6 +59,8 @@ class Measure:
     """Of each image, uint8 (H, W, 3)."""
     expected: Outputs
     """What PyTorch gives for them."""
+    evidence: Evidence | None = None
+    """What it sees where, in some of them, if the files are to explain themselves."""
     tested: Sequence[tuple[int, int]]
     """Position and true class of the images that count for accuracy."""
     scene: bytes
@@ -100,7 +103,9 @@ def verify_variants(made: Sequence[dict[str, Any]], folder: Path, measure: Measu
         if not found["passed"] and entry["format"] == "onnx" and "likeness" in found:
             quantised = entry["precision"] == "int8"
             images_NHW3 = np.stack(measure.pixels[:IMAGES])
-            place, found["divergence"] = explain(measure.deployed, model, measure.spec, images_NHW3, None, quantised=quantised)
+            place, found["divergence"] = find_divergence(
+                measure.deployed, model, measure.spec, images_NHW3, None, quantised=quantised
+            )
             found["problems"] += [place] if place else []
         judged.append(entry | found)
     return judged
@@ -148,6 +153,11 @@ def _judge(entry: dict[str, Any], path: Path, measure: Measure) -> dict[str, Any
     drop = _accuracy(observed, measure)
     bars = {"int8": config.int8, "float32": FLOAT32}.get(kind.precision, config.fp16)
     problems += unmet(likeness, drop, bars)
+    explanation = None
+    if measure.evidence is not None and kind.format in ("onnx", "ort"):
+        session = create_session(path.read_bytes(), saturates=at_risk)
+        explanation, unlike = judge_evidence(session, measure.evidence, kind.precision, min_sqnr_db=bars.min_sqnr_db)
+        problems += unlike
     if (most := float(np.abs(observed.probabilities_NK.sum(1) - 1).max())) > 1e-3:
         problems.append(f"the file's probabilities do not sum to 1 (off by {most:.3g}); is the softmax missing?")
     if np.ptp(np.nan_to_num(observed.logits_NK), axis=0).max() < MIN_SPREAD * max(1.0, np.abs(expected.logits_NK).max()):
@@ -157,6 +167,7 @@ def _judge(entry: dict[str, Any], path: Path, measure: Measure) -> dict[str, Any
         "problems": problems,
         "bars": bars.model_dump(),
         "likeness": likeness.figures,
+        "explanation": explanation,
         "accuracy": drop,
         "levels_sqnr_db": _levels(path.read_bytes(), observed, pixels) if kind.format == "onnx" else {},
         **_costs(entry, path, measure, saturates=at_risk),

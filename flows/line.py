@@ -78,7 +78,9 @@ def export_key(run: Run) -> str:
     """What the ONNX file depends on."""
     settings = {"inputs": _results(run, "train", "evaluate"), "opset": run.config.export.opset}
     settings["min_runtime"] = run.config.export.min_runtime
-    return step_key(settings, ("export.to_onnx", "export.graph", *NETWORK), packages=(*LIBRARIES, "onnx", "onnxscript"))
+    settings["explain"] = run.config.export.explain
+    modules = ("export.to_onnx", "export.evidence", "export.graph", *NETWORK)
+    return step_key(settings, modules, packages=(*LIBRARIES, "onnx", "onnxscript"))
 
 
 def export(run: Run) -> StepResult:
@@ -104,6 +106,7 @@ def variants_key(run: Run) -> str:
     modules = (
         "export.variants",
         "export.autopilot",
+        "export.evidence",
         "export.qat",
         "export.simulate",
         "export.int8",
@@ -153,10 +156,12 @@ def verify_key(run: Run) -> str:
         "export.inspect_coreml",
         "export.divergence",
         "export.environments",
+        "export.evidence",
         "export.likeness",
         "export.comparison",
         "export.graph",
         "export.to_onnx",
+        "export.verify_evidence",
         "pipeline.hard_set",
         "pipeline.metrics",
         "serve.runtime",

@@ -173,6 +173,13 @@ class ExportConfig(Step):
     require_variants: bool = Field(
         False, description="Stop the run where a variant does not hold, instead of going on without it."
     )
+    explain: bool = Field(
+        False,
+        description="Give the graph two more outputs, `evidence` and `embedding`: each class's logit by place of the picture "
+        "(for `?explain=cam`), and the features, by whose distance from the training images' drift is measured. They cost "
+        "nothing where nobody asks. ONNX and ORT files only; for networks whose classifier takes their averaged last map "
+        "(EfficientNet, MobileNetV2, ResNet).",
+    )
     target: Target = Field(
         "x86-vnni",
         description="Which processor int8 is chosen for. `x86-avx2`: 7-bit weights, so that older x86 answers the same.",

@@ -11,6 +11,7 @@ import numpy as np
 
 from serve.classifier import Classifier
 from serve.errors import ArtifactError, InputError
+from serve.evidence import METHOD, region_of
 from serve.pictures import Picture
 from serve.preprocess import fit
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from serve.drift import Drift
 
 
-def answer(classifier: Classifier, picture: Picture, top_k: int, drift: "Drift | None" = None) -> dict[str, Any]:
+def answer(
+    classifier: Classifier, picture: Picture, top_k: int, drift: "Drift | None" = None, *, explain: bool = False
+) -> dict[str, Any]:
     """Classify one picture.
 
     Args:
@@ -26,6 +29,7 @@ def answer(classifier: Classifier, picture: Picture, top_k: int, drift: "Drift |
         picture: read already.
         top_k: how many classes to name, at most all of them.
         drift: takes note of the picture and its answer.
+        explain: whether to say why, of an artifact that explains itself.
 
     Returns:
         The line, of JSON types: where the picture comes from, whose answer it is, and either `predictions` and `times` or
@@ -42,14 +46,21 @@ def answer(classifier: Classifier, picture: Picture, top_k: int, drift: "Drift |
         started = time.perf_counter()
         pixels_HW3 = _pixels(classifier, picture)
         decoded = time.perf_counter()
-        [probabilities_K] = classifier.probabilities(pixels_HW3[None])
+        outputs = classifier.run(pixels_HW3[None], explain=explain)
         inferred = time.perf_counter()
     except (InputError, ArtifactError) as error:
         return line | {"error": str(error), "code": error.code}
+    probabilities_K = outputs.probabilities_NK[0]
     line["predictions"] = [asdict(prediction) for prediction in classifier.rank(probabilities_K, top_k)]
+    if outputs.evidence_NKhw is not None:
+        for each in line["predictions"]:
+            each["evidence"] = outputs.evidence_NKhw[0, each["index"]].tolist()
+        assert not isinstance(picture.content, InputError)
+        line["explanation"] = {"method": METHOD, "region": region_of(picture.content, manifest.preprocess)}
     line["times"] = {"decode_ms": _ms(decoded - started), "infer_ms": _ms(inferred - decoded)}
     if drift is not None:
-        drift.observe(pixels_HW3, probabilities_K, **_origin(picture))
+        embedding_C = None if outputs.embedding_NC is None else outputs.embedding_NC[0]
+        drift.observe(pixels_HW3, probabilities_K, embedding_C=embedding_C, **_origin(picture))
     return line
 
 
@@ -61,7 +72,7 @@ def _pixels(classifier: Classifier, picture: Picture) -> np.ndarray:
     return fit(picture.content, classifier.manifest.preprocess)
 
 
-def _origin(picture: Picture) -> dict[str, int]:
+def _origin(picture: Picture) -> dict[str, Any]:
     from serve.drift import origin_of
 
     if isinstance(picture.content, bytes):

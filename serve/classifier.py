@@ -18,9 +18,11 @@ import numpy as np
 from serve import golden
 from serve.artifact import Artifact, open_artifact
 from serve.errors import ArtifactError, InputError
+from serve.evidence import EMBEDDING, EVIDENCE, METHOD, Region, more_outputs, region_of
 from serve.formats import load
 from serve.manifest import Variant
 from serve.preprocess import Limits, preprocess
+from serve.runtime import needed_only
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,30 @@ class Prediction:
     label: str
     probability: float
     index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why the likeliest classes of one image are so."""
+
+    predictions: list[Prediction]
+    evidence_Khw: np.ndarray
+    """Of each prediction, in their order: float32, what each place adds to the class; its mean is the class's logit."""
+    region: Region
+    """Left, top, right, bottom of what the model saw, as shares of the upright picture's width and height."""
+    method: str = METHOD
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a model gives for N images, float32."""
+
+    probabilities_NK: np.ndarray
+    logits_NK: np.ndarray
+    embedding_NC: np.ndarray | None = None
+    """Of an artifact that explains itself."""
+    evidence_NKhw: np.ndarray | None = None
+    """Of one that was asked to."""
 
 
 class Classifier:
@@ -42,6 +68,9 @@ class Classifier:
         self.limits = limits
         self.proof: golden.Proof | None = None
         self._session = session
+        self._needed_only = needed_only()
+        self.explains = False
+        """Whether its graph gives evidence and embedding too; set as the contract is checked."""
 
     @classmethod
     def open(
@@ -71,7 +100,8 @@ class Classifier:
         classifier = cls(artifact, chosen, session, limits)
         classifier._check_contract()
         if prove:
-            classifier.proof = golden.prove(artifact, classifier.answer, chosen.name)
+            evidence = classifier.evidence if classifier.explains else None
+            classifier.proof = golden.prove(artifact, classifier.answer, chosen.name, evidence)
         return classifier
 
     def pixels(self, image: bytes) -> np.ndarray:
@@ -102,10 +132,72 @@ class Classifier:
         Raises:
             ArtifactError: as `probabilities`.
         """
-        probabilities_NK, logits_NK = self._session.run(["probabilities", "logits"], {"image": pixels_NHW3})
-        if not np.isfinite(probabilities_NK).all():
+        outputs = self.run(pixels_NHW3)
+        return outputs.probabilities_NK, outputs.logits_NK
+
+    def run(self, pixels_NHW3: np.ndarray, *, explain: bool = False) -> Outputs:
+        """Run the model for all that it gives.
+
+        Args:
+            pixels_NHW3: as `probabilities` takes them.
+            explain: whether the evidence is wanted, which costs a little.
+
+        Raises:
+            ArtifactError: the model gave a number that is not finite, or is to explain itself and cannot.
+        """
+        names, feeds = ["probabilities", "logits"], {"image": pixels_NHW3}
+        if explain and not self.explains:
+            raise self.unexplained()
+        if explain:
+            outputs = Outputs(*self._session.run([*names, EMBEDDING, EVIDENCE], feeds))
+        elif self.explains:
+            outputs = Outputs(*self._session.run([*names, EMBEDDING], feeds, self._needed_only))
+        else:
+            outputs = Outputs(*self._session.run(names, feeds))
+        if not np.isfinite(outputs.probabilities_NK).all():
             raise ArtifactError("the model gave a probability that is not finite", code="model_output_not_finite")
-        return probabilities_NK, logits_NK
+        return outputs
+
+    def explain(self, images: Sequence[bytes], top_k: int = 1) -> list[Explanation]:
+        """Classify image files, and say of each class where in the picture it was seen.
+
+        Args:
+            images: as `predict` takes them.
+            top_k: likewise.
+
+        Raises:
+            ImageError, InputError: as `predict`; also where the artifact was exported without `export.explain`.
+        """
+        if not self.explains:
+            raise self.unexplained()
+        if top_k < 1:
+            raise InputError(f"top_k must be at least 1, got {top_k}")
+        explanations = []
+        for image in images:
+            outputs = self.run(self.pixels(image)[None], explain=True)
+            assert outputs.evidence_NKhw is not None
+            predictions = self.rank(outputs.probabilities_NK[0], top_k)
+            evidence_Khw = outputs.evidence_NKhw[0, [each.index for each in predictions]]
+            explanations.append(Explanation(predictions, evidence_Khw, region_of(image, self.manifest.preprocess)))
+        return explanations
+
+    def evidence(self, pixels_NHW3: np.ndarray) -> np.ndarray:
+        """What each place adds to each class's logit: float32 (N, K, h, w), whose mean over the places is the logit.
+
+        Raises:
+            InputError: the artifact does not explain itself.
+        """
+        evidence_NKhw = self.run(pixels_NHW3, explain=True).evidence_NKhw
+        assert evidence_NKhw is not None
+        return evidence_NKhw
+
+    def unexplained(self) -> InputError:
+        """The error for whoever asks why, of an artifact that cannot say."""
+        return InputError(
+            f"{self.manifest.name} {self.manifest.version} ({self.variant.name}) cannot say why: it was made without "
+            "export.explain = true, or this variant's runtime has no place for it",
+            code="explain_not_available",
+        )
 
     def predict(self, images: Sequence[bytes], top_k: int = 5) -> list[list[Prediction]]:
         """Classify image files.
@@ -149,6 +241,8 @@ class Classifier:
             "probabilities": ("tensor(float)", (classes,)),
             "logits": ("tensor(float)", (classes,)),
         }
+        more = more_outputs(self.manifest.outputs)
+        expected |= {name: ("tensor(float)", shape) for name, shape in more.items()}
         values = [*self._session.get_inputs(), *self._session.get_outputs()]
         found = {value.name: (value.type, tuple(value.shape[1:])) for value in values}
         if found != expected or any(isinstance(value.shape[0], int) for value in values):
@@ -157,6 +251,7 @@ class Classifier:
                 "free batch dimension; publish the artifact again",
                 code="spec_mismatch",
             )
+        self.explains = bool(more)
         # Golden samples show the order of the classes they are of, and an artifact may have more classes than samples.
         exported = self._session.get_modelmeta().custom_metadata_map.get("edgeline.labels")
         if exported is not None and exported.split("\n") != list(self.manifest.labels):

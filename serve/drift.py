@@ -8,10 +8,12 @@ Kept are, as histograms with count, mean and variance: brightness and contrast o
 encoded size of the image; the best class's probability, its margin over the second, and the entropy of all as a share of the
 largest there is. And how often each class was the best.
 
+Where an artifact carries what its training images' features are like, also the distance of each image's features from theirs.
+
 Observing copies about a thousand of the model's pixel values, and the probabilities, into a buffer of `BATCH` images; the
 arithmetic is done on a full buffer at once.
 
-Shapes: B images in the buffer, V pixel values of each, H x W the model's input, K classes.
+Shapes: B images in the buffer, V pixel values of each, H x W the model's input, K classes, C features.
 """
 
 import io
@@ -22,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from serve.snapshots import EDGES, SCHEMA
+from serve.evidence import EMBEDDING, Features, read_features
+from serve.snapshots import EDGES, EMBEDDING_EDGES, SCHEMA
 
 if TYPE_CHECKING:
     from serve.classifier import Classifier
@@ -36,13 +39,16 @@ ORIGINS = ("width", "height", "size_bytes")
 class Drift:
     """The statistics of one model since its construction."""
 
-    def __init__(self, labels: tuple[str, ...], height: int, width: int, **identity: Any) -> None:
+    def __init__(
+        self, labels: tuple[str, ...], height: int, width: int, features: Features | None = None, **identity: Any
+    ) -> None:
         """Start with nothing.
 
         Args:
             labels: class names in index order.
             height: rows of the model's input.
             width: columns of it.
+            features: of the training images; what is then kept has `embedding` too.
             identity: `model`, `version` and `manifest_sha256`, which go into every snapshot.
         """
         self._identity = {name: identity[name] for name in ("model", "version", "manifest_sha256")}
@@ -52,8 +58,11 @@ class Drift:
         self._levels_BV = np.empty((BATCH, len(range(0, height * width * 3, self._step))), np.uint8)
         self._probabilities_BK = np.empty((BATCH, len(labels)), np.float32)
         self._origins_B3 = np.empty((BATCH, len(ORIGINS)))
+        self._features = features
+        self._embeddings_BC = np.empty((BATCH, 0 if features is None else len(features.mean_C)), np.float32)
         self._filled = 0
-        self._statistics = {name: _Statistic(edges) for name, edges in EDGES.items()}
+        edges = EDGES if features is None else {**EDGES, EMBEDDING: EMBEDDING_EDGES}
+        self._statistics = {name: _Statistic(inner) for name, inner in edges.items()}
         self._predicted_K = np.zeros(len(labels), np.int64)
         self._lock = threading.Lock()
 
@@ -62,6 +71,7 @@ class Drift:
         pixels_HW3: np.ndarray,
         probabilities_K: np.ndarray,
         *,
+        embedding_C: np.ndarray | None = None,
         width: float = math.nan,
         height: float = math.nan,
         size_bytes: float = math.nan,
@@ -71,6 +81,7 @@ class Drift:
         Args:
             pixels_HW3: uint8, as the model saw them.
             probabilities_K: what it answered, finite.
+            embedding_C: its features; left out where the variant gives none.
             width: of the image as it is stored; left out where it is not known.
             height: the same.
             size_bytes: of the encoded image; left out for one that never was a file.
@@ -80,6 +91,8 @@ class Drift:
             self._levels_BV[at] = pixels_HW3.reshape(-1)[:: self._step]
             self._probabilities_BK[at] = probabilities_K
             self._origins_B3[at] = width, height, size_bytes
+            if self._features is not None:
+                self._embeddings_BC[at] = math.nan if embedding_C is None else embedding_C
             self._filled = at + 1
             if self._filled == BATCH:
                 self._fold()
@@ -129,6 +142,8 @@ class Drift:
             "margin": top_B - probabilities_BK.max(1),
             "entropy": nats_B / math.log(len(self._labels)),
         }
+        if self._features is not None:
+            observed[EMBEDDING] = self._features.distance(self._embeddings_BC[:count])
         for name, values_B in observed.items():
             self._statistics[name].add(values_B[np.isfinite(values_B)].astype(np.float64))
         self._predicted_K += np.bincount(best_B, minlength=len(self._labels))
@@ -174,10 +189,14 @@ def _step(rows: int, row_length: int) -> int:
 
 
 def drift_of(classifier: "Classifier") -> Drift:
-    """Empty statistics for a classifier."""
+    """Empty statistics for a classifier.
+
+    Raises:
+        ArtifactError: what the artifact says of its training images' features cannot be read.
+    """
     manifest, spec = classifier.manifest, classifier.manifest.preprocess
     identity = {"model": manifest.name, "version": manifest.version, "manifest_sha256": classifier.artifact.manifest_sha256}
-    return Drift(manifest.labels, spec.height, spec.width, **identity)
+    return Drift(manifest.labels, spec.height, spec.width, read_features(classifier.artifact), **identity)
 
 
 def origin_of(image: bytes) -> dict[str, int]:

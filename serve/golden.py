@@ -54,7 +54,10 @@ class Proof:
 
 
 def prove(
-    artifact: Artifact, answer: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], variant: str | None = None
+    artifact: Artifact,
+    answer: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    variant: str | None = None,
+    evidence: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Proof:
     """Have this machine answer an artifact's golden samples.
 
@@ -62,12 +65,13 @@ def prove(
         artifact: checked by `open_artifact`.
         answer: uint8 (N, H, W, 3) to probabilities and logits, float32 (N, K): the model as this machine runs it.
         variant: the name of what `answer` runs; the reference where not given.
+        evidence: uint8 (N, H, W, 3) to each class's evidence at each place, float32 (N, K, h, w), of a model that gives it.
 
     Returns:
         What was measured; every sample is within tolerance.
 
     Raises:
-        GoldenError: a sample's pixels, probabilities, logits or best class differ.
+        GoldenError: a sample's pixels, probabilities, logits or best class differ, or its evidence adds up to other logits.
     """
     golden = _read(artifact, variant)
     largest = largest_logits = largest_pixels = 0.0
@@ -102,6 +106,14 @@ def prove(
                 f"{sample['file']}: on the stored pixels a logit differs by {logit_difference:.2g} of the largest, tolerated "
                 f"{golden['logit_tolerance']:.2g}; the model or the runtime computes something else here"
             )
+        if evidence is not None:
+            added_K = evidence(expected_HW3[None])[0].mean((1, 2))
+            off = float(np.abs(added_K - logits_K).max() / max(1.0, np.abs(logits_K).max()))
+            if not off <= golden["logit_tolerance"]:
+                raise GoldenError(
+                    f"{sample['file']}: what the model says of places adds up to other logits than it gives (off by {off:.2g} "
+                    f"of the largest, tolerated {golden['logit_tolerance']:.2g}); its explanations are not of its answers"
+                )
         largest, largest_pixels = max(largest, difference), max(largest_pixels, pixel_difference)
         largest_logits = max(largest_logits, logit_difference)
     return Proof(

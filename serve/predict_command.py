@@ -73,6 +73,9 @@ def predict(
         typer.Option(metavar="FILE", help="Keep statistics of images and answers in this file; see `edgeline drift`."),
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="How many classes to name for each image.")] = 5,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say where in the image each class was seen; in JSON, of artifacts that can.")
+    ] = False,
     variant: Variant = None,
     threads: Threads = None,
     as_json: Annotated[
@@ -106,6 +109,8 @@ def predict(
     _check_options(images, stream, watch, camera, existing=existing, every=every)
     live = bool(stream or watch or camera)
     as_json = live if as_json is None else as_json
+    if explain and not as_json:
+        raise typer.BadParameter("a map of numbers needs --json", param_hint="--explain")
     with ExitStack() as stack:
         stop = None
         if live:
@@ -113,6 +118,8 @@ def predict(
 
             stop = stack.enter_context(stop_on_signals())
         classifier = _opened(artifact, variant, threads, follow, stack)
+        if explain and not classifier().explains:
+            raise classifier().unexplained()
         observed = _observed(drift, stack)
         limit = classifier().limits.max_bytes
         if stop is None:
@@ -127,7 +134,7 @@ def predict(
             from serve.camera import from_camera
 
             pictures = from_camera(camera or "", every_s=every or 0.0, stop=stop)
-        failed = _answer_all(pictures, classifier, observed, stop, top_k=top_k, as_json=as_json)
+        failed = _answer_all(pictures, classifier, observed, stop, top_k=top_k, explain=explain, as_json=as_json)
     if failed and not (stop and stop.asked):
         raise typer.Exit(1)
 
@@ -204,6 +211,7 @@ def _answer_all(
     stop: "Stop | None",
     *,
     top_k: int,
+    explain: bool,
     as_json: bool,
 ) -> bool:
     """Print a line about each picture until there are no more, or the process is asked to end; return whether one failed."""
@@ -214,7 +222,7 @@ def _answer_all(
         if stop is not None and stop.asked:
             break
         current = classifier()
-        line = answer(current, picture, top_k, observed(current))
+        line = answer(current, picture, top_k, observed(current), explain=explain)
         failed |= "error" in line
         if as_json:
             print(json.dumps(line), flush=True)

@@ -295,7 +295,7 @@ def _reduce(image: Image.Image, spec: PreprocessSpec) -> Box | None:
     """Have a JPEG decoded smaller where that is allowed; return what is then to be resized."""
     if image.format not in ("JPEG", "MPO"):
         return None
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     width, height = image.size[::-1] if orientation in LYING else image.size
     scale = jpeg_scale(width, height, spec)
     if scale == 1:
@@ -306,7 +306,8 @@ def _reduce(image: Image.Image, spec: PreprocessSpec) -> Box | None:
     return reduced_box(width, height, orientation, scale, spec)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation of an opened image, 1 to 8; 1 where it has none that is valid."""
     # Not ImageOps.exif_transpose: it rewrites the EXIF block too, which costs a copy and fails on odd ones.
     try:
         value = image.getexif().get(EXIF_ORIENTATION)
@@ -316,7 +317,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    turn = UPRIGHT.get(_orientation(image))
+    turn = UPRIGHT.get(orientation_of(image))
     if turn is None:
         return image
     info, image = image.info, image.transpose(turn)

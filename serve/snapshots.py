@@ -40,6 +40,8 @@ EDGES: dict[str, list[float]] = {
 }
 """The inner edges of every statistic's bins: even steps, or of lengths and sizes even ratios; finest where models are sure."""
 
+EMBEDDING_EDGES = [round(2 ** (step / 8), 5) for step in range(-16, 33)]
+"""Of `embedding`, the distance of an image's features from the training images', which only some artifacts can tell."""
 OF_A_VERSION = ("version", "manifest_sha256", "since", "until")
 """What is null in an artifact's own reference."""
 SMALLEST_GROUP = 5

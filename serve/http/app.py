@@ -33,6 +33,7 @@ from starlette.types import Scope
 
 from serve.classifier import Classifier
 from serve.errors import ArtifactError, EdgelineError, InputError, OverloadedError
+from serve.evidence import METHOD
 from serve.http.access import Guard, Tokens
 from serve.http.bodies import FORM_OVERHEAD, Budget, boundary_of, files_in, timeout_s
 from serve.http.downloads import Downloads
@@ -42,7 +43,7 @@ from serve.http.metrics import Metrics
 from serve.http.models import Models
 from serve.http.openapi import openapi_route
 from serve.http.page import page_routes
-from serve.http.prediction import identity, prediction, ranked, server_timing
+from serve.http.prediction import identity, prediction, said, server_timing
 from serve.http.replies import HANDLERS, RETRY_AFTER_S, Edge, error_reply, retry_after
 from serve.http.v2 import V2
 from serve.http.v2_models import Served
@@ -103,9 +104,11 @@ class Service:
             self.engine.totals.rejected += 1
             raise OverloadedError(retry_after_s=self.engine.wait_s())
 
-    async def answer(self, classifier: Classifier, item: bytes | np.ndarray, within_s: float) -> Answer:
+    async def answer(
+        self, classifier: Classifier, item: bytes | np.ndarray, within_s: float, *, explain: bool = False
+    ) -> Answer:
         """Have the engine answer one image, and count it."""
-        answer = await self.engine.answer(classifier, item, within_s)
+        answer = await self.engine.answer(classifier, item, within_s, explain=explain)
         self.metrics.answered(answer)
         return answer
 
@@ -194,11 +197,11 @@ class Api:
         classifier = service.models.current(name)
         if classifier is None:
             return self._no_model(request, name)
-        top_k, most_s = _top_k(request), service.terms.deadline_s
+        top_k, explain, most_s = _top_k(request), _explain(request, classifier), service.terms.deadline_s
         within_s = min(timeout_s(request.headers) or most_s, most_s)
         service.admit(within_s)
         champion = None
-        if name is None and (challenger := service.challenger()) is not None:
+        if name is None and not explain and (challenger := service.challenger()) is not None:
             champion, classifier = classifier, challenger
         boundary = boundary_of(request.headers)
         most = service.terms.limits.max_bytes + (FORM_OVERHEAD if boundary else 0)
@@ -206,22 +209,26 @@ class Api:
             if boundary is None:
                 if champion is not None:
                     return await self._challenged(champion, classifier, body, top_k, within_s)
-                return _prediction(classifier, await service.answer(classifier, body, within_s), top_k)
+                answer = await service.answer(classifier, body, within_s, explain=explain)
+                return _prediction(classifier, answer, top_k, body if explain else None)
             if len(body) > BIG_FORM:
                 images = await asyncio.to_thread(files_in, body, boundary)
             else:
                 images = files_in(body, boundary)
             if len(images) == 1:
-                return _prediction(classifier, await service.answer(classifier, images[0], within_s), top_k)
-            return await self._many(classifier, images, top_k, within_s)
+                answer = await service.answer(classifier, images[0], within_s, explain=explain)
+                return _prediction(classifier, answer, top_k, images[0] if explain else None)
+            return await self._many(classifier, images, top_k, within_s, explain)
 
-    async def _many(self, classifier: Classifier, images: Sequence[bytes], top_k: int, within_s: float) -> Response:
+    async def _many(
+        self, classifier: Classifier, images: Sequence[bytes], top_k: int, within_s: float, explain: bool
+    ) -> Response:
         """Each file's own answer, or its own error."""
-        asked = (self.service.answer(classifier, image, within_s) for image in images)
+        asked = (self.service.answer(classifier, image, within_s, explain=explain) for image in images)
         results: list[dict[str, Any]] = []
-        for found in await asyncio.gather(*asked, return_exceptions=True):
+        for image, found in zip(images, await asyncio.gather(*asked, return_exceptions=True), strict=True):
             if isinstance(found, Answer):
-                results.append({"predictions": ranked(classifier, found, top_k)})
+                results.append(said(classifier, found, top_k, image if explain else None))
             elif isinstance(found, EdgelineError):
                 results.append({"error": " ".join(str(found).split()), "code": found.code})
             else:
@@ -239,18 +246,18 @@ class Api:
             self.service.metrics.compared.labels("failed").inc()
             return _prediction(champion, await self.service.answer(champion, image, within_s), top_k)
         reply = _prediction(challenger, answer, top_k)
-        said = challenger.rank(answer.probabilities_K, 1)[0].label
-        reply.background = BackgroundTask(self._compare, champion, image, within_s, said=said)
+        label = challenger.rank(answer.probabilities_K, 1)[0].label
+        reply.background = BackgroundTask(self._compare, champion, image, within_s, label=label)
         return reply
 
-    async def _compare(self, champion: Classifier, image: bytes, within_s: float, *, said: str) -> None:
+    async def _compare(self, champion: Classifier, image: bytes, within_s: float, *, label: str) -> None:
         """Ask the champion too, and count whether it says the same."""
         try:
             with self.service.budget.hold(len(image)):
                 answer = await self.service.answer(champion, image, within_s)
         except EdgelineError:
             return
-        same = champion.rank(answer.probabilities_K, 1)[0].label == said
+        same = champion.rank(answer.probabilities_K, 1)[0].label == label
         self.service.metrics.compared.labels("same" if same else "different").inc()
 
     async def healthz(self, request: Request) -> Response:
@@ -308,9 +315,25 @@ class Api:
         return error_reply(request, 503, failure.code, f"the artifact is not served: {failure.reason}", headers)
 
 
-def _prediction(classifier: Classifier, answer: Answer, top_k: int) -> Response:
+def _prediction(classifier: Classifier, answer: Answer, top_k: int, image: bytes | None = None) -> Response:
     headers = {"Server-Timing": server_timing(answer)}
-    return Response(prediction(classifier, answer, top_k), media_type="application/json", headers=headers)
+    return Response(prediction(classifier, answer, top_k, image), media_type="application/json", headers=headers)
+
+
+def _explain(request: Request, classifier: Classifier) -> bool:
+    """Whether the request asks why.
+
+    Raises:
+        InputError: in a way that is not known, or of an artifact that cannot say.
+    """
+    values = request.query_params.getlist("explain")
+    if not values:
+        return False
+    if values != [METHOD]:
+        raise InputError(f"explain must be given once, as {METHOD!r}, the one way there is", code="explain_invalid")
+    if not classifier.explains:
+        raise classifier.unexplained()
+    return True
 
 
 def _top_k(request: Request) -> int:

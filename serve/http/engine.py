@@ -65,6 +65,10 @@ class Answer:
     first: bool
     """Whether it is the first of them, so that a run is counted once."""
     pixels_HW3: np.ndarray
+    embedding_C: np.ndarray | None = None
+    """Of an artifact that explains itself."""
+    evidence_Khw: np.ndarray | None = None
+    """Where it was asked for."""
 
 
 @dataclass(eq=False, slots=True)
@@ -79,6 +83,8 @@ class Job:
     """Called once, on that loop; not at all for a job that was dropped."""
     arrived: float
     due: float
+    explain: bool = False
+    """Whether the evidence is wanted too."""
     taken: float = 0.0
     decode_s: float = 0.0
     dropped: bool = False
@@ -164,13 +170,16 @@ class Engine:
         """How long a new image would take, as far as the last ones tell: its turn, and its own time."""
         return (self.in_flight / self.plan.runners + 1) * self.totals.cost_s
 
-    async def answer(self, classifier: Classifier, item: bytes | np.ndarray, within_s: float) -> Answer:
+    async def answer(
+        self, classifier: Classifier, item: bytes | np.ndarray, within_s: float, *, explain: bool = False
+    ) -> Answer:
         """Answer one image.
 
         Args:
             classifier: whose answer it is; one that is replaced meanwhile still gives it.
             item: an encoded image, or uint8 (H, W, 3) pixels of the model's resolution.
             within_s: seconds from now that whoever asks is willing to wait.
+            explain: whether the evidence is wanted too, of a classifier that explains itself.
 
         Raises:
             OverloadedError: it would not be answered in time, so it was not taken in.
@@ -188,7 +197,7 @@ class Engine:
             else:
                 answered.set_exception(outcome)
 
-        job = self.submit(classifier, item, within_s, done)
+        job = self.submit(classifier, item, within_s, done, explain=explain)
         del item
         try:
             return await answered
@@ -196,7 +205,13 @@ class Engine:
             self.drop(job)
 
     def submit(
-        self, classifier: Classifier, item: bytes | np.ndarray, within_s: float, done: Callable[[Answer | Exception], None]
+        self,
+        classifier: Classifier,
+        item: bytes | np.ndarray,
+        within_s: float,
+        done: Callable[[Answer | Exception], None],
+        *,
+        explain: bool = False,
     ) -> Job:
         """Take in one image, as `answer` does, and have `done` told what `answer` returns or raises for it.
 
@@ -207,7 +222,7 @@ class Engine:
             self.totals.rejected += 1
             raise OverloadedError(retry_after_s=self.wait_s())
         now = time.monotonic()
-        job = Job(classifier, item, asyncio.get_running_loop(), done, now, now + within_s)
+        job = Job(classifier, item, asyncio.get_running_loop(), done, now, now + within_s, explain)
         with self._mutex:
             if self._closing:
                 raise OverloadedError(retry_after_s=1.0)
@@ -281,9 +296,7 @@ class Engine:
                 jobs: list[Job] = []
                 most = max(size for size in BATCHES if size <= max(1, min(len(self._queue), self.plan.batch)))
                 while self._queue and len(jobs) < most:
-                    if jobs and (
-                        self._queue[0].classifier is not jobs[0].classifier or len(jobs) >= jobs[0].classifier.variant.max_batch
-                    ):
+                    if jobs and not _belongs(self._queue[0], jobs):
                         break
                     job = self._queue.popleft()
                     if job.dropped:
@@ -330,7 +343,7 @@ class Engine:
         begun = time.perf_counter()
         pixels_NHW3 = ready[0][1][None] if len(ready) == 1 else np.stack([pixels_HW3 for _, pixels_HW3 in ready])
         try:
-            probabilities_NK, logits_NK = ready[0][0].classifier.answer(pixels_NHW3)
+            outputs = ready[0][0].classifier.run(pixels_NHW3, explain=ready[0][0].explain)
         except Exception as error:
             if len(ready) > 1:
                 self.totals.retried += len(ready)
@@ -344,7 +357,16 @@ class Engine:
         for row, (job, pixels_HW3) in enumerate(ready):
             queue_s = job.taken - job.arrived
             answer = Answer(
-                probabilities_NK[row], logits_NK[row], queue_s, job.decode_s, infer_s, len(ready), row == 0, pixels_HW3
+                outputs.probabilities_NK[row],
+                outputs.logits_NK[row],
+                queue_s,
+                job.decode_s,
+                infer_s,
+                len(ready),
+                row == 0,
+                pixels_HW3,
+                None if outputs.embedding_NC is None else outputs.embedding_NC[row],
+                None if outputs.evidence_NKhw is None else outputs.evidence_NKhw[row],
             )
             self._finish(job, answer)
 
@@ -360,6 +382,14 @@ class Engine:
             job.loop.call_soon_threadsafe(self._settle, job)
         except RuntimeError:  # the event loop is closed: the server has ended its grace period
             self.totals.abandoned += 1
+
+
+def _belongs(job: Job, jobs: list[Job]) -> bool:
+    """Whether a job may be run together with others: the same outputs of the same model, and room for it."""
+    first = jobs[0]
+    if job.classifier is not first.classifier or job.explain is not first.explain:
+        return False
+    return len(jobs) < first.classifier.variant.max_batch
 
 
 def _bare(error: Exception) -> Exception:

@@ -26,7 +26,8 @@ class Observed:
     def take(self, job: Job, answer: Answer) -> None:
         """Take note of one image and its answer."""
         origin = origin_of(job.item) if isinstance(job.item, bytes) else {}
-        self._of(job.classifier)[0].observe(answer.pixels_HW3, answer.probabilities_K, **origin)
+        drift = self._of(job.classifier)[0]
+        drift.observe(answer.pixels_HW3, answer.probabilities_K, embedding_C=answer.embedding_C, **origin)
 
     def snapshot(self, classifier: Classifier) -> dict[str, Any]:
         """The statistics of a classifier, as `serve.snapshots` reads them."""

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from export.divergence import FLOAT_DB, Layer, explain, first_diverging, locate
+from export.divergence import FLOAT_DB, Layer, find_divergence, first_diverging, locate
 from export.to_onnx import Deployed
 from pipeline.samples import Sample, stream_pixels
 from serve.preprocess import PreprocessSpec
@@ -49,7 +49,7 @@ def test_the_layer_whose_weights_differ_is_named(
 ) -> None:
     change = fifth_more if module != "head.1" else lambda weights: weights * 1.05
     model = with_weight(finished.model, f"network.{module}.weight", change)
-    sentence, report = explain(deployed, model, spec, pixels, tmp_path / "plot.png", quantised=False)
+    sentence, report = find_divergence(deployed, model, spec, pixels, tmp_path / "plot.png", quantised=False)
     assert f"layers to diverge is {module} (ONNX node node_" in sentence
     assert report["first"]["module"] == module
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
@@ -59,7 +59,7 @@ def test_another_normalisation_shows_at_the_first_layer(
     finished: Any, deployed: Deployed, spec: PreprocessSpec, pixels: np.ndarray
 ) -> None:
     model = with_weight(finished.model, "network.mean", lambda mean: mean + 3)
-    sentence, _ = explain(deployed, model, spec, pixels, None, quantised=False)
+    sentence, _ = find_divergence(deployed, model, spec, pixels, None, quantised=False)
     assert "backbone.conv_stem" in sentence
 
 
