@@ -18,13 +18,9 @@ Shapes: N images, C channels of the last map, h x w its places, K classes, H x W
 import copy
 from collections.abc import Iterator
 
-import numpy as np
 import onnx
-import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper
-from torch import Tensor, nn
 
-from pipeline.backbones import Network
 from serve.errors import ConfigError
 from serve.evidence import EMBEDDING, EVIDENCE
 
@@ -32,8 +28,6 @@ PREFIX = "explain."
 """Of the names of all that is added: what is found by it can be taken out again."""
 PASSED = ("Div", "Gemm", "Reshape", "Flatten", "Squeeze", "Identity", "QuantizeLinear", "DequantizeLinear")
 """What may lie between the averaged map and the logits: one linear layer, and what changes no number but its scale."""
-SAME = 1e-4
-"""Two float32 sums in another order differ by less than this share of the largest."""
 
 
 def add_outputs(model: ModelProto, height: int, width: int) -> ModelProto:
@@ -104,39 +98,6 @@ def shapes_of(model: ModelProto) -> dict[str, tuple[int, ...]]:
     }
 
 
-def torch_evidence(network: Network, temperature: float, pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What PyTorch says, on a way of its own: from the map as a layer of the network gives it, not from any graph.
-
-    Returns:
-        Evidence (N, K, h, w), divided by the temperature as logits are, and embedding (N, C), float32.
-
-    Raises:
-        ConfigError: no layer's output, averaged over its places, is what enters the classifier.
-    """
-    network = network.eval()
-    maps: list[Tensor] = []
-
-    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * output.shape[3] > 1:
-            maps.append(output)
-
-    hooks = [module.register_forward_hook(keep) for module in network.backbone.modules()]
-    try:
-        with torch.inference_mode():
-            embedding_NC = network.features(torch.from_numpy(pixels_NHW3).permute(0, 3, 1, 2).contiguous().float())
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for map_NChw in reversed(maps):
-        averaged_NC = map_NChw.mean((2, 3))
-        if averaged_NC.shape == embedding_NC.shape and torch.allclose(averaged_NC, embedding_NC, rtol=SAME, atol=SAME):
-            classifier = network.classifier
-            with torch.inference_mode():
-                sums_NKhw = torch.einsum("nchw,kc->nkhw", map_NChw, classifier.weight) + classifier.bias[:, None, None]
-            return (sums_NKhw / temperature).numpy(), embedding_NC.numpy()
-    raise _unfit("no layer's output, averaged over its places, is what enters the classifier")
-
-
 def _from_the_logits(producers: dict[str, NodeProto]) -> Iterator[NodeProto]:
     """The nodes from the logits back to the averaging, which is the last."""
     name, linear = "logits", 0
@@ -150,10 +111,11 @@ def _from_the_logits(producers: dict[str, NodeProto]) -> Iterator[NodeProto]:
         yield node
         name = node.input[0]
     seen = "nothing" if node is None else f"another {node.op_type}"
-    raise _unfit(f"before its classifier it has {seen}, where the averaging of the last map is expected")
+    raise unfit(f"before its classifier it has {seen}, where the averaging of the last map is expected")
 
 
-def _unfit(why: str) -> ConfigError:
+def unfit(why: str) -> ConfigError:
+    """The error for a network that cannot explain itself."""
     return ConfigError(
         f"export.explain needs a network whose classifier takes its averaged last map, as EfficientNet, MobileNetV2 and ResNet "
         f"have it: {why}; set export.explain = false, or choose another model",

@@ -1,7 +1,7 @@
 """The gate for files that explain themselves: is what they say of places what PyTorch says, and does it add up?
 
-PyTorch's side is taken from the network's own layers (`export.evidence.torch_evidence`), the file's from its two outputs; so
-another layer's map, another order of classes or places, a forgotten temperature or bias shows.
+PyTorch's side is taken from the network's own layers, the file's from its two outputs; so another layer's map, another order of
+classes or places, a forgotten temperature or bias shows.
 
 Shapes: N images, K classes, h x w places, C features, H x W the model's input.
 """
@@ -11,8 +11,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from export.evidence import torch_evidence
+from export.evidence import unfit
 from export.likeness import sqnr_db
 from pipeline.backbones import Network
 from serve.errors import VerificationError
@@ -23,6 +25,8 @@ IMAGES = 24
 ADDS_UP = {"int8": 0.06, "float32": 1e-4}
 """How far the mean evidence may be from the logit, as a share of the largest logit. In int8 the averaged map is rounded once
 more before the classifier; 1e-3 in other precisions."""
+SAME = 1e-4
+"""Two float32 sums in another order differ by less than this share of the largest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +61,39 @@ def expect_evidence(network: Network, temperature: float, pixels: Sequence[np.nd
     pixels_NHW3 = np.stack(pixels[:IMAGES])
     evidence_NKhw, embedding_NC = torch_evidence(network, temperature, pixels_NHW3)
     return Evidence(pixels_NHW3=pixels_NHW3, evidence_NKhw=evidence_NKhw, embedding_NC=embedding_NC)
+
+
+def torch_evidence(network: Network, temperature: float, pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What PyTorch says, on a way of its own: from the map as a layer of the network gives it, not from any graph.
+
+    Returns:
+        Evidence (N, K, h, w), divided by the temperature as logits are, and embedding (N, C), float32.
+
+    Raises:
+        ConfigError: no layer's output, averaged over its places, is what enters the classifier.
+    """
+    network = network.eval()
+    maps: list[Tensor] = []
+
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * output.shape[3] > 1:
+            maps.append(output)
+
+    hooks = [module.register_forward_hook(keep) for module in network.backbone.modules()]
+    try:
+        with torch.inference_mode():
+            embedding_NC = network.features(torch.from_numpy(pixels_NHW3).permute(0, 3, 1, 2).contiguous().float())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for map_NChw in reversed(maps):
+        averaged_NC = map_NChw.mean((2, 3))
+        if averaged_NC.shape == embedding_NC.shape and torch.allclose(averaged_NC, embedding_NC, rtol=SAME, atol=SAME):
+            classifier = network.classifier
+            with torch.inference_mode():
+                sums_NKhw = torch.einsum("nchw,kc->nkhw", map_NChw, classifier.weight) + classifier.bias[:, None, None]
+            return (sums_NKhw / temperature).numpy(), embedding_NC.numpy()
+    raise unfit("no layer's output, averaged over its places, is what enters the classifier")
 
 
 def judge_evidence(

@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from serve.evidence import METHOD
 from serve.http.access import OPEN
 from serve.http.bodies import MAX_FILES
 from serve.http.downloads import MEDIA_TYPES as DOWNLOAD_TYPES
@@ -111,6 +112,9 @@ def operations(limits: Limits) -> dict[str, Schema]:
         | {"headers": {"Server-Timing": {"schema": {"type": "string"}, "description": "of one image: queue, decode, infer"}}},
         "parameters": [
             _parameter("top_k", "query", {**COUNT, "default": 5}, description="how many classes to name"),
+            _parameter(
+                "explain", "query", {"const": METHOD}, description="where each class was seen; of artifacts that can say"
+            ),
             _parameter("model", "query", {"type": "string"}, description="an artifact's name; without it the first"),
             TIMEOUT,
         ],

@@ -7,6 +7,7 @@ that holds real replies against these schemas.
 from typing import Any
 
 from serve.errors import ArtifactError, DigestError, GoldenError, ManifestError, MissingExtraError, StoreError
+from serve.evidence import METHOD
 from serve.http.bodies import MAX_FILES
 from serve.http.v2_codec import MAX_ID
 from serve.http.v2_models import MAX_BATCH
@@ -32,6 +33,8 @@ CODES: dict[int, tuple[str, ...]] = {
     400: (
         "bad_request",
         "content_encoding_invalid",
+        "explain_invalid",
+        "explain_not_available",
         "image_empty",
         "json_invalid",
         "multipart_invalid",
@@ -114,15 +117,19 @@ COUNTED: Schema = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 
 SCHEMAS: dict[str, Schema] = {
     "Error": failed(ALL_CODES),
-    "Class": closed({"label": TEXT, "probability": {"type": "number", "minimum": 0, "maximum": 1.000001}, "index": WHOLE}),
-    "Prediction": closed({**IDENTITY, "predictions": listed(ref("Class"), minItems=1)}),
+    "Class": closed(
+        {"label": TEXT, "probability": {"type": "number", "minimum": 0, "maximum": 1.000001}, "index": WHOLE},
+        {"evidence": listed(listed(NUMBER, minItems=1), minItems=1)},
+    ),
+    "Explanation": closed({"method": {"const": METHOD}, "region": listed(NUMBER, minItems=4, maxItems=4)}),
+    "Prediction": closed({**IDENTITY, "predictions": listed(ref("Class"), minItems=1)}, {"explanation": ref("Explanation")}),
     "Predictions": closed(
         {
             **IDENTITY,
             "results": listed(
                 {
                     "oneOf": [
-                        closed({"predictions": listed(ref("Class"), minItems=1)}),
+                        closed({"predictions": listed(ref("Class"), minItems=1)}, {"explanation": ref("Explanation")}),
                         closed({"error": TEXT, "code": {"enum": sorted(set(OF_IMAGES))}}),
                     ]
                 },

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 import socket
 import sys
 import threading
@@ -133,6 +134,16 @@ def site(artifact_template: Path) -> Iterator[Site]:
     """The template artifact, served with its store; shared, so tests must not change it."""
     with _serving(artifact_template, store=artifact_template.parent.parent) as site:
         yield site
+
+
+@pytest.fixture(scope="session")
+def explaining_template(artifact_template: Path, seal: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole artifact that explains itself, in `<store>/colours/1`: its map is the picture, 3 x 4 places."""
+    from explaining import explain_itself
+
+    folder = tmp_path_factory.mktemp("explaining") / "colours" / "1"
+    shutil.copytree(artifact_template, folder)
+    return explain_itself(folder, seal)
 
 
 def _relabelled(folder: Path, labels: Sequence[str], evaluation: object, card: str | None) -> Path:

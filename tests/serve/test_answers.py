@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from serve.answers import answer
-from serve.classifier import Classifier
+from serve.classifier import Classifier, Outputs
 from serve.drift import drift_of
 from serve.errors import ArtifactError, InputError
 from serve.pictures import Picture
@@ -59,7 +59,7 @@ def test_a_bad_one_has_its_reason_in_place_of_figures(classifier: Classifier, co
 
 def test_a_number_that_is_not_finite_costs_one_line(artifact_template: Path, photo: bytes) -> None:
     class Broken(Classifier):
-        def answer(self, pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def run(self, pixels_NHW3: np.ndarray, *, explain: bool = False) -> Outputs:
             raise ArtifactError("the model gave a probability that is not finite", code="model_output_not_finite")
 
     broken = Broken.open(artifact_template, prove=False)

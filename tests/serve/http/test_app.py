@@ -22,7 +22,7 @@ from PIL import Image
 
 import serve
 from serve import errors
-from serve.classifier import Classifier
+from serve.classifier import Classifier, Outputs
 from serve.errors import ArtifactError, ImageError, InputError
 from serve.http.replies import status_of
 from serve.preprocess import Limits
@@ -390,10 +390,10 @@ def test_a_bug_of_ours_is_a_500_without_its_details(
 
 def test_a_model_that_gives_no_number_is_a_500_of_its_own(artifact_template: Path, photo: bytes, serving: Any) -> None:
     class NotFinite(Classifier):
-        def answer(self, pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def run(self, pixels_NHW3: np.ndarray, *, explain: bool = False) -> Outputs:
             if self.proof is not None:
                 raise ArtifactError("details", code="model_output_not_finite")
-            return super().answer(pixels_NHW3)
+            return super().run(pixels_NHW3, explain=explain)
 
     with serving(artifact_template, open_classifier=NotFinite.open) as site:
         is_refused(site.client.post("/predict", content=photo), 500, "model_output_not_finite")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.classifier import Classifier
+from serve.classifier import Classifier, Outputs
 from serve.errors import ArtifactError, DeadlineError, ImageError, OverloadedError
 from serve.http.engine import Answer, Engine, Plan
 
@@ -40,11 +40,11 @@ class Held(Classifier):
         assert self.go_on.wait(WAIT_S)
         return super().pixels(image)
 
-    def answer(self, pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, pixels_NHW3: np.ndarray, *, explain: bool = False) -> Outputs:
         self.sizes.append(len(pixels_NHW3))
         if self.poison and any(np.array_equal(pixels_HW3, super(Held, self).pixels(self.poison)) for pixels_HW3 in pixels_NHW3):
             raise ArtifactError("no number", code="model_output_not_finite")
-        return super().answer(pixels_NHW3)
+        return super().run(pixels_NHW3, explain=explain)
 
 
 @pytest.fixture
@@ -324,3 +324,29 @@ def test_of_two_runners_at_rest_the_one_with_warm_caches_is_woken(artifact_templ
     run(Plan(runners=2, threads=1), story)
     assert len(names) == 6
     assert len(set(names)) == 1
+
+
+# Why
+
+
+def test_only_what_asks_for_the_same_is_run_together(explaining_template: Path, photos: list[bytes]) -> None:
+    Held.begun, Held.go_on, Held.sizes = threading.Semaphore(0), threading.Event(), []
+    classifier = Held.open(explaining_template, threads=1, prove=False)
+
+    async def story(engine: Engine) -> None:
+        first = asyncio.ensure_future(engine.answer(classifier, photos[0], WAIT_S))
+        await asyncio.to_thread(classifier.begun.acquire)
+        asked = [True, True, False, False, True]
+        others = [asyncio.ensure_future(engine.answer(classifier, photos[1], WAIT_S, explain=explain)) for explain in asked]
+        while engine.waiting < len(asked):
+            await asyncio.sleep(0)
+        classifier.go_on.set()
+        await first
+        answers = await asyncio.gather(*others)
+        assert [answer.evidence_Khw is not None for answer in answers] == asked
+        assert all(np.array_equal(answer.logits_K, answers[0].logits_K) for answer in answers)
+        assert answers[0].evidence_Khw is not None
+        np.testing.assert_allclose(answers[0].evidence_Khw.mean((1, 2)), answers[0].logits_K, atol=1e-5)
+
+    run(Plan(runners=1, threads=1, batch=4), story)
+    assert classifier.sizes == [1, 2, 2, 1]

@@ -17,7 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from serve.classifier import Classifier
+from serve.classifier import Classifier, Outputs
 from serve.errors import ArtifactError
 from serve.http import candidate
 from serve.http.app import Terms
@@ -223,10 +223,10 @@ def test_a_challenger_answers_its_share_and_its_agreement_is_counted(publish: Pu
 
 def test_where_the_challenger_fails_the_champion_answers(publish: Publish, serving: Any) -> None:
     class Faulty(Classifier):
-        def answer(self, pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def run(self, pixels_NHW3: np.ndarray, *, explain: bool = False) -> Outputs:
             if self.proof is not None and self.manifest.version == 2:
                 raise ArtifactError("no number", code="model_output_not_finite")
-            return super().answer(pixels_NHW3)
+            return super().run(pixels_NHW3, explain=explain)
 
     champion, challenger = publish(1), publish(2)
     photo = (champion / "golden" / "0.jpg").read_bytes()
