@@ -31,6 +31,7 @@ class Door:
             await self.app(scope, receive, send)
             return
         begun = time.perf_counter()
+        service.engine.totals.rejected += 1
         headers, body = refusal(service, request_id_of(scope["headers"]))
         await send({"type": "http.response.start", "status": 503, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -38,9 +39,8 @@ class Door:
 
 
 def refusal(service: Service, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Count a request that a full engine cannot take, and give the headers and the body of its 503."""
+    """The headers and the body of the 503 for a request that a full engine cannot take, or did not."""
     error = OverloadedError(retry_after_s=service.engine.wait_s())
-    service.engine.totals.rejected += 1
     service.refused(error.code)
     body = ENCODE({"error": str(error), "code": error.code, "request_id": request_id}).encode()
     headers = [

@@ -225,6 +225,7 @@ class Engine:
         job = Job(classifier, item, asyncio.get_running_loop(), done, now, now + within_s, explain)
         with self._mutex:
             if self._closing:
+                self.totals.rejected += 1
                 raise OverloadedError(retry_after_s=1.0)
             self._queue.append(job)
             if self._resting:
@@ -241,8 +242,9 @@ class Engine:
             return
         del self._awaited[job]
         self.in_flight -= 1
-        if job.outcome is None:
-            job.dropped, job.item = True, b""  # its bytes are not to wait for a runner
+        with self._mutex:
+            if job.taken == 0:
+                job.dropped, job.item = True, b""  # its bytes are not to wait for a runner
 
     def _ring_in(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         if self._alarm is not None:
@@ -341,8 +343,8 @@ class Engine:
 
     def _infer(self, ready: list[tuple[Job, np.ndarray]]) -> None:
         begun = time.perf_counter()
-        pixels_NHW3 = ready[0][1][None] if len(ready) == 1 else np.stack([pixels_HW3 for _, pixels_HW3 in ready])
         try:
+            pixels_NHW3 = ready[0][1][None] if len(ready) == 1 else np.stack([pixels_HW3 for _, pixels_HW3 in ready])
             outputs = ready[0][0].classifier.run(pixels_NHW3, explain=ready[0][0].explain)
         except Exception as error:
             if len(ready) > 1:

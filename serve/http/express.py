@@ -53,6 +53,7 @@ class Express:
                 return False
         request_id = request_id_of(request.headers)
         if service.engine.full(service.terms.deadline_s):
+            service.engine.totals.rejected += 1
             self._refuse(request, request_id, begun)
             return True
         if len(image) > service.terms.limits.max_bytes or service.budget.held + len(image) > service.budget.most:
@@ -60,7 +61,7 @@ class Express:
         done = partial(self._done, request, request_id, classifier, top_k, begun, len(image))
         try:
             job = service.engine.submit(classifier, image, service.terms.deadline_s, done)
-        except OverloadedError:  # it closes
+        except OverloadedError:  # a runner has just found out that images cost more, or the engine closes; it has counted
             self._refuse(request, request_id, begun)
             return True
         service.budget.held += len(image)

@@ -212,7 +212,7 @@ class Models:
         serving = None if slot.current is None else slot.current.manifest.version
         if serving is not None and (version is None or version <= max(serving, slot.held or 0)):
             if slot.refused is not None and slot.refused.version != version:
-                slot.refused = None  # it was taken away
+                slot.refused, slot._seen = None, ()  # it was taken away; if it comes back, it is tried again
             return
         slot._seen = seen
         try:

@@ -20,6 +20,7 @@ UNPROVEN = (
     "candidate_crashed",
     "candidate_too_large",
     "candidate_too_slow",
+    "features_invalid",
     "format_unknown",
     "internal_error",
     "model_output_not_finite",

@@ -264,6 +264,22 @@ def test_the_work_of_a_client_that_has_gone_is_dropped(held: Held, photos: list[
     assert held.sizes == [1, 1]
 
 
+def test_who_takes_note_of_an_answer_has_the_image_though_its_client_left_meanwhile(held: Held, photos: list[bytes]) -> None:
+    noted: list[object] = []
+
+    async def story(engine: Engine) -> None:
+        engine.observe = lambda job, answer: noted.append(job.item)
+        task = await ask(engine, held, photos[0])
+        await begun(held)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        held.go_on.set()
+        await engine.answer(held, photos[1], WAIT_S)
+
+    run(ONE, story)
+    assert noted == photos[:2]
+
+
 def test_an_engine_that_closes_answers_what_it_has_taken_in(held: Held, photos: list[bytes]) -> None:
     async def story() -> list[Answer]:
         engine = Engine()

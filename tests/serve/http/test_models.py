@@ -156,6 +156,18 @@ def test_a_version_that_was_refused_is_forgotten_when_it_is_taken_away(publish: 
         assert version_of(site) == 1
 
 
+def test_a_refused_version_that_comes_back_is_tried_again(publish: Publish, store: Path, serving: Any, tmp_path: Path) -> None:
+    publish(1)
+    with serving(store / "colours") as site:
+        folder = publish(2, cut_the_model)
+        until(lambda: site.client.get("/readyz").json()["refused"] is not None)
+        folder.rename(tmp_path / "away")
+        until(lambda: site.client.get("/readyz").json()["refused"] is None)
+        (tmp_path / "away").rename(folder)
+        until(lambda: site.client.get("/readyz").json()["refused"] is not None)
+        assert version_of(site) == 1
+
+
 def test_a_rollback_is_instant_and_holds_until_something_newer_comes(publish: Publish, store: Path, serving: Any) -> None:
     publish(1)
     with serving(store / "colours") as site:
