@@ -170,6 +170,7 @@ SCHEMAS: dict[str, Schema] = {
             "card": {"type": ["string", "null"]},
             "proof": NULLABLE,
             "max_bytes": {"type": "integer", "minimum": 1},
+            "explains": FLAG,
             "remarks": listed(TEXT),
         }
     ),

@@ -118,6 +118,7 @@ def facts(classifier: Classifier) -> bytes:
         "card": None if card is None else card.decode(errors="replace"),
         "proof": asdict(classifier.proof) if classifier.proof else None,
         "max_bytes": classifier.limits.max_bytes,
+        "explains": classifier.explains,
         "remarks": remarks,
     }
     try:

@@ -45,6 +45,7 @@ async function refreshModel() {
     const isNew = !shown || JSON.stringify(body) !== JSON.stringify(shown);
     shown = body;
     results.maxBytes = body.max_bytes;
+    results.explains = body.explains;
     if (isNew) showModel(body);
   } catch (error) {
     if (!shown) byId("about").textContent = `What is known of the model could not be read: ${error.message}`;

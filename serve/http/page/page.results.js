@@ -1,6 +1,7 @@
 // The list of answers: newest first, bounded; photos are sent a few at a time, and not before the model is ready.
 
 import { byId, bytes, el, isolated, milliseconds, percent } from "./page.dom.js";
+import { whyOf } from "./page.why.js";
 
 export const MOST_KEPT = 20;
 const AT_ONCE = 2;
@@ -10,6 +11,7 @@ export class Results {
   /** onAnswer(answer) is told every good answer; onTrouble() that the server could not give one just now. */
   constructor({ onAnswer, onTrouble }) {
     this.maxBytes = Infinity;
+    this.explains = false; // whether the model can say why
     this.list = byId("results");
     this.entries = []; // newest first
     this.held = true;
@@ -79,7 +81,8 @@ export class Results {
     } else {
       entry.state = "done";
       if (outcome.answer) {
-        this.#show(entry, answerOf(outcome));
+        const why = this.explains ? whyOf(entry.preview, () => explained(entry)) : [];
+        this.#show(entry, answerOf(outcome, why));
         const [best] = outcome.answer.predictions;
         say(`${entry.file.name}: ${best.label}, ${percent(best.probability)}`);
         this.onAnswer(outcome.answer);
@@ -143,7 +146,7 @@ export class Results {
 }
 
 /** Send one photo. Gives {answer, total_ms, stages}, or {error, code, again}: one line, and whether trying again may help. */
-async function classify(file, maxBytes, signal) {
+async function classify(file, maxBytes, signal, more = "") {
   if (file.size > maxBytes) {
     return { error: `This file has ${bytes(file.size)}, the server takes at most ${bytes(maxBytes)}.` };
   }
@@ -151,7 +154,7 @@ async function classify(file, maxBytes, signal) {
   const request = { method: "POST", headers: { "Content-Type": type }, body: file, signal };
   const started = performance.now();
   try {
-    const reply = await fetch(`predict?top_k=${byId("top-k").value}`, request);
+    const reply = await fetch(`predict?top_k=${byId("top-k").value}${more}`, request);
     const body = await reply.json().catch(() => ({ error: `The server answered with status ${reply.status} and no reason.` }));
     const total_ms = performance.now() - started;
     if (reply.ok && body.predictions) return { answer: body, total_ms, stages: stagesOf(reply.headers.get("Server-Timing")) };
@@ -169,7 +172,14 @@ function stagesOf(header) {
     .filter(([name, time]) => name !== "total" && Number.isFinite(time));
 }
 
-function answerOf({ answer, total_ms, stages }) {
+/** Have the server say why; throws its one line where it does not. */
+async function explained({ file, abort }) {
+  const { answer, error } = await classify(file, Infinity, abort.signal, "&explain=cam");
+  if (!answer) throw new Error(error);
+  return answer;
+}
+
+function answerOf({ answer, total_ms, stages }, why) {
   const bars = answer.predictions.map(({ label, probability }) => {
     const bar = el("div", { class: "bar", "aria-hidden": "true" }, el("div"));
     bar.firstChild.style.width = `${100 * probability}%`;
@@ -183,7 +193,7 @@ function answerOf({ answer, total_ms, stages }) {
   });
   const parts = stages.map(([name, time]) => `${STAGES[name] ?? name} ${milliseconds(time)}`);
   const timing = [`Answered in ${milliseconds(total_ms)}`, ...parts].join(" · ");
-  return el("div", {}, el("ol", { class: "bars" }, ...bars), el("p", { class: "quiet timing" }, timing));
+  return el("div", {}, el("ol", { class: "bars" }, ...bars), el("p", { class: "quiet timing" }, timing), ...why);
 }
 
 /** Tell those who listen to the page. */

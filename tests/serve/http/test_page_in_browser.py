@@ -5,6 +5,7 @@ Each test also fails where the page logs an error of its own, or asks anything o
 
 import base64
 import contextlib
+import io
 import json
 import re
 import shutil
@@ -165,6 +166,60 @@ def test_a_real_photo_is_shown_and_answered(site: Any, visit: Any) -> None:
     result.locator("img.thumb").evaluate("image => image.decode()")
     with Image.open(photo) as image:
         assert result.locator("img.thumb").evaluate("image => image.naturalWidth") == image.width
+
+
+@pytest.fixture(name="halves")
+def a_photo_in_two_colours() -> bytes:
+    """Red at the left, blue at the right, stored on its side."""
+    picture = Image.new("RGB", (300, 400), (220, 20, 20))
+    picture.paste((20, 20, 220), (0, 200, 300, 400))
+    exif = Image.Exif()
+    exif[0x0112] = 8  # its first stored column is the bottom: turned a quarter to the left it is upright
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=95, exif=exif)
+    return file.getvalue()
+
+
+COLOUR_AT = """
+(canvas, [x, y]) => [...canvas.getContext("2d").getImageData(x * canvas.width, y * canvas.height, 1, 1).data]
+"""
+
+
+def test_the_page_shows_why(explaining_template: Path, serving: Any, visit: Any, halves: bytes) -> None:
+    with serving(explaining_template) as site:
+        told = site.client.post("/predict", params={"explain": "cam"}, content=halves).json()
+        tab = visit(site.url)
+        sync_api.expect(tab.page.locator("#status")).to_have_text("Ready")
+        tab.page.set_input_files("#files", [file_of(halves)])
+        [result] = tab.wait_for(1).all()
+        result.get_by_role("button", name="Why?").click()
+        overlay = result.locator(".seen canvas")
+        sync_api.expect(overlay).to_have_attribute("aria-label", re.compile("Where (red|blue) was seen"))
+        result.locator(".seen img").evaluate("image => image.decode()")
+        inside = overlay.evaluate(
+            "c => { const a = c.getBoundingClientRect(), b = c.previousElementSibling.getBoundingClientRect();"
+            "return [a.left - b.left, a.top - b.top, a.right - b.left, a.bottom - b.top]"
+            ".map((v, i) => v / (i % 2 ? b.height : b.width)) }"
+        )
+        assert inside == pytest.approx(told["explanation"]["region"], abs=0.02)
+        for label in ("red", "blue"):
+            result.get_by_label("What speaks for").select_option(label=label)
+            [evidence] = [each["evidence"] for each in told["predictions"] if each["label"] == label]
+            for row, column in ((1, 0), (1, len(evidence[0]) - 1)):
+                place = [(column + 0.5) / len(evidence[0]), (row + 0.5) / len(evidence)]
+                red, _, blue, alpha = overlay.evaluate(COLOUR_AT, place)
+                assert alpha > 0
+                assert (red > blue) == (evidence[row][column] > 0), (label, row, column)
+        result.get_by_role("button", name="Why?").click()
+        sync_api.expect(overlay).to_have_count(0)
+
+
+def test_a_model_that_cannot_say_why_is_not_asked(site: Any, visit: Any, artifact_template: Path) -> None:
+    tab = visit(site.url)
+    sync_api.expect(tab.page.locator("#status")).to_have_text("Ready")
+    tab.page.set_input_files("#files", [file_of(golden(artifact_template, 0))])
+    tab.wait_for(1)
+    assert tab.page.get_by_role("button", name="Why?").count() == 0
 
 
 @pytest.mark.parametrize("event", ["drop", "paste"])

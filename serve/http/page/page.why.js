@@ -1,0 +1,78 @@
+// Why: the photo with what each place of it adds to a class, or takes from it, laid over.
+
+import { el, isolated } from "./page.dom.js";
+
+const MOST_ALPHA = 190; // of 255, over the strongest place: the photo stays to be seen
+
+/** A button that asks the server, and what it shows then. ask() gives the server's answer with evidence, or throws a line. */
+export function whyOf(preview, ask) {
+  const button = el("button", { type: "button", class: "ask-why", "aria-expanded": "false" }, "Why?");
+  const place = el("div", { class: "why" });
+  button.addEventListener("click", async () => {
+    if (place.firstChild) {
+      place.replaceChildren();
+      button.setAttribute("aria-expanded", "false");
+      return;
+    }
+    button.disabled = true;
+    try {
+      place.replaceChildren(shown(preview, await ask()));
+    } catch (error) {
+      place.replaceChildren(el("p", { class: "problem", role: "alert" }, error.message));
+    }
+    button.disabled = false;
+    button.setAttribute("aria-expanded", "true");
+    button.focus();
+  });
+  return [button, place];
+}
+
+function shown(preview, { predictions, explanation }) {
+  const picture = el("img", { src: preview, alt: "" });
+  const overlay = el("canvas", { role: "img" });
+  const [left, top, right, bottom] = explanation.region;
+  Object.assign(overlay.style, {
+    left: `${100 * left}%`,
+    top: `${100 * top}%`,
+    width: `${100 * (right - left)}%`,
+    height: `${100 * (bottom - top)}%`,
+  });
+  const choice = el("select", {}, ...predictions.map(({ label }, place) => el("option", { value: place }, label)));
+  // One scale for all classes that are shown, or the least likely one would look as sure as the best.
+  const most = Math.max(...predictions.flatMap(({ evidence }) => evidence.flat().map(Math.abs)), Number.MIN_VALUE);
+  const paint = () => {
+    const { label, evidence } = predictions[choice.value];
+    draw(overlay, evidence, most);
+    overlay.setAttribute("aria-label", `Where ${label} was seen: ${inWords(evidence)}`);
+  };
+  choice.addEventListener("change", paint);
+  paint();
+  return el(
+    "div",
+    {},
+    el("div", { class: "seen" }, picture, overlay),
+    el("label", { class: "quiet" }, "What speaks for ", predictions.length > 1 ? choice : isolated(predictions[0].label)),
+    el("p", { class: "quiet" }, "Orange places speak for the class, blue ones against it. Outside the frame nothing was looked at."),
+  );
+}
+
+function draw(canvas, evidence, most) {
+  [canvas.width, canvas.height] = [evidence[0].length, evidence.length];
+  const image = new ImageData(canvas.width, canvas.height);
+  evidence.flat().forEach((value, place) => {
+    const colour = value > 0 ? [255, 120, 0] : [0, 90, 255];
+    image.data.set([...colour, (MOST_ALPHA * Math.abs(value)) / most], 4 * place);
+  });
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+/** Where the strongest place is, for those who do not see it. */
+function inWords(evidence) {
+  const values = evidence.flat();
+  const place = values.indexOf(Math.max(...values));
+  const [row, column] = [Math.floor(place / evidence[0].length), place % evidence[0].length];
+  const third = (at, of, names) => names[Math.min(2, Math.floor((3 * (at + 0.5)) / of))];
+  const vertical = third(row, evidence.length, ["top", "middle", "bottom"]);
+  const horizontal = third(column, evidence[0].length, ["left", "centre", "right"]);
+  return `most at the ${vertical}, ${horizontal}`;
+}
