@@ -9,8 +9,9 @@ Deep Features for Discriminative Localization"):
 to rounding, so nobody has to believe a heatmap: whoever has the file can add it up. `embedding` is the averaged map, the
 features that the classes are told from.
 
-The outputs are added to a finished file, read from its own graph, and computed only for whoever asks: a session that is told to
-run no more than its outputs need leaves them out.
+The outputs are added to a finished file and read from its own graph, so nothing else in it changes. ONNX Runtime computes every
+output whether it is asked for or not (its `only_execute_path_to_fetches` acts in training builds alone): for a few classes that is
+nothing, for K it is K * C * h * w multiply-adds.
 
 Shapes: N images, C channels of the last map, h x w its places, K classes, H x W the model's input.
 """
@@ -51,13 +52,13 @@ def add_outputs(model: ModelProto, height: int, width: int) -> ModelProto:
     graph.initializer.append(size)
     # A quantised tensor is read a second time, by a DequantizeLinear of its own: with two readers the first would no longer
     # be merged into the integer operator behind it.
-    map_NChw, features_NC, weight_KC, bias_K = (
-        _read_again(graph, producers, name) for name in (pooling.input[0], *linear.input[:3])
+    map_NChw, features_NC, weight_KC, *bias_K = (
+        _read_again(graph, producers, name) for name in (pooling.input[0], *linear.input)
     )
     kernel, summed = PREFIX + "kernel", PREFIX + "sums"
     added = [
         helper.make_node("Reshape", [weight_KC, size.name], [kernel], PREFIX + "reshape"),
-        helper.make_node("Conv", [map_NChw, kernel, bias_K], [summed], PREFIX + "conv", kernel_shape=[1, 1]),
+        helper.make_node("Conv", [map_NChw, kernel, *bias_K], [summed], PREFIX + "conv", kernel_shape=[1, 1]),
         helper.make_node("Identity", [features_NC], [EMBEDDING], PREFIX + "embedding"),
     ]
     if temperature is None:

@@ -24,7 +24,7 @@ from serve.drift_report import FILE_NAME
 from serve.evidence import EMBEDDING, SCHEMA, Features
 from serve.evidence import FILE_NAME as FEATURES_NAME
 from serve.preprocess import PreprocessSpec, preprocess
-from serve.runtime import create_session, needed_only
+from serve.runtime import create_session
 from serve.snapshots import OF_A_VERSION
 
 MOST = 1000
@@ -82,5 +82,5 @@ def _features(session: Any, samples: Sequence[Sample], spec: PreprocessSpec) -> 
 
 def _embed(session: Any, pixels_NHW3: np.ndarray) -> np.ndarray:
     """The embeddings of images, float32 (N, C)."""
-    [embedding_NC] = session.run([EMBEDDING], {"image": pixels_NHW3}, needed_only())
+    [embedding_NC] = session.run([EMBEDDING], {"image": pixels_NHW3})
     return np.asarray(embedding_NC)

@@ -176,8 +176,8 @@ class ExportConfig(Step):
     explain: bool = Field(
         False,
         description="Give the graph two more outputs, `evidence` and `embedding`: each class's logit by place of the picture "
-        "(for `?explain=cam`), and the features, by whose distance from the training images' drift is measured. They cost "
-        "nothing where nobody asks. ONNX and ORT files only; for networks whose classifier takes their averaged last map "
+        "(for `?explain=cam`), and the features, by whose distance from the training images' drift is measured. Costs "
+        "time with many classes, for few it is nothing. ONNX and ORT files only; for networks whose classifier takes their averaged last map "
         "(EfficientNet, MobileNetV2, ResNet).",
     )
     target: Target = Field(

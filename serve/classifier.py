@@ -22,7 +22,6 @@ from serve.evidence import EMBEDDING, EVIDENCE, METHOD, Region, more_outputs, re
 from serve.formats import load
 from serve.manifest import Variant
 from serve.preprocess import Limits, preprocess
-from serve.runtime import needed_only
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,6 @@ class Classifier:
         self.limits = limits
         self.proof: golden.Proof | None = None
         self._session = session
-        self._needed_only = needed_only()
         self.explains = False
         """Whether its graph gives evidence and embedding too; set as the contract is checked."""
 
@@ -140,7 +138,7 @@ class Classifier:
 
         Args:
             pixels_NHW3: as `probabilities` takes them.
-            explain: whether the evidence is wanted, which costs a little.
+            explain: whether the evidence is wanted.
 
         Raises:
             ArtifactError: the model gave a number that is not finite, or is to explain itself and cannot.
@@ -151,7 +149,7 @@ class Classifier:
         if explain:
             outputs = Outputs(*self._session.run([*names, EMBEDDING, EVIDENCE], feeds))
         elif self.explains:
-            outputs = Outputs(*self._session.run([*names, EMBEDDING], feeds, self._needed_only))
+            outputs = Outputs(*self._session.run([*names, EMBEDDING], feeds))
         else:
             outputs = Outputs(*self._session.run(names, feeds))
         if not np.isfinite(outputs.probabilities_NK).all():

@@ -81,16 +81,6 @@ def session_options(threads: int | None = None, level: str = "all", saturates: b
     return options
 
 
-def needed_only() -> Any:
-    """Options of a run that computes no more of a graph than the outputs it is asked for need.
-
-    Not for the first run of a session by several threads at once: it notes then which nodes those are.
-    """
-    options = load_onnxruntime().RunOptions()
-    options.only_execute_path_to_fetches = True
-    return options
-
-
 def session_settings(saturates: bool = True) -> dict[str, str]:
     """The session configuration entries that this machine takes.
 

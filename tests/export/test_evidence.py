@@ -170,6 +170,17 @@ def test_a_network_with_more_than_a_linear_layer_is_told_so(tmp_path: Path) -> N
         torch_evidence(network, 0.7, np.zeros((1, 16, 16, 3), np.uint8))
 
 
+def test_a_classifier_whose_bias_the_exporter_left_out_adds_up_too(tiny: Callable[[], Deployed], tmp_path: Path) -> None:
+    deployed = tiny()
+    nn.init.zeros_(deployed.network.classifier.bias)
+    spec = PreprocessSpec(height=16, width=16)
+    export(deployed, spec, tmp_path / "model.onnx", classes=3, opset=18, metadata={}, explain=True)
+    expected = expect_evidence(deployed.network, 0.7, list(np.zeros((2, 16, 16, 3), np.uint8)))
+    session = create_session((tmp_path / "model.onnx").read_bytes())
+    _, problems = judge_evidence(session, expected, "float32", min_sqnr_db=80, max_difference=1e-4)
+    assert problems == []
+
+
 # The line
 
 
