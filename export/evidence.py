@@ -10,8 +10,8 @@ to rounding, so nobody has to believe a heatmap: whoever has the file can add it
 features that the classes are told from.
 
 The outputs are added to a finished file and read from its own graph, so nothing else in it changes. ONNX Runtime computes every
-output whether it is asked for or not (its `only_execute_path_to_fetches` acts in training builds alone): for a few classes that is
-nothing, for K it is K * C * h * w multiply-adds.
+output whether it is asked for or not (its `only_execute_path_to_fetches` acts in training builds alone): that is K * C * h * w
+multiply-adds, hardly anything for a few classes.
 
 Shapes: N images, C channels of the last map, h x w its places, K classes, H x W the model's input.
 """
