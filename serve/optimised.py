@@ -5,13 +5,13 @@
     with kept.making(data, threads) as session:      # optimised anew; the next start finds it if this ends well
         ...
 
-A file is for one model file, runtime, processor and set of session settings: what ONNX Runtime makes of a graph at the level that
-ships holds layouts that only suit the processor at hand. Threads change nothing in it.
+A file is for one model file, runtime, processor and set of session settings: what ONNX Runtime makes of a graph at the level
+that ships holds layouts that only suit the processor at hand. Threads change nothing in it.
 
-A folder that belongs to somebody else, or that others may write to, is not used: who can write there gives a wrong model. Beside
-each file lies its size and SHA-256, which are compared before any parser sees a byte, so a disk's errors and half a file are
-noticed; whatever does not fit is deleted and made anew. Nothing here raises for the disk's sake: without room the next start
-takes as long as this one. Golden samples are answered by what was loaded, wherever it came from.
+A folder that belongs to somebody else, or that others may write to, is not used: who can write there gives a wrong model.
+Beside each file lies its size and SHA-256, which are compared before any parser sees a byte, so a disk's errors and half a
+file are noticed; whatever does not fit is deleted and made anew. Nothing here raises for the disk's sake: without room the next
+start takes as long as this one. Golden samples are answered by what was loaded, wherever it came from.
 """
 
 import contextlib
