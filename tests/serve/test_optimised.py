@@ -137,7 +137,7 @@ def test_what_is_kept_is_optimised_and_keeps_its_metadata(artifact: Path, cache:
 
     Classifier.open(artifact, threads=1, cache=cache)
     before, after = onnx.load(artifact / "model.onnx"), onnx.load(kept_in(cache)[0])
-    assert len(after.graph.node) < len(before.graph.node)
+    assert [node.op_type for node in after.graph.node] != [node.op_type for node in before.graph.node]
     assert list(after.metadata_props) == list(before.metadata_props)
 
 
