@@ -2,8 +2,8 @@
 
 For float32 and int8 of one artifact, each in a process of its own, in turn, median of `--rounds`: the model optimised anew,
 the same with its graph written, and the graph that was kept, read as ONNX (which ships) and as ORT format, optimised no more or
-once more. Then a whole `Classifier.open` without and with a cache. Digests say whether logits and probabilities of the golden pixels
-are equal to the last bit. The server's own start is in `serving/idle.py`: `--servers edgeline edgeline-uncached`.
+once more. Then a whole `Classifier.open` without and with a cache. Digests say whether logits and probabilities of the golden
+pixels are equal to the last bit. The server's own start is in `serving/idle.py`: `--servers edgeline edgeline-uncached`.
 """
 
 import argparse
