@@ -3,12 +3,14 @@
 For float32 and int8 of one artifact, each in a process of its own, in turn, median of `--rounds`: the model optimised anew,
 the same with its graph written, and the graph that was kept, read as ONNX (which ships) and as ORT format, optimised no more or
 once more. Then a whole `Classifier.open` without and with a cache. Digests say whether logits and probabilities of the golden
-pixels are equal to the last bit. The server's own start is in `serving/idle.py`: `--servers edgeline edgeline-uncached`.
+pixels are equal to the last bit. Last, `edgeline serve` from its process to its line that says ready, with and without, in
+pairs: `--starts` of each, because the difference is smaller than the noise of one.
 """
 
 import argparse
 import hashlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -42,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--starts", type=int, default=31)
     parser.add_argument("--one", nargs=3, metavar=("WAY", "VARIANT", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -61,8 +64,34 @@ def main() -> None:
             row = {key: round(statistics.median(each[key] for each in told), 1) for key in ("ms", "rss_mb")}
             rows[f"{variant} {way}"] = row | {"digests": sorted({each["digest"] for each in told})}
             print(f"  {variant} {way}: {rows[f'{variant} {way}']}", flush=True)
-    command = f"python benchmarks/optimised.py {arguments.artifact} --rounds {arguments.rounds}"
-    print(json.dumps({**taken(command, {"rounds": arguments.rounds}), "rows": rows}, indent=2))
+        rows[f"{variant} served"] = starts(arguments.artifact, variant, arguments.starts)
+        print(f"  {variant} served: {rows[f'{variant} served']}", flush=True)
+    command = f"python benchmarks/optimised.py {arguments.artifact} --rounds {arguments.rounds} --starts {arguments.starts}"
+    print(json.dumps({**taken(command, {"rounds": arguments.rounds, "starts": arguments.starts}), "rows": rows}, indent=2))
+
+
+def starts(artifact: Path, variant: str, pairs: int) -> dict:
+    """Start the server in pairs, without a cache and with one that has been filled: ms, and what a pair differs by."""
+    with tempfile.TemporaryDirectory() as folder:
+        start(artifact, variant, folder)
+        found = [(start(artifact, variant, os.devnull), start(artifact, variant, folder)) for _ in range(pairs)]
+    anew, kept = (round(statistics.median(each), 1) for each in zip(*found, strict=True))
+    gains = [without - with_it for without, with_it in found]
+    return {"anew_ms": anew, "kept_ms": kept, "gain_ms": round(statistics.median(gains), 1), "won": sum(g > 0 for g in gains)}
+
+
+def start(artifact: Path, variant: str, cache: str) -> float:
+    """Start the server, stop it as soon as it says that it is ready; ms until then."""
+    command = [str(Path(sys.executable).with_name("edgeline")), "serve", str(artifact), "--variant", variant, "--port", "0"]
+    command += ["--runners", "2", "--threads", "1", "--cache", cache]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    begun = time.perf_counter()
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        assert any("ready:" in line for line in server.stderr)
+        ms = (time.perf_counter() - begun) * 1e3
+        server.kill()
+    return ms
 
 
 def measure(path: Path, way: str, name: str, folder: str) -> dict:

@@ -164,7 +164,7 @@ def setting(name: str, model: Path, folder: Path, *, variant: str | None = None,
     """How a server is started.
 
     Args:
-        name: `edgeline`, `edgeline-calibrated`, `edgeline-uncached` or a peer, with `:KEY=VALUE` for each setting of its own.
+        name: `edgeline`, `edgeline-calibrated` or a peer, with `:KEY=VALUE` for each setting of its own.
         model: the artifact.
         folder: of the peers' environments.
         variant: edgeline's.
@@ -176,7 +176,7 @@ def setting(name: str, model: Path, folder: Path, *, variant: str | None = None,
         command = [str(Path(sys.executable).with_name("edgeline")), "serve", str(model), "--port", "{port}"]
         command += ["--variant", variant] if variant else []
         command += [] if kind.endswith("calibrated") else ["--runners", extra.get("RUNNERS", "2"), "--threads", "1"]
-        command += ["--cache", os.devnull if kind.endswith("uncached") else str(folder / "cache"), *more]
+        command += ["--cache", str(folder / "cache"), *more]
         return Setting(name, command, {"PYTHONPATH": str(ROOT)}, ready="/readyz")
     python = str(python_of(kind, folder))
     shared = {"ARTIFACT": str(model), "RUNNERS": "2", "THREADS": "1", **extra, "PYTHONPATH": f"{PEERS}:{ROOT}"}
