@@ -79,6 +79,7 @@ def conv_model(*, int8: bool, seed: int = 0) -> bytes:
     image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 12, 16, 3])
     graph = helper.make_graph(nodes, "conv", [image], outputs, [numpy_helper.from_array(v, k) for k, v in held.items()])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    model.producer_name = "as it was"
     helper.set_model_props(model, {"edgeline.labels": "\n".join(LABELS)})
     return bytes(model.SerializeToString())
 
@@ -150,6 +151,7 @@ def test_threads_change_nothing_in_what_is_kept(artifact: Path, tmp_path: Path) 
 
 DAMAGE: dict[str, Callable[[Path, Path], object]] = {
     "a bit is turned": lambda file, note: file.write_bytes(file.read_bytes()[:-9] + b"\x55" + file.read_bytes()[-8:]),
+    "a text that nobody reads": lambda file, note: file.write_bytes(file.read_bytes().replace(b"as it was", b"as it is!")),
     "half of it is there": lambda file, note: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
     "the graph is gone": lambda file, note: file.unlink(),
     "the note is gone": lambda file, note: note.unlink(),
