@@ -177,8 +177,8 @@ class ExportConfig(Step):
         False,
         description="Give the graph two more outputs, `evidence` and `embedding`: each class's logit by place of the picture "
         "(for `?explain=cam`), and the features, by whose distance from the training images' drift is measured. Costs "
-        "1 to 2 % of time with ten classes, 13 % with 1,000. ONNX and ORT files only; for networks whose classifier takes their averaged last map "
-        "(EfficientNet, MobileNetV2, ResNet).",
+        "1 to 2 % of time with ten classes, 13 % with 1,000. ONNX and ORT files only; for networks whose classifier takes "
+        "their averaged last map (EfficientNet, MobileNetV2, ResNet).",
     )
     target: Target = Field(
         "x86-vnni",

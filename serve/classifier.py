@@ -21,6 +21,7 @@ from serve.errors import ArtifactError, InputError
 from serve.evidence import EMBEDDING, EVIDENCE, METHOD, Region, more_outputs, region_of
 from serve.formats import load
 from serve.manifest import Variant
+from serve.optimised import Optimised
 from serve.preprocess import Limits, preprocess
 
 
@@ -79,6 +80,7 @@ class Classifier:
         threads: int | None = None,
         limits: Limits = Limits(),
         prove: bool = True,
+        cache: Path | None = None,
     ) -> Self:
         """Check an artifact's files, load one variant, and have it answer its golden samples.
 
@@ -88,19 +90,25 @@ class Classifier:
             threads: for one image; by default as many as this process may use.
             limits: what images are refused.
             prove: run the golden samples. Turn off only to find out *why* they fail.
+            cache: a folder to keep the optimised graph in, so that it opens faster the next time; see `serve.optimised`.
 
         Raises:
             ArtifactError: it is not whole, does not load, breaks its contract, or fails its golden samples.
         """
         artifact = open_artifact(Path(path))
         chosen = artifact.manifest.variant(variant)
-        session = load(chosen, artifact.read, threads, saturates=chosen.saturates)
-        classifier = cls(artifact, chosen, session, limits)
-        classifier._check_contract()
-        if prove:
-            evidence = classifier.evidence if classifier.explains else None
-            classifier.proof = golden.prove(artifact, classifier.answer, chosen.name, evidence)
-        return classifier
+        # What does not prove itself is not kept, and what is kept proves itself again.
+        kept = Optimised.of(cache, artifact.manifest.file(chosen.file).sha256, chosen) if prove else None
+        if kept is None:
+            session = load(chosen, artifact.read, threads, saturates=chosen.saturates)
+            return cls(artifact, chosen, session, limits)._checked(prove)
+        if (session := kept.load(threads)) is not None:
+            try:
+                return cls(artifact, chosen, session, limits)._checked()
+            except Exception as error:  # a runtime raises what it likes; what is the artifact's own fault comes again
+                kept.discard(error)
+        with kept.making(artifact.read(chosen.file), threads) as session:
+            return cls(artifact, chosen, session, limits)._checked()
 
     def pixels(self, image: bytes) -> np.ndarray:
         """Preprocess one image file's bytes to uint8 (H, W, 3).
@@ -225,6 +233,13 @@ class Classifier:
         order = (-probabilities_K).argsort(kind="stable")[:top_k]
         labels = self.manifest.labels
         return [Prediction(labels[i], p, i) for i, p in zip(order.tolist(), probabilities_K[order].tolist(), strict=True)]
+
+    def _checked(self, prove: bool = True) -> Self:
+        self._check_contract()
+        if prove:
+            evidence = self.evidence if self.explains else None
+            self.proof = golden.prove(self.artifact, self.answer, self.variant.name, evidence)
+        return self
 
     def _check_contract(self) -> None:
         """Compare the graph's own inputs and outputs with the manifest.

@@ -41,7 +41,9 @@ def load_onnxruntime() -> Any:
     return onnxruntime
 
 
-def create_session(model: bytes, *, threads: int | None = None, level: str = "all", saturates: bool = True) -> Any:
+def create_session(
+    model: bytes, *, threads: int | None = None, level: str = "all", saturates: bool = True, optimised: Path | None = None
+) -> Any:
     """Create an inference session for the CPU with the settings that ship.
 
     Args:
@@ -50,13 +52,18 @@ def create_session(model: bytes, *, threads: int | None = None, level: str = "al
         threads: intra-op threads; by default as many as this process may use.
         level: `all`, which ships, or for a comparison `extended`, `basic` or `disable_all` graph optimisations.
         saturates: False for an int8 model of which it is known that no two products exceed 16 bits; see `session_settings`.
+        optimised: a file for what the graph was optimised to.
 
     Raises:
-        ArtifactError: the runtime cannot load the model.
+        ArtifactError: the runtime cannot load the model, or cannot write that file.
     """
     ort = load_onnxruntime()
+    options = session_options(threads, level, saturates)
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+        options.add_session_config_entry("session.save_model_format", "ONNX")  # else the name's ending decides
     try:
-        session = ort.InferenceSession(model, session_options(threads, level, saturates), providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class of their own
         reason = " ".join(str(error).split())[:300]
         raise ArtifactError(

@@ -77,7 +77,7 @@ def serve(
         ),
     ] = 8001,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder for what was found out about this machine; by default the user's cache.")
+        Path | None, typer.Option(help="Folder for what later starts can use again; by default in the user's cache.")
     ] = None,
 ) -> None:
     """Serve artifacts over HTTP.
@@ -128,7 +128,7 @@ def serve(
 
 
 def default_cache() -> Path | None:
-    """Where the server keeps what it found out about this machine; None for a user without a home."""
+    """Where the server keeps what later starts can use again; None for a user without a home."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeline"
     except RuntimeError:

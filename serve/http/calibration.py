@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import os
-import stat
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import numpy as np
 from serve import golden
 from serve.classifier import Classifier
 from serve.http.engine import BATCHES, Plan
+from serve.optimised import is_ours
 from serve.provenance import machine
 from serve.runtime import load_onnxruntime
 
@@ -90,7 +90,7 @@ def _ratio(image: bytes, seconds: float, one: tuple[Classifier, Plan], other: tu
 
 def remembered_plan(classifier: Classifier, cores: int, cache: Path | None) -> Plan | None:
     """The plan that was found for this model on a machine like this; None if none was, or it is not to be trusted."""
-    if cache is None or not _is_ours(cache):
+    if cache is None or not is_ours(cache):
         return None
     try:
         told = json.loads((cache / _note(classifier, cores)).read_bytes())
@@ -107,7 +107,7 @@ def remember_plan(plan: Plan, classifier: Classifier, cores: int, cache: Path | 
         return
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_ours(cache):
+        if not is_ours(cache):
             return
         note = cache / _note(classifier, cores)
         partial = note.with_suffix(f".{os.getpid()}")
@@ -127,11 +127,3 @@ def _note(classifier: Classifier, cores: int) -> str:
     entry = classifier.manifest.file(classifier.variant.file)
     key = [entry.sha256, cores, machine()["cpu"], machine()["flags"], load_onnxruntime().__version__]
     return f"plan-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
-
-
-def _is_ours(folder: Path) -> bool:
-    try:
-        found = folder.lstat()
-    except OSError:
-        return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

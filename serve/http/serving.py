@@ -81,6 +81,7 @@ class Opening:
         self.options = options
         self.engine = engine
         self.threads = options.plan.threads if options.plan else 1
+        self.starting: Callable[[], bool] = lambda: True
 
     def open(self, path: Path) -> Classifier:
         """Open and prove an artifact."""
@@ -89,7 +90,12 @@ class Opening:
     def open_with(self, path: Path, threads: int, *, prove: bool = True) -> Classifier:
         """Open an artifact with so many threads."""
         options = self.options
-        return Classifier.open(path, variant=options.variant, threads=threads, limits=options.limits, prove=prove)
+        # Only while the server starts. Writing the optimised graph takes time in which no request is answered, and what comes
+        # later is loaded just as the child that tried it did, which neither reads this folder nor could write to it. Of several
+        # names that one start loads, all but the first were tried in a child too; what is kept of them was made by this
+        # user's server from the very same file, and has proven itself.
+        cache = options.cache if self.starting() else None
+        return Classifier.open(path, variant=options.variant, threads=threads, limits=options.limits, prove=prove, cache=cache)
 
     def first(self, classifier: Classifier) -> Classifier:
         """Find the plan and start the runners; the classifier as that plan wants it."""
@@ -136,6 +142,7 @@ def run(options: Options) -> None:
         max_pixels=options.limits.max_pixels,
     )
     models.on_first = opening.first
+    opening.starting = lambda: not models.ready
     terms = Terms(limits=options.limits, deadline_s=options.deadline_s, challenger_share=options.challenger_share)
     service = Service(models, engine, terms)
     if options.drift:

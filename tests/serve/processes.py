@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +29,12 @@ def started(
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Run `edgeline serve --port 0` and give the process and its URL; killed at the end if it still runs."""
     plan = [] if "--threads" in options or "--cache" in options else ["--runners", "2"]  # nothing to be found out
-    command = [*main, "serve", str(artifact), "--port", "0", *plan, *options]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with contextlib.ExitStack() as stack:
+        if "--cache" not in options:  # what a test's server keeps is not for the user's own
+            options = "--cache", stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)), *options
+        command = [*main, "serve", str(artifact), "--port", "0", *plan, *options]
+        process = stack.enter_context(subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True))
         try:
             found = re.search(rf"{scheme}://\S+", line_of(process.stdout))
             assert found, process.stderr.read() if process.stderr else ""

@@ -13,6 +13,8 @@ from typing import IO, Any
 
 import pytest
 
+from serve.optimised import processor_line
+
 ROOT = Path(__file__).resolve().parents[2]
 MAIN = [sys.executable, "-c", "from flows.cli import main; main()"]
 DEADLINE_S = 20
@@ -241,3 +243,13 @@ def test_the_statistics_are_kept_at_the_end(run: Run, artifact_template: Path, p
     snapshot = json.loads((tmp_path / "drift.json").read_text())
     assert (snapshot["count"], snapshot["predicted"]["counts"]) == (4, [1, 1, 1, 1])
     assert [path.name for path in tmp_path.iterdir()] == ["drift.json"]
+
+
+def test_the_optimised_graph_is_kept_where_it_is_asked_for(
+    run: Run, artifact_template: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    first = run("predict", artifact_template, *photos, "--cache", tmp_path / "cache")
+    kept = list((tmp_path / "cache" / "optimised").glob("*.onnx"))
+    assert len(kept) == bool(processor_line())
+    assert run("predict", artifact_template, *photos, "--cache", tmp_path / "cache") == first
+    assert run("predict", artifact_template, *photos) == first

@@ -18,15 +18,22 @@ import httpx
 import pytest
 from processes import DEADLINE_S, MAIN, ROOT, connect, line_of, read_all, started, wait_until_ready
 
+from serve.optimised import processor_line
+
 
 @pytest.fixture
-def followed(make_artifact: Any, tmp_path: Path) -> tuple[Path, Callable[[int], None]]:
-    """A name's folder with version 1, and what publishes another."""
+def followed(make_artifact: Any, seal: Callable[..., Path], tmp_path: Path) -> tuple[Path, Callable[..., None]]:
+    """A name's folder with version 1, and what publishes another; with a text in its model that changes nothing else."""
     store = tmp_path / "published" / "colours"
     store.mkdir(parents=True)
 
-    def publish(version: int) -> None:
-        os.replace(make_artifact(store=tmp_path / f"made-{version}", version=version), store / str(version))
+    def publish(version: int, text: bytes = b"") -> None:
+        folder = make_artifact(store=tmp_path / f"made-{version}", version=version)
+        if text:
+            with (folder / "model.onnx").open("ab") as model:
+                model.write(b"\x32" + bytes([len(text)]) + text)  # ModelProto.doc_string
+            seal(folder)
+        os.replace(folder, store / str(version))
 
     publish(1)
     return store, publish
@@ -72,6 +79,25 @@ def test_after_a_kill_it_starts_again_on_the_same_port_and_answers(followed: Any
             assert again == url
             assert httpx.post(f"{again}/predict", content=photo).json() == before
         assert read_all(idle) == b""
+
+
+@pytest.mark.skipif(not processor_line(), reason="graphs are kept only where the processor is known")
+def test_a_start_keeps_the_optimised_graph_and_an_exchange_does_not(followed: Any, tmp_path: Path) -> None:
+    store, publish = followed
+    options = ("--cache", str(tmp_path / "cache"), "--runners", "1")
+    kept = tmp_path / "cache" / "optimised"
+    with started(store, *options) as (process, url):
+        wait_until_ready(url)
+        [first] = kept.glob("*.onnx")
+        # Another model, so that it would have a file of its own.
+        publish(2, b"another")
+        process.send_signal(signal.SIGHUP)
+        until(lambda: ready(url)["version"] == 2)
+        assert list(kept.glob("*.onnx")) == [first]
+    with started(store, *options) as (_, url):
+        wait_until_ready(url)
+        assert ready(url)["version"] == 2
+        assert len(list(kept.glob("*.onnx"))) == 2
 
 
 def test_readiness_goes_before_the_socket_does(artifact_template: Path) -> None:
