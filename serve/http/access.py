@@ -16,12 +16,13 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.errors import ConfigError
+from serve.http.page import PATHS
 from serve.http.replies import error_reply
 
 LOG = logging.getLogger(__name__)
 
-OPEN = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
-"""What an orchestrator asks without a token."""
+OPEN = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}) | PATHS
+"""What an orchestrator asks without a token, and the page, which asks its user for one."""
 MIN_CHARACTERS = 16
 MAX_BYTES = 64 * 2**10
 

@@ -61,6 +61,11 @@ HEADERS = {
 }
 
 
+FILES = sorted(path for path in FOLDER.iterdir() if path.suffix in MEDIA_TYPES)
+PATHS = frozenset("/" if path.name == "index.html" else f"/{path.name}" for path in FILES)
+"""Where the page's files are: the same for every server, so nobody needs a token for them."""
+
+
 def page_routes(current: Callable[[], Classifier | None], not_ready: Callable[[Request], Response]) -> list[Route]:
     """The page's routes, for `Starlette(routes=)`; each answers GET and HEAD.
 
@@ -68,7 +73,7 @@ def page_routes(current: Callable[[], Classifier | None], not_ready: Callable[[R
         current: gives the classifier that `/model` tells of.
         not_ready: gives the answer of `/model` while there is no classifier.
     """
-    files = [_file_route(path) for path in sorted(FOLDER.iterdir()) if path.suffix in MEDIA_TYPES]
+    files = [_file_route(path) for path in FILES]
     return [*files, Route("/model", ModelFacts(current, not_ready).model)]
 
 

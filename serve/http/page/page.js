@@ -4,6 +4,7 @@ import { setupCamera } from "./page.camera.js";
 import { byId, pause } from "./page.dom.js";
 import { showModel } from "./page.model.js";
 import { MOST_KEPT, Results } from "./page.results.js";
+import { askForToken, setupToken, withToken } from "./page.token.js";
 
 const ASK_AGAIN_MS = 1000;
 const LOOK_AGAIN_MS = 15000; // another version may have been published
@@ -22,8 +23,9 @@ const results = new Results({
 // Readiness
 
 async function ask(path) {
-  const reply = await fetch(path, { signal: AbortSignal.timeout(PATIENCE_MS) });
+  const reply = await fetch(path, { headers: withToken(), signal: AbortSignal.timeout(PATIENCE_MS) });
   const body = await reply.json();
+  if (body.code === "unauthorized") askForToken();
   return { ok: reply.ok, body };
 }
 
@@ -38,9 +40,11 @@ async function readiness() {
   }
 }
 
+/** Gives whether the server lets this page ask. */
 async function refreshModel() {
   try {
     const { ok, body } = await ask("model");
+    if (body.code === "unauthorized") return false;
     if (!ok) throw new Error(body.error);
     const isNew = !shown || JSON.stringify(body) !== JSON.stringify(shown);
     shown = body;
@@ -50,6 +54,7 @@ async function refreshModel() {
   } catch (error) {
     if (!shown) byId("about").textContent = `What is known of the model could not be read: ${error.message}`;
   }
+  return true;
 }
 
 async function watch() {
@@ -59,8 +64,9 @@ async function watch() {
     if (status.textContent !== text) status.textContent = text; // said aloud when it changes only
     status.dataset.kind = kind;
     if (ready) {
-      await refreshModel();
-      results.release();
+      // Without a token that the server knows nothing is answered, so photos wait for one.
+      if (await refreshModel()) results.release();
+      else results.hold();
     } else {
       results.hold();
     }
@@ -121,5 +127,6 @@ window.addEventListener("paste", (event) => {
   }
 });
 
+setupToken(() => lookNow());
 setupCamera({ onPhoto: (file) => take([file]), notice });
 watch();

@@ -1,6 +1,7 @@
 // The list of answers: newest first, bounded; photos are sent a few at a time, and not before the model is ready.
 
 import { byId, bytes, el, isolated, milliseconds, percent } from "./page.dom.js";
+import { askForToken, withToken } from "./page.token.js";
 import { whyOf } from "./page.why.js";
 
 export const MOST_KEPT = 20;
@@ -74,7 +75,8 @@ export class Results {
     clearInterval(entry.clock);
     if (entry.abort.signal.aborted) {
       // removed meanwhile
-    } else if (outcome.code === "loading") {
+    } else if (outcome.code === "loading" || outcome.code === "unauthorized") {
+      if (outcome.code === "unauthorized") askForToken();
       this.hold();
       this.#wait(entry);
       this.onTrouble();
@@ -97,7 +99,7 @@ export class Results {
 
   #wait(entry) {
     entry.state = "waiting";
-    this.#show(entry, el("p", { class: "quiet" }, this.held ? "Waits until the model is ready." : "Waits its turn."));
+    this.#show(entry, el("p", { class: "quiet" }, this.held ? "Waits for the server." : "Waits its turn."));
   }
 
   #progress(entry) {
@@ -151,7 +153,7 @@ async function classify(file, maxBytes, signal, more = "") {
     return { error: `This file has ${bytes(file.size)}, the server takes at most ${bytes(maxBytes)}.` };
   }
   const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
-  const request = { method: "POST", headers: { "Content-Type": type }, body: file, signal };
+  const request = { method: "POST", headers: withToken({ "Content-Type": type }), body: file, signal };
   const started = performance.now();
   try {
     const reply = await fetch(`predict?top_k=${byId("top-k").value}${more}`, request);

@@ -86,6 +86,14 @@ def test_bytes_that_are_no_text_are_refused_as_any_other(guarded: Any) -> None:
     assert guarded.raw(request).startswith(b"HTTP/1.1 401 ")
 
 
+def test_the_pages_files_need_no_token_and_what_they_show_does(guarded: Any) -> None:
+    page = guarded.client.get("/").text
+    assert "page.js" in page
+    assert guarded.client.get("/page.js").status_code == 200
+    assert "colours" not in page
+    assert guarded.client.get("/model").status_code == 401
+
+
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
 def test_health_needs_no_token(guarded: Any, path: str) -> None:
     assert guarded.client.get(path).status_code == 200

@@ -24,6 +24,7 @@ from serve.http.access import Tokens
 from serve.http.app import DEFAULT_TOP_K, Api, create_app
 from serve.http.openapi import document, openapi_route
 from serve.http.openapi_schemas import CODES
+from serve.http.page import PATHS
 from serve.http.replies import ROUTING, STATUS, status_of
 from serve.preprocess import Limits
 
@@ -248,7 +249,7 @@ def test_where_tokens_are_wanted_it_says_so_and_of_which_addresses(
     held = of_reply(told, "/openapi.json", "get", 401)
     validator(told, held["content"]["application/json"]["schema"]).validate(refused.json())
     free = {path for path, place in told["paths"].items() if place["get" if "get" in place else "post"].get("security") == []}
-    assert free == {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
+    assert free == {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"} | PATHS
 
 
 def test_a_schema_can_refuse(told: dict[str, Any]) -> None:

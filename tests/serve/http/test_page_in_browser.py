@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from serve.classifier import Classifier
+from serve.http.access import Tokens
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the browser tests need the package playwright")
 
@@ -220,6 +221,27 @@ def test_a_model_that_cannot_say_why_is_not_asked(site: Any, visit: Any, artifac
     tab.page.set_input_files("#files", [file_of(golden(artifact_template, 0))])
     tab.wait_for(1)
     assert tab.page.get_by_role("button", name="Why?").count() == 0
+
+
+def test_a_server_that_wants_a_token_is_given_one(artifact_template: Path, tmp_path: Path, serving: Any, visit: Any) -> None:
+    (tmp_path / "tokens").write_text("a-token-of-the-server-1\n")
+    with serving(artifact_template, tokens=Tokens(tmp_path / "tokens")) as site:
+        tab = visit(site.url)
+        tab.page.set_input_files("#files", [file_of(golden(artifact_template, 0))])
+        asked, hint = tab.page.get_by_label("This server wants a token"), tab.page.locator("#token-hint")
+        sync_api.expect(tab.results("waiting")).to_have_count(1)
+        for wrong, told in (("not one", "no blanks"), ("another-token-of-others", "does not know this token")):
+            asked.fill(wrong)
+            asked.press("Enter")
+            sync_api.expect(hint).to_contain_text(told)
+        sync_api.expect(asked).to_be_visible()
+        asked.fill("a-token-of-the-server-1")
+        tab.page.get_by_role("button", name="Use it").click()
+        [result] = tab.wait_for(1).all()
+        assert best(result)[0] == "red"
+        sync_api.expect(asked).to_be_hidden()
+        sync_api.expect(tab.page.locator("#name")).to_have_text("colours")
+        assert "a-token" not in tab.page.url
 
 
 @pytest.mark.parametrize("event", ["drop", "paste"])
