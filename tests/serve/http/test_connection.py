@@ -1,165 +1,21 @@
 """HTTP as clients send it who are slow, greedy, confused or hostile: every deadline and cap, over real sockets."""
 
-import asyncio
 import contextlib
 import itertools
-import json
 import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import pytest
-from starlette.types import Receive, Scope, Send
+from raw_http import GET, LAST, MEDIUM, PATIENT, WAIT_S, App, Place, code_of, post, read_all, running, statuses
 
-from serve.http.connection import ConnectionLimits, Connections
+from serve.http.connections import ConnectionLimits
 from serve.http.request import DISCARD_BYTES
 from serve.http.server import Server, listen
 
-WAIT_S = 20.0
 QUICK = ConnectionLimits(head_s=1.0, body_s=1.5, idle_s=1.0, write_s=1.0)
-FEW = ConnectionLimits(max_connections=8)
-PATIENT = ConnectionLimits()
-GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
-MEDIUM = 3 * 2**20
-LAST = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-
-
-def post(body: bytes, path: bytes = b"/echo", more: bytes = b"") -> bytes:
-    return b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n%b\r\n%b" % (path, len(body), more, body)
-
-
-@dataclass
-class App:
-    """Answers with what it was asked; some paths misbehave on purpose."""
-
-    seen: list[str] = field(default_factory=list)
-    messages: int = 0
-    gone: threading.Event = field(default_factory=threading.Event)
-    let_go: threading.Event = field(default_factory=threading.Event)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        self.seen.append(path)
-        if path == "/deaf":  # answers without reading
-            await self.reply(send, b"deaf")
-        elif path == "/wait":
-            try:
-                while not self.let_go.is_set():
-                    await asyncio.sleep(0.005)
-            except asyncio.CancelledError:
-                self.gone.set()
-                raise
-            await self.reply(send, b"waited")
-        elif path == "/large":
-            await self.reply(send, bytes(64 * 2**20))
-        elif path == "/medium":
-            await self.reply(send, bytes(MEDIUM))
-        elif path == "/stream":
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            for piece in (b"one", b"", b"two"):
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body"})
-        elif path == "/broken":
-            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
-            await send({"type": "http.response.body", "body": b"short"})
-        elif path == "/split":
-            await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"a\r\nSet-Cookie: b")]})
-        elif path == "/listen":  # answers while it waits for the client's end, as starlette's streams do
-            listening = asyncio.create_task(self.listen(receive))
-            await asyncio.sleep(0)
-            await self.reply(send, b"listened")
-            await listening
-        elif path == "/bug":
-            raise RuntimeError("a bug")
-        else:
-            body = b""
-            while True:
-                message = await receive()
-                if message["type"] != "http.request":
-                    return
-                body += message["body"]
-                if not message["more_body"]:
-                    break
-            told = {"path": path, "method": scope["method"], "query": scope["query_string"].decode(), "length": len(body)}
-            await self.reply(send, json.dumps(told).encode())
-
-    async def listen(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            self.messages += 1
-
-    async def reply(self, send: Send, body: bytes) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
-        await send({"type": "http.response.body", "body": body})
-
-
-@dataclass
-class Place:
-    """A running server."""
-
-    port: int
-    app: App
-    connections: Connections
-
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=WAIT_S)
-
-    def raw(self, request: bytes) -> bytes:
-        with self.connect() as connection:
-            connection.sendall(request)
-            return read_all(connection)
-
-    def settles(self, count: int) -> bool:
-        """Whether so many connections are open, soon."""
-        until = time.monotonic() + WAIT_S
-        while len(self.connections.open) != count and time.monotonic() < until:
-            self.raw(LAST)
-        return len(self.connections.open) == count
-
-
-def read_all(connection: socket.socket) -> bytes:
-    pieces: list[bytes] = []
-    with contextlib.suppress(ConnectionError):  # a reset after the answer takes nothing back
-        pieces.extend(iter(lambda: connection.recv(65536), b""))
-    return b"".join(pieces)
-
-
-def statuses(answer: bytes) -> list[int]:
-    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", answer)]
-
-
-def code_of(answer: bytes) -> str:
-    head, _, body = answer.partition(b"\r\n\r\n")
-    assert b"content-type: application/json" in head
-    assert b"connection: close" in head
-    told = json.loads(body)
-    assert told.keys() == {"error", "code", "request_id"}
-    assert b"\r\nx-request-id: %b\r\n" % told["request_id"].encode() in head
-    return str(told["code"])
-
-
-@contextlib.contextmanager
-def running(limits: ConnectionLimits, grace_s: float = 0.2) -> Iterator[Place]:
-    app = App()
-    listener = listen("127.0.0.1", 0)
-    port = listener.getsockname()[1]
-    server = Server(app, grace_s=grace_s, limits=limits)
-    thread = threading.Thread(target=server.run, args=(listener,))
-    thread.start()
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S):
-            pass
-        yield Place(port, app, server.connections)
-    finally:
-        app.let_go.set()
-        until = time.monotonic() + WAIT_S
-        while server._loop is None:
-            assert time.monotonic() < until
-        server.stop()
-        thread.join(WAIT_S)
-        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
@@ -502,68 +358,7 @@ def drip(connection: socket.socket, data: bytes) -> bytes:
     raise AssertionError("the server took it all")
 
 
-# Caps
-
-
-@pytest.fixture(scope="module")
-def few() -> Iterator[Place]:
-    """A server that takes few connections, and is patient with them: what goes goes because others came."""
-    with running(FEW) as place:
-        yield place
-
-
-def test_stalled_clients_give_way_to_new_ones(few: Place) -> None:
-    with contextlib.ExitStack() as open_ones:
-        for _ in range(FEW.max_connections):
-            open_ones.enter_context(few.connect()).sendall(b"GET / HT")
-        for _ in range(20):
-            assert statuses(few.raw(LAST)) == [200]
-
-
-def test_clients_that_stall_in_their_body_give_way_too(few: Place) -> None:
-    with contextlib.ExitStack() as open_ones:
-        for _ in range(FEW.max_connections):
-            open_ones.enter_context(few.connect()).sendall(post(b"").replace(b"Length: 0", b"Length: 9"))
-        for _ in range(20):
-            assert statuses(few.raw(LAST)) == [200]
-
-
-def test_a_client_that_is_sending_stays_while_silent_ones_go(few: Place) -> None:
-    with few.connect() as sending, contextlib.ExitStack() as open_ones:
-        large = bytes(2**17)  # a small one would be waited for before the application sees anything
-        sending.sendall(post(large, b"/sending", b"Connection: close\r\n")[:-1])
-        until = time.monotonic() + WAIT_S
-        while few.app.seen[-1:] != ["/sending"]:
-            assert time.monotonic() < until
-        for _ in range(FEW.max_connections * 3):
-            open_ones.enter_context(few.connect())
-        sending.sendall(large[-1:])
-        assert b'"length": 131072' in read_all(sending)
-
-
-def test_where_every_connection_is_worked_for_a_new_one_is_told_to_come_later(few: Place) -> None:
-    with contextlib.ExitStack() as open_ones:
-        busy = [open_ones.enter_context(few.connect()) for _ in range(FEW.max_connections)]
-        for connection in busy:
-            connection.sendall(GET.replace(b"/a", b"/wait"))
-        until = time.monotonic() + WAIT_S
-        while few.app.seen[-len(busy) :] != ["/wait"] * len(busy):
-            assert time.monotonic() < until
-        answer = few.raw(b"")
-        assert statuses(answer) == [503]
-        assert code_of(answer) == "too_many_connections"
-        assert b"retry-after: 1\r\n" in answer
-        few.app.let_go.set()
-        assert all(b"waited" in connection.recv(65536) for connection in busy)
-    few.app.let_go.clear()
-
-
-def test_a_thousand_stalled_clients_do_not_keep_a_real_one_waiting(place: Place) -> None:
-    with contextlib.ExitStack() as open_ones:
-        for _ in range(1000):
-            open_ones.enter_context(place.connect())
-        for _ in range(50):
-            assert statuses(place.raw(LAST)) == [200]
+# The end of the client
 
 
 @pytest.mark.parametrize("size", [0, 100_000])
@@ -576,46 +371,3 @@ def test_the_work_for_a_client_that_has_gone_is_cancelled(place: Place, size: in
         while place.app.seen[-1:] != ["/wait"]:
             assert time.monotonic() < until
     assert place.app.gone.wait(WAIT_S)
-
-
-@pytest.mark.parametrize("name", ["max_connections", "head_s", "max_chunks"])
-def test_a_limit_of_nothing_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"connection.{name} must be over 0, got 0"):
-        ConnectionLimits(**{name: 0})
-
-
-def test_a_request_that_came_but_was_not_read_when_idle_connections_end_is_answered() -> None:
-    async def story() -> list[bytes]:
-        loop, connections = asyncio.get_running_loop(), Connections(App(), PATIENT)
-        server = await loop.create_server(connections, "127.0.0.1", 0)
-        clients = [socket.create_connection(server.sockets[0].getsockname()) for _ in range(2)]
-        answers = []
-        for client in clients:
-            client.setblocking(False)
-            await loop.sock_sendall(client, GET)
-            assert await loop.sock_recv(client, 65536)
-        clients[1].send(GET)  # and the loop has no turn before the next line
-        connections.closing = True
-        connections.end_idle()
-        for client in clients:
-            with contextlib.closing(client):
-                try:
-                    answers.append(await loop.sock_recv(client, 65536))
-                except ConnectionResetError:
-                    answers.append(b"reset")
-        server.close()
-        return answers
-
-    [idle, asked] = asyncio.run(story())
-    assert idle in (b"", b"reset")
-    assert b'"path": "/a"' in asked
-    assert b"connection: close" in asked
-
-
-def test_those_who_are_late_together_are_given_up_one_after_the_other() -> None:
-    connections = Connections(App(), ConnectionLimits())
-    assert connections.turn(100.0) == 100.0
-    turns = [connections.turn(100.0) for _ in range(1000)]
-    assert turns == sorted(set(turns))
-    assert turns[-1] == pytest.approx(100.5)
-    assert connections.turn(200.0) == 200.0
