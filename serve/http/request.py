@@ -88,6 +88,8 @@ class Request:
             elif name == b"content-length":
                 length = value
             elif name == b"transfer-encoding":
+                if chunked or value.strip().lower() != b"chunked":
+                    return "the request must have no Transfer-Encoding but chunked"
                 chunked = True
             elif name == b"expect":
                 expects = expects or value.lower() == b"100-continue"
