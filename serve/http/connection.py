@@ -135,12 +135,13 @@ class Connection(asyncio.Protocol):
         self.connections.slow[self] = None
 
     def resume_writing(self) -> None:
-        """The client has taken enough."""
+        """The client has taken enough; where it still owes its body, it is waited for in the same place as before."""
         self.can_write.set()
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
-            self.connections.slow.pop(self, None)
+            if self._late is None:
+                self.connections.slow.pop(self, None)
 
     # --- the parser's side ----------------------------------------------------------------------------------------------
 
