@@ -86,6 +86,7 @@ class Connection(asyncio.Protocol):
         self._parser = None  # they hold each other
         if self._current is not None:
             self._current.abandon()
+        self._current = self._fresh = self._reading = None  # a request and its connection hold each other too
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
