@@ -96,8 +96,6 @@ class Connection(asyncio.Protocol):
             # The parser keeps an unfinished line whatever its length. The first piece of a head, which may be the end of a
             # body too, is not counted: a piece is 256 kB at most.
             self._head_bytes += len(data)
-        elif self._reading is None:
-            self._begin_head()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -147,11 +145,11 @@ class Connection(asyncio.Protocol):
     # --- the parser's side ----------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """A request line begins."""
+        """A request line begins; an empty line before it does not, and is passed over in silence."""
         if self._refusal is not None:
             return  # what follows a refused request is none
         self._reading = Request(self)
-        self._begin_head()
+        self._started, self._timed, self._head_bytes = True, False, 0
 
     def on_url(self, url: bytes) -> None:
         """A part of the request's target."""
@@ -301,10 +299,6 @@ class Connection(asyncio.Protocol):
                 self._time_head()
             else:
                 self._wait(self.limits.idle_s, self.drop)
-
-    def _begin_head(self) -> None:
-        if not self._started:
-            self._started, self._timed, self._head_bytes = True, False, 0
 
     def _time_head(self) -> None:
         self._timed = True
