@@ -54,6 +54,8 @@ class Connection(asyncio.Protocol):
         self._refusal: tuple[int, str, str] | None = None
         self._fresh: Request | None = None
         """A request that nobody was given yet: all that came with its head is looked at first, and a small body waited for."""
+        self._deaf = False
+        """The last answer is written, or will be: what still comes from the client is none of a request."""
         self._started = self._timed = self._in_line = self._ended = self._paused = False
         self._head_bytes = 0
 
@@ -76,7 +78,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everything; work for this client that still waits is dropped."""
-        self._ended = True
+        self._deaf = self._ended = True
         self.connections.open.discard(self)
         self._wait_no_more()
         if self._timer is not None:
@@ -90,7 +92,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
-        if self._refusal is not None or self._ended:
+        if self._deaf:
             return
         if self._started:
             # The parser keeps an unfinished line whatever its length. The first piece of a head, which may be the end of a
@@ -101,7 +103,8 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self._close_after_current()
         except httptools.HttpParserError:
-            self._refusal = self._refusal or (400, "request_malformed", "the request is malformed HTTP")
+            if not self._deaf:
+                self._object(400, "request_malformed", "the request is malformed HTTP")
         if (fresh := self._fresh) is not None and (self._refusal is None or fresh is not self._reading):
             if not fresh.is_to_be_whole:
                 self._fresh = None
@@ -146,41 +149,41 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         """A request line begins; an empty line before it does not, and is passed over in silence."""
-        if self._refusal is not None:
-            return  # what follows a refused request is none
+        if self._deaf:
+            return
         self._reading = Request(self)
         self._started, self._timed, self._head_bytes = True, False, 0
 
     def on_url(self, url: bytes) -> None:
         """A part of the request's target."""
-        if self._refusal is not None:
+        if self._deaf:
             return
         assert self._reading is not None
         self._reading.url += url
         if len(self._reading.url) > self.limits.max_url_bytes:
-            self._refusal = (414, "uri_too_long", f"the address is over the limit of {self.limits.max_url_bytes:,} bytes")
+            self._object(414, "uri_too_long", f"the address is over the limit of {self.limits.max_url_bytes:,} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header line, or after a chunked body a trailer, which nobody wants."""
-        request = self._reading
-        if self._refusal is not None:
+        if self._deaf:
             return
+        request = self._reading
         assert request is not None
         request.head_bytes += len(name) + len(value) + 4
         if request.head_bytes > self.limits.max_head_bytes or len(request.headers) >= self.limits.max_headers:
             limits = f"{self.limits.max_head_bytes:,} bytes or {self.limits.max_headers} lines"
-            self._refusal = (431, "headers_too_large", f"the headers are over the limit of {limits}")
+            self._object(431, "headers_too_large", f"the headers are over the limit of {limits}")
         elif not request.head_complete:
             request.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """The head is whole: hand the request to the application, or put it in line."""
+        if self._deaf:
+            return
         request = self._reading
         assert request is not None
-        if self._refusal is not None:
-            return
         if (problem := request.begin(self._parser)) is not None:
-            self._refusal = (400, "request_malformed", problem)
+            self._object(400, "request_malformed", problem)
             return
         self._started = False
         if self._current is None:
@@ -189,31 +192,30 @@ class Connection(asyncio.Protocol):
             self._pipeline.append(request)
             self._pause()
         else:
-            self._refusal = (
-                400,
-                "too_many_pipelined",
-                "the connection has more requests in line than are taken; wait for answers",
-            )
+            problem = "the connection has more requests in line than are taken; wait for answers"
+            self._object(400, "too_many_pipelined", problem)
 
     def on_chunk_header(self) -> None:
         """One more chunk of a chunked body."""
-        if self._refusal is not None:
+        if self._deaf:
             return
         assert self._reading is not None
         self._reading.chunks += 1
         if self._reading.chunks > self.limits.max_chunks:
-            self._refusal = (400, "too_many_chunks", f"the body has more than {self.limits.max_chunks:,} chunks")
+            self._object(400, "too_many_chunks", f"the body has more than {self.limits.max_chunks:,} chunks")
 
     def on_body(self, data: bytes) -> None:
         """A part of the body."""
-        if self._refusal is None and self._reading is not None:
-            self._reading.take(data)
-            if self._reading.buffered > HIGH_WATER_BYTES and not self._reading.answered:
-                self._pause()
+        if self._deaf:
+            return
+        assert self._reading is not None
+        self._reading.take(data)
+        if self._reading.buffered > HIGH_WATER_BYTES and not self._reading.answered:
+            self._pause()
 
     def on_message_complete(self) -> None:
         """The body is whole."""
-        if self._refusal is not None:
+        if self._deaf:
             return
         request, self._reading = self._reading, None
         assert request is not None
@@ -260,6 +262,7 @@ class Connection(asyncio.Protocol):
 
     def end(self) -> None:
         """End the connection as soon as the client has taken what was written; it is not waited for without end."""
+        self._deaf = True
         self.transport.close()
         self._wait(self.limits.write_s, self.drop)
 
@@ -357,9 +360,15 @@ class Connection(asyncio.Protocol):
     def _body_is_late(self) -> None:
         self._refuse(408, "body_timeout", f"the request's body was not whole after {self.limits.body_s:g} s")
 
+    def _object(self, status: int, code: str, message: str) -> None:
+        """Note, within the parser, what is to be refused after it: other requests of the same piece are answered first."""
+        self._deaf, self._refusal = True, (status, code, message)
+
     def _refuse(self, status: int, code: str, message: str) -> None:
         """Answer what no application sees, and end the connection."""
-        self._refusal = (status, code, message)
+        if self.transport.is_closing():
+            return  # the answer that went before has said that it was the last
+        self._deaf = True
         self.connections.refused(code)
         self._pipeline.clear()
         if self._current is not None and (self._current is not self._reading or self._current.started):
