@@ -66,7 +66,8 @@ class Connection(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)  # of a stream; other loops' are no subclass
         self.transport = transport
         if not self.connections.make_room():
-            self._refuse(503, "too_many_connections", "all connections are busy with requests; come again later")
+            self._tell(503, "too_many_connections", "all connections are busy with requests; come again later")
+            self._deaf = True
             transport.close()  # without the usual patience: it would be one more connection than there may be
             return
         peer = transport.get_extra_info("peername")
@@ -269,6 +270,7 @@ class Connection(asyncio.Protocol):
     def drop(self) -> None:
         """End the connection at once."""
         if not self._ended:
+            self._deaf = self._ended = True  # an answer that comes before the transport has closed finds it so
             self._wait_no_more()
             self.connections.slow.pop(self, None)
             self.transport.abort()
@@ -369,17 +371,26 @@ class Connection(asyncio.Protocol):
         if self.transport.is_closing():
             return  # the answer that went before has said that it was the last
         self._deaf = True
-        self.connections.refused(code)
         self._pipeline.clear()
         if self._current is not None and (self._current is not self._reading or self._current.started):
             # An earlier request of this connection is still being answered. It is finished, then the connection ends:
             # an answer to the bad one would be one to which it does not know the question.
+            self.connections.refused(code)
             self._close_after_current()
             if self._current.started and not self._current.body_complete:
                 self.drop()
             return
         if self._current is not None:
             self._current.abandon()
+        self._tell(status, code, message)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._wait(LINGER_S, self.drop)
+        self.resume_reading()
+
+    def _tell(self, status: int, code: str, message: str) -> None:
+        """Write the answer of a refusal."""
+        self.connections.refused(code)
         request_id = secrets.token_hex(8)
         body = json.dumps({"error": message, "code": code, "request_id": request_id}).encode()
         head = b"content-type: application/json\r\ncache-control: no-store\r\nx-content-type-options: nosniff\r\n"
@@ -388,7 +399,3 @@ class Connection(asyncio.Protocol):
             head += b"retry-after: 1\r\n"
         length = b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(status_line(status) + self.connections.date() + head + length + body)
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self._wait(LINGER_S, self.drop)
-        self.resume_reading()
