@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FRAMING_BYTES = 2**20
 """What chunk sizes, chunk extensions and trailers of one body may take."""
+AHEAD = 8
+"""Requests in line behind the one that is worked on, from which on no more are read."""
 LINGER_S = 2.0
 """How long a client may go on sending a body that was answered unread, before the connection closes."""
 
@@ -126,6 +128,8 @@ class Connection(asyncio.Protocol):
                 self._refuse(
                     400, "too_many_chunks", f"the body's chunks take over {FRAMING_BYTES:,} bytes beside what is in them"
                 )
+        if self._pipeline and self._is_ahead:
+            self._pause()
 
     def eof_received(self) -> bool:
         """Take the end of what a client sends for the end of the client: one that has gone looks the same from here."""
@@ -191,7 +195,6 @@ class Connection(asyncio.Protocol):
             self._current = self._fresh = request
         elif len(self._pipeline) < self.limits.max_pipelined:
             self._pipeline.append(request)
-            self._pause()
         else:
             problem = "the connection has more requests in line than are taken; wait for answers"
             self._object(400, "too_many_pipelined", problem)
@@ -223,7 +226,7 @@ class Connection(asyncio.Protocol):
         self._wait_no_more()
         request.complete()
         if request is self._current:
-            self.resume_reading()  # or the end of the client would not be noticed; a request that follows pauses it again
+            self.resume_reading()  # or the end of the client would not be noticed
             if request.answered:
                 self._next()
 
@@ -296,6 +299,8 @@ class Connection(asyncio.Protocol):
             request.go(self.connections.app)
             if not request.body_complete:
                 self._wait(self.limits.body_s, self._body_is_late)
+            elif not self._is_ahead:
+                self.resume_reading()
         else:
             self.resume_reading()
             if self.connections.closing and not self._started:
@@ -308,6 +313,11 @@ class Connection(asyncio.Protocol):
     def _time_head(self) -> None:
         self._timed = True
         self._wait(self.limits.head_s, self._head_is_late)
+
+    @property
+    def _is_ahead(self) -> bool:
+        """Whether so much is in line that no more is read, though the end of the client is not noticed then."""
+        return len(self._pipeline) > AHEAD or sum(each.buffered for each in self._pipeline) > HIGH_WATER_BYTES
 
     def _close_after_current(self) -> None:
         for request in [self._current, *self._pipeline]:
@@ -372,6 +382,7 @@ class Connection(asyncio.Protocol):
             return  # the answer that went before has said that it was the last
         self._deaf = True
         self._pipeline.clear()
+        self.resume_reading()  # or the end of the client would not be noticed
         if self._current is not None and (self._current is not self._reading or self._current.started):
             # An earlier request of this connection is still being answered. It is finished, then the connection ends:
             # an answer to the bad one would be one to which it does not know the question.
@@ -386,7 +397,6 @@ class Connection(asyncio.Protocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._wait(LINGER_S, self.drop)
-        self.resume_reading()
 
     def _tell(self, status: int, code: str, message: str) -> None:
         """Write the answer of a refusal."""
