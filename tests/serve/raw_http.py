@@ -7,18 +7,19 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 
 from starlette.types import Receive, Scope, Send
 
 from serve.http.connections import ConnectionLimits, Connections
-from serve.http.server import Server, listen
+from serve.http.server import ACCEPTS, Server, listen
 
 WAIT_S = 20.0
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-MEDIUM = 3 * 2**20
+MEDIUM = 3 * 2**20 - 4096
+"""Bytes of an answer whose last piece, as answers are written, is a large one."""
 PATIENT = ConnectionLimits()
 
 
@@ -155,3 +156,55 @@ def running(limits: ConnectionLimits, grace_s: float = 0.2) -> Iterator[Place]:
         server.stop()
         thread.join(WAIT_S)
         assert not thread.is_alive()
+
+
+@dataclass
+class Loop:
+    """A server on the test's own event loop: what clients do between two `await`s comes to it all at once."""
+
+    app: App
+    connections: Connections
+    address: tuple[str, int]
+    refused: list[str] = field(default_factory=list)
+    clients: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def connect(self, data: bytes = b"") -> socket.socket:
+        """A client that has sent something."""
+        client = self.clients.enter_context(socket.socket())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        client.settimeout(WAIT_S)
+        client.connect(self.address)
+        client.setblocking(False)
+        assert client.send(data) == len(data)
+        return client
+
+    async def read_all(self, client: socket.socket) -> bytes:
+        """Everything that comes before the end."""
+        data, loop = b"", asyncio.get_running_loop()
+        with contextlib.suppress(ConnectionError):
+            while piece := await asyncio.wait_for(loop.sock_recv(client, 65536), WAIT_S):
+                data += piece
+        return data
+
+    async def until(self, true: Callable[[], object]) -> None:
+        """Give the server turns until something is so."""
+        end = time.monotonic() + WAIT_S
+        while not true():
+            assert time.monotonic() < end
+            await asyncio.sleep(0.001)
+
+
+@contextlib.asynccontextmanager
+async def on_this_loop(limits: ConnectionLimits = PATIENT) -> AsyncIterator[Loop]:
+    app = App()
+    connections = Connections(app, limits)
+    server = await asyncio.get_running_loop().create_server(connections, "127.0.0.1", 0, backlog=ACCEPTS)
+    place = Loop(app, connections, server.sockets[0].getsockname())
+    connections.refused = place.refused.append
+    try:
+        with place.clients:
+            yield place
+    finally:
+        app.let_go.set()
+        server.close()
+        await place.until(lambda: not connections.open)

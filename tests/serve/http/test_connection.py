@@ -1,20 +1,24 @@
 """HTTP as clients send it who are slow, greedy, confused or hostile: every deadline and cap, over real sockets."""
 
+import asyncio
 import contextlib
+import gc
 import itertools
 import re
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import pytest
-from raw_http import GET, LAST, MEDIUM, PATIENT, WAIT_S, App, Place, code_of, post, read_all, running, statuses
+from raw_http import GET, LAST, MEDIUM, PATIENT, WAIT_S, App, Place, code_of, on_this_loop, post, read_all, running, statuses
 
 from serve.http.connections import ConnectionLimits
 from serve.http.request import DISCARD_BYTES
 from serve.http.server import Server, listen
 
+GET_WAIT = GET.replace(b"/a", b"/wait")
 QUICK = ConnectionLimits(head_s=1.0, body_s=1.5, idle_s=1.0, write_s=1.0)
 
 
@@ -160,8 +164,57 @@ def test_an_answer_before_a_long_body_arrives_and_ends_the_connection(place: Pla
     assert b"connection: close" in answer
 
 
+CHUNKED = b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked \r\n\r\n"
+
+
+def test_an_answer_before_the_end_of_chunks_ends_the_connection_however_many_come(place: Place) -> None:
+    with place.connect() as connection:
+        connection.sendall(CHUNKED % b"/deaf" + b"1\r\na\r\n")
+        assert b"connection: close" in connection.recv(65536)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(2 * DISCARD_BYTES // 2**16):
+                connection.sendall(b"10000\r\n" + bytes(2**16) + b"\r\n")
+        assert read_all(connection) == b""
+
+
+@pytest.mark.parametrize("path", [b"/deaf", b"/echo"])
+def test_chunks_that_came_whole_keep_the_connection(place: Place, path: bytes) -> None:
+    empty, some = (CHUNKED % path + chunks + b"0\r\n\r\n" for chunks in (b"", b"1\r\na\r\n"))
+    assert statuses(place.raw(empty + some + LAST)) == [200, 200, 200]
+
+
+@pytest.mark.parametrize("more", [GET, b"nonsense\r\n\r\n"])
+def test_nothing_is_answered_after_the_answer_that_says_close(more: bytes) -> None:
+    async def story() -> None:
+        async with on_this_loop() as place:
+            loop, client = asyncio.get_running_loop(), place.connect()
+            await place.until(lambda: place.connections.open)
+            [connection] = place.connections.open
+            # Little fits into the kernel, so that the end of the answer waits here while what follows comes.
+            connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            size = 70_000  # a smaller body would be waited for before the application sees anything
+            client.send(b"POST /medium HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % size)
+            answer = await loop.sock_recv(client, 65536)
+            request = connection._current
+            assert request is not None
+            while not request.answered:
+                answer += await loop.sock_recv(client, 65536)
+            await loop.sock_sendall(client, bytes(size - 10))
+            await place.until(lambda: request.body_left == 10 or not place.connections.open)
+            assert connection.transport.get_write_buffer_size() > 0
+            client.send(bytes(10) + more)
+            answer += await place.read_all(client)
+            assert statuses(answer) == [200]
+            assert b"connection: close" in answer
+            assert place.app.seen == ["/medium"]
+            assert place.refused == []
+
+    asyncio.run(story())
+
+
 # Refusals
 
+CODED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: %b\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
 REFUSED: dict[str, tuple[bytes, int, str]] = {
     "a length and chunks": (
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -178,6 +231,10 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
     "a chunk with a sign": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n+1\r\na\r\n0\r\n\r\n", 400, ""),
     "a huge chunk": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n", 400, ""),
     "another transfer encoding": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 400, ""),
+    "gzip, chunked": (CODED % b"gzip, chunked", 400, ""),
+    "gzip and chunked": (CODED % b"gzip\r\nTransfer-Encoding: chunked", 400, ""),
+    "chunked and chunked": (CODED % b"chunked\r\nTransfer-Encoding: chunked", 400, ""),
+    "chunked with more to it": (CODED % b"chunked;q=1", 400, ""),
     "chunked twice": (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", 400, ""),
     "a bare line feed": (b"GET / HTTP/1.1\nHost: x\n\n", 400, ""),
     "a bare carriage return": (b"GET / HTTP/1.1\r\nHost: x\r\nX: a\rb\r\n\r\n", 400, ""),
@@ -294,6 +351,14 @@ def test_a_connection_that_is_not_used_again_is_closed_without_a_word(quick: Pla
         assert statuses(read_all(connection)) == [200]
 
 
+def test_an_empty_line_after_a_body_begins_no_request(quick: Place) -> None:
+    with quick.connect() as connection:
+        connection.sendall(post(b"abc"))
+        assert statuses(connection.recv(65536)) == [200]
+        connection.sendall(b"\r\n")
+        assert read_all(connection) == b""
+
+
 def test_a_client_that_does_not_take_its_answer_is_dropped(quick: Place) -> None:
     with quick.connect() as connection:
         connection.sendall(GET.replace(b"/a", b"/large"))
@@ -361,13 +426,79 @@ def drip(connection: socket.socket, data: bytes) -> bytes:
 # The end of the client
 
 
-@pytest.mark.parametrize("size", [0, 100_000])
-def test_the_work_for_a_client_that_has_gone_is_cancelled(place: Place, size: int) -> None:
+WAITED_FOR = {
+    "alone": GET_WAIT,
+    "a body before its end": post(bytes(100_000), b"/wait"),
+    "the head of another after it": GET_WAIT + post(bytes(1000))[:-1000],
+    "others after it": GET_WAIT + post(bytes(1000)) * 3,
+    "large ones before it": post(bytes(100_000), b"/a") * 3 + GET_WAIT,
+}
+
+
+@pytest.mark.parametrize("sent", WAITED_FOR.values(), ids=WAITED_FOR)
+def test_the_work_for_a_client_that_has_gone_is_cancelled(place: Place, sent: bytes) -> None:
     place.app.gone.clear()
     place.app.seen.clear()
     with place.connect() as connection:
-        connection.sendall(post(bytes(size), b"/wait"))
+        connection.sendall(sent)
         until = time.monotonic() + WAIT_S
         while place.app.seen[-1:] != ["/wait"]:
             assert time.monotonic() < until
     assert place.app.gone.wait(WAIT_S)
+
+
+@pytest.mark.parametrize(("size", "few"), [(0, 10), (30_000, 4)])
+def test_of_many_requests_in_line_a_few_are_read_and_all_are_answered(size: int, few: int) -> None:
+    async def story() -> None:
+        async with on_this_loop() as place:
+            loop, client = asyncio.get_running_loop(), place.connect(GET_WAIT)
+            await place.until(lambda: place.app.seen)
+            [connection] = place.connections.open
+            for sent in range(1, 20):
+                await loop.sock_sendall(client, post(bytes(size)))
+                await place.until(lambda sent=sent: len(connection._pipeline) == sent or not connection.transport.is_reading())
+                if not connection.transport.is_reading():
+                    break
+            assert sent <= few
+            place.app.let_go.set()
+            await loop.sock_sendall(client, LAST)
+            answer = await place.read_all(client)
+            assert statuses(answer) == [200] * (sent + 2)
+            assert answer.count(b'"length": %d}' % size) == sent + (size == 0)
+
+    asyncio.run(story())
+
+
+LEFT_BEHIND = {
+    "idle": (GET, "/a"),
+    "answered for good": (LAST, "/last"),
+    "refused": (post(b"", b"/a") + b"nonsense\r\n\r\n", "/a"),
+    "worked for": (GET_WAIT, "/wait"),
+    "worked for, half of another in line": (GET_WAIT + post(bytes(50_000))[:-1], "/wait"),
+    "a small body to come": (post(bytes(100))[:-1], ""),
+    "a large body to come": (post(bytes(90_000))[:-1], "/echo"),
+    "an answer not taken": (GET.replace(b"/a", b"/large"), "/large"),
+}
+
+
+@pytest.mark.parametrize(("sent", "seen"), LEFT_BEHIND.values(), ids=LEFT_BEHIND)
+def test_nothing_of_a_closed_connection_waits_for_the_garbage_collector(sent: bytes, seen: str) -> None:
+    async def story() -> None:
+        async with on_this_loop() as place:
+            client = place.connect()
+            await place.until(lambda: place.connections.open)
+            [connection] = place.connections.open
+            gone = weakref.ref(connection)
+            del connection
+            await asyncio.get_running_loop().sock_sendall(client, sent)
+            await place.until(lambda: place.app.seen == [seen] * bool(seen))
+            client.close()
+            await place.until(lambda: not place.connections.open)
+            await place.until(lambda: gone() is None)
+
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(story())
+    finally:
+        gc.enable()
