@@ -12,122 +12,30 @@ nobody ever takes what follows for a request; and whatever arrives here, only th
 
 import asyncio
 import json
-import logging
 import secrets
-import select
-import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from email.utils import formatdate
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import httptools
-from starlette.types import ASGIApp
 
 from serve.http.request import DISCARD_BYTES, HIGH_WATER_BYTES, Request, status_line
 
-LOG = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from serve.http.connections import Connections
 
 FRAMING_BYTES = 2**20
 """What chunk sizes, chunk extensions and trailers of one body may take."""
-BETWEEN_LATE_S = 0.0005
-"""Between two clients that are given up because they are late. A thousand that stalled together are late together, and dealt
-with in one go they would keep everybody else waiting."""
+AHEAD = 8
+"""Requests in line behind the one that is worked on, from which on no more are read."""
 LINGER_S = 2.0
 """How long a client may go on sending a body that was answered unread, before the connection closes."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConnectionLimits:
-    """What one client may cost."""
-
-    max_connections: int = 1024
-    """Connections at once. A new one above it takes the place of the one that has kept the server waiting longest."""
-    head_s: float = 5.0
-    """From a request's first byte, or from the connection's start, to the end of its head."""
-    body_s: float = 15.0
-    """From the end of the head to the end of the body."""
-    idle_s: float = 75.0
-    """Between two requests. Longer than the 60 s of common proxies, so that no request meets a closing connection."""
-    write_s: float = 30.0
-    """For taking what is written, about 64 kB at a time."""
-    max_head_bytes: int = 16 * 2**10
-    max_url_bytes: int = 8 * 2**10
-    max_headers: int = 100
-    max_pipelined: int = 128
-    """Requests of one connection that wait for the answer to an earlier one."""
-    max_chunks: int = 2**16
-    """Chunks of one body with `Transfer-Encoding: chunked`."""
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            if getattr(self, each.name) <= 0:
-                raise ValueError(f"connection.{each.name} must be over 0, got {getattr(self, each.name)}")
-
-
-class Connections:
-    """All connections of a server, and which of them may be given up for a new one."""
-
-    def __init__(self, app: ASGIApp, limits: ConnectionLimits, most: int | None = None) -> None:
-        self.app = app
-        self.limits = limits
-        self.most = most or limits.max_connections
-        self.open: set[Connection] = set()
-        self.silent: dict[Connection, None] = {}
-        """Those without a whole head, the longest wait first: stalled clients are at the front."""
-        self.slow: dict[Connection, None] = {}
-        """Those whose client is to send a body, or to take an answer; the same."""
-        self.closing = False
-        """From now on every answer ends its connection."""
-        self.express: Callable[[Request], bool] = lambda request: False
-        """Offered every request that came whole; answers it by itself, or says no at once and leaves it to the application."""
-        self.refused: Callable[[str], None] = lambda reason: None
-        """Told of every request that was refused before the application saw it, by code."""
-        self._date = (0, b"")
-        self._turn = 0.0
-
-    def __call__(self) -> "Connection":
-        """For `loop.create_server`."""
-        return Connection(self)
-
-    def make_room(self) -> bool:
-        """Close the connection that has waited longest, if there are too many; whether there is room now."""
-        if len(self.open) < self.most:
-            return True
-        oldest = next(iter(self.silent or self.slow), None)
-        if oldest is None:
-            return False
-        self.refused("connection_evicted")
-        oldest.drop()
-        return True
-
-    def turn(self, now: float) -> float:
-        """When one more late client may be given up, on the loop's clock."""
-        self._turn = max(now, self._turn + BETWEEN_LATE_S)
-        return self._turn
-
-    def end_idle(self) -> None:
-        """Close every connection that has no request, not even one that came and was not read yet; what was written first."""
-        idle = {fileno: each for each in self.silent if each.is_idle and (fileno := each.fileno()) >= 0}
-        poll = select.poll()
-        for fileno in idle:
-            poll.register(fileno, select.POLLIN)
-        for fileno in idle.keys() - {fileno for fileno, _ in poll.poll(0)}:
-            idle[fileno].end()
-
-    def date(self) -> bytes:
-        """The Date header of this second."""
-        now = int(time.time())
-        if now != self._date[0]:
-            self._date = now, b"date: " + formatdate(now, usegmt=True).encode() + b"\r\n"
-        return self._date[1]
 
 
 class Connection(asyncio.Protocol):
     """Parses requests as they come and runs the application on one at a time."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: "Connections") -> None:
         self.connections = connections
         self.limits = connections.limits
         self.loop = asyncio.get_running_loop()
@@ -148,6 +56,8 @@ class Connection(asyncio.Protocol):
         self._refusal: tuple[int, str, str] | None = None
         self._fresh: Request | None = None
         """A request that nobody was given yet: all that came with its head is looked at first, and a small body waited for."""
+        self._deaf = False
+        """The last answer is written, or will be: what still comes from the client is none of a request."""
         self._started = self._timed = self._in_line = self._ended = self._paused = False
         self._head_bytes = 0
 
@@ -158,7 +68,8 @@ class Connection(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)  # of a stream; other loops' are no subclass
         self.transport = transport
         if not self.connections.make_room():
-            self._refuse(503, "too_many_connections", "all connections are busy with requests; come again later")
+            self._tell(503, "too_many_connections", "all connections are busy with requests; come again later")
+            self._deaf = True
             transport.close()  # without the usual patience: it would be one more connection than there may be
             return
         peer = transport.get_extra_info("peername")
@@ -170,7 +81,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everything; work for this client that still waits is dropped."""
-        self._ended = True
+        self._deaf = self._ended = True
         self.connections.open.discard(self)
         self._wait_no_more()
         if self._timer is not None:
@@ -180,23 +91,23 @@ class Connection(asyncio.Protocol):
         self._parser = None  # they hold each other
         if self._current is not None:
             self._current.abandon()
+        self._current = self._fresh = self._reading = None  # a request and its connection hold each other too
 
     def data_received(self, data: bytes) -> None:
         """Parse what came."""
-        if self._refusal is not None or self._ended:
+        if self._deaf:
             return
         if self._started:
             # The parser keeps an unfinished line whatever its length. The first piece of a head, which may be the end of a
             # body too, is not counted: a piece is 256 kB at most.
             self._head_bytes += len(data)
-        elif self._reading is None:
-            self._begin_head()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._close_after_current()
         except httptools.HttpParserError:
-            self._refusal = self._refusal or (400, "request_malformed", "the request is malformed HTTP")
+            if not self._deaf:
+                self._object(400, "request_malformed", "the request is malformed HTTP")
         if (fresh := self._fresh) is not None and (self._refusal is None or fresh is not self._reading):
             if not fresh.is_to_be_whole:
                 self._fresh = None
@@ -217,6 +128,8 @@ class Connection(asyncio.Protocol):
                 self._refuse(
                     400, "too_many_chunks", f"the body's chunks take over {FRAMING_BYTES:,} bytes beside what is in them"
                 )
+        if self._pipeline and self._is_ahead:
+            self._pause()
 
     def eof_received(self) -> bool:
         """Take the end of what a client sends for the end of the client: one that has gone looks the same from here."""
@@ -229,92 +142,91 @@ class Connection(asyncio.Protocol):
         self.connections.slow[self] = None
 
     def resume_writing(self) -> None:
-        """The client has taken enough."""
+        """The client has taken enough; where it still owes its body, it is waited for in the same place as before."""
         self.can_write.set()
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
-            self.connections.slow.pop(self, None)
+            if self._late is None:
+                self.connections.slow.pop(self, None)
 
     # --- the parser's side ----------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """A request line begins."""
-        if self._refusal is not None:
-            return  # what follows a refused request is none
+        """A request line begins; an empty line before it does not, and is passed over in silence."""
+        if self._deaf:
+            return
         self._reading = Request(self)
-        self._begin_head()
+        self._started, self._timed, self._head_bytes = True, False, 0
 
     def on_url(self, url: bytes) -> None:
         """A part of the request's target."""
-        if self._refusal is not None:
+        if self._deaf:
             return
         assert self._reading is not None
         self._reading.url += url
         if len(self._reading.url) > self.limits.max_url_bytes:
-            self._refusal = (414, "uri_too_long", f"the address is over the limit of {self.limits.max_url_bytes:,} bytes")
+            self._object(414, "uri_too_long", f"the address is over the limit of {self.limits.max_url_bytes:,} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header line, or after a chunked body a trailer, which nobody wants."""
-        request = self._reading
-        if self._refusal is not None:
+        if self._deaf:
             return
+        request = self._reading
         assert request is not None
         request.head_bytes += len(name) + len(value) + 4
         if request.head_bytes > self.limits.max_head_bytes or len(request.headers) >= self.limits.max_headers:
             limits = f"{self.limits.max_head_bytes:,} bytes or {self.limits.max_headers} lines"
-            self._refusal = (431, "headers_too_large", f"the headers are over the limit of {limits}")
+            self._object(431, "headers_too_large", f"the headers are over the limit of {limits}")
         elif not request.head_complete:
             request.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """The head is whole: hand the request to the application, or put it in line."""
+        if self._deaf:
+            return
         request = self._reading
         assert request is not None
-        if self._refusal is not None:
-            return
         if (problem := request.begin(self._parser)) is not None:
-            self._refusal = (400, "request_malformed", problem)
+            self._object(400, "request_malformed", problem)
             return
         self._started = False
         if self._current is None:
             self._current = self._fresh = request
         elif len(self._pipeline) < self.limits.max_pipelined:
             self._pipeline.append(request)
-            self._pause()
         else:
-            self._refusal = (
-                400,
-                "too_many_pipelined",
-                "the connection has more requests in line than are taken; wait for answers",
-            )
+            problem = "the connection has more requests in line than are taken; wait for answers"
+            self._object(400, "too_many_pipelined", problem)
 
     def on_chunk_header(self) -> None:
         """One more chunk of a chunked body."""
-        if self._refusal is not None:
+        if self._deaf:
             return
         assert self._reading is not None
         self._reading.chunks += 1
         if self._reading.chunks > self.limits.max_chunks:
-            self._refusal = (400, "too_many_chunks", f"the body has more than {self.limits.max_chunks:,} chunks")
+            self._object(400, "too_many_chunks", f"the body has more than {self.limits.max_chunks:,} chunks")
 
     def on_body(self, data: bytes) -> None:
         """A part of the body."""
-        if self._refusal is None and self._reading is not None:
-            self._reading.take(data)
-            if self._reading.buffered > HIGH_WATER_BYTES and not self._reading.answered:
-                self._pause()
+        if self._deaf:
+            return
+        assert self._reading is not None
+        self._reading.take(data)
+        if self._reading.buffered > HIGH_WATER_BYTES and not self._reading.answered:
+            self._pause()
 
     def on_message_complete(self) -> None:
         """The body is whole."""
-        if self._refusal is not None:
+        if self._deaf:
             return
         request, self._reading = self._reading, None
         assert request is not None
         self._wait_no_more()
         request.complete()
         if request is self._current:
-            self.resume_reading()  # or the end of the client would not be noticed; a request that follows pauses it again
+            self.resume_reading()  # or the end of the client would not be noticed
             if request.answered:
                 self._next()
 
@@ -354,12 +266,14 @@ class Connection(asyncio.Protocol):
 
     def end(self) -> None:
         """End the connection as soon as the client has taken what was written; it is not waited for without end."""
+        self._deaf = True
         self.transport.close()
         self._wait(self.limits.write_s, self.drop)
 
     def drop(self) -> None:
         """End the connection at once."""
         if not self._ended:
+            self._deaf = self._ended = True  # an answer that comes before the transport has closed finds it so
             self._wait_no_more()
             self.connections.slow.pop(self, None)
             self.transport.abort()
@@ -385,6 +299,8 @@ class Connection(asyncio.Protocol):
             request.go(self.connections.app)
             if not request.body_complete:
                 self._wait(self.limits.body_s, self._body_is_late)
+            elif not self._is_ahead:
+                self.resume_reading()
         else:
             self.resume_reading()
             if self.connections.closing and not self._started:
@@ -394,13 +310,14 @@ class Connection(asyncio.Protocol):
             else:
                 self._wait(self.limits.idle_s, self.drop)
 
-    def _begin_head(self) -> None:
-        if not self._started:
-            self._started, self._timed, self._head_bytes = True, False, 0
-
     def _time_head(self) -> None:
         self._timed = True
         self._wait(self.limits.head_s, self._head_is_late)
+
+    @property
+    def _is_ahead(self) -> bool:
+        """Whether so much is in line that no more is read, though the end of the client is not noticed then."""
+        return len(self._pipeline) > AHEAD or sum(each.buffered for each in self._pipeline) > HIGH_WATER_BYTES
 
     def _close_after_current(self) -> None:
         for request in [self._current, *self._pipeline]:
@@ -455,20 +372,35 @@ class Connection(asyncio.Protocol):
     def _body_is_late(self) -> None:
         self._refuse(408, "body_timeout", f"the request's body was not whole after {self.limits.body_s:g} s")
 
+    def _object(self, status: int, code: str, message: str) -> None:
+        """Note, within the parser, what is to be refused after it: other requests of the same piece are answered first."""
+        self._deaf, self._refusal = True, (status, code, message)
+
     def _refuse(self, status: int, code: str, message: str) -> None:
         """Answer what no application sees, and end the connection."""
-        self._refusal = (status, code, message)
-        self.connections.refused(code)
+        if self.transport.is_closing():
+            return  # the answer that went before has said that it was the last
+        self._deaf = True
         self._pipeline.clear()
+        self.resume_reading()  # or the end of the client would not be noticed
         if self._current is not None and (self._current is not self._reading or self._current.started):
             # An earlier request of this connection is still being answered. It is finished, then the connection ends:
             # an answer to the bad one would be one to which it does not know the question.
+            self.connections.refused(code)
             self._close_after_current()
             if self._current.started and not self._current.body_complete:
                 self.drop()
             return
         if self._current is not None:
             self._current.abandon()
+        self._tell(status, code, message)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._wait(LINGER_S, self.drop)
+
+    def _tell(self, status: int, code: str, message: str) -> None:
+        """Write the answer of a refusal."""
+        self.connections.refused(code)
         request_id = secrets.token_hex(8)
         body = json.dumps({"error": message, "code": code, "request_id": request_id}).encode()
         head = b"content-type: application/json\r\ncache-control: no-store\r\nx-content-type-options: nosniff\r\n"
@@ -477,7 +409,3 @@ class Connection(asyncio.Protocol):
             head += b"retry-after: 1\r\n"
         length = b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(status_line(status) + self.connections.date() + head + length + body)
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self._wait(LINGER_S, self.drop)
-        self.resume_reading()

@@ -24,6 +24,8 @@ HIGH_WATER_BYTES = 64 * 2**10
 """How much of a body waits here for the application before the client is made to wait."""
 DISCARD_BYTES = 2**20
 """How much of a body that nobody wants is read on for the sake of the connection."""
+UNKNOWN = 2**62
+"""What is left of a body in chunks until its end has come: more than is ever read on for."""
 UNBODIED = (204, 304)
 
 
@@ -88,6 +90,8 @@ class Request:
             elif name == b"content-length":
                 length = value
             elif name == b"transfer-encoding":
+                if chunked or value.strip().lower() != b"chunked":
+                    return "the request must have no Transfer-Encoding but chunked"
                 chunked = True
             elif name == b"expect":
                 expects = expects or value.lower() == b"100-continue"
@@ -103,7 +107,7 @@ class Request:
             return "the address is no valid URL"
         if not length.isdigit():
             return "Content-Length must be a whole number"
-        self.body_left = DISCARD_BYTES + 1 if chunked else int(length[:18])
+        self.body_left = UNKNOWN if chunked else int(length[:18])
         self.keep_alive = version == "1.1" and parser.should_keep_alive()
         self._wants_continue = expects and version == "1.1"
         self.head_complete = True
@@ -126,7 +130,7 @@ class Request:
 
     def complete(self) -> None:
         """The body has come whole."""
-        self.body_complete = True
+        self.body_complete, self.body_left = True, 0
         if self._came is not None:
             self._came.set()
 

@@ -22,7 +22,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from serve.errors import ConfigError
-from serve.http.connection import ConnectionLimits, Connections
+from serve.http.connections import ConnectionLimits, Connections
 
 BACKLOG = 2048
 ACCEPTS = 8

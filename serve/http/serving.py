@@ -25,7 +25,7 @@ from serve.errors import ConfigError
 from serve.http.access import Tokens
 from serve.http.app import Service, Terms, create_app, metrics_app
 from serve.http.calibration import calibrate, remember_plan, remembered_plan, sample_image
-from serve.http.connection import ConnectionLimits
+from serve.http.connections import ConnectionLimits
 from serve.http.door import Door
 from serve.http.engine import Engine, Plan
 from serve.http.express import Express

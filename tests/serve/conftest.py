@@ -22,7 +22,7 @@ from PIL import Image
 from flows.cli import main
 from serve.classifier import Classifier
 from serve.http.app import Service, Terms, create_app
-from serve.http.connection import ConnectionLimits
+from serve.http.connections import ConnectionLimits
 from serve.http.engine import Engine, Plan
 from serve.http.express import Express
 from serve.http.models import Models

@@ -236,15 +236,16 @@ def stuck(artifact_template: Path) -> Iterator[Callable[[Path], Classifier]]:
 ONE = Plan(runners=1, threads=1)
 
 
+@pytest.mark.parametrize("others", [0, 1, 3])
 def test_the_work_for_a_client_that_has_gone_is_dropped(
-    stuck: Any, artifact_template: Path, photo: bytes, serving: Any
+    stuck: Any, artifact_template: Path, photo: bytes, serving: Any, others: int
 ) -> None:
     with serving(artifact_template, open_classifier=stuck, express=True, plan=ONE) as site:
         engine, budget = site.service.engine, site.service.budget
         with connected(site) as first, connected(site) as second:
             first.sendall(request(photo, "/predict", IMAGE))
             until(lambda: engine.in_flight == 1 and engine.waiting == 0)
-            second.sendall(request(photo, "/predict", IMAGE))
+            second.sendall(request(photo, "/predict", IMAGE) * (1 + others))
             until(lambda: engine.waiting == 1)
             assert budget.held == 2 * len(photo)
             second.close()
