@@ -93,7 +93,7 @@ def sources() -> Iterator[ast.AST]:
             yield from ast.walk(ast.parse(path.read_text(encoding="utf-8")))
 
 
-AT = {"error_reply": 2, "_refuse": 1, "bad": 1}
+AT = {"error_reply": 2, "_refuse": 1, "_object": 1, "_tell": 1, "bad": 1}
 """Functions that take a code, and where."""
 AT_THE_START = {"address_unusable", "config_invalid"}
 """Of commands, before there is a server."""
@@ -109,8 +109,6 @@ def codes_in_the_code() -> set[str]:
             kind = getattr(errors, name, None)
             if isinstance(kind, type) and issubclass(kind, EdgelineError) and kind is not EdgelineError:
                 found.add(kind.code)
-        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "attr", "") == "_refusal":
-            given_ = [held.elts[1] for held in ast.walk(node.value) if isinstance(held, ast.Tuple)]
         else:
             continue
         found |= {held.value for held in given_ if isinstance(held, ast.Constant)}
