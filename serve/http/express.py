@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from serve.classifier import Classifier
 from serve.errors import OverloadedError
+from serve.http.access import Tokens
 from serve.http.app import DEFAULT_TOP_K, Service
 from serve.http.door import ROUTE, refusal
 from serve.http.engine import Answer, Job
@@ -35,8 +36,9 @@ UNUSUAL = frozenset((b"content-encoding", b"transfer-encoding", b"expect", b"upg
 class Express:
     """Answers plain requests on the event loop's side of the engine."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, tokens: Tokens | None = None) -> None:
         self.service = service
+        self.tokens = tokens
         self._failed = Edge(ExceptionMiddleware(_fail, handlers=HANDLERS), ended=self._ended)
 
     def __call__(self, request: Request) -> bool:
@@ -51,6 +53,8 @@ class Express:
         for name, value in request.headers:
             if name in UNUSUAL or (name == b"content-type" and value not in TYPES):
                 return False
+        if self.tokens is not None and not self.tokens.accept([v for name, v in request.headers if name == b"authorization"]):
+            return False  # the application says why
         request_id = request_id_of(request.headers)
         if service.engine.full(service.terms.deadline_s):
             service.engine.totals.rejected += 1

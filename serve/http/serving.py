@@ -169,7 +169,7 @@ def run(options: Options) -> None:
 
             served, provider = traced(app)
             at_end.append(provider.shutdown)
-        elif not (tokens or options.cors or options.access_log):  # who may ask is for the application to say first
+        elif tokens is None and not (options.cors or options.access_log):  # who may ask is for the application to say first
             served = Door(app, service)
 
         def started() -> None:
@@ -192,8 +192,8 @@ def run(options: Options) -> None:
         hooks = Hooks(started=started, stopping=stopping, signals=signals)
         server = Server(served, hooks=hooks, grace_s=options.grace_s, limits=options.connections, tls=tls)
         server.connections.refused = service.refused
-        if isinstance(served, Door):
-            server.connections.express = Express(service)
+        if not (options.otel or options.cors or options.access_log):
+            server.connections.express = Express(service, tokens)
         service.connections = lambda: len(server.connections.open)
         if metrics is not None:
             server.beside(metrics, metrics_app(service))

@@ -104,7 +104,7 @@ def _serving(
     server = Server(app, hooks=Hooks(started=on_started, stopping=stopping), grace_s=DEADLINE_S, limits=connections)
     server.connections.refused = service.refused
     if express:
-        server.connections.express = Express(service)
+        server.connections.express = Express(service, options.get("tokens"))
     service.connections = lambda: len(server.connections.open)
     thread = threading.Thread(target=server.run, args=(listener,), name="server under test")
     thread.start()

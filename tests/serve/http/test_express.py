@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from serve.classifier import Classifier
+from serve.http.access import Tokens
 from serve.http.app import Terms
 from serve.http.engine import Plan
 
@@ -303,3 +304,26 @@ def test_a_stopping_server_ends_the_connection_with_the_answer(
         Stuck.go_on.set()
         status, headers, _ = answer(client)
         assert (status, headers["connection"]) == (200, "close")
+
+
+# Tokens
+
+
+def test_who_names_a_token_is_answered_the_short_way_and_who_does_not_is_not(
+    artifact_template: Path, photo: bytes, serving: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "tokens").write_text("a-token-of-enough-letters\n")
+    with (
+        serving(artifact_template, express=True, tokens=Tokens(tmp_path / "tokens")) as site,
+        connected(watched(site)) as client,
+    ):
+        for lines, status, short in (
+            (["Authorization: Bearer a-token-of-enough-letters"], 200, True),
+            (["Authorization: Bearer another-token-of-letters"], 401, False),
+            ([], 401, False),
+            (["Authorization: Bearer a-token-of-enough-letters"] * 2, 401, False),
+        ):
+            client.sendall(request(photo, "/predict", *lines))
+            found, _, body = answer(client)
+            assert (found, site.taken.pop()) == (status, short), lines
+            assert (b"predictions" in body) == short
