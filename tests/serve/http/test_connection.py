@@ -431,6 +431,7 @@ WAITED_FOR = {
     "a body before its end": post(bytes(100_000), b"/wait"),
     "the head of another after it": GET_WAIT + post(bytes(1000))[:-1000],
     "others after it": GET_WAIT + post(bytes(1000)) * 3,
+    "many before it": GET * 12 + GET_WAIT,
     "large ones before it": post(bytes(100_000), b"/a") * 3 + GET_WAIT,
 }
 
