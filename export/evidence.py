@@ -66,7 +66,14 @@ def add_outputs(model: ModelProto, height: int, width: int) -> ModelProto:
     else:
         added.append(helper.make_node("Div", [summed, temperature.input[1]], [EVIDENCE], PREFIX + "evidence"))
     graph.node.extend(added)
-    for name, shape in _shapes(model, height, width).items():
+    attributes = {each.name: helper.get_attribute_value(each) for each in linear.attribute}
+    plainly = {"transA": 0, "transB": 1, "alpha": 1.0, "beta": 1.0}
+    if plainly | {"transB": 0} | attributes != plainly:
+        raise unfit(f"its classifier's Gemm has the attributes {attributes}")
+    shapes = _shapes(model, height, width)
+    if len(shapes.get(EVIDENCE, ())) == 3 and shapes[EVIDENCE][1:] == (1, 1):
+        raise unfit(f"at {height} x {width} pixels its last map is one place, and says nothing of where")
+    for name, shape in shapes.items():
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]))
     return model
 

@@ -35,7 +35,7 @@ BATCH = 16
 def write_reference(folder: Path, run: Run, checkpoint: Checkpoint) -> None:
     """Write an artifact's `statistics.json`, and its `embedding.json` where it gives embeddings.
 
-    The same bytes whenever and under whatever version it is published.
+    On one machine the same bytes whenever and under whatever version it is published.
 
     Raises:
         DataError: an image is gone or changed.

@@ -27,7 +27,7 @@ from pipeline.progress import waiting
 from pipeline.run import Run
 from pipeline.samples import read_prepared, stream_pixels
 from pipeline.steps import write_json
-from serve.errors import DataError, ExportError
+from serve.errors import ConfigError, DataError, ExportError
 from serve.provenance import DEVICE, runtime_options, taken
 
 
@@ -97,7 +97,10 @@ def _explaining(run: Run, model: bytes) -> bytes:
     if not run.config.export.explain:
         return model
     spec = read_settings(run.step("train")).preprocess
-    with_more = add_outputs(onnx.load_model_from_string(model), spec.height, spec.width)
+    try:
+        with_more = add_outputs(onnx.load_model_from_string(model), spec.height, spec.width)
+    except ConfigError as error:
+        raise ExportError(f"the int8 file cannot be given what its reference has: {error}", code="variant_unfit") from error
     return bytes(with_more.SerializeToString(deterministic=True))
 
 
@@ -118,7 +121,7 @@ def _sources(run: Run, model: bytes) -> Mapping[str, Write]:
     """What a converter may ask for, written where it looks for it."""
 
     def write_onnx(path: Path) -> None:
-        path.write_bytes(plain(model))  # other runtimes would compute all outputs every time
+        path.write_bytes(plain(model))  # what answers of other runtimes is two arrays
 
     def write_program(path: Path) -> None:
         network, checkpoint = load_checkpoint(run.step("train"))

@@ -29,7 +29,7 @@ def answer(
         picture: read already.
         top_k: how many classes to name, at most all of them.
         drift: takes note of the picture and its answer.
-        explain: whether to say why, of an artifact that explains itself.
+        explain: whether to say why, where the artifact can.
 
     Returns:
         The line, of JSON types: where the picture comes from, whose answer it is, and either `predictions` and `times` or
@@ -46,7 +46,7 @@ def answer(
         started = time.perf_counter()
         pixels_HW3 = _pixels(classifier, picture)
         decoded = time.perf_counter()
-        outputs = classifier.run(pixels_HW3[None], explain=explain)
+        outputs = classifier.run(pixels_HW3[None], explain=explain and classifier.explains)
         inferred = time.perf_counter()
     except (InputError, ArtifactError) as error:
         return line | {"error": str(error), "code": error.code}

@@ -18,7 +18,7 @@ import numpy as np
 from serve import golden
 from serve.artifact import Artifact, open_artifact
 from serve.errors import ArtifactError, InputError
-from serve.evidence import EMBEDDING, EVIDENCE, METHOD, Region, more_outputs, region_of
+from serve.evidence import EMBEDDING, EVIDENCE, METHOD, Features, Region, more_outputs, read_features, region_of
 from serve.formats import load
 from serve.manifest import Variant
 from serve.optimised import Optimised
@@ -44,6 +44,7 @@ class Explanation:
     region: Region
     """Left, top, right, bottom of what the model saw, as shares of the upright picture's width and height."""
     method: str = METHOD
+    """Class activation mapping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,9 @@ class Classifier:
         self.proof: golden.Proof | None = None
         self._session = session
         self.explains = False
-        """Whether its graph gives evidence and embedding too; set as the contract is checked."""
+        """Whether its graph gives evidence and embedding too."""
+        self.features: Features | None = None
+        """What its training images' embeddings are like, where the artifact says so."""
 
     @classmethod
     def open(
@@ -149,7 +152,8 @@ class Classifier:
             explain: whether the evidence is wanted.
 
         Raises:
-            ArtifactError: the model gave a number that is not finite, or is to explain itself and cannot.
+            ArtifactError: the model gave a number that is not finite.
+            InputError: it is to explain itself, and was not made to.
         """
         names, feeds = ["probabilities", "logits"], {"image": pixels_NHW3}
         if explain and not self.explains:
@@ -162,6 +166,8 @@ class Classifier:
             outputs = Outputs(*self._session.run(names, feeds))
         if not np.isfinite(outputs.probabilities_NK).all():
             raise ArtifactError("the model gave a probability that is not finite", code="model_output_not_finite")
+        if outputs.evidence_NKhw is not None and not np.isfinite(outputs.evidence_NKhw).all():
+            raise ArtifactError("the model gave evidence that is not finite", code="model_output_not_finite")
         return outputs
 
     def explain(self, images: Sequence[bytes], top_k: int = 1) -> list[Explanation]:
@@ -236,6 +242,7 @@ class Classifier:
 
     def _checked(self, prove: bool = True) -> Self:
         self._check_contract()
+        self.features = read_features(self.artifact)
         if prove:
             evidence = self.evidence if self.explains else None
             self.proof = golden.prove(self.artifact, self.answer, self.variant.name, evidence)
@@ -254,7 +261,7 @@ class Classifier:
             "probabilities": ("tensor(float)", (classes,)),
             "logits": ("tensor(float)", (classes,)),
         }
-        more = more_outputs(self.manifest.outputs)
+        more = more_outputs(self.manifest)
         expected |= {name: ("tensor(float)", shape) for name, shape in more.items()}
         values = [*self._session.get_inputs(), *self._session.get_outputs()]
         found = {value.name: (value.type, tuple(value.shape[1:])) for value in values}

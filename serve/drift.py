@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from serve.evidence import EMBEDDING, Features, read_features
+from serve.evidence import EMBEDDING, Features
 from serve.snapshots import EDGES, EMBEDDING_EDGES, SCHEMA
 
 if TYPE_CHECKING:
@@ -189,14 +189,10 @@ def _step(rows: int, row_length: int) -> int:
 
 
 def drift_of(classifier: "Classifier") -> Drift:
-    """Empty statistics for a classifier.
-
-    Raises:
-        ArtifactError: what the artifact says of its training images' features cannot be read.
-    """
+    """Empty statistics for a classifier."""
     manifest, spec = classifier.manifest, classifier.manifest.preprocess
     identity = {"model": manifest.name, "version": manifest.version, "manifest_sha256": classifier.artifact.manifest_sha256}
-    return Drift(manifest.labels, spec.height, spec.width, read_features(classifier.artifact), **identity)
+    return Drift(manifest.labels, spec.height, spec.width, classifier.features, **identity)
 
 
 def origin_of(image: bytes) -> dict[str, int]:

@@ -30,9 +30,10 @@ def drift(
 ) -> None:
     """Tell how far images and answers in the field are from those the artifact was judged on.
 
-    For brightness, contrast, sizes, confidence and predicted classes: the population stability index (PSI), the PSI that images
-    of the very same kind exceed once in a hundred times, and the Jensen-Shannon distance. A rule of thumb for PSI: under 0.1
-    nothing changed, over 0.25 much did. docs/drift.md says what is counted.
+    For brightness, contrast, sizes, confidence, predicted classes and, of artifacts that tell it, the distance of the
+    features: the population stability index (PSI), the PSI that images of the very same kind exceed once in a hundred
+    times, and the Jensen-Shannon distance. A rule of thumb for PSI: under 0.1 nothing changed, over 0.25 much did.
+    docs/drift.md says what is counted.
 
         edgeline drift drift.json --artifact artifacts/store/flowers
 

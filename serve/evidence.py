@@ -14,13 +14,13 @@ Shapes: N images, K classes, h x w places, C features.
 import io
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from serve.artifact import Artifact
 from serve.errors import ArtifactError
+from serve.manifest import Manifest
 from serve.preprocess import FORMATS, LYING, PreprocessSpec, crop_box, orientation_of
 
 EVIDENCE = "evidence"
@@ -32,8 +32,8 @@ FILE_NAME = "embedding.json"
 """Of the mean and variance of each feature over the training images."""
 SCHEMA = "edgeline.embedding/1"
 FLOOR = 0.01
-"""Share of the mean variance that every feature's is taken to have at least: of a feature that never moved in training, the
-rounding of another processor must not look like news."""
+"""Share of the mean variance that is added to every feature's: of one that never moved in training, the rounding of another
+processor must not look like news."""
 
 Region = tuple[float, float, float, float]
 
@@ -66,15 +66,15 @@ def read_features(artifact: Artifact) -> Features | None:
     try:
         held = json.loads(artifact.read(FILE_NAME))
         if held["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {held['schema']!r}, expected {SCHEMA!r}")
+            raise ValueError(f"its schema is {str(held['schema'])[:50]!r}, expected {SCHEMA!r}")
         mean_C, variance_C = (np.asarray(held[name], np.float64) for name in ("mean", "variance"))
-        if (promised := more_outputs(artifact.manifest.outputs).get(EMBEDDING)) != mean_C.shape:
+        if (promised := more_outputs(artifact.manifest).get(EMBEDDING)) != mean_C.shape:
             raise ValueError(f"it has {mean_C.shape} features, the manifest's embedding has {promised}")
         if mean_C.ndim != 1 or mean_C.shape != variance_C.shape or not np.isfinite([mean_C, variance_C]).all():
             raise ValueError("mean and variance must be as many finite numbers each")
         if (variance_C < 0).any():
             raise ValueError("a variance is negative")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ArtifactError(
             f"{FILE_NAME} cannot be read: {error}; publish the artifact again", code="features_invalid"
         ) from error
@@ -97,6 +97,22 @@ def region_of(image: bytes | Image.Image, spec: PreprocessSpec) -> Region:
     return left / width, top / height, right / width, bottom / height
 
 
-def more_outputs(outputs: Any) -> dict[str, tuple[int, ...]]:
-    """The shapes behind the batch that a manifest promises of `evidence` and `embedding`; empty where it has neither."""
-    return {each["name"]: tuple(each["shape"][1:]) for each in outputs if each["name"] in (EVIDENCE, EMBEDDING)}
+def more_outputs(manifest: Manifest) -> dict[str, tuple[int, ...]]:
+    """The shapes behind the batch that a manifest promises of `evidence`, (K, h, w), and `embedding`, (C,); {} without them.
+
+    Raises:
+        ArtifactError: they are no such shapes, or it has one without the other.
+    """
+    found = {each["name"]: each["shape"] for each in manifest.outputs if each["name"] in (EVIDENCE, EMBEDDING)}
+    if not found:
+        return {}
+    shapes = {name: tuple(shape[1:]) if isinstance(shape, list) else () for name, shape in found.items()}
+    places, features = shapes.get(EVIDENCE, ()), shapes.get(EMBEDDING, ())
+    whole = all(type(size) is int and size > 0 for size in (*places, *features))
+    if not whole or len(places) != 3 or places[0] != len(manifest.labels) or len(features) != 1:
+        raise ArtifactError(
+            f"the manifest's outputs {EVIDENCE} and {EMBEDDING} have the shapes {str(found)[:200]}, expected "
+            f"[batch, {len(manifest.labels)}, h, w] and [batch, features]; publish the artifact again",
+            code="spec_mismatch",
+        )
+    return shapes

@@ -107,7 +107,12 @@ def prove(
                 f"{golden['logit_tolerance']:.2g}; the model or the runtime computes something else here"
             )
         if evidence is not None:
-            added_K = evidence(expected_HW3[None])[0].mean((1, 2))
+            places_NKhw = evidence(expected_HW3[None])
+            if places_NKhw.ndim != 4 or places_NKhw.shape[1] != logits_K.size:
+                raise GoldenError(
+                    f"{sample['file']}: the model's evidence has the shape {places_NKhw.shape}, expected (1, K, h, w)"
+                )
+            added_K = places_NKhw[0].mean((1, 2))
             off = float(np.abs(added_K - logits_K).max() / max(1.0, np.abs(logits_K).max()))
             if not off <= golden["logit_tolerance"]:
                 raise GoldenError(

@@ -38,6 +38,8 @@ class Soak:
         self.image, self.model = image, model
         self.pause_s = CLIENTS / rate
         self.until = until
+        self.said = ""
+        """What the photo was called first; every answer to it must be that."""
         self.answered: Counter[str] = Counter()
         self.wrong: Counter[str] = Counter()
 
@@ -78,7 +80,12 @@ class Soak:
         answer = await reader.readuntil(b"\r\n\r\n")
         lines = answer.lower().split(b"\r\n")
         length = next(int(line.partition(b":")[2]) for line in lines if line.startswith(b"content-length:"))
-        await reader.readexactly(length)
+        body = await reader.readexactly(length)
+        if kind.startswith("photo"):
+            best = json.loads(body)["predictions"][0]["label"]
+            self.said = self.said or best
+            if best != self.said:
+                self.wrong[f"{kind}: another answer"] += 1
         return int(lines[0].split()[1])
 
     def request(self, kind: str) -> tuple[bytes, bytes]:

@@ -32,9 +32,8 @@ def main() -> None:
     kinds = ("first byte", "middle byte", "last byte", "twice as long", "good")
     order = [kind for kind in kinds for _ in range(samples)]
     choice.shuffle(order)
-    asked = [
-        (kind, b"Bearer " + token_of(kind, choice)) for kind in order
-    ]  # shuffled first, so that memory holds them shuffled
+    # Shuffled before they are made, so that they lie in memory in that order too.
+    asked = [(kind, b"Bearer " + token_of(kind, choice)) for kind in order]
     taken_N = np.zeros(len(asked), np.int64)  # one array for all kinds: a list each would be in a place of memory each
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "tokens")

@@ -43,7 +43,7 @@ from serve.http.metrics import Metrics
 from serve.http.models import Models
 from serve.http.openapi import openapi_route
 from serve.http.page import page_routes
-from serve.http.prediction import identity, prediction, said, server_timing
+from serve.http.prediction import ENCODE, identity, prediction, said, server_timing
 from serve.http.replies import HANDLERS, RETRY_AFTER_S, Edge, error_reply, retry_after
 from serve.http.v2 import V2
 from serve.http.v2_models import Served
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 DEFAULT_TOP_K = 5
+MOST_EXPLAINED = 20
+"""Classes of one image that come with their evidence: each is a table of numbers to be written out."""
 BIG_FORM = 64 * 2**10
 """A form over it is taken apart in a thread: what a form costs depends on what is in it."""
 
@@ -139,7 +141,7 @@ def create_app(
         service: its models and engine are started by the caller, when the socket is open.
         store: whose artifacts may be downloaded; None serves no downloads.
         metrics: whether `/metrics` and `/drift` are among the routes; not where others than this machine may ask.
-        tokens: of which every request must name one; None lets everybody in.
+        tokens: of which every request must name one, but for health and the page's files; None lets everybody in.
         cors: origins whose pages may ask from a browser.
         access_log: whether each request is a line in the log.
     """
@@ -197,7 +199,8 @@ class Api:
         classifier = service.models.current(name)
         if classifier is None:
             return self._no_model(request, name)
-        top_k, explain, most_s = _top_k(request), _explain(request, classifier), service.terms.deadline_s
+        top_k, most_s = _top_k(request), service.terms.deadline_s
+        explain = _explain(request, classifier, top_k)
         within_s = min(timeout_s(request.headers) or most_s, most_s)
         service.admit(within_s)
         champion = None
@@ -210,14 +213,14 @@ class Api:
                 if champion is not None:
                     return await self._challenged(champion, classifier, body, top_k, within_s)
                 answer = await service.answer(classifier, body, within_s, explain=explain)
-                return _prediction(classifier, answer, top_k, body if explain else None)
+                return _prediction(classifier, answer, top_k)
             if len(body) > BIG_FORM:
                 images = await asyncio.to_thread(files_in, body, boundary)
             else:
                 images = files_in(body, boundary)
             if len(images) == 1:
                 answer = await service.answer(classifier, images[0], within_s, explain=explain)
-                return _prediction(classifier, answer, top_k, images[0] if explain else None)
+                return _prediction(classifier, answer, top_k)
             return await self._many(classifier, images, top_k, within_s, explain)
 
     async def _many(
@@ -225,15 +228,12 @@ class Api:
     ) -> Response:
         """Each file's own answer, or its own error."""
         asked = (self.service.answer(classifier, image, within_s, explain=explain) for image in images)
-        results: list[dict[str, Any]] = []
-        for image, found in zip(images, await asyncio.gather(*asked, return_exceptions=True), strict=True):
-            if isinstance(found, Answer):
-                results.append(said(classifier, found, top_k, image if explain else None))
-            elif isinstance(found, EdgelineError):
-                results.append({"error": " ".join(str(found).split()), "code": found.code})
-            else:
-                raise found
-        return JSONResponse({**identity(classifier), "results": results})
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        if explain:  # so many numbers that others would wait for their digits
+            body = await asyncio.to_thread(_results, classifier, answers, top_k)
+        else:
+            body = _results(classifier, answers, top_k)
+        return Response(body, media_type="application/json")
 
     async def _challenged(
         self, champion: Classifier, challenger: Classifier, image: bytes, top_k: int, within_s: float
@@ -315,16 +315,28 @@ class Api:
         return error_reply(request, 503, failure.code, f"the artifact is not served: {failure.reason}", headers)
 
 
-def _prediction(classifier: Classifier, answer: Answer, top_k: int, image: bytes | None = None) -> Response:
+def _results(classifier: Classifier, answers: Sequence[Answer | BaseException], top_k: int) -> bytes:
+    results: list[dict[str, Any]] = []
+    for found in answers:
+        if isinstance(found, Answer):
+            results.append(said(classifier, found, top_k))
+        elif isinstance(found, EdgelineError):
+            results.append({"error": " ".join(str(found).split()), "code": found.code})
+        else:
+            raise found
+    return ENCODE({**identity(classifier), "results": results}).encode()
+
+
+def _prediction(classifier: Classifier, answer: Answer, top_k: int) -> Response:
     headers = {"Server-Timing": server_timing(answer)}
-    return Response(prediction(classifier, answer, top_k, image), media_type="application/json", headers=headers)
+    return Response(prediction(classifier, answer, top_k), media_type="application/json", headers=headers)
 
 
-def _explain(request: Request, classifier: Classifier) -> bool:
+def _explain(request: Request, classifier: Classifier, top_k: int) -> bool:
     """Whether the request asks why.
 
     Raises:
-        InputError: in a way that is not known, or of an artifact that cannot say.
+        InputError: in a way that is not known, of too many classes, or of an artifact that cannot say.
     """
     values = request.query_params.getlist("explain")
     if not values:
@@ -333,6 +345,8 @@ def _explain(request: Request, classifier: Classifier) -> bool:
         raise InputError(f"explain must be given once, as {METHOD!r}, the one way there is", code="explain_invalid")
     if not classifier.explains:
         raise classifier.unexplained()
+    if top_k > MOST_EXPLAINED:
+        raise InputError(f"with explain, top_k may be {MOST_EXPLAINED} at most, got {top_k}", code="explain_invalid")
     return True
 
 

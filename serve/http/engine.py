@@ -25,6 +25,7 @@ import numpy as np
 
 from serve.classifier import Classifier
 from serve.errors import DeadlineError, EdgelineError, OverloadedError
+from serve.evidence import Region, region_of
 
 LOG = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class Answer:
     """Of an artifact that explains itself."""
     evidence_Khw: np.ndarray | None = None
     """Where it was asked for."""
+    region: Region | None = None
+    """Of an encoded image, then: what of it the model saw."""
 
 
 @dataclass(eq=False, slots=True)
@@ -87,6 +90,7 @@ class Job:
     """Whether the evidence is wanted too."""
     taken: float = 0.0
     decode_s: float = 0.0
+    region: Region | None = None
     dropped: bool = False
     """Nobody waits for it any more."""
     outcome: Answer | Exception | None = None
@@ -335,6 +339,8 @@ class Engine:
         begun = time.perf_counter()
         try:
             pixels_HW3 = job.classifier.pixels(job.item)
+            if job.explain:
+                job.region = region_of(job.item, job.classifier.manifest.preprocess)
         except Exception as error:
             self._finish(job, _bare(error))
             return None
@@ -369,6 +375,7 @@ class Engine:
                 pixels_HW3,
                 None if outputs.embedding_NC is None else outputs.embedding_NC[row],
                 None if outputs.evidence_NKhw is None else outputs.evidence_NKhw[row],
+                job.region,
             )
             self._finish(job, answer)
 

@@ -1,6 +1,6 @@
 """The short way of the plain request: `POST /predict` whose body is one image and came whole, with its head.
 
-    server.connections.express = Express(service, app)
+    server.connections.express = Express(service, tokens)
 
 On the event loop it is not the work that takes time. A runner has just emptied the caches, and every line of Python that a
 request meets comes back from memory, at several times the cost of the same line in a loop. So this way is short. No task, no

@@ -4,6 +4,7 @@ Only a server that is told to keep them imports this. A runner takes note of eac
 the versions that are loaded are kept, those of older ones go with them.
 """
 
+import logging
 import threading
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,6 +15,8 @@ from serve.drift_report import read_reference
 from serve.errors import EdgelineError
 from serve.http.engine import Answer, Job
 from serve.snapshots import distance
+
+LOG = logging.getLogger(__name__)
 
 
 class Observed:
@@ -38,7 +41,11 @@ class Observed:
         drift, reference = self._of(classifier)
         if reference is None or drift.count == 0:
             return {}
-        return distance(drift.snapshot(), reference)
+        try:
+            return distance(drift.snapshot(), reference)
+        except EdgelineError as error:  # a reference with other bins is no reference; the metrics are still to be had
+            LOG.warning("the drift of %s is not known: %s", classifier.manifest.name, error)
+            return {}
 
     def _of(self, classifier: Classifier) -> tuple[Drift, dict[str, Any] | None]:
         with self._lock:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from serve.classifier import Classifier
-from serve.evidence import METHOD, region_of
+from serve.evidence import METHOD
 from serve.http.engine import Answer
 
 ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -22,20 +22,19 @@ def ranked(classifier: Classifier, answer: Answer, top_k: int) -> list[dict[str,
     return [{"label": each.label, "probability": each.probability, "index": each.index} for each in ranking]
 
 
-def said(classifier: Classifier, answer: Answer, top_k: int, image: bytes | None = None) -> dict[str, Any]:
-    """What one image's answer says; with the image, of an answer that has the evidence, also why."""
+def said(classifier: Classifier, answer: Answer, top_k: int) -> dict[str, Any]:
+    """What one image's answer says; of one that was asked for it, also why."""
     predictions = ranked(classifier, answer, top_k)
-    if image is None or answer.evidence_Khw is None:
+    if answer.evidence_Khw is None:
         return {"predictions": predictions}
     for each in predictions:
         each["evidence"] = answer.evidence_Khw[each["index"]].tolist()
-    region = region_of(image, classifier.manifest.preprocess)
-    return {"predictions": predictions, "explanation": {"method": METHOD, "region": region}}
+    return {"predictions": predictions, "explanation": {"method": METHOD, "region": answer.region}}
 
 
-def prediction(classifier: Classifier, answer: Answer, top_k: int, image: bytes | None = None) -> bytes:
-    """The body of one image's answer; `image` as `said` takes it."""
-    return ENCODE({**identity(classifier), **said(classifier, answer, top_k, image)}).encode()
+def prediction(classifier: Classifier, answer: Answer, top_k: int) -> bytes:
+    """The body of one image's answer."""
+    return ENCODE({**identity(classifier), **said(classifier, answer, top_k)}).encode()
 
 
 def server_timing(answer: Answer) -> str:

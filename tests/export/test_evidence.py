@@ -25,11 +25,11 @@ from flows.line import AFTER_PREPARE, export_key
 from pipeline.backbones import Network, Normalisation
 from pipeline.config import VerifyConfig
 from pipeline.run import Run
-from pipeline.samples import Sample
+from pipeline.samples import ADMITTED, Sample, read_image, read_prepared
 from serve.classifier import Classifier
 from serve.errors import ConfigError, ExportError
 from serve.evidence import read_features
-from serve.preprocess import PreprocessSpec
+from serve.preprocess import PreprocessSpec, preprocess
 from serve.runtime import create_session
 
 Change = Callable[[onnx.ModelProto], None]
@@ -181,6 +181,12 @@ def test_a_classifier_whose_bias_the_exporter_left_out_adds_up_too(tiny: Callabl
     assert problems == []
 
 
+def test_a_last_map_of_one_place_says_nothing_of_where(tiny: Callable[[], Deployed], tmp_path: Path) -> None:
+    spec = PreprocessSpec(height=4, width=4)  # the convolution leaves one place of it
+    with pytest.raises(ConfigError, match="one place"):
+        export(tiny(), spec, tmp_path / "model.onnx", classes=3, opset=18, metadata={}, explain=True)
+
+
 # The line
 
 
@@ -232,6 +238,11 @@ def test_the_features_are_those_of_the_training_images(published: Run, store_fol
     held = json.loads((store_folder / "statistics.json").read_text())["statistics"]["embedding"]
     assert held["count"] > 0
     assert 0.5 < held["mean"] < 3
+    train = read_prepared(published.step("prepare")).of("train")
+    pixels_NHW3 = np.stack([preprocess(read_image(sample), classifier.manifest.preprocess, ADMITTED) for sample in train])
+    embedding_NC = np.concatenate([classifier.run(batch_NHW3).embedding_NC for batch_NHW3 in np.array_split(pixels_NHW3, 4)])  # type: ignore[misc]
+    np.testing.assert_allclose(features.mean_C, embedding_NC.mean(0), atol=1e-4)
+    np.testing.assert_allclose(features.variance_C, embedding_NC.var(0), atol=1e-3)
 
 
 def test_the_outputs_leave_the_integer_operators_as_they_were(finished: Any, published: Run) -> None:

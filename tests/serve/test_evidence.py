@@ -3,23 +3,27 @@
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from explaining import COLUMNS, ROWS, by_hand, explain_itself, mapped_model
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from PIL import Image
 
 from export.evidence import add_outputs
+from flows.cli import main
 from serve.answers import answer
 from serve.classifier import Classifier
 from serve.drift import BATCH, drift_of
-from serve.errors import ArtifactError, EdgelineError, GoldenError, InputError
+from serve.errors import ArtifactError, GoldenError, InputError
 from serve.evidence import read_features, region_of
 from serve.pictures import Picture, read_picture
 from serve.preprocess import PreprocessSpec
+from serve.snapshots import distance
 
 SIZE = (ROWS * 4, COLUMNS * 4)
 
@@ -161,6 +165,35 @@ def test_a_line_says_why_where_it_is_asked_to(classifier: Classifier, photo: byt
     assert "evidence" not in plain["predictions"][0]
 
 
+def test_who_asks_an_artifact_that_cannot_say_is_answered_without(artifact_template: Path, photo: bytes) -> None:
+    line = answer(Classifier.open(artifact_template), Picture({"frame": 1}, photo), 1, explain=True)
+    assert line["predictions"][0].keys() == {"label", "probability", "index"}
+    assert "explanation" not in line
+
+
+def test_the_command_says_why(
+    explaining_template: Path, tmp_path: Path, photo: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photo.png").write_bytes(photo)
+    command = ["predict", str(explaining_template), str(tmp_path / "photo.png"), "--json", "--explain", "--top-k", "1"]
+    assert main(command) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert np.shape(line["predictions"][0]["evidence"]) == (ROWS, COLUMNS)
+    assert line["explanation"]["method"] == "cam"
+
+
+def test_the_command_tells_what_it_cannot_explain(
+    artifact_template: Path, explaining_template: Path, tmp_path: Path, photo: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photo.png").write_bytes(photo)
+    assert main(["predict", str(artifact_template), str(tmp_path / "photo.png"), "--json", "--explain"]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "[explain_not_available]" in told.err
+    assert main(["predict", str(explaining_template), str(tmp_path / "photo.png"), "--explain"]) == 2
+    assert "--json" in capsys.readouterr().err
+
+
 def test_a_frame_has_a_region_too(classifier: Classifier, photo: bytes) -> None:
     with Image.open(io.BytesIO(photo)) as picture:
         line = answer(classifier, Picture({"frame": 0}, picture.convert("RGB")), 1, explain=True)
@@ -210,9 +243,16 @@ def test_a_variant_without_features_counts_none_and_can_still_be_compared(classi
     drift = drift_of(classifier)
     pixels_HW3 = classifier.pixels(photo)
     drift.observe(pixels_HW3, classifier.probabilities(pixels_HW3[None])[0])
-    found = drift.snapshot()["statistics"]
-    assert found["embedding"]["count"] == 0
-    assert found["brightness"]["count"] == 1
+    found = drift.snapshot()
+    assert found["statistics"]["embedding"]["count"] == 0
+    reference = drift_of(classifier)
+    for _ in range(9):
+        outputs = classifier.run(pixels_HW3[None])
+        assert outputs.embedding_NC is not None
+        reference.observe(pixels_HW3, outputs.probabilities_NK[0], embedding_C=outputs.embedding_NC[0])
+    distances = distance(found, reference.snapshot())
+    assert "embedding" not in distances
+    assert distances["brightness"]["count"] == 1
 
 
 def test_an_artifact_without_them_keeps_no_distance(artifact_template: Path) -> None:
@@ -229,15 +269,67 @@ def test_an_artifact_without_them_keeps_no_distance(artifact_template: Path) -> 
         {"variance": [1.0, -1.0, 1.0]},
         {"variance": [1.0, None, 1.0]},
         {"mean": [1e400, 0.0, 0.0]},
+        {"mean": [10**400, 0, 0]},
         {"mean": "three"},
+        {"schema": "x" * 10_000},
     ],
-    ids=["another schema", "too few", "negative", "null", "infinite", "text"],
+    ids=["another schema", "too few", "negative", "null", "infinite", "beyond any double", "text", "a long schema"],
 )
 def test_features_that_cannot_be_are_refused(folder: Path, seal: Any, change: dict[str, Any]) -> None:
     held = json.loads((folder / "embedding.json").read_text()) | change
     (folder / "embedding.json").write_text(json.dumps(held))
-    classifier = Classifier.open(seal(folder))
-    with pytest.raises(EdgelineError, match=r"embedding\.json cannot be read") as refusal:
-        drift_of(classifier)
+    with pytest.raises(ArtifactError, match=r"embedding\.json cannot be read") as refusal:
+        Classifier.open(seal(folder))
     assert refusal.value.code == "features_invalid"
     assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 400
+
+
+ODD_OUTPUTS: dict[str, Callable[[list[dict[str, Any]]], object]] = {
+    "a shape that is a number": lambda outputs: outputs[2].update(shape=4),
+    "no shape": lambda outputs: outputs[2].update(shape=None),
+    "nothing behind the batch": lambda outputs: outputs[2].update(shape=["batch"]),
+    "one place too few": lambda outputs: outputs[2].update(shape=["batch", 4, 12]),
+    "places that are no numbers": lambda outputs: outputs[2].update(shape=["batch", 4, "h", "w"]),
+    "another number of classes": lambda outputs: outputs[2].update(shape=["batch", 5, 3, 4]),
+    "a flag": lambda outputs: outputs[3].update(shape=["batch", True]),
+    "evidence alone": lambda outputs: outputs.pop(3),
+    "embedding alone": lambda outputs: outputs.pop(2),
+}
+
+
+@pytest.mark.parametrize("change", ODD_OUTPUTS.values(), ids=ODD_OUTPUTS)
+def test_outputs_that_cannot_be_are_refused_in_one_line(
+    folder: Path, seal: Any, change: Callable[[list[dict[str, Any]]], object]
+) -> None:
+    outputs = json.loads((folder / "manifest.json").read_text())["outputs"]
+    change(outputs)
+    with pytest.raises(ArtifactError, match="evidence") as refusal:
+        Classifier.open(seal(folder, outputs=outputs))
+    assert refusal.value.code == "spec_mismatch"
+    assert "\n" not in str(refusal.value)
+
+
+def test_evidence_that_is_not_finite_is_not_given_out(folder: Path, seal: Any) -> None:
+    def only_where_it_is_white(model: onnx.ModelProto) -> None:
+        """0 / 0 where all three colours are full, which no golden sample is."""
+        last = next(each for each in model.graph.node if each.name == "explain.evidence")
+        last.output[0] = "sound"
+        model.graph.node.extend(
+            [
+                helper.make_node("ReduceMean", ["levels"], ["level"], keepdims=1, axes=[1, 2, 3]),
+                helper.make_node("Sub", ["level", "white"], ["short"]),
+                helper.make_node("Div", ["short", "short"], ["one"]),
+                helper.make_node("Mul", ["sound", "one"], ["evidence"]),
+            ]
+        )
+        model.graph.initializer.append(numpy_helper.from_array(np.array(255, np.float32), "white"))
+
+    model = add_outputs(mapped_model(), *SIZE)
+    only_where_it_is_white(model)
+    classifier = Classifier.open(explain_itself(folder, seal, model))
+    white_1HW3 = np.full((1, *SIZE, 3), 255, np.uint8)
+    assert np.isfinite(classifier.probabilities(white_1HW3)).all()
+    with pytest.raises(ArtifactError, match="not finite") as refusal:
+        classifier.run(white_1HW3, explain=True)
+    assert refusal.value.code == "model_output_not_finite"

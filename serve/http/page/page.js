@@ -23,9 +23,10 @@ const results = new Results({
 // Readiness
 
 async function ask(path) {
-  const reply = await fetch(path, { headers: withToken(), signal: AbortSignal.timeout(PATIENCE_MS) });
+  const headers = withToken();
+  const reply = await fetch(path, { headers, signal: AbortSignal.timeout(PATIENCE_MS) });
   const body = await reply.json();
-  if (body.code === "unauthorized") askForToken();
+  if (body.code === "unauthorized") askForToken(headers);
   return { ok: reply.ok, body };
 }
 

@@ -76,14 +76,13 @@ export class Results {
     if (entry.abort.signal.aborted) {
       // removed meanwhile
     } else if (outcome.code === "loading" || outcome.code === "unauthorized") {
-      if (outcome.code === "unauthorized") askForToken();
       this.hold();
       this.#wait(entry);
       this.onTrouble();
     } else {
       entry.state = "done";
       if (outcome.answer) {
-        const why = this.explains ? whyOf(entry.preview, () => explained(entry)) : [];
+        const why = this.explains ? whyOf(entry.preview, () => explained(entry, outcome.answer)) : [];
         this.#show(entry, answerOf(outcome, why));
         const [best] = outcome.answer.predictions;
         say(`${entry.file.name}: ${best.label}, ${percent(best.probability)}`);
@@ -153,12 +152,14 @@ async function classify(file, maxBytes, signal, more = "") {
     return { error: `This file has ${bytes(file.size)}, the server takes at most ${bytes(maxBytes)}.` };
   }
   const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
-  const request = { method: "POST", headers: withToken({ "Content-Type": type }), body: file, signal };
+  const headers = withToken({ "Content-Type": type });
+  const request = { method: "POST", headers, body: file, signal };
   const started = performance.now();
   try {
     const reply = await fetch(`predict?top_k=${byId("top-k").value}${more}`, request);
     const body = await reply.json().catch(() => ({ error: `The server answered with status ${reply.status} and no reason.` }));
     const total_ms = performance.now() - started;
+    if (body.code === "unauthorized") askForToken(headers);
     if (reply.ok && body.predictions) return { answer: body, total_ms, stages: stagesOf(reply.headers.get("Server-Timing")) };
     return { error: String(body.error), code: body.code, again: reply.status === 429 || reply.status >= 500 };
   } catch {
@@ -174,10 +175,13 @@ function stagesOf(header) {
     .filter(([name, time]) => name !== "total" && Number.isFinite(time));
 }
 
-/** Have the server say why; throws its one line where it does not. */
-async function explained({ file, abort }) {
+/** Have the server say why of what it said; throws one line where it does not, or where another model answers by now. */
+async function explained({ file, abort }, said) {
   const { answer, error } = await classify(file, Infinity, abort.signal, "&explain=cam");
   if (!answer) throw new Error(error);
+  if (answer.model !== said.model || answer.version !== said.version || answer.variant !== said.variant) {
+    throw new Error(`${answer.model} ${answer.version} answers by now, and this is what ${said.version} said; send the photo again.`);
+  }
   return answer;
 }
 

@@ -4,17 +4,30 @@ import { byId } from "./page.dom.js";
 
 const KEY = "edgeline-token";
 
-/** The headers that a request needs, with others of its own. */
-export function withToken(headers = {}) {
-  const token = sessionStorage.getItem(KEY);
-  return token ? { ...headers, Authorization: `Bearer ${token}` } : headers;
+let known = null; // also where the browser keeps nothing for pages
+try {
+  known = sessionStorage.getItem(KEY);
+} catch {}
+
+function keep(token) {
+  known = token;
+  try {
+    if (token === null) sessionStorage.removeItem(KEY);
+    else sessionStorage.setItem(KEY, token);
+  } catch {}
 }
 
-/** Ask for a token. One that was sent already was not taken, and is forgotten. */
-export function askForToken() {
+/** The headers that a request needs, with others of its own. */
+export function withToken(headers = {}) {
+  return known === null ? headers : { ...headers, Authorization: `Bearer ${known}` };
+}
+
+/** Ask for a token, because a request with these headers was refused; the one that they name is forgotten. */
+export function askForToken(sent) {
   const form = byId("token");
-  const refused = sessionStorage.getItem(KEY) !== null;
-  sessionStorage.removeItem(KEY);
+  const refused = known !== null;
+  if (sent.Authorization !== withToken().Authorization) return; // another one was given meanwhile
+  keep(null);
   if (refused || form.hidden) byId("token-hint").textContent = refused ? "The server does not know this token." : "";
   if (!form.hidden) return;
   form.hidden = false;
@@ -29,7 +42,7 @@ export function setupToken(onToken) {
       byId("token-hint").textContent = "A token has no blanks and no letters beyond ASCII.";
       return;
     }
-    sessionStorage.setItem(KEY, token);
+    keep(token);
     byId("token-text").value = "";
     byId("token").hidden = true;
     onToken();

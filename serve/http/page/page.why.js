@@ -37,7 +37,7 @@ function shown(preview, { predictions, explanation }) {
     width: `${100 * (right - left)}%`,
     height: `${100 * (bottom - top)}%`,
   });
-  const choice = el("select", {}, ...predictions.map(({ label }, place) => el("option", { value: place }, label)));
+  const choice = el("select", {}, ...predictions.map(({ label }, index) => el("option", { value: index }, label)));
   // One scale for all classes that are shown, or the least likely one would look as sure as the best.
   const most = Math.max(...predictions.flatMap(({ evidence }) => evidence.flat().map(Math.abs)), Number.MIN_VALUE);
   const paint = () => {
@@ -51,7 +51,9 @@ function shown(preview, { predictions, explanation }) {
     "div",
     {},
     el("div", { class: "seen" }, picture, overlay),
-    el("label", { class: "quiet" }, "What speaks for ", predictions.length > 1 ? choice : isolated(predictions[0].label)),
+    predictions.length > 1
+      ? el("label", { class: "quiet" }, "What speaks for ", choice)
+      : el("p", { class: "quiet" }, "What speaks for ", isolated(predictions[0].label)),
     el("p", { class: "quiet" }, "Orange places speak for the class, blue ones against it. Outside the frame nothing was looked at."),
   );
 }
@@ -59,9 +61,9 @@ function shown(preview, { predictions, explanation }) {
 function draw(canvas, evidence, most) {
   [canvas.width, canvas.height] = [evidence[0].length, evidence.length];
   const image = new ImageData(canvas.width, canvas.height);
-  evidence.flat().forEach((value, place) => {
+  evidence.flat().forEach((value, index) => {
     const colour = value > 0 ? [255, 120, 0] : [0, 90, 255];
-    image.data.set([...colour, (MOST_ALPHA * Math.abs(value)) / most], 4 * place);
+    image.data.set([...colour, (MOST_ALPHA * Math.abs(value)) / most], 4 * index);
   });
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
@@ -69,8 +71,8 @@ function draw(canvas, evidence, most) {
 /** Where the strongest place is, for those who do not see it. */
 function inWords(evidence) {
   const values = evidence.flat();
-  const place = values.indexOf(Math.max(...values));
-  const [row, column] = [Math.floor(place / evidence[0].length), place % evidence[0].length];
+  const strongest = values.indexOf(Math.max(...values));
+  const [row, column] = [Math.floor(strongest / evidence[0].length), strongest % evidence[0].length];
   const third = (at, of, names) => names[Math.min(2, Math.floor((3 * (at + 0.5)) / of))];
   const vertical = third(row, evidence.length, ["top", "middle", "bottom"]);
   const horizontal = third(column, evidence[0].length, ["left", "centre", "right"]);

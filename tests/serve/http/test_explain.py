@@ -66,6 +66,13 @@ def test_another_way_to_ask_is_refused(explaining: Any, photos: list[bytes], que
     assert "cam" in reply.json()["error"]
 
 
+def test_of_more_than_twenty_classes_it_is_not_asked(explaining: Any, photos: list[bytes]) -> None:
+    assert explaining.client.post("/predict", params=WHY | {"top_k": 20}, content=photos[0]).status_code == 200
+    reply = explaining.client.post("/predict", params=WHY | {"top_k": 21}, content=photos[0])
+    assert (reply.status_code, reply.json()["code"]) == (400, "explain_invalid")
+    assert "20" in reply.json()["error"]
+
+
 def test_an_artifact_that_cannot_say_why_says_so(site: Any, photos: list[bytes]) -> None:
     reply = site.client.post("/predict", params=WHY, content=photos[0])
     assert (reply.status_code, reply.json()["code"]) == (400, "explain_not_available")

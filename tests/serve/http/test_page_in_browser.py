@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,6 +214,25 @@ def test_the_page_shows_why(explaining_template: Path, serving: Any, visit: Any,
                 assert (red > blue) == (evidence[row][column] > 0), (label, row, column)
         result.get_by_role("button", name="Why?").click()
         sync_api.expect(overlay).to_have_count(0)
+
+
+def test_why_is_not_told_of_another_versions_answer(
+    explaining_template: Path, tmp_path: Path, seal: Any, serving: Any, visit: Any, halves: bytes
+) -> None:
+    store = tmp_path / "colours"
+    shutil.copytree(explaining_template, store / "1")
+    with serving(store) as site:
+        tab = visit(site.url)
+        sync_api.expect(tab.page.locator("#status")).to_have_text("Ready")
+        tab.page.set_input_files("#files", [file_of(halves)])
+        [result] = tab.wait_for(1).all()
+        shutil.copytree(explaining_template, tmp_path / "next")
+        seal(tmp_path / "next", version=2).rename(store / "2")
+        end = time.monotonic() + 20
+        while site.client.get("/readyz").json()["version"] != 2:
+            assert time.monotonic() < end
+        result.get_by_role("button", name="Why?").click()
+        sync_api.expect(result.locator(".why .problem")).to_contain_text("colours 2 answers by now")
 
 
 def test_a_model_that_cannot_say_why_is_not_asked(site: Any, visit: Any, artifact_template: Path) -> None:
