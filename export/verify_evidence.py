@@ -79,7 +79,7 @@ def torch_evidence(network: Network, temperature: float, pixels_NHW3: np.ndarray
 
     def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(output, Tensor) and output.dim() == 4 and output.shape[1] == network.classifier.in_features:
-            maps.append(output)
+            maps.extend([output] if output.shape[2:].numel() > 1 else [])  # one place is what was averaged already
 
     hooks = [module.register_forward_hook(keep) for module in network.backbone.modules()]
     try:

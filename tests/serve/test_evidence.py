@@ -15,7 +15,6 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from export.evidence import add_outputs
-from flows.cli import main
 from serve.answers import answer
 from serve.classifier import Classifier
 from serve.drift import BATCH, drift_of
@@ -171,27 +170,25 @@ def test_who_asks_an_artifact_that_cannot_say_is_answered_without(artifact_templ
     assert "explanation" not in line
 
 
-def test_the_command_says_why(
-    explaining_template: Path, tmp_path: Path, photo: bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_why(explaining_template: Path, tmp_path: Path, photo: bytes, run: Any) -> None:
     (tmp_path / "photo.png").write_bytes(photo)
-    command = ["predict", str(explaining_template), str(tmp_path / "photo.png"), "--json", "--explain", "--top-k", "1"]
-    assert main(command) == 0
-    line = json.loads(capsys.readouterr().out)
+    code, out, _ = run("predict", explaining_template, tmp_path / "photo.png", "--json", "--explain", "--top-k", "1")
+    assert code == 0
+    line = json.loads(out)
     assert np.shape(line["predictions"][0]["evidence"]) == (ROWS, COLUMNS)
     assert line["explanation"]["method"] == "cam"
 
 
 def test_the_command_tells_what_it_cannot_explain(
-    artifact_template: Path, explaining_template: Path, tmp_path: Path, photo: bytes, capsys: pytest.CaptureFixture[str]
+    artifact_template: Path, explaining_template: Path, tmp_path: Path, photo: bytes, run: Any
 ) -> None:
     (tmp_path / "photo.png").write_bytes(photo)
-    assert main(["predict", str(artifact_template), str(tmp_path / "photo.png"), "--json", "--explain"]) == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert "[explain_not_available]" in told.err
-    assert main(["predict", str(explaining_template), str(tmp_path / "photo.png"), "--explain"]) == 2
-    assert "--json" in capsys.readouterr().err
+    code, out, told = run("predict", artifact_template, tmp_path / "photo.png", "--json", "--explain")
+    assert (code, out) == (1, "")
+    assert "[explain_not_available]" in told
+    code, _, told = run("predict", explaining_template, tmp_path / "photo.png", "--explain")
+    assert code == 2
+    assert "--json" in told
 
 
 def test_a_frame_has_a_region_too(classifier: Classifier, photo: bytes) -> None:
