@@ -31,7 +31,6 @@ hypothesis.settings.register_profile("edgeline", deadline=None, database=None)
 hypothesis.settings.load_profile("edgeline")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the tests that share runs, which take a minute to make, to one process; the server's go wherever there is room."""
     for item in items:
