@@ -15,10 +15,10 @@ from pathlib import Path
 from common import Clock, photos, report
 
 from flows.line import evaluate, train
+from pipeline.atomic_files import file_digest
 from pipeline.config import load_config
 from pipeline.evaluate import read_evaluation
 from pipeline.prepare import prepare
-from pipeline.steps import file_digest
 
 STRATEGIES = ("head", "full", "differential", "gradual")
 

@@ -20,11 +20,11 @@ import numpy as np
 from export.comparison import Outputs, in_batches
 from export.int8 import Quantisable, Ranges, Recipe, input_means, integer_share, make_ready, measure_ranges, quantise, saturates
 from export.likeness import drop_between, liken, sqnr_db, unmet
+from pipeline.atomic_files import digest_of
 from pipeline.config import Bars, ExportConfig
 from pipeline.features import CPU_BATCH
 from pipeline.progress import track
 from pipeline.samples import Sample, stream_pixels
-from pipeline.steps import digest_of
 from serve.errors import DataError, ExportError, TrainingError
 from serve.preprocess import PreprocessSpec
 from serve.runtime import create_session, multiplies_exactly

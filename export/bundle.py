@@ -17,12 +17,13 @@ from export.reference import write_reference
 from export.table import figures
 from export.to_onnx import Deployed
 from export.verify import choose_samples
+from pipeline.atomic_files import file_digest
 from pipeline.checkpoint import load_checkpoint
 from pipeline.evaluate import FILE_NAME as EVALUATION_NAME
 from pipeline.evaluate import Evaluation, read_evaluation
+from pipeline.receipts import read_receipt
 from pipeline.run import Run
 from pipeline.samples import SPLITS, read_prepared
-from pipeline.steps import file_digest, read_receipt
 from serve import manifest as manifests
 from serve.drift_report import FILE_NAME as STATISTICS_NAME
 from serve.errors import VerificationError

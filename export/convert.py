@@ -4,6 +4,7 @@ A converter is a script, `convert_<format>.py`, which knows nothing of edgeline:
 the path to write, and finds in the folder what its format is made from. Nothing it writes is believed: the gate runs it.
 """
 
+import importlib.util
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
@@ -21,6 +22,13 @@ SOURCES = {
 }
 """What a format is made from: the ONNX file of the same precision, the PyTorch program (`torch.export`, one image at a time),
 calibration images as uint8 (N, H, W, 3)."""
+SCRIPTS = {
+    "openvino": "export.convert_openvino",
+    "litert": "export.convert_litert",
+    "executorch": "export.convert_executorch",
+    "coreml": "export.convert_coreml",
+}
+"""A format's converter. Named as modules so that they are part of the code digest of the variants; they run as files."""
 CALIBRATION = "calibration.npy"
 """The source that only int8 is made from."""
 CONVERT_S = 1800
@@ -44,7 +52,7 @@ def convert(format: str, precision: str, sources: Mapping[str, Write], path: Pat
         ExportError: the environment cannot be made, or the converter refuses the network.
     """
     python = environment(format, environments)
-    script = Path(__file__).with_name(f"convert_{format}.py")
+    script = script_path(SCRIPTS[format])
     with tempfile.TemporaryDirectory() as folder, waiting(f"writing {path.name}"):
         for name in SOURCES[format]:
             if name != CALIBRATION or precision == "int8":
@@ -62,3 +70,11 @@ def convert(format: str, precision: str, sources: Mapping[str, Write], path: Pat
             raise ExportError(
                 f"{PACKAGES[format][0]} took more than {CONVERT_S} seconds to convert this network", code="format_unfit"
             ) from error
+
+
+def script_path(module: str) -> Path:
+    """The file of a module that runs as a script in another environment."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, module
+    assert spec.origin is not None, module
+    return Path(spec.origin)

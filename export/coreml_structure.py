@@ -20,6 +20,7 @@ import onnx
 from onnx import numpy_helper
 
 from export.comparison import Outputs
+from export.convert import script_path
 from export.environments import environment
 from export.likeness import liken, unmet
 from pipeline.config import Bars
@@ -130,7 +131,7 @@ def _is_rounded(candidate: np.ndarray, weight: np.ndarray) -> bool:
 
 def _inspect(package: Path, python: Path, images_NHW3: np.ndarray) -> tuple[dict[str, Any], list[np.ndarray], Outputs | None]:
     """What coremltools reads in a package: the facts, the layers' weights, and what its graph gives."""
-    script = Path(__file__).with_name("inspect_coreml.py")
+    script = script_path("export.inspect_coreml")
     with tempfile.TemporaryDirectory() as folder:
         pixels, found = Path(folder, "pixels.npy"), Path(folder, "found.npz")
         copy = shutil.copytree(package, Path(folder, package.name))  # opening a package writes its manifest anew

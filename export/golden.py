@@ -21,9 +21,9 @@ from PIL import Image
 from export.environments import FOLDER, opened
 from export.report import write_golden_page
 from export.to_onnx import Deployed
+from pipeline.atomic_files import write_json
 from pipeline.config import PublishConfig
 from pipeline.samples import ADMITTED, Sample, map_ahead, read_image
-from pipeline.steps import write_json
 from serve.golden import FILE_NAME
 from serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, crop_box, decode_image, fit, jpeg_scale, preprocess
 

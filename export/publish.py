@@ -6,23 +6,12 @@ from typing import Any
 
 from export import files
 from export.store import publish_folder
+from pipeline.atomic_files import file_digest
+from pipeline.code_digest import code_digest
+from pipeline.receipts import is_current, read_receipt, result_digest
 from pipeline.run import Run, StepResult
-from pipeline.steps import digest_of, file_digest, is_current, read_receipt, result_digest, step_key
+from pipeline.step import CODE_CACHE, step_key
 from serve.errors import VerificationError
-
-MODULES = (
-    "export.bundle",
-    "export.golden",
-    "export.reference",
-    "export.report",
-    "export.table",
-    "pipeline.evaluate",
-    "serve.drift",
-    "serve.golden",
-    "serve.manifest",
-    "serve.snapshots",
-)
-"""The code that an artifact's files are written by, beside that of the steps."""
 
 
 def publish(run: Run) -> StepResult:
@@ -52,7 +41,8 @@ def content_digest(run: Run) -> str:
     """Digest of all that a run's artifact is made from."""
     steps = {name: result_digest(run.step(name)) for name in ("train", "evaluate", "export", "verify")}
     settings = {"publish": run.config.publish.model_dump(), "name": run.config.artifact_name}
-    return digest_of({"steps": steps, "code": step_key(settings, MODULES)})
+    code = code_digest("export.bundle", cache=run.config.cache / CODE_CACHE)
+    return step_key({"steps": steps, "settings": settings}, code)
 
 
 def read_verification(run: Run) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.steps import sync_folder, sync_tree
+from pipeline.atomic_files import sync_folder, sync_tree
 from serve.artifact import open_artifact, versions
 from serve.classifier import Classifier
 from serve.errors import EdgelineError, StoreError

@@ -20,12 +20,12 @@ from export import files
 from export.evidence import add_outputs
 from export.graph import IR_VERSION, check_graph
 from export.old_runtime import newest_opset
+from pipeline.atomic_files import file_digest
 from pipeline.backbones import Network
 from pipeline.checkpoint import TENSORS, Checkpoint, load_checkpoint
 from pipeline.evaluate import read_evaluation
 from pipeline.progress import waiting
 from pipeline.run import Run
-from pipeline.steps import file_digest
 from serve.errors import ConfigError, ExportError
 from serve.preprocess import PreprocessSpec
 

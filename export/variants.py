@@ -20,13 +20,13 @@ from export.evidence import add_outputs, plain
 from export.formats import halve, to_ort
 from export.int8 import Quantisable, saturates
 from export.to_onnx import Deployed
+from pipeline.atomic_files import write_json
 from pipeline.checkpoint import load_checkpoint, read_settings
 from pipeline.evaluate import read_evaluation
 from pipeline.features import CPU_BATCH
 from pipeline.progress import waiting
 from pipeline.run import Run
 from pipeline.samples import read_prepared, stream_pixels
-from pipeline.steps import write_json
 from serve.errors import ConfigError, DataError, ExportError
 from serve.provenance import DEVICE, runtime_options, taken
 

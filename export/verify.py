@@ -27,6 +27,7 @@ from export.graph import check_graph
 from export.to_onnx import Deployed, metadata_of
 from export.verify_evidence import Evidence, expect_evidence, judge_evidence
 from export.verify_variants import FLOAT32, Measure, describe_reference, verify_variants
+from pipeline.atomic_files import digest_of, write_json
 from pipeline.checkpoint import load_checkpoint
 from pipeline.config import VerifyConfig
 from pipeline.evaluate import read_evaluation
@@ -34,9 +35,9 @@ from pipeline.features import CPU_BATCH
 from pipeline.hard_set import WITNESS, check_witness, hard_set
 from pipeline.metrics import wilson_interval
 from pipeline.progress import track
+from pipeline.receipts import result_digest
 from pipeline.run import Run
 from pipeline.samples import ADMITTED, Sample, map_ahead, read_image, read_prepared
-from pipeline.steps import digest_of, result_digest, write_json
 from serve.errors import VerificationError
 from serve.preprocess import PreprocessSpec, preprocess
 from serve.provenance import DEVICE, runtime_options, taken

@@ -49,37 +49,37 @@ def prepare(config: LineConfig) -> State[tuple[Run, StepResult]]:
 @task(task_run_name="train", cache_policy=NO_CACHE)
 def train(run: Run) -> State[StepResult]:
     """Train a checkpoint."""
-    return _state(line.train(run))
+    return _state(line.AFTER_PREPARE["train"](run))
 
 
 @task(task_run_name="evaluate", cache_policy=NO_CACHE)
 def evaluate(run: Run) -> State[StepResult]:
     """Evaluate and calibrate the checkpoint."""
-    return _state(line.evaluate(run))
+    return _state(line.AFTER_PREPARE["evaluate"](run))
 
 
 @task(task_run_name="export", cache_policy=NO_CACHE)
 def export(run: Run) -> State[StepResult]:
     """Write the checkpoint as one ONNX file."""
-    return _state(line.export(run))
+    return _state(line.AFTER_PREPARE["export"](run))
 
 
 @task(task_run_name="variants", cache_policy=NO_CACHE)
 def variants(run: Run) -> State[StepResult]:
     """Make the int8 form and the other variants."""
-    return _state(line.variants(run))
+    return _state(line.AFTER_PREPARE["variants"](run))
 
 
 @task(task_run_name="verify", cache_policy=NO_CACHE)
 def verify(run: Run) -> State[StepResult]:
     """Hold the ONNX file against PyTorch."""
-    return _state(line.verify(run))
+    return _state(line.AFTER_PREPARE["verify"](run))
 
 
 @task(task_run_name="publish", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=[1, 5, 20], retry_condition_fn=may_pass)
 def publish(run: Run) -> State[StepResult]:
     """Publish the verified artifact."""
-    return _state(line.publish(run))
+    return _state(line.AFTER_PREPARE["publish"](run))
 
 
 AFTER_PREPARE = {step.name: step for step in (train, evaluate, export, variants, verify, publish)}

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.atomic_files import file_digest
 from pipeline.config import PreprocessConfig
-from pipeline.steps import file_digest
 from pipeline.weights import is_file
 from serve.errors import ConfigError, WeightsError
 from serve.preprocess import INTERPOLATIONS, PreprocessSpec

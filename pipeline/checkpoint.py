@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from pipeline.atomic_files import write_json
 from pipeline.backbones import Network, build
-from pipeline.steps import write_json
 from serve.errors import ManifestError, TrainingError
 from serve.preprocess import PreprocessSpec
 

@@ -15,7 +15,7 @@ from uuid import uuid4
 import numpy as np
 from PIL import Image
 
-from pipeline.steps import sync_folder, sync_tree
+from pipeline.atomic_files import sync_folder, sync_tree
 
 MARGIN = 4
 """Black pixels around the 8 x 8."""

@@ -19,24 +19,17 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.backbones import Network
 from pipeline.cache import ContentCache
+from pipeline.code_digest import code_digest
 from pipeline.devices import autocast, memory_errors, to_device
 from pipeline.progress import track
 from pipeline.samples import Sample, stream_pixels
-from pipeline.steps import step_key
+from pipeline.step import step_key
 from serve.errors import TrainingError
 from serve.preprocess import PreprocessSpec
 
 CPU_BATCH = 8
 """Fastest on CPUs: the layers' outputs of more images do not stay in the processor's cache."""
 GPU_BATCH = 256
-CODE = (
-    "serve.preprocess",
-    "pipeline.samples",
-    "pipeline.augment",
-    "pipeline.backbones",
-    "pipeline.devices",
-    "pipeline.features",
-)
 PACKAGES = ("torch", "torchvision", "timm", "pillow", "numpy")
 FOLDING_ERROR = 1e-3
 """Largest difference that folding may make, as a share of the largest feature; rounding makes a hundredth of it."""
@@ -76,7 +69,7 @@ def compute_features(
         TrainingError: out of memory.
     """
     asked = {"backbone": backbone_digest(network), "spec": spec.digest(), "device": device.type, "view": view}
-    prefix = step_key(asked, CODE, PACKAGES)
+    prefix = step_key(asked, code_digest(__name__, "pipeline.augment"), PACKAGES)
     keys = {sample.sha256: f"{prefix}:{sample.sha256}" for sample in samples}
     known = {key for key, _ in cache.get(keys.values())}
     missing = list({s.sha256: s for s in samples if keys[s.sha256] not in known}.values())

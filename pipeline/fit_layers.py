@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.atomic_files import replace_file
 from pipeline.augment import augment
 from pipeline.backbones import Network, stages
 from pipeline.config import TrainConfig
@@ -35,7 +36,6 @@ from pipeline.devices import autocast, memory_errors, to_device
 from pipeline.history import Fit, check_finite
 from pipeline.progress import track
 from pipeline.samples import Prepared, Sample, stream_pixels
-from pipeline.steps import replace_file
 from serve.preprocess import PreprocessSpec
 
 EPOCHS = 12

@@ -20,11 +20,12 @@ from typing import TypeVar
 from PIL import Image
 
 from pipeline.cache import ContentCache
+from pipeline.code_digest import code_digest
 from pipeline.files import open_regular
 from pipeline.progress import track
 from pipeline.samples import Split, map_ahead
 from pipeline.sources import Rejected, Source, SourceFile
-from pipeline.steps import step_key
+from pipeline.step import step_key
 from serve.errors import DataError, ImageError
 from serve.preprocess import FORMATS, Limits, decode_image
 
@@ -160,7 +161,7 @@ def _is_none(error: ImageError, opened: bool) -> bool:
 
 def _judge(paths: Mapping[str, str], limits: Limits, cache: ContentCache) -> tuple[dict[str, Picture | ImageError], int]:
     """The verdict on each content, given a file that has it, and how many were not known yet."""
-    code = step_key(asdict(limits), ("pipeline.inspection", "serve.preprocess"), ("pillow",))
+    code = step_key(asdict(limits), code_digest(__name__), ("pillow",))
     known = {key.partition(":")[0]: _parse(value) for key, value in cache.get(f"{sha256}:{code}" for sha256 in paths)}
     unknown = [(sha256, path) for sha256, path in paths.items() if sha256 not in known]
     verdicts = map_ahead(lambda item: (item[0], _examine(item[1], item[0], limits)), unknown, ahead=16)

@@ -15,33 +15,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
+from pipeline.atomic_files import digest_of, write_json
 from pipeline.cache import ContentCache
 from pipeline.classes import some
+from pipeline.code_digest import code_digest
 from pipeline.config import LineConfig, PrepareConfig
 from pipeline.duplicates import Resolved, resolve
 from pipeline.findings import summarise, write_rejected, write_resolved
 from pipeline.inspection import Opened, hash_files, open_images
-from pipeline.run import Run, StepResult, create_run, do_step
+from pipeline.run import Run, StepResult, create_run
 from pipeline.samples import Sample, Split, write_samples
 from pipeline.sources import Source, find_source
 from pipeline.split import carve
-from pipeline.steps import digest_of, step_key, write_json
+from pipeline.step import CODE_CACHE, build_or_reuse, step_key
 from serve.errors import DataError, ImageError
 from serve.preprocess import Limits
-
-MODULES = (
-    "pipeline.classes",
-    "pipeline.duplicates",
-    "pipeline.files",
-    "pipeline.findings",
-    "pipeline.inspection",
-    "pipeline.prepare",
-    "pipeline.samples",
-    "pipeline.sources",
-    "pipeline.split",
-    "serve.preprocess",
-)
-"""This step's code."""
 
 
 def prepare(config: LineConfig) -> tuple[Run, StepResult]:
@@ -68,7 +56,7 @@ def prepare(config: LineConfig) -> tuple[Run, StepResult]:
         summary = {"fingerprint": fingerprint, "seed": config.seed, **summarise(source, opened, resolved, samples)}
         write_json(folder / "summary.json", summary)
 
-    result = do_step(run, "prepare", _key(config, source, fingerprint), build)
+    result = build_or_reuse(run, "prepare", _key(config, source, fingerprint), build)
     return run, replace(result, seconds=time.monotonic() - start)
 
 
@@ -97,7 +85,7 @@ def _key(config: LineConfig, source: Source, fingerprint: str) -> str:
         "seed": config.seed,
         "settings": config.prepare.model_dump(mode="json"),
     }
-    return step_key(inputs, MODULES, ("pillow",))
+    return step_key(inputs, code_digest("pipeline.prepare", cache=config.cache / CODE_CACHE), ("pillow",))
 
 
 def _fingerprint(source: Source, hashes: Sequence[str | ImageError]) -> str:

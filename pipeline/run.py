@@ -4,13 +4,11 @@
 The digest covers the data's content and every setting, so asking for the same again finds the same folder.
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.atomic_files import digest_of, replace_file, write_json
 from pipeline.config import LineConfig, load_config
-from pipeline.steps import digest_of, replace_file, run_step, write_json
 from serve.errors import ConfigError, EdgelineError
 
 
@@ -66,10 +64,3 @@ def open_run(folder: Path) -> Run:
     # The folder says where the artifacts are, whatever folder the run was made from.
     artifacts = folder.resolve().parent.parent
     return Run(folder, load_config(folder / "config.json", artifacts=str(artifacts)))
-
-
-def do_step(run: Run, name: str, key: str, build: Callable[[Path], None]) -> StepResult:
-    """Run one step of a run, or find its result (see `pipeline.steps.run_step`)."""
-    start = time.monotonic()
-    built = run_step(run.step(name), key, build)
-    return StepResult(name, run.step(name), not built, time.monotonic() - start)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.steps import file_digest
+from pipeline.atomic_files import file_digest
 from serve.errors import WeightsError
 
 

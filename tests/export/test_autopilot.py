@@ -7,9 +7,9 @@ import pytest
 from export import autopilot
 from export.autopilot import choose_calibration, choose_int8, ladder
 from export.int8 import integer_share, measure_ranges, quantise
+from pipeline.atomic_files import digest_of
 from pipeline.config import Bars, ExportConfig
 from pipeline.samples import Sample, read_prepared
-from pipeline.steps import digest_of
 from serve.errors import DataError
 
 

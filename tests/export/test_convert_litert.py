@@ -116,8 +116,8 @@ def published(finished: Any, environments: Path, tmp_path_factory: pytest.TempPa
     environments.mkdir(parents=True, exist_ok=True)
     run.config.cache.mkdir(exist_ok=True)
     run.config.environments.symlink_to(environments)
-    line.variants(run)
-    line.verify(run)
+    line.AFTER_PREPARE["variants"](run)
+    line.AFTER_PREPARE["verify"](run)
     return line.publish(run).folder
 
 

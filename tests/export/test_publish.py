@@ -16,8 +16,8 @@ import pytest
 from onnx import numpy_helper
 
 from export.publish import content_digest, publish, read_verification
+from pipeline.receipts import result_digest
 from pipeline.run import Run
-from pipeline.steps import result_digest
 from serve.artifact import names, open_artifact, versions
 from serve.classifier import Classifier
 from serve.errors import EdgelineError, GoldenError, StoreError, VerificationError

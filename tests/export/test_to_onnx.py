@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from export.graph import check_graph
 from export.to_onnx import Deployed, export, metadata_of
+from pipeline.atomic_files import file_digest
 from pipeline.backbones import Network, Normalisation
 from pipeline.checkpoint import load_checkpoint
 from pipeline.evaluate import read_evaluation
 from pipeline.hard_set import hard_set
-from pipeline.steps import file_digest
 from serve.errors import ExportError
 from serve.preprocess import PreprocessSpec, preprocess
 from serve.runtime import create_session

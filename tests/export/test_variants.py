@@ -8,9 +8,10 @@ from export import variants
 from export.autopilot import Choice
 from export.variants import KINDS, build_variants
 from flows.line import variants_key
+from pipeline.atomic_files import write_json
 from pipeline.config import load_config
+from pipeline.receipts import RECEIPT
 from pipeline.run import Run
-from pipeline.steps import RECEIPT, write_json
 from serve.errors import ExportError
 
 

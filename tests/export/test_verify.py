@@ -20,9 +20,9 @@ from flows import cli, line
 from pipeline.config import VerifyConfig
 from pipeline.evaluate import read_evaluation
 from pipeline.hard_set import hard_set
+from pipeline.receipts import result_digest
 from pipeline.run import Run, create_run
 from pipeline.samples import Sample, read_prepared
-from pipeline.steps import result_digest
 from serve.errors import ExportError, VerificationError
 from serve.preprocess import PreprocessSpec
 from serve.runtime import SETTINGS, usable_cores
@@ -197,7 +197,7 @@ def test_a_file_of_another_checkpoint_is_refused_by_what_it_says_of_itself(run: 
     with pytest.raises(
         VerificationError, match="the file says edgeline.checkpoint_sha256 = '0{64}', this run has '[0-9a-f]{64}'"
     ):
-        line.verify(run)
+        line.AFTER_PREPARE["verify"](run)
 
 
 def test_labels_in_another_order_than_the_data_has_are_refused(run: Run, redo: Redo) -> None:
@@ -209,7 +209,7 @@ def test_labels_in_another_order_than_the_data_has_are_refused(run: Run, redo: R
     with pytest.raises(
         VerificationError, match="labels are not the same everywhere .*data: bark, leaf, sky; checkpoint: leaf, sky"
     ):
-        line.verify(run)
+        line.AFTER_PREPARE["verify"](run)
 
 
 def test_a_file_of_a_newer_operator_set_than_the_run_asks_for_is_refused(run: Run, redo: Redo) -> None:
@@ -219,7 +219,7 @@ def test_a_file_of_a_newer_operator_set_than_the_run_asks_for_is_refused(run: Ru
     onnx.save(graph, path)
     redo(run.step("export"))
     with pytest.raises(ExportError, match=r"it uses operator set \[19\], at most 18 is allowed"):
-        line.verify(run)
+        line.AFTER_PREPARE["verify"](run)
 
 
 def test_a_photo_that_changed_since_it_was_prepared_is_not_compared_with(run: Run, held_out: list[Sample], redo: Redo) -> None:
@@ -227,5 +227,5 @@ def test_a_photo_that_changed_since_it_was_prepared_is_not_compared_with(run: Ru
     path.write_text(path.read_text().replace(held_out[0].sha256, "0" * 64))
     redo(run.step("prepare"))
     with pytest.raises(Exception, match="has changed since the data was prepared") as refusal:
-        line.verify(run)
+        line.AFTER_PREPARE["verify"](run)
     assert refusal.value.code == "content_changed"  # type: ignore[attr-defined]

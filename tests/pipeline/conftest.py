@@ -12,12 +12,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
+from pipeline.atomic_files import write_json
 from pipeline.backbones import Network, build
 from pipeline.cache import ContentCache
 from pipeline.config import load_config
 from pipeline.run import Run, create_run
 from pipeline.samples import Prepared, Sample, write_samples
-from pipeline.steps import write_json
 from serve.preprocess import PreprocessSpec
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline import features, samples, steps
+from pipeline import features, samples, step
 from pipeline.augment import augment
 from pipeline.backbones import Network, Normalisation, build
 from pipeline.cache import ContentCache
@@ -124,22 +125,24 @@ def test_the_features_of_something_else_are_not_taken(
     assert not np.array_equal(after_ND, before_ND)
 
 
-OTHERS = {"code": ("_source", "serve.preprocess", b"another source"), "a library": ("_version", "pillow", "99.0")}
+OTHERS: dict[str, tuple[ModuleType, str, Callable[..., str]]] = {
+    "code": (features, "code_digest", lambda *modules: "another source"),
+    "a library": (step, "_version", lambda package: "99.0"),
+}
 
 
-@pytest.mark.parametrize(("function", "name", "told"), OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize(("module", "function", "replacement"), OTHERS.values(), ids=OTHERS)
 def test_other_code_and_other_libraries_compute_again(
+    module: ModuleType,
     function: str,
-    name: str,
-    told: object,
+    replacement: Callable[..., str],
     compute: Compute,
     computed: list[int],
     shapes: Prepared,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compute(shapes.of("val")[:2])
-    true = getattr(steps, function)
-    monkeypatch.setattr(steps, function, lambda asked: told if asked == name else true(asked))
+    monkeypatch.setattr(module, function, replacement)
     compute(shapes.of("val")[:2])
     assert computed == [2, 2]
 

@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import LineConfig, load_config
-from pipeline.run import create_run, do_step, open_run
-from pipeline.steps import step_key
+from pipeline.run import create_run, open_run
 from serve.errors import ConfigError, EdgelineError
 
 
@@ -50,12 +49,3 @@ def test_artifacts_that_cannot_be_written_are_named(config: LineConfig) -> None:
     with pytest.raises(EdgelineError, match="cannot be written: Not a directory") as caught:
         create_run(config, "f")
     assert caught.value.code == "run_unwritable"
-
-
-def test_a_step_of_a_run_is_done_once(config: LineConfig) -> None:
-    run, key = create_run(config, "f"), step_key({"x": 1}, ())
-    first = do_step(run, "prepare", key, lambda folder: folder.joinpath("a").touch())
-    second = do_step(run, "prepare", key, lambda folder: pytest.fail("built twice"))
-    assert (first.reused, second.reused) == (False, True)
-    assert first.folder == second.folder == run.step("prepare")
-    assert first.seconds >= 0

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.atomic_files import write_json
 from pipeline.samples import Prepared, Sample, map_ahead, read_image, read_prepared, stream_pixels, write_samples
-from pipeline.steps import write_json
 from serve.errors import DataError, ImageError
 from serve.preprocess import Limits, PreprocessSpec, preprocess
 

@@ -1,24 +1,12 @@
-import json
-import math
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from pipeline.steps import (
-    digest_of,
-    is_current,
-    read_receipt,
-    replace_file,
-    result_digest,
-    run_step,
-    step_key,
-    write_json,
-)
+from pipeline.receipts import is_current, read_receipt, result_digest, run_step
 from serve.errors import EdgelineError
 
 
@@ -113,7 +101,7 @@ def test_half_done_work_for_another_key_is_thrown_away(tmp_path: Path) -> None:
 HOLDER = """
 import sys, time
 from pathlib import Path
-from pipeline.steps import run_step
+from pipeline.receipts import run_step
 def build(folder):
     (folder / "half.txt").touch()
     print("building", flush=True)
@@ -144,30 +132,6 @@ def test_after_a_kill_the_lock_is_free_and_the_half_done_work_is_there(holder: s
     assert run_step(tmp_path / "train", "key", lambda folder: (folder / "half.txt").rename(folder / "whole.txt"))
 
 
-def test_a_key_depends_on_inputs_code_and_packages() -> None:
-    keys = [
-        step_key({"a": 1}, ("pipeline.steps",), ("numpy",)),
-        step_key({"a": 2}, ("pipeline.steps",), ("numpy",)),
-        step_key({"a": 1}, ("pipeline.run",), ("numpy",)),
-        step_key({"a": 1}, ("pipeline.steps",), ("pillow",)),
-        step_key({"a": 1}, ("pipeline.steps",), ("no-such-package",)),
-    ]
-    assert len(set(keys)) == 5
-    assert step_key({"b": 2, "a": 1}, ()) == step_key({"a": 1, "b": 2}, ())
-
-
-LOOK = """
-import sys
-from pipeline.steps import step_key
-step_key({}, ("pipeline.split",))
-print("pipeline.split" in sys.modules)
-"""
-
-
-def test_a_key_imports_no_module() -> None:
-    assert subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, check=True).stdout == "False\n"
-
-
 def test_a_results_digest_follows_its_files(step: Path, tmp_path: Path) -> None:
     run_step(tmp_path / "same", "another key", build)
     run_step(tmp_path / "other", "key", lambda folder: (folder / "b.txt").write_text("three"))
@@ -178,35 +142,3 @@ def test_a_missing_step_says_which_command_makes_it(tmp_path: Path) -> None:
     with pytest.raises(EdgelineError, match="run `edgeline train` first") as caught:
         result_digest(tmp_path / "train")
     assert caught.value.code == "step_missing"
-
-
-def test_a_value_that_json_does_not_know_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Out of range float"):
-        write_json(tmp_path / "a.json", {"loss": math.nan})
-    assert digest_of([1, "a"]) == digest_of((1, "a"))
-
-
-def test_json_is_readable_by_people(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"name": "猫"})
-    assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n "name": "猫"\n}\n'
-
-
-def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    replace_file(path, lambda new: write_json(new, 1))
-
-    def fail(new: Path) -> None:
-        new.write_text("half")
-        raise RuntimeError("no")
-
-    with pytest.raises(RuntimeError):
-        replace_file(path, fail)
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["1\n"]
-
-
-def test_a_file_may_be_replaced_by_many_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: replace_file(path, lambda new: write_json(new, [number] * 1000)), range(64)))
-    assert len(set(json.loads(path.read_text()))) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

@@ -10,36 +10,20 @@ While a step is being built its folder is `<step>.partial/`, and it survives a k
 """
 
 import fcntl
-import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+from pipeline.atomic_files import digest_of, file_digest, sync_folder, sync_tree, write_json
 from serve.errors import EdgelineError
 from serve.provenance import DEVICE, taken
 
 RECEIPT = "receipt.json"
-
-
-def step_key(inputs: Mapping[str, Any], modules: tuple[str, ...], packages: tuple[str, ...] = ()) -> str:
-    """Digest of all that a step's result depends on.
-
-    Args:
-        inputs: JSON values: digests of the data it reads, and its settings.
-        modules: the modules whose source is this step's code, by name. They are read, not imported.
-        packages: distributions whose version matters.
-    """
-    sources = {name: hashlib.sha256(_source(name)).hexdigest() for name in modules}
-    versions = {name: _version(name) for name in packages}
-    return digest_of({"inputs": inputs, "code": sources, "packages": versions})
 
 
 def is_current(folder: Path, key: str) -> bool:
@@ -55,7 +39,7 @@ def run_step(folder: Path, key: str, build: Callable[[Path], None]) -> bool:
 
     Args:
         folder: where the result will lie.
-        key: as `step_key` gives it.
+        key: as `pipeline.step.step_key` returns it.
         build: writes the result's files into the folder it is given. Called only where needed.
 
     Returns:
@@ -111,57 +95,6 @@ def read_receipt(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def digest_of(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON; NaN and infinities are refused, because no other reader knows them."""
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` write a file, then put it in place of the old one: whoever reads sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # its own: two processes may write at once
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_tree(folder: Path) -> None:
-    """Flush every file and folder below to the disk."""
-
-    def refuse(error: OSError) -> None:  # left alone, os.walk passes over what it cannot list
-        raise error
-
-    for parent, _, files in os.walk(folder, onerror=refuse):
-        for name in files:
-            with Path(parent, name).open("rb") as file:
-                os.fsync(file.fileno())
-        sync_folder(Path(parent))
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk, which makes renames in it durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Hold a step; the lock dies with its process, so nothing stale can be left."""
@@ -178,20 +111,6 @@ def _lock(path: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
-
-
-def _source(module: str) -> bytes:
-    spec = importlib.util.find_spec(module)
-    assert spec is not None, module
-    assert spec.origin is not None, module
-    return Path(spec.origin).read_bytes()
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
 
 
 def _files(folder: Path) -> list[str]:
