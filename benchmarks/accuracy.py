@@ -12,9 +12,9 @@ from pathlib import Path
 
 from common import SHARED, photos, report
 
-from flows.line import run_line
-from flows.summary import summarise
-from pipeline.config import load_config
+from edgeline.flows.steps import run_line
+from edgeline.flows.summary import summarise
+from edgeline.pipeline.config import load_config
 
 DATA = ("hymenoptera", "flowers17", "xsdd_steel", "digits")
 SETTINGS = {

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from common import Clock, report
 
-from flows.line import run_line
-from pipeline.config import load_config
-from pipeline.samples import read_prepared
+from edgeline.flows.steps import run_line
+from edgeline.pipeline.config import load_config
+from edgeline.pipeline.data.samples import read_prepared
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,9 +39,9 @@ def main() -> None:
         assert subprocess.run([python, "-c", "import torch"], capture_output=True, **elsewhere).returncode != 0
         figures = {
             "python_s": timed([python, "-c", "pass"], arguments.rounds, elsewhere),
-            "import_s": timed([python, "-c", "import serve.classifier"], arguments.rounds, elsewhere),
+            "import_s": timed([python, "-c", "import edgeline.serve.classifier"], arguments.rounds, elsewhere),
             "import_with_runtime_s": timed(
-                [python, "-c", "import serve.classifier as c; c.create_session.__globals__['load_onnxruntime']()"],
+                [python, "-c", "import edgeline.serve.classifier as c; c.create_session.__globals__['load_onnxruntime']()"],
                 arguments.rounds,
                 elsewhere,
             ),

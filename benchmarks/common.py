@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from serve.provenance import DEVICE, runtime_options, taken
+from edgeline.serve.runtime.provenance import DEVICE, runtime_options, taken
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -20,14 +20,14 @@ import numpy as np
 from common import report
 from PIL import Image
 
-from serve.drift import Drift, origin_of
-from serve.mjpeg import from_mjpeg
+from edgeline.serve.drift.collector import Drift, origin_of
+from edgeline.serve.inputs.mjpeg import from_mjpeg
 
 WATCH = """
 import resource, sys, time
 from pathlib import Path
-from serve.stopping import stop_on_signals
-from serve.watch import Watching, watch
+from edgeline.serve.inputs.shutdown import stop_on_signals
+from edgeline.serve.inputs.folder_watcher import Watching, watch
 
 
 def used():

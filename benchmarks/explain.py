@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 from common import photos, report
 
-from export.evidence import plain
-from export.to_onnx import Deployed, export
-from flows.line import run_line
-from pipeline.backbones import build
-from pipeline.config import load_config
-from serve.artifact import open_artifact
-from serve.runtime import create_session
+from edgeline.export.graph.cam_outputs import plain
+from edgeline.export.graph.to_onnx import Deployed, export
+from edgeline.flows.steps import run_line
+from edgeline.pipeline.config import load_config
+from edgeline.pipeline.models.backbones import build
+from edgeline.serve.artifact.reader import open_artifact
+from edgeline.serve.runtime.session import create_session
 
 RUNS = 200
 NAMES = ["probabilities", "logits"]

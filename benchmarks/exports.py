@@ -28,18 +28,18 @@ from common import SHARED, Clock, install, photos, report
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from export.autopilot import choose_calibration
-from export.comparison import Outputs
-from export.likeness import drop_between, liken
-from flows.line import evaluate, train
-from flows.line import export as export_step
-from flows.line import verify as verify_step
-from pipeline.checkpoint import load_checkpoint
-from pipeline.config import load_config
-from pipeline.prepare import prepare
-from pipeline.run import Run
-from pipeline.samples import Prepared, read_prepared
-from serve.errors import EdgelineError
+from edgeline.export.parity.compare import Outputs
+from edgeline.export.parity.similarity import drop_between, liken
+from edgeline.export.quantization.search import choose_calibration
+from edgeline.flows.steps import evaluate, train
+from edgeline.flows.steps import export as export_step
+from edgeline.flows.steps import verify as verify_step
+from edgeline.pipeline.config import load_config
+from edgeline.pipeline.data.prepare import prepare
+from edgeline.pipeline.data.samples import Prepared, read_prepared
+from edgeline.pipeline.models.checkpoint import load_checkpoint
+from edgeline.pipeline.runs.run import Run
+from edgeline.serve.errors import EdgelineError
 
 PAIRS = {"efficientnet_lite0": "yolo11n-cls", "mobilenet_v2": "mobilenet_v2"}
 ULTRALYTICS = "ultralytics==8.4.190"
@@ -48,8 +48,8 @@ VARIANTS = ["onnx-int8", "ort-fp32", "ort-int8"]
 OURS = f"""
 import json, sys
 from pathlib import Path
-from flows.line import AFTER_PREPARE
-from pipeline.run import open_run
+from edgeline.flows.steps import AFTER_PREPARE
+from edgeline.pipeline.runs.run import open_run
 run = open_run(Path(sys.argv[1]))
 print(json.dumps({{name: AFTER_PREPARE[name](run).seconds for name in {STEPS}}}))
 """

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 from common import Clock, photos, report
 
-from pipeline.backbones import build
-from pipeline.cache import ContentCache
-from pipeline.config import load_config
-from pipeline.devices import choose_device
-from pipeline.features import CPU_BATCH, compute_features, fold_batch_norm
-from pipeline.prepare import prepare
-from pipeline.samples import read_prepared, stream_pixels
+from edgeline.pipeline.config import load_config
+from edgeline.pipeline.data.prepare import prepare
+from edgeline.pipeline.data.samples import read_prepared, stream_pixels
+from edgeline.pipeline.models.backbones import build
+from edgeline.pipeline.models.devices import choose_device
+from edgeline.pipeline.runs.content_cache import ContentCache
+from edgeline.pipeline.training.features import CPU_BATCH, compute_features, fold_batch_norm
 
 
 def main() -> None:

@@ -18,13 +18,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from pipeline.backbones import build
-from pipeline.config import load_config
-from pipeline.devices import choose_device
-from pipeline.evaluate import compute_logits
-from pipeline.prepare import prepare
-from pipeline.samples import Sample, read_prepared
-from pipeline.train import class_weights, train
+from edgeline.pipeline.config import load_config
+from edgeline.pipeline.data.prepare import prepare
+from edgeline.pipeline.data.samples import Sample, read_prepared
+from edgeline.pipeline.evaluation.evaluate import compute_logits
+from edgeline.pipeline.models.backbones import build
+from edgeline.pipeline.models.devices import choose_device
+from edgeline.pipeline.training.train import class_weights, train
 
 LEARNING_RATE = 1e-3
 """Of both."""

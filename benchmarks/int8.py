@@ -14,15 +14,15 @@ import numpy as np
 from common import SHARED, report
 from torch import nn
 
-from export.autopilot import time_in_turn
-from export.comparison import Outputs, in_batches
-from export.formats import halve, to_ort
-from export.int8 import Recipe, input_means, integer_share, make_ready, measure_ranges, quantise
-from export.likeness import drop_between, liken
-from export.to_onnx import Deployed, export
-from pipeline.backbones import Network, load, remove_classifier
-from serve.preprocess import PreprocessSpec, preprocess
-from serve.runtime import create_session
+from edgeline.export.graph.precision import halve, to_ort
+from edgeline.export.graph.to_onnx import Deployed, export
+from edgeline.export.parity.compare import Outputs, in_batches
+from edgeline.export.parity.similarity import drop_between, liken
+from edgeline.export.quantization.search import time_in_turn
+from edgeline.export.quantization.static_int8 import Recipe, input_means, integer_share, make_ready, measure_ranges, quantise
+from edgeline.pipeline.models.backbones import Network, load, remove_classifier
+from edgeline.serve.preprocess import PreprocessSpec, preprocess
+from edgeline.serve.runtime.session import create_session
 
 RECIPES = (
     Recipe(per_channel=False),

@@ -19,8 +19,8 @@ import numpy as np
 from common import SHARED, install, report
 from int8 import export_with_own_classes, judge, read_photos, show
 
-from export.comparison import Outputs, in_batches
-from export.int8 import Recipe, input_means, make_ready, measure_ranges, quantise
+from edgeline.export.parity.compare import Outputs, in_batches
+from edgeline.export.quantization.static_int8 import Recipe, input_means, make_ready, measure_ranges, quantise
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = {

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import openvino as ov
 
-from serve.runtime import create_session, load_onnxruntime
+from edgeline.serve.runtime.session import create_session, load_onnxruntime
 
 Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 

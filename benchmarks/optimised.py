@@ -24,10 +24,10 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from serve.artifact import open_artifact  # noqa: E402
-from serve.classifier import Classifier  # noqa: E402
-from serve.provenance import taken  # noqa: E402
-from serve.runtime import load_onnxruntime, session_options  # noqa: E402
+from edgeline.serve.artifact.reader import open_artifact  # noqa: E402
+from edgeline.serve.classifier import Classifier  # noqa: E402
+from edgeline.serve.runtime.provenance import taken  # noqa: E402
+from edgeline.serve.runtime.session import load_onnxruntime, session_options  # noqa: E402
 
 WAYS = {
     "anew": (None, "all"),

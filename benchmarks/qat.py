@@ -14,18 +14,18 @@ from pathlib import Path
 import numpy as np
 from common import SHARED, report
 
-from export.autopilot import base_recipe, choose_calibration
-from export.comparison import Outputs, in_batches
-from export.int8 import input_means, make_ready, measure_ranges, quantise
-from export.likeness import drop_between, liken
-from export.qat import tune, tuning_of
-from flows.line import AFTER_PREPARE
-from pipeline.config import load_config
-from pipeline.features import CPU_BATCH
-from pipeline.prepare import prepare
-from pipeline.run import Run, open_run
-from pipeline.samples import read_prepared, stream_pixels
-from serve.runtime import create_session
+from edgeline.export.parity.compare import Outputs, in_batches
+from edgeline.export.parity.similarity import drop_between, liken
+from edgeline.export.quantization.qat import tune, tuning_of
+from edgeline.export.quantization.search import base_recipe, choose_calibration
+from edgeline.export.quantization.static_int8 import input_means, make_ready, measure_ranges, quantise
+from edgeline.flows.steps import AFTER_PREPARE
+from edgeline.pipeline.config import load_config
+from edgeline.pipeline.data.prepare import prepare
+from edgeline.pipeline.data.samples import read_prepared, stream_pixels
+from edgeline.pipeline.runs.run import Run, open_run
+from edgeline.pipeline.training.features import CPU_BATCH
+from edgeline.serve.runtime.session import create_session
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def main() -> None:
         data = Path(temporary, "photos")
         source = arguments.data
         if source == "digits":
-            from pipeline.digits import write_digits
+            from edgeline.pipeline.data.digits import write_digits
 
             source = str(write_digits(Path(temporary, "digits")))
         shutil.copytree(source, data)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from common import Clock, photos, report
 
-from flows.line import evaluate, train
-from pipeline.atomic_files import file_digest
-from pipeline.config import load_config
-from pipeline.evaluate import read_evaluation
-from pipeline.prepare import prepare
+from edgeline.flows.steps import evaluate, train
+from edgeline.pipeline.config import load_config
+from edgeline.pipeline.data.prepare import prepare
+from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.runs.atomic_files import file_digest
 
 STRATEGIES = ("head", "full", "differential", "gradual")
 

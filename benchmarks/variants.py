@@ -20,20 +20,20 @@ from common import SHARED, photos, report
 from safetensors.torch import save_file
 from torch import nn
 
-from export.autopilot import time_in_turn
-from export.int8 import Recipe, integer_share, make_ready, measure_ranges, quantise
-from flows.line import run_line
-from pipeline.backbones import build, load
-from pipeline.checkpoint import read_settings
-from pipeline.config import load_config
-from pipeline.hard_set import hard_set
-from pipeline.metrics import wilson_interval
-from pipeline.prepare import prepare
-from pipeline.samples import Sample, read_prepared, stream_pixels
-from serve.errors import EdgelineError, WeightsError
-from serve.latency import measure
-from serve.preprocess import PreprocessSpec
-from serve.runtime import create_session, usable_cores
+from edgeline.export.quantization.search import time_in_turn
+from edgeline.export.quantization.static_int8 import Recipe, integer_share, make_ready, measure_ranges, quantise
+from edgeline.flows.steps import run_line
+from edgeline.pipeline.config import load_config
+from edgeline.pipeline.data.prepare import prepare
+from edgeline.pipeline.data.samples import Sample, read_prepared, stream_pixels
+from edgeline.pipeline.data.stress_images import hard_set
+from edgeline.pipeline.evaluation.metrics import wilson_interval
+from edgeline.pipeline.models.backbones import build, load
+from edgeline.pipeline.models.checkpoint import read_settings
+from edgeline.serve.errors import EdgelineError, WeightsError
+from edgeline.serve.preprocess import PreprocessSpec
+from edgeline.serve.runtime.benchmark import measure
+from edgeline.serve.runtime.session import create_session, usable_cores
 
 MODELS = ("efficientnet_lite0", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "resnet18")
 VARIANTS = ("onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8")

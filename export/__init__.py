@@ -1,1 +1,4 @@
-"""Checkpoint to a proven, published artifact. onnx lives only here."""
+"""A checkpoint to a verified, published artifact. Needs onnx."""
+
+if not __name__.startswith("edgeline."):
+    raise ImportError("import edgeline.export instead of export: edgeline's packages have one name, below edgeline")

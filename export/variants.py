@@ -1,6 +1,6 @@
 """The step after the export: make the further variants that a run asks for, each from the reference file.
 
-`variants.json` says of each what was made, or why not. Whether one holds is the gate's to say (`export.verify`).
+`variants.json` says of each what was made, or why not. Whether one holds is the gate's to say (`export.verification.verify`).
 """
 
 from collections.abc import Mapping
@@ -13,22 +13,22 @@ import numpy as np
 import onnx
 import torch
 
-from export import files
-from export.autopilot import TIMED_RUNS, Choice, Tuned, choose_calibration, choose_int8
-from export.convert import SOURCES, Write, convert
-from export.evidence import add_outputs, plain
-from export.formats import halve, to_ort
-from export.int8 import Quantisable, saturates
-from export.to_onnx import Deployed
-from pipeline.atomic_files import write_json
-from pipeline.checkpoint import load_checkpoint, read_settings
-from pipeline.evaluate import read_evaluation
-from pipeline.features import CPU_BATCH
-from pipeline.progress import waiting
-from pipeline.run import Run
-from pipeline.samples import read_prepared, stream_pixels
-from serve.errors import ConfigError, DataError, ExportError
-from serve.provenance import DEVICE, runtime_options, taken
+from edgeline.export import file_names
+from edgeline.export.converters.convert import SOURCES, Write, convert
+from edgeline.export.graph.cam_outputs import add_outputs, plain
+from edgeline.export.graph.precision import halve, to_ort
+from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.quantization.search import TIMED_RUNS, Choice, Tuned, choose_calibration, choose_int8
+from edgeline.export.quantization.static_int8 import Quantisable, saturates
+from edgeline.pipeline.data.samples import read_prepared, stream_pixels
+from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.models.checkpoint import load_checkpoint, read_settings
+from edgeline.pipeline.progress import waiting
+from edgeline.pipeline.runs.atomic_files import write_json
+from edgeline.pipeline.runs.run import Run
+from edgeline.pipeline.training.features import CPU_BATCH
+from edgeline.serve.errors import ConfigError, DataError, ExportError
+from edgeline.serve.runtime.provenance import DEVICE, runtime_options, taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def build_variants(run: Run, folder: Path) -> None:
     Raises:
         ExportError, DataError: one cannot be made, and the run requires it.
     """
-    reference = (run.step("export") / files.MODEL).read_bytes()
+    reference = (run.step("export") / file_names.MODEL).read_bytes()
     report: dict[str, Any] = {"schema": "edgeline.variants/1", "variants": []}
     int8: Choice | None = None
     for name in dict.fromkeys(run.config.export.variants):
@@ -89,7 +89,7 @@ def build_variants(run: Run, folder: Path) -> None:
     if "int8" in report:
         options = {"batch": CPU_BATCH, "timed": {"batch": 1, "threads": 1, "runs": TIMED_RUNS}, **runtime_options()}
         report["int8"]["taken"] = taken("edgeline variants RUN", options, packages=(*DEVICE, "onnx"))
-    write_json(folder / files.VARIANTS, report)
+    write_json(folder / file_names.VARIANTS, report)
 
 
 def _explaining(run: Run, model: bytes) -> bytes:
@@ -112,7 +112,7 @@ def _choose(run: Run, reference: bytes) -> Choice:
 
 
 def _tune(run: Run, reference: bytes, ready: Quantisable, quantised: bytes, epochs: int) -> Tuned:
-    from export.qat import tune, tuning_of  # most runs never get here
+    from edgeline.export.quantization.qat import tune, tuning_of  # most runs never get here
 
     return tune(tuning_of(run, reference), ready, quantised, epochs)
 

@@ -1,1 +1,4 @@
-"""Order, schedules and the command line. Prefect lives only here."""
+"""The command line, and the pipeline as a Prefect flow."""
+
+if not __name__.startswith("edgeline."):
+    raise ImportError("import edgeline.flows instead of flows: edgeline's packages have one name, below edgeline")

@@ -8,8 +8,8 @@ from shlex import quote
 from shutil import which
 from typing import Any
 
-from export.table import figures, int8_line
-from pipeline.run import Run, StepResult
+from edgeline.export.publishing.variant_table import figures, int8_line
+from edgeline.pipeline.runs.run import Run, StepResult
 
 MEGABYTE = 1e6
 

@@ -1,1 +1,4 @@
-"""Photos to an evaluated checkpoint. torch lives here and in export/."""
+"""Photos to an evaluated checkpoint. Needs torch."""
+
+if not __name__.startswith("edgeline."):
+    raise ImportError("import edgeline.pipeline instead of pipeline: edgeline's packages have one name, below edgeline")

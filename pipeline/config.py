@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from serve.errors import ConfigError
-from serve.manifest import NAME
+from edgeline.serve.artifact.manifest import NAME
+from edgeline.serve.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -160,7 +160,7 @@ class ExportConfig(Step):
         "1.15",
         pattern=r"^(onnxruntime>=)?1\.(1[4-9]|[2-9][0-9])(\.[0-9]+)?$",
         description="Oldest ONNX Runtime that the artifact must run on, `1.15` or `onnxruntime>=1.15`; `opset` may be no newer "
-        "than it knows. Prove it with `python -m export.old_runtime ARTIFACT RELEASE`.",
+        "than it knows. Prove it with `python -m edgeline.export.emulation.old_runtime ARTIFACT RELEASE`.",
     )
     variants: tuple[VariantName, ...] = Field(
         ("onnx-int8",),

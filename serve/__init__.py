@@ -1,1 +1,4 @@
-"""The device's floor: everything that an artifact needs to be proven and to answer. numpy, Pillow and ONNX Runtime only."""
+"""The device: load an artifact, verify it, predict, serve. Needs numpy, Pillow and ONNX Runtime."""
+
+if not __name__.startswith("edgeline."):
+    raise ImportError("import edgeline.serve instead of serve: edgeline's packages have one name, below edgeline")

@@ -15,14 +15,14 @@ from typing import Any, Self
 
 import numpy as np
 
-from serve import golden
-from serve.artifact import Artifact, open_artifact
-from serve.errors import ArtifactError, InputError
-from serve.evidence import EMBEDDING, EVIDENCE, METHOD, Features, Region, more_outputs, read_features, region_of
-from serve.formats import load
-from serve.manifest import Variant
-from serve.optimised import Optimised
-from serve.preprocess import Limits, preprocess
+from edgeline.serve.artifact import golden
+from edgeline.serve.artifact.manifest import Variant
+from edgeline.serve.artifact.reader import Artifact, open_artifact
+from edgeline.serve.errors import ArtifactError, InputError
+from edgeline.serve.explain import EMBEDDING, EVIDENCE, METHOD, Features, Region, more_outputs, read_features, region_of
+from edgeline.serve.preprocess import Limits, preprocess
+from edgeline.serve.runtime.backends import load
+from edgeline.serve.runtime.graph_cache import Optimised
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,8 @@ class Classifier:
             threads: for one image; by default as many as this process may use.
             limits: what images are refused.
             prove: run the golden samples. Turn off only to find out *why* they fail.
-            cache: a folder to keep the optimised graph in, so that it opens faster the next time; see `serve.optimised`.
+            cache: a folder to keep the optimised graph in, so that it opens
+                faster the next time; see `serve.runtime.graph_cache`.
 
         Raises:
             ArtifactError: it is not whole, does not load, breaks its contract, or fails its golden samples.

@@ -30,7 +30,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from serve.errors import ImageError, ManifestError
+from edgeline.serve.errors import ImageError, ManifestError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """What is decoded. TIFF, PSD, EPS and the rest are refused: each is one more parser to attack, and no camera writes them."""

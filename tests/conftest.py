@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.manifest import FileEntry, Manifest, Variant
-from serve.preprocess import PreprocessSpec, preprocess
-from serve.runtime import create_session
+from edgeline.serve.artifact.manifest import FileEntry, Manifest, Variant
+from edgeline.serve.preprocess import PreprocessSpec, preprocess
+from edgeline.serve.runtime.session import create_session
 
 SPEC = PreprocessSpec(height=12, width=16)
 LABELS = ("red", "green", "blue", "dark")

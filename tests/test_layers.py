@@ -94,9 +94,9 @@ def test_no_module_shadows_a_dependency(layer: str) -> None:
 
 
 ENTRIES = {
-    "the command line": ("flows.cli", HEAVY),
-    "the classifier": ("serve.classifier", HEAVY),
-    "the line": ("flows.line", HEAVY - {"pydantic"}),
+    "the command line": ("edgeline.flows.cli.main", HEAVY),
+    "the classifier": ("edgeline.serve.classifier", HEAVY),
+    "the line": ("edgeline.flows.steps", HEAVY - {"pydantic"}),
 }
 
 
@@ -107,7 +107,16 @@ def test_importing_an_entry_point_loads_nothing_heavy(module: str, heavy: set[st
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["flows.line", "flows.commands", "export.publish", "pipeline.train", "export.verify"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "edgeline.flows.steps",
+        "edgeline.flows.cli.run",
+        "edgeline.export.publishing.publish",
+        "edgeline.pipeline.training.train",
+        "edgeline.export.verification.verify",
+    ],
+)
 def test_below_the_flow_everything_works_without_prefect(module: str) -> None:
     program = f"import sys; sys.modules['prefect'] = None; import {module}"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

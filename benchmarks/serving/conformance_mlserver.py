@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import install, report
 
-from serve.conformance.command import describe, reach
-from serve.conformance.runner import run
+from edgeline.serve.conformance.command import describe, reach
+from edgeline.serve.conformance.runner import run
 
 MLSERVER = "mlserver==1.7.1"
 WAIT_S = 120

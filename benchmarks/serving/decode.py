@@ -28,14 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import SHARED, report
 from int8 import export_with_own_classes
 
-from flows.line import AFTER_PREPARE
-from pipeline.checkpoint import read_settings
-from pipeline.config import load_config
-from pipeline.metrics import wilson_interval
-from pipeline.prepare import prepare
-from pipeline.samples import read_prepared
-from serve.preprocess import PreprocessSpec, decode_image, jpeg_scale, preprocess
-from serve.runtime import create_session
+from edgeline.flows.steps import AFTER_PREPARE
+from edgeline.pipeline.config import load_config
+from edgeline.pipeline.data.prepare import prepare
+from edgeline.pipeline.data.samples import read_prepared
+from edgeline.pipeline.evaluation.metrics import wilson_interval
+from edgeline.pipeline.models.checkpoint import read_settings
+from edgeline.serve.preprocess import PreprocessSpec, decode_image, jpeg_scale, preprocess
+from edgeline.serve.runtime.session import create_session
 
 SIDES = (2048, 3072, 4032)
 """Longer side of the enlarged photos, in pixels, in turn."""

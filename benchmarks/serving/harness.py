@@ -33,9 +33,9 @@ import numpy as np  # noqa: E402
 from common import SHARED, install  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from flows.line import run_line  # noqa: E402
-from pipeline.config import load_config  # noqa: E402
-from serve.provenance import runtime_options, taken  # noqa: E402
+from edgeline.flows.steps import run_line  # noqa: E402
+from edgeline.pipeline.config import load_config  # noqa: E402
+from edgeline.serve.runtime.provenance import runtime_options, taken  # noqa: E402
 
 PEERS = HERE / "peers"
 PACKAGES = {

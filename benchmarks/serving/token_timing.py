@@ -19,7 +19,7 @@ import numpy as np
 from harness import report
 from scipy.stats import mannwhitneyu
 
-from serve.http.access import Tokens
+from edgeline.serve.http.auth import Tokens
 
 GOOD = "edgeline-benchmark-token-0123456789abcdef"
 

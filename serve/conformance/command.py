@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from serve.conformance.catalogue import GROUPS, REQUIRED
-from serve.errors import EdgelineError, InputError
+from edgeline.serve.conformance.catalogue import GROUPS, REQUIRED
+from edgeline.serve.errors import EdgelineError, InputError
 
 if TYPE_CHECKING:
-    from serve.conformance.runner import Result
-    from serve.conformance.target import Target
+    from edgeline.serve.conformance.runner import Result
+    from edgeline.serve.conformance.target import Target
 
 OUTCOMES = ("passed", "failed", "skipped")
 
@@ -46,7 +46,7 @@ def conformance(
     import geventhttpclient  # noqa: F401
     import tritonclient  # noqa: F401
 
-    from serve.conformance.runner import run
+    from edgeline.serve.conformance.runner import run
 
     target = reach(url, model, image)
     results = run(target, expression)
@@ -69,8 +69,8 @@ def reach(url: str, model: str | None = None, image: Path | None = None) -> "Tar
     """
     import http.client
 
-    from serve.conformance.reply import Deviation
-    from serve.conformance.target import Target
+    from edgeline.serve.conformance.reply import Deviation
+    from edgeline.serve.conformance.target import Target
 
     data = image.read_bytes() if image else None
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.http.v2_tensors import NUMBERS
+from edgeline.serve.http.open_inference.tensors import NUMBERS
 
 LONGEST_SEEN = 160
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from serve.conformance.catalogue import FOLDER, GROUPS, Check, checks
-from serve.conformance.target import Target
-from serve.errors import InputError
+from edgeline.serve.conformance.catalogue import FOLDER, GROUPS, Check, checks
+from edgeline.serve.conformance.target import Target
+from edgeline.serve.errors import InputError
 
 CALLERS = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
 LONGEST_DETAIL = 400
@@ -94,4 +94,4 @@ def _detail(report: pytest.TestReport) -> str:
         return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     message = crash.message if crash else str(report.longrepr)
-    return " ".join(message.split()).removeprefix("serve.conformance.reply.Deviation: ")[:LONGEST_DETAIL]
+    return " ".join(message.split()).removeprefix("edgeline.serve.conformance.reply.Deviation: ")[:LONGEST_DETAIL]

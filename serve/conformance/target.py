@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.conformance.reply import Reply
-from serve.errors import InputError
-from serve.http.v2_tensors import NUMBERS
+from edgeline.serve.conformance.reply import Reply
+from edgeline.serve.errors import InputError
+from edgeline.serve.http.open_inference.tensors import NUMBERS
 
 TIMEOUT_S = 30
 IMAGE_WORDS = ("image", "img", "photo", "picture", "jpeg", "jpg", "png")

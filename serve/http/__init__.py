@@ -1,1 +1,1 @@
-"""The HTTP service: connections, routes, and the engine behind them."""
+"""The HTTP server: routes, limits, security."""

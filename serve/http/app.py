@@ -5,9 +5,9 @@
     GET  /readyz              200 while every artifact has proven itself here, else 503 with the reason
     GET  /metrics, /drift     what Prometheus reads, and what `edgeline drift` does
     GET  /openapi.json        all of this for machines
-    GET  /, /model ...        the web page, and what it shows of the model; see `serve.http.page`
-    /v2 ...                   the Open Inference Protocol, as `serve.http.v2` says
-    GET  /artifacts ...       what `serve.http.downloads` says, where there is a store
+    GET  /, /model ...        the web page, and what it shows of the model; see `serve.http.routes.page`
+    /v2 ...                   the Open Inference Protocol, as `serve.http.open_inference.routes` says
+    GET  /artifacts ...       what `serve.http.routes.downloads` says, where there is a store
 
 `create_app` takes all it needs and keeps nothing in globals. The event loop only moves bytes: decoding, running and hashing
 happen in threads, so `/healthz` answers while every runner is busy.
@@ -31,26 +31,26 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Scope
 
-from serve.classifier import Classifier
-from serve.errors import ArtifactError, EdgelineError, InputError, OverloadedError
-from serve.evidence import METHOD
-from serve.http.access import Guard, Tokens
-from serve.http.bodies import FORM_OVERHEAD, Budget, boundary_of, files_in, timeout_s
-from serve.http.downloads import Downloads
-from serve.http.engine import Answer, Engine
-from serve.http.logs import log_request
-from serve.http.metrics import Metrics
-from serve.http.models import Models
-from serve.http.openapi import openapi_route
-from serve.http.page import page_routes
-from serve.http.prediction import ENCODE, identity, prediction, said, server_timing
-from serve.http.replies import HANDLERS, RETRY_AFTER_S, Edge, error_reply, retry_after
-from serve.http.v2 import V2
-from serve.http.v2_models import Served
-from serve.preprocess import Limits
+from edgeline.serve.classifier import Classifier
+from edgeline.serve.errors import ArtifactError, EdgelineError, InputError, OverloadedError
+from edgeline.serve.explain import METHOD
+from edgeline.serve.http.auth import Guard, Tokens
+from edgeline.serve.http.observability.logs import log_request
+from edgeline.serve.http.observability.metrics import Metrics
+from edgeline.serve.http.open_inference.models import Served
+from edgeline.serve.http.open_inference.routes import V2
+from edgeline.serve.http.openapi.document import openapi_route
+from edgeline.serve.http.request_body import FORM_OVERHEAD, Budget, boundary_of, files_in, timeout_s
+from edgeline.serve.http.responses import HANDLERS, RETRY_AFTER_S, Edge, error_reply, retry_after
+from edgeline.serve.http.routes.downloads import Downloads
+from edgeline.serve.http.routes.page import page_routes
+from edgeline.serve.http.routes.predict import ENCODE, identity, prediction, said, server_timing
+from edgeline.serve.inference.repository import Models
+from edgeline.serve.inference.scheduler import Answer, Engine
+from edgeline.serve.preprocess import Limits
 
 if TYPE_CHECKING:
-    from serve.http.observed import Observed
+    from edgeline.serve.inference.drift_observer import Observed
 
 LOG = logging.getLogger(__name__)
 

@@ -17,15 +17,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from export.to_onnx import Deployed
-from flows.line import run_line
-from pipeline.backbones import Network, Normalisation
-from pipeline.checkpoint import load_checkpoint
-from pipeline.config import LineConfig, VerifyConfig, load_config
-from pipeline.evaluate import read_evaluation
-from pipeline.run import Run
-from pipeline.samples import Sample, read_prepared
-from serve.preprocess import PreprocessSpec
+from edgeline.export.graph.to_onnx import Deployed
+from edgeline.flows.steps import run_line
+from edgeline.pipeline.config import LineConfig, VerifyConfig, load_config
+from edgeline.pipeline.data.samples import Sample, read_prepared
+from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.models.backbones import Network, Normalisation
+from edgeline.pipeline.models.checkpoint import load_checkpoint
+from edgeline.pipeline.runs.run import Run
+from edgeline.serve.preprocess import PreprocessSpec
 
 LABELS = ("bark", "leaf", "sky")
 EACH = 14

@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 
-from export import variants
-from export.autopilot import Choice
-from export.variants import KINDS, build_variants
-from flows.line import variants_key
-from pipeline.atomic_files import write_json
-from pipeline.config import load_config
-from pipeline.receipts import RECEIPT
-from pipeline.run import Run
-from serve.errors import ExportError
+from edgeline.export import variants
+from edgeline.export.quantization.search import Choice
+from edgeline.export.variants import KINDS, build_variants
+from edgeline.flows.steps import variants_key
+from edgeline.pipeline.config import load_config
+from edgeline.pipeline.runs.atomic_files import write_json
+from edgeline.pipeline.runs.receipts import RECEIPT
+from edgeline.pipeline.runs.run import Run
+from edgeline.serve.errors import ExportError
 
 
 def asking(run: Run, *names: str, **settings: Any) -> Run:

@@ -13,9 +13,9 @@ from typing import TypeVar
 import pytest
 from PIL import Image
 
-from flows.embedded import EmbeddedServer
-from flows.line import run_line
-from pipeline.config import LineConfig, load_config
+from edgeline.flows.orchestration.embedded import EmbeddedServer
+from edgeline.flows.steps import run_line
+from edgeline.pipeline.config import LineConfig, load_config
 
 COLOURS = {"warm": (200, 60, 40), "cold": (40, 70, 200)}
 EACH = 20

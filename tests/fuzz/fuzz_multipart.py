@@ -7,8 +7,8 @@ import atheris
 with atheris.instrument_imports(include=["serve", "python_multipart"]):
     from starlette.datastructures import Headers
 
-    from serve.errors import InputError
-    from serve.http.bodies import boundary_of, files_in
+    from edgeline.serve.errors import InputError
+    from edgeline.serve.http.request_body import boundary_of, files_in
 
 BODY = b'--B\r\nContent-Disposition: form-data; name="f"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
 

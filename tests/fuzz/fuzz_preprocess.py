@@ -9,8 +9,8 @@ import atheris
 with atheris.instrument_imports(include=["serve", "PIL"]):
     from PIL import Image
 
-    from serve.errors import ImageError
-    from serve.preprocess import Limits, PreprocessSpec, preprocess
+    from edgeline.serve.errors import ImageError
+    from edgeline.serve.preprocess import Limits, PreprocessSpec, preprocess
 
 warnings.simplefilter("ignore")
 SPEC = PreprocessSpec(height=12, width=16)

@@ -6,10 +6,10 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["serve"]):
-    from serve.errors import InputError
-    from serve.http.v2_codec import Signature, decode
-    from serve.http.v2_encode import decompress
-    from serve.http.v2_tensors import Spec
+    from edgeline.serve.errors import InputError
+    from edgeline.serve.http.open_inference.decode import Signature, decode
+    from edgeline.serve.http.open_inference.encode import decompress
+    from edgeline.serve.http.open_inference.tensors import Spec
 
 OUTPUTS = (Spec("probabilities", "FP32", (-1, 4)), Spec("logits", "FP32", (-1, 4)))
 MODELS = [

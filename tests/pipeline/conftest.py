@@ -12,13 +12,13 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
-from pipeline.atomic_files import write_json
-from pipeline.backbones import Network, build
-from pipeline.cache import ContentCache
-from pipeline.config import load_config
-from pipeline.run import Run, create_run
-from pipeline.samples import Prepared, Sample, write_samples
-from serve.preprocess import PreprocessSpec
+from edgeline.pipeline.config import load_config
+from edgeline.pipeline.data.samples import Prepared, Sample, write_samples
+from edgeline.pipeline.models.backbones import Network, build
+from edgeline.pipeline.runs.atomic_files import write_json
+from edgeline.pipeline.runs.content_cache import ContentCache
+from edgeline.pipeline.runs.run import Run, create_run
+from edgeline.serve.preprocess import PreprocessSpec
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 KINDS = ("disc", "frame", "stripes")
@@ -156,7 +156,7 @@ def make_run(shapes: Prepared) -> Callable[..., Run]:
 @pytest.fixture(scope="session")
 def trained_run(make_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run whose checkpoint is Lite0 with a head trained on the shapes. Copy it before changing anything."""
-    from pipeline.train import build_checkpoint
+    from edgeline.pipeline.training.train import build_checkpoint
 
     run = make_run(tmp_path_factory.mktemp("trained"))
     run.step("train").mkdir()
@@ -167,7 +167,7 @@ def trained_run(make_run: Callable[..., Run], tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def evaluated_run(trained_run: Run) -> Run:
     """The same run, evaluated."""
-    from pipeline.evaluate import build_evaluation
+    from edgeline.pipeline.evaluation.evaluate import build_evaluation
 
     trained_run.step("evaluate").mkdir()
     build_evaluation(trained_run, trained_run.step("evaluate"))

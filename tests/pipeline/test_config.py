@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from pipeline.config import LineConfig, load_config, parse_config
-from serve.errors import ConfigError
-from serve.manifest import NAME
+from edgeline.pipeline.config import LineConfig, load_config, parse_config
+from edgeline.serve.artifact.manifest import NAME
+from edgeline.serve.errors import ConfigError
 
 
 def models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:

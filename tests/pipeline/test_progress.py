@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.progress import track, waiting
+from edgeline.pipeline.progress import track, waiting
 
 
 def test_items_pass_unchanged_and_nothing_is_drawn_where_nobody_watches(capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flows.cli import main
-from serve.classifier import Classifier
-from serve.http.app import Service, Terms, create_app
-from serve.http.connections import ConnectionLimits
-from serve.http.engine import Engine, Plan
-from serve.http.express import Express
-from serve.http.models import Models
-from serve.http.server import Hooks, Server, listen, url_of
-from serve.preprocess import Limits
-from serve.runtime import create_session
+from edgeline.flows.cli.main import main
+from edgeline.serve.classifier import Classifier
+from edgeline.serve.http.app import Service, Terms, create_app
+from edgeline.serve.http.fast_path import Express
+from edgeline.serve.http.transport.connections import ConnectionLimits
+from edgeline.serve.http.transport.server import Hooks, Server, listen, url_of
+from edgeline.serve.inference.repository import Models
+from edgeline.serve.inference.scheduler import Engine, Plan
+from edgeline.serve.preprocess import Limits
+from edgeline.serve.runtime.session import create_session
 
 DEADLINE_S = 20
 
@@ -139,7 +139,7 @@ def site(artifact_template: Path) -> Iterator[Site]:
 @pytest.fixture(scope="session")
 def explaining_template(artifact_template: Path, seal: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole artifact that explains itself, in `<store>/colours/1`: its map is the picture, 3 x 4 places."""
-    from explaining import explain_itself
+    from tests.support.explaining import explain_itself
 
     folder = tmp_path_factory.mktemp("explaining") / "colours" / "1"
     shutil.copytree(artifact_template, folder)

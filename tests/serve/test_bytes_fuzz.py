@@ -12,12 +12,12 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from serve.errors import ImageError, InputError
-from serve.http.bodies import boundary_of, files_in
-from serve.http.v2_codec import Signature, decode
-from serve.http.v2_encode import decompress
-from serve.http.v2_tensors import Spec
-from serve.preprocess import Limits, PreprocessSpec, preprocess
+from edgeline.serve.errors import ImageError, InputError
+from edgeline.serve.http.open_inference.decode import Signature, decode
+from edgeline.serve.http.open_inference.encode import decompress
+from edgeline.serve.http.open_inference.tensors import Spec
+from edgeline.serve.http.request_body import boundary_of, files_in
+from edgeline.serve.preprocess import Limits, PreprocessSpec, preprocess
 
 COUNTS = [pytest.param(400, id="400"), pytest.param(100_000, id="100000", marks=pytest.mark.nightly)]
 SPEC = PreprocessSpec(height=12, width=16)

@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import serve.classifier
-from serve.classifier import Classifier
-from serve.errors import ArtifactError, ImageError, InputError, ManifestError
+from edgeline.serve import classifier as classifier_module
+from edgeline.serve.classifier import Classifier
+from edgeline.serve.errors import ArtifactError, ImageError, InputError, ManifestError
 
 Seal = Callable[..., Path]
 
@@ -50,7 +50,7 @@ def test_a_batch_over_the_limit_is_split_and_gives_what_single_images_give(class
 
 
 def test_the_three_lines_of_its_module_run(artifact_template: Path, photos: list[bytes], capsys: Any) -> None:
-    lines = [line[4:] for line in (serve.classifier.__doc__ or "").splitlines() if line.startswith("    ")]
+    lines = [line[4:] for line in (classifier_module.__doc__ or "").splitlines() if line.startswith("    ")]
     code = "\n".join(lines).replace("artifacts/store/digits", str(artifact_template.parent))
     assert len(lines) == 3
     exec(code, {"Classifier": Classifier, "photo_bytes": photos[0]})

@@ -13,16 +13,16 @@ HTTP = {"starlette", "httptools", "prometheus_client", "python_multipart", "anyi
 COMPUTING = {"numpy", "PIL", "onnxruntime"}
 
 LIMITS = {
-    "serve.errors": NEVER | HTTP | COMPUTING,
-    "serve.commands": NEVER | HTTP | COMPUTING,
-    "flows.cli": NEVER | HTTP | COMPUTING,
-    "serve.predict_command": NEVER | HTTP | COMPUTING,
-    "serve.drift_report": NEVER | HTTP | {"onnxruntime"},
-    "serve.manifest": NEVER | HTTP | {"onnxruntime"},
-    "serve.preprocess": NEVER | HTTP | {"onnxruntime"},
-    "serve.classifier": NEVER | HTTP | {"onnxruntime"},
-    "serve.http.app": NEVER | {"onnxruntime", "uvicorn"},
-    "serve.http.server": NEVER | COMPUTING,
+    "edgeline.serve.errors": NEVER | HTTP | COMPUTING,
+    "edgeline.serve.cli.register": NEVER | HTTP | COMPUTING,
+    "edgeline.flows.cli.main": NEVER | HTTP | COMPUTING,
+    "edgeline.serve.cli.predict": NEVER | HTTP | COMPUTING,
+    "edgeline.serve.drift.report": NEVER | HTTP | {"onnxruntime"},
+    "edgeline.serve.artifact.manifest": NEVER | HTTP | {"onnxruntime"},
+    "edgeline.serve.preprocess": NEVER | HTTP | {"onnxruntime"},
+    "edgeline.serve.classifier": NEVER | HTTP | {"onnxruntime"},
+    "edgeline.serve.http.app": NEVER | {"onnxruntime", "uvicorn"},
+    "edgeline.serve.http.transport.server": NEVER | COMPUTING,
 }
 
 
@@ -35,7 +35,7 @@ def test_importing_a_module_pulls_in_nothing_heavy(module: str, forbidden: set[s
 
 def test_predicting_pulls_in_the_base_install_only(artifact_template: Path) -> None:
     code = (
-        "import json, sys; from serve.classifier import Classifier; Classifier.open(sys.argv[1]);"
+        "import json, sys; from edgeline.serve.classifier import Classifier; Classifier.open(sys.argv[1]);"
         "print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     )
     command = [sys.executable, "-c", code, str(artifact_template)]

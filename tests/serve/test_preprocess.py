@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from serve.errors import ImageError, ManifestError
-from serve.preprocess import Limits, PreprocessSpec, crop_box, decode_image, fit, jpeg_scale, preprocess, reduced_box
+from edgeline.serve.errors import ImageError, ManifestError
+from edgeline.serve.preprocess import Limits, PreprocessSpec, crop_box, decode_image, fit, jpeg_scale, preprocess, reduced_box
 
 SPEC = PreprocessSpec(height=24, width=32)
 RED, GREEN = (200, 40, 30), (30, 190, 50)

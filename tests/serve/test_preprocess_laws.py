@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from serve.errors import ImageError
-from serve.preprocess import (
+from edgeline.serve.errors import ImageError
+from edgeline.serve.preprocess import (
     INTERPOLATIONS,
     JPEG_DECODINGS,
     LYING,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from serve.preprocess import PreprocessSpec, preprocess
-from serve.runtime import create_session
+from edgeline.serve.preprocess import PreprocessSpec, preprocess
+from edgeline.serve.runtime.session import create_session
 
 ARTIFACT = Path(os.environ["ARTIFACT"])
 RUNNERS = int(os.environ.get("RUNNERS", "2"))

@@ -6,8 +6,8 @@ python with_edgeline.py FOLDER VARIANT [PHOTO...]
 import sys
 from pathlib import Path
 
-from serve.classifier import Classifier
-from serve.errors import EdgelineError
+from edgeline.serve.classifier import Classifier
+from edgeline.serve.errors import EdgelineError
 
 
 def main(folder: str, variant: str, *photos: str) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from serve.errors import InputError
-from serve.http.v2_codec import Request, Signature, decode
-from serve.http.v2_encode import decompress
-from serve.http.v2_tensors import Spec
+from edgeline.serve.errors import InputError
+from edgeline.serve.http.open_inference.decode import Request, Signature, decode
+from edgeline.serve.http.open_inference.encode import decompress
+from edgeline.serve.http.open_inference.tensors import Spec
 
 SIGNATURE = Signature((Spec("x", "FP32", (-1, 2)),), (Spec("sum", "FP32", (-1, 1)), Spec("max", "FP32", (-1, 1))), max_batch=8)
 STAGES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")

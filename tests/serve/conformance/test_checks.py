@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from serve.conformance.catalogue import GROUPS, REQUIRED, checks, table
-from serve.conformance.command import describe, reach
-from serve.conformance.runner import Result, run
+from edgeline.serve.conformance.catalogue import GROUPS, REQUIRED, checks, table
+from edgeline.serve.conformance.command import describe, reach
+from edgeline.serve.conformance.runner import Result, run
 
 ROOT = Path(__file__).resolve().parents[3]
 JSON_ONLY = {

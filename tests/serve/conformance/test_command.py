@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flows.cli import main
+from edgeline.flows.cli.main import main
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -139,7 +139,7 @@ def test_a_server_of_something_else_is_one_line(run: Run, body: bytes) -> None:
 
 @pytest.mark.parametrize("package", ["tritonclient", "geventhttpclient", "pytest"])
 def test_a_missing_extra_is_named(package: str) -> None:
-    program = f"import sys; sys.modules[{package!r}] = None; from flows.cli import main; main()"
+    program = f"import sys; sys.modules[{package!r}] = None; from edgeline.flows.cli.main import main; main()"
     command = [sys.executable, "-c", program, "conformance", "http://127.0.0.1:1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).resolve().parents[3])
     expected = f"edgeline: this needs the package '{package}': pip install 'edgeline[conformance]' [missing_extra]\n"

@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import serve
-from serve import errors
-from serve.classifier import Classifier, Outputs
-from serve.errors import ArtifactError, ImageError, InputError
-from serve.http.replies import status_of
-from serve.preprocess import Limits
+import edgeline.serve as serve
+from edgeline.serve import errors
+from edgeline.serve.classifier import Classifier, Outputs
+from edgeline.serve.errors import ArtifactError, ImageError, InputError
+from edgeline.serve.http.responses import status_of
+from edgeline.serve.preprocess import Limits
 
 JPEG = {"Content-Type": "image/jpeg"}
 SMALL = Limits(max_bytes=100_000, max_pixels=10_000)
@@ -217,7 +217,7 @@ def codes_raised() -> set[tuple[str, str]]:
     kinds = {kind.__name__: kind for kind in every_subclass(InputError)}
     found = {(name, kind.code) for name, kind in kinds.items()}
     folder = Path(serve.__path__[0])
-    for path in [*folder.glob("*.py"), *folder.glob("http/*.py")]:
+    for path in folder.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds:
                 for keyword in node.keywords:

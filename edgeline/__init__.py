@@ -1,0 +1,38 @@
+"""From a folder of photos to a verified image classifier on small machines.
+
+    from edgeline import Classifier
+
+    classifier = Classifier.open("artifacts/store/birds")
+    classifier.predict([open("photo.jpg", "rb").read()])
+
+Importing this package loads nothing else: its public names are resolved on first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgeline.serve.classifier import Classifier as Classifier
+    from edgeline.serve.classifier import Prediction as Prediction
+
+    __version__: str
+
+_PUBLIC = {
+    "Classifier": "edgeline.serve.classifier",
+    "Prediction": "edgeline.serve.classifier",
+}
+__all__ = ["Classifier", "Prediction", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("edgeline")
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'edgeline' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

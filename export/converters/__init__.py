@@ -1,0 +1,1 @@
+"""Other runtimes' formats, each made in an environment of its own."""

@@ -1,0 +1,80 @@
+"""Write a variant in another runtime's format, by that runtime's own converter in an environment of its own.
+
+A converter is a script, `convert_<format>.py`, which knows nothing of edgeline: it is started with a folder, the precision and
+the path to write, and finds in the folder what its format is made from. Nothing it writes is believed: the gate runs it.
+"""
+
+import importlib.util
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from edgeline.export.converters.environments import PACKAGES, environment
+from edgeline.pipeline.progress import waiting
+from edgeline.serve.errors import ExportError
+
+SOURCES = {
+    "openvino": ("model.onnx",),
+    "litert": ("program.pt2", "calibration.npy"),
+    "executorch": ("program.pt2", "calibration.npy"),
+    "coreml": ("program.pt2",),
+}
+"""What a format is made from: the ONNX file of the same precision, the PyTorch program (`torch.export`, one image at a time),
+calibration images as uint8 (N, H, W, 3)."""
+SCRIPTS = {
+    "openvino": "edgeline.export.converters.to_openvino",
+    "litert": "edgeline.export.converters.to_litert",
+    "executorch": "edgeline.export.converters.to_executorch",
+    "coreml": "edgeline.export.converters.to_coreml",
+}
+"""A format's converter. Named as modules so that they are part of the code digest of the variants; they run as files."""
+CALIBRATION = "calibration.npy"
+"""The source that only int8 is made from."""
+CONVERT_S = 1800
+"""Longest time for a conversion, in seconds."""
+
+Write = Callable[[Path], None]
+"""Writes a source to a path."""
+
+
+def convert(format: str, precision: str, sources: Mapping[str, Write], path: Path, environments: Path) -> None:
+    """Write one variant.
+
+    Args:
+        format: one of `SOURCES`.
+        precision: `float32`, `float16` or `int8`.
+        sources: by their file name.
+        path: the file to write; what belongs to it comes beside it.
+        environments: the folder of environments.
+
+    Raises:
+        ExportError: the environment cannot be made, or the converter refuses the network.
+    """
+    python = environment(format, environments)
+    script = script_path(SCRIPTS[format])
+    with tempfile.TemporaryDirectory() as folder, waiting(f"writing {path.name}"):
+        for name in SOURCES[format]:
+            if name != CALIBRATION or precision == "int8":
+                sources[name](Path(folder, name))
+        command = [str(python), "-I", str(script), folder, precision, str(path)]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=CONVERT_S)
+        except subprocess.CalledProcessError as error:
+            last = (error.stderr.strip() or "it said nothing").splitlines()[-1]
+            raise ExportError(
+                f"{PACKAGES[format][0]} cannot convert this network: {last[:300]}; leave the format out of export.variants",
+                code="format_unfit",
+            ) from error
+        except subprocess.TimeoutExpired as error:
+            raise ExportError(
+                f"{PACKAGES[format][0]} took more than {CONVERT_S} seconds to convert this network", code="format_unfit"
+            ) from error
+
+
+def script_path(module: str) -> Path:
+    """The file of a module that runs as a script in another environment."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, module
+    assert spec.origin is not None, module
+    return Path(spec.origin)

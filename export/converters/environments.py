@@ -1,0 +1,202 @@
+"""Environments for tools that cannot be installed beside the others, and models that answer from within them.
+
+A converter may ask for another torch, a runtime may be wanted only to prove a variant. Each format's tools lie in an
+environment of their own under the cache, made the first time that a run asks for the format, from the releases named here.
+Only `serve` is lent to it: what answers there is what answers on a device.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeline.export.device_package import link_device_package
+from edgeline.serve.errors import ArtifactError, ExportError
+from edgeline.serve.preprocess import PreprocessSpec
+from edgeline.serve.runtime.backends import load_file, receive, send
+from edgeline.serve.runtime.benchmark import RUNS, start_arguments
+from edgeline.serve.runtime.session import usable_cores
+
+FOLDER = Path("artifacts", "cache", "environments")
+"""Where they lie for who does not say."""
+PACKAGES = {
+    "openvino": ("openvino==2026.4.1", "numpy==2.4.6", "pillow==13.0.0"),
+    "litert": (
+        "litert-torch==0.10.0",
+        "ai-edge-litert==2.3.0",
+        "ai-edge-quantizer==0.10.0",
+        "torch==2.14.1",
+        "numpy==2.4.6",
+        "pillow==13.0.0",
+    ),
+    "executorch": ("executorch==1.5.1", "torch==2.15.0", "numpy==2.4.6", "pillow==13.0.0"),
+    "coreml": ("coremltools==9.0", "torch==2.15.0", "numpy==2.4.6", "pillow==13.0.0"),
+}
+"""What a format's environment holds, to convert and to run."""
+TIMED_S = 600
+"""Longest time for a process that times a model, in seconds."""
+INSTALL_S = 1800
+"""Longest time for an installation, in seconds."""
+
+
+def environment(format: str, cache: Path) -> Path:
+    """Find a format's environment, or make it.
+
+    Args:
+        format: one of `PACKAGES`.
+        cache: folder of environments. One is made beside its final name, so it is whole or not there.
+
+    Returns:
+        Its Python.
+
+    Raises:
+        ExportError: `format_unavailable`: it cannot be made here.
+    """
+    packages = PACKAGES[format]
+    asked = "\n".join([*packages, sys.version])
+    folder = (cache / f"{format}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}").resolve()
+    python = folder / "bin" / "python"
+    if python.exists():
+        return python
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{format}-", dir=cache))
+    try:
+        venv.create(partial, with_pip=importlib.util.find_spec("uv") is None)
+        install(partial / "bin" / "python", packages)
+        if not python.exists():  # another run may have been faster
+            partial.rename(folder)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        raise ExportError(
+            f"the tools for {format} cannot be installed here ({_last_line(said)}); they are {', '.join(packages)}",
+            code="format_unavailable",
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return python
+
+
+def install(python: Path, packages: Sequence[str]) -> None:
+    """Install packages into an environment: by uv where it is there, which links large files instead of copying them.
+
+    Raises:
+        subprocess.SubprocessError: it fails, or takes too long.
+    """
+    if importlib.util.find_spec("uv") is not None:
+        installer = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", str(python)]
+    else:
+        installer = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*installer, *packages], check=True, capture_output=True, text=True, timeout=INSTALL_S)
+
+
+@contextmanager
+def lend_serve() -> Iterator[dict[str, str]]:
+    """Lend this package's `serve`, and nothing that lies beside it, to another Python.
+
+    Yields:
+        The variables to start it with.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        link_device_package(Path(folder))
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+        yield kept | {"PYTHONPATH": folder, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@contextmanager
+def opened(format: str, path: Path, environments: Path, threads: int | None = None, *, saturates: bool = True) -> Iterator[Any]:
+    """Load a variant with what runs it: here for ONNX Runtime's formats, in its own environment for another runtime's.
+
+    Args:
+        format: as the manifest names it.
+        path: its file; what belongs to it lies beside.
+        environments: the folder of environments.
+        threads: for one image; by default as many as this process may use.
+        saturates: as `serve.runtime.session.create_session` takes it.
+
+    Yields:
+        What has ONNX Runtime's `run`.
+
+    Raises:
+        ExportError: the environment cannot be made.
+        ArtifactError: the model does not load.
+    """
+    if format not in PACKAGES:
+        yield load_file(format, path, threads or usable_cores(), saturates=saturates)
+        return
+    python = environment(format, environments)
+    command = [str(python), "-P", "-m", "edgeline.serve.runtime.backends", format, str(path), str(threads or usable_cores())]
+    with lend_serve() as variables, tempfile.TemporaryFile() as said:
+        child = subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said)
+        with child:
+            try:
+                yield Remote(child, said)
+            finally:
+                child.kill()
+
+
+class Remote:
+    """A model that answers in a process of its own."""
+
+    def __init__(self, child: "subprocess.Popen[bytes]", said: Any) -> None:
+        self._child, self._said = child, said
+
+    def run(self, names: Sequence[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """As `serve.runtime.backends.Model.run`.
+
+        Raises:
+            ArtifactError: the process ended.
+        """
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        with suppress(BrokenPipeError):  # it ended; what it said is read below
+            send(self._child.stdin, feeds["image"])  # type: ignore[arg-type]
+        answers = [receive(self._child.stdout) for _ in range(2)]  # type: ignore[arg-type]
+        found = {name: array for name, array in zip(("probabilities", "logits"), answers, strict=True) if array is not None}
+        if len(found) < 2:
+            if (code := self._child.wait(timeout=60)) < 0:
+                raise ArtifactError(f"the runtime crashed (signal {-code})", code="model_unloadable")
+            self._said.seek(0)
+            raise ArtifactError(_last_line(self._said.read().decode(errors="replace")), code="model_unloadable")
+        return [found[name] for name in names]
+
+
+def time_there(format: str, path: Path, spec: PreprocessSpec, environments: Path, threads: int) -> dict[str, float]:
+    """Time a variant in a fresh process of its own environment, as `serve.runtime.benchmark.start` tells it.
+
+    Args:
+        format: as the manifest names it.
+        path: its file.
+        spec: its preprocessing.
+        environments: the folder of environments.
+        threads: for one image.
+
+    Raises:
+        ArtifactError: the process crashed, or did not end.
+    """
+    arguments = start_arguments(path, format, spec, threads, runs=RUNS)
+    command = [str(environment(format, environments)), "-P", "-m", "edgeline.serve.runtime.benchmark", *arguments]
+    with lend_serve() as variables:
+        try:
+            done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=TIMED_S)
+        except subprocess.TimeoutExpired as error:
+            raise ArtifactError(f"{format} was not timed within {TIMED_S} s", code="model_unloadable") from error
+    if done.returncode < 0:
+        raise ArtifactError(f"the runtime crashed (signal {-done.returncode})", code="model_unloadable")
+    if done.returncode:
+        raise ArtifactError(_last_line(done.stderr), code="model_unloadable")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _last_line(said: str) -> str:
+    return (said.strip() or "it said nothing").splitlines()[-1][:300]

@@ -1,0 +1,1 @@
+"""Other processors and older runtimes, emulated."""

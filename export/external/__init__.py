@@ -1,0 +1,1 @@
+"""Verify ONNX classifiers that were made elsewhere."""

@@ -1,0 +1,188 @@
+"""Write a checkpoint as one ONNX file under the graph contract.
+
+One input `image`, uint8 [batch, H, W, 3]: RGB bytes at the model's resolution. Two outputs, float32 [batch, K]: `logits`,
+already divided by the temperature, and `probabilities`, their softmax. Normalisation is inside. Only the batch is free. A file
+that explains itself has two more; see `export.graph.cam_outputs`.
+"""
+
+import io
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from edgeline.export import file_names
+from edgeline.export.emulation.old_runtime import newest_opset
+from edgeline.export.graph.cam_outputs import add_outputs
+from edgeline.export.graph.contract import IR_VERSION, check_graph
+from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.models.backbones import Network
+from edgeline.pipeline.models.checkpoint import TENSORS, Checkpoint, load_checkpoint
+from edgeline.pipeline.progress import waiting
+from edgeline.pipeline.runs.atomic_files import file_digest
+from edgeline.pipeline.runs.run import Run
+from edgeline.serve.errors import ConfigError, ExportError
+from edgeline.serve.preprocess import PreprocessSpec
+
+
+class Deployed(nn.Module):
+    """The network as it ships: uint8 pixels to calibrated logits and probabilities."""
+
+    def __init__(self, network: Network, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Classify uint8 (N, H, W, 3): probabilities and logits, float32 (N, K)."""
+        # Contiguous, or the exporter carries the channels-last strides into the pooling and writes shape arithmetic.
+        images_NCHW = image.permute(0, 3, 1, 2).contiguous().float()
+        logits_NK = self.network.head(self.network.features(images_NCHW)) / self.temperature
+        return logits_NK.softmax(1), logits_NK
+
+
+def build_export(run: Run, folder: Path) -> None:
+    """Export a run's checkpoint, with the temperature its evaluation found, into the step's folder.
+
+    Raises:
+        ConfigError: the operator set is newer than the oldest runtime knows.
+        ExportError: see `export`.
+    """
+    opset, runtime = run.config.export.opset, run.config.export.min_runtime
+    if opset > newest_opset(runtime):
+        raise ConfigError(
+            f"export.opset = {opset} is newer than what ONNX Runtime {runtime} knows ({newest_opset(runtime)}); lower it, or "
+            "raise export.min_runtime"
+        )
+    network, checkpoint = load_checkpoint(run.step("train"))
+    temperature = read_evaluation(run.step("evaluate")).calibration.temperature
+    with waiting("exporting to ONNX"):
+        export(
+            Deployed(network, temperature),
+            checkpoint.preprocess,
+            folder / file_names.MODEL,
+            classes=len(checkpoint.labels),
+            opset=opset,
+            metadata=metadata_of(run, checkpoint, temperature),
+            explain=run.config.export.explain,
+        )
+
+
+def metadata_of(run: Run, checkpoint: Checkpoint, temperature: float) -> dict[str, str]:
+    """What an exported file says of where it comes from; the gate compares it with the run."""
+    return {
+        "edgeline.labels": "\n".join(checkpoint.labels),
+        "edgeline.model": checkpoint.model,
+        "edgeline.preprocess_sha256": checkpoint.preprocess.digest(),
+        "edgeline.checkpoint_sha256": file_digest(run.step("train") / TENSORS),
+        "edgeline.temperature": repr(temperature),
+    }
+
+
+def export(
+    deployed: Deployed,
+    spec: PreprocessSpec,
+    path: Path,
+    *,
+    classes: int,
+    opset: int,
+    metadata: dict[str, str],
+    explain: bool = False,
+) -> None:
+    """Write the ONNX file and check it against the contract.
+
+    Args:
+        deployed: in evaluation mode.
+        spec: gives H and W.
+        path: of the file.
+        classes: K.
+        opset: operator set of the default domain.
+        metadata: written into the file's `metadata_props`.
+        explain: whether it also gives evidence and embedding (`export.graph.cam_outputs`).
+
+    Raises:
+        ConfigError: it is to explain itself, and the network is not one that can.
+        ExportError: the exporter cannot express the network, or its file breaks the contract.
+    """
+    deployed = deployed.eval().to(memory_format=torch.contiguous_format)
+    example = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's remarks about its own internals
+            program = torch.onnx.export(
+                deployed,
+                (example,),
+                dynamo=True,
+                opset_version=opset,
+                input_names=["image"],
+                output_names=["probabilities", "logits"],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
+                custom_translation_table={torch.ops.aten.adaptive_avg_pool2d.default: _pooling(opset)},
+                verbose=False,
+            )
+    except Exception as error:  # the exporter and its decompositions raise dozens of kinds
+        cause = _first_cause(error)
+        reason = cause if isinstance(cause, ExportError) else " ".join(str(cause).split())[:300]
+        raise ExportError(f"PyTorch cannot export this network to ONNX: {reason}; choose another model") from error
+    assert program is not None
+    model = program.model_proto
+    _strip(model)
+    model.ir_version = IR_VERSION
+    for key, value in sorted(metadata.items()):
+        model.metadata_props.add(key=key, value=value)
+    if explain:
+        model = add_outputs(model, spec.height, spec.width)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    check_graph(path.read_bytes(), spec, classes=classes, opset=opset)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What went wrong; the exporter wraps it in advice to its own developers."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _pooling(opset: int) -> Any:
+    """Keep the pooling one operator: decomposed, it becomes a ReduceMean that quantisers and phones do not know.
+
+    At the one resolution that a model has, adaptive pooling is global, nothing at all, or of a fixed window.
+    """
+    import onnxscript
+
+    op = getattr(onnxscript, f"opset{opset}")
+
+    def translate(x: Any, output_size: Sequence[int]) -> Any:
+        observed, wanted = list(x.shape[2:]), list(output_size)
+        if wanted == [1, 1]:
+            return op.GlobalAveragePool(x)
+        if observed == wanted:
+            return op.Identity(x)
+        window = [have // want for have, want in zip(observed, wanted, strict=True)]
+        if observed != [size * want for size, want in zip(window, wanted, strict=True)]:
+            raise ExportError(f"the network pools {observed} to {wanted}, whose windows are not all of one size")
+        return op.AveragePool(x, kernel_shape=window, strides=window)
+
+    return translate
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove what the exporter noted of its machine: stack traces hold paths of whoever built the model."""
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer]:
+        del value.metadata_props[:]
+        value.ClearField("doc_string")
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    for whole in (model, model.graph):
+        whole.ClearField("doc_string")
+    model.producer_name = "edgeline"
+    model.ClearField("producer_version")

@@ -1,0 +1,1 @@
+"""Compare outputs, and find the first layer that differs."""

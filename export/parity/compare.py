@@ -1,0 +1,192 @@
+"""Hold what one implementation of a network gives against what another gives.
+
+Every probability is compared, and every logit: a confident network's probabilities are 0 and 1 to the last bit and would
+hide a fault.
+
+Shapes: N images, K classes.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from edgeline.pipeline.config import VerifyConfig
+from edgeline.pipeline.progress import track
+from edgeline.serve.errors import VerificationError
+
+MIN_SPREAD = 1e-4
+"""A model whose logits move less than this share of the largest over all images answers without looking."""
+WORST = 10
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network, or its file, gives for N images: float32 (N, K) each."""
+
+    probabilities_NK: np.ndarray
+    logits_NK: np.ndarray
+
+    @classmethod
+    def join(cls, batches: Iterable[Sequence[np.ndarray]]) -> Self:
+        """Put batches of probabilities and logits together."""
+        probabilities, logits = zip(*batches, strict=True)
+        return cls(np.concatenate(probabilities), np.concatenate(logits))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What a comparison of two sets of outputs found. Names are of images."""
+
+    images: int
+    batch: int
+    max_difference: float
+    """Of a probability."""
+    max_logit_difference: float
+    """As a share of the largest logit that PyTorch gave."""
+    top1_agreement: float
+    """Share of all images whose best class is the same."""
+    top1_agreement_over_margin: float
+    """The same over the images whose best two classes PyTorch keeps apart by more than the margin."""
+    flips: tuple[dict[str, Any], ...]
+    """Images with another best class, with the margin between PyTorch's best two."""
+    worst: tuple[dict[str, Any], ...]
+    """Images with the largest difference."""
+    problems: tuple[str, ...]
+
+
+def compare(
+    names: Sequence[str],
+    expected: Outputs,
+    observed: Outputs,
+    config: VerifyConfig,
+    *,
+    batch: int,
+    reference: str = "PyTorch",
+) -> Comparison:
+    """Hold observed outputs against expected ones.
+
+    Args:
+        names: of the images.
+        expected: what PyTorch gave.
+        observed: what is to be judged.
+        config: the bars.
+        batch: the batch size of the observed ones, for the report.
+        reference: who gave the expected ones, for the report.
+
+    Raises:
+        VerificationError: they are not of one shape.
+    """
+    for mine_NK, theirs_NK in zip(_arrays(expected), _arrays(observed), strict=True):
+        if mine_NK.shape != theirs_NK.shape:
+            raise VerificationError(f"batch {batch}: the file gives the shape {theirs_NK.shape}, {reference} {mine_NK.shape}")
+    expected_NK, observed_NK = expected.probabilities_NK, observed.probabilities_NK
+    largest_logit = max(1.0, float(np.abs(np.nan_to_num(expected.logits_NK, posinf=0, neginf=0)).max()))
+    difference_N = _differences(expected_NK, observed_NK)
+    logit_difference_N = _differences(expected.logits_NK, observed.logits_NK) / largest_logit
+    top_two_N2 = np.sort(np.nan_to_num(expected_NK), axis=1)[:, -2:]
+    margin_N = top_two_N2[:, 1] - top_two_N2[:, 0]
+    same_N = expected_NK.argmax(1) == observed_NK.argmax(1)
+    clear_N = margin_N > config.margin
+
+    problems = [
+        f"{who} gives NaN or infinite probabilities or logits for {_first(names, broken_N)}"
+        for who, outputs in ((reference, expected), ("the file", observed))
+        if (broken_N := ~np.isfinite(np.hstack(_arrays(outputs))).all(1)).any()
+    ]
+    for what, values_N in (("probabilities", difference_N), ("logits, as shares of the largest,", logit_difference_N)):
+        if (count := int((values_N > config.max_difference).sum())) > 0:
+            problems.append(
+                f"the {what} of {count} of {len(names)} images differ by over {config.max_difference:g}, the most by "
+                f"{values_N.max():.3g}"
+            )
+    if (count := int((~same_N & clear_N).sum())) > 0:
+        problems.append(f"{count} images have another best class although {reference} is clear (margin over {config.margin:g})")
+    if not (row_sums := np.abs(observed_NK.sum(1) - 1)).max() < 1e-3:
+        problems.append(f"the file's probabilities do not sum to 1 (off by {row_sums.max():.3g}); is the softmax missing?")
+    if len(names) > 1 and np.ptp(np.nan_to_num(observed.logits_NK), axis=0).max() < MIN_SPREAD * largest_logit:
+        problems.append("the file gives the same answer for every image")
+
+    worst = np.argsort(-np.maximum(difference_N, logit_difference_N), kind="stable")[:WORST]
+    flips = np.flatnonzero(~same_N)[: 10 * WORST]
+    differences = [
+        {"image": name, "difference": _finite(difference), "logit_difference": _finite(logit_difference)}
+        for name, difference, logit_difference in zip(names, difference_N, logit_difference_N, strict=True)
+    ]
+    return Comparison(
+        images=len(names),
+        batch=batch,
+        max_difference=_finite(difference_N.max()),
+        max_logit_difference=_finite(logit_difference_N.max()),
+        top1_agreement=float(same_N.mean()),
+        top1_agreement_over_margin=float(same_N[clear_N].mean()) if clear_N.any() else 1.0,
+        flips=tuple(differences[i] | {"margin": float(margin_N[i])} for i in flips.tolist()),
+        worst=tuple(differences[i] for i in worst.tolist()),
+        problems=tuple(problems),
+    )
+
+
+def run_session(session: Any, pixels: Sequence[np.ndarray], batch: int) -> Outputs:
+    """Run a loaded model over images at one batch size. The last batch is filled up with images that were there already.
+
+    Raises:
+        VerificationError: it fails.
+    """
+    filled = [pixels[i % len(pixels)] for i in range(math.ceil(len(pixels) / batch) * batch)]
+    title = f"verifying: the file, batch {batch}"
+    batches = track(in_batches(filled, batch), title, len(filled), step=batch)
+    try:
+        outputs = Outputs.join(session.run(["probabilities", "logits"], {"image": b_NHW3}) for b_NHW3 in batches)
+    except Exception as error:  # its exceptions share no base class of their own
+        reason = " ".join(str(error).split())[:300]
+        raise VerificationError(f"the runtime cannot run the file at batch {batch}: {reason}") from error
+    return Outputs(outputs.probabilities_NK[: len(pixels)], outputs.logits_NK[: len(pixels)])
+
+
+def in_batches(pixels: Sequence[np.ndarray], batch: int) -> Iterator[np.ndarray]:
+    """Stack images, `batch` at a time: uint8 (N, H, W, 3)."""
+    for start in range(0, len(pixels), batch):
+        yield np.stack(pixels[start : start + batch])
+
+
+def raise_problems(report: dict[str, Any]) -> None:
+    """Turn a failed report into an error.
+
+    Raises:
+        VerificationError: the report has problems.
+    """
+    if report["passed"]:
+        return
+    entries = [entry for comparison in report["comparisons"] for entry in comparison["worst"]]
+    # Every batch size sees the same images; what only one of them shows is the worst there.
+    largest = {entry["image"]: 0.0 for entry in entries}
+    for entry in entries:
+        largest[entry["image"]] = max(largest[entry["image"]], entry["difference"], entry["logit_difference"])
+    worst = sorted(largest, key=lambda name: -largest[name])[:3]
+    raise VerificationError(
+        f"the exported file does not give what PyTorch gives: {'; '.join(report['problems'])}; "
+        f"worst images: {', '.join(f'{name} ({largest[name]:.3g})' for name in worst)}; nothing is published"
+    )
+
+
+def _arrays(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
+    return outputs.probabilities_NK, outputs.logits_NK
+
+
+def _differences(expected_NK: np.ndarray, observed_NK: np.ndarray) -> np.ndarray:
+    """The largest of each row; infinite where one of the two is not finite."""
+    with np.errstate(invalid="ignore"):
+        difference_N = np.abs(expected_NK - observed_NK).max(1)
+    return np.asarray(np.nan_to_num(difference_N, nan=np.inf, posinf=np.inf))
+
+
+def _first(names: Sequence[str], chosen_N: np.ndarray) -> str:
+    found = [names[i] for i in np.flatnonzero(chosen_N).tolist()]
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _finite(value: Any) -> float:
+    """JSON knows no infinity: the largest double stands for it."""
+    return float(min(value, np.finfo(np.float64).max))

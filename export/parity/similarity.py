@@ -1,0 +1,138 @@
+"""How like two versions of one model are, where equality is not to be had: int8 beside float32, half precision beside full.
+
+Shapes: N images, K classes.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax
+
+from edgeline.export.parity.compare import Outputs
+from edgeline.pipeline.config import Bars
+from edgeline.pipeline.evaluation.metrics import paired_drop, wilson_interval
+
+CLEAR = 0.1
+"""A flip counts where the reference keeps its best two classes apart by more than this."""
+TOP = 5
+EXACT_DB = 200.0
+"""Stands for the infinite ratio of two equal arrays, which JSON does not know."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Likeness:
+    """What a comparison of a variant with the reference found."""
+
+    images: int
+    sqnr_db: float
+    """Energy of the reference's logits over that of the difference, in decibels."""
+    cosine: float
+    """Mean cosine of the angle between the two logit vectors."""
+    kl: float
+    """Mean Kullback-Leibler divergence of the variant's probabilities from the reference's, in nats."""
+    max_difference: float
+    """Of a probability."""
+    top1_agreement: float
+    clear_agreement: float
+    """Of the best class, over the images on which the reference is clear."""
+    top5_agreement: float
+    """Mean share of the reference's best five classes (or all but one of fewer) that are among the variant's."""
+    flips: int
+    """Images with another best class."""
+    largest_flipped_margin: float
+    """The reference's margin on the clearest image that flipped; 0 where none did."""
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """As JSON types, which know no NaN."""
+        return {name: value if np.isfinite(value) else None for name, value in asdict(self).items()}
+
+    @property
+    def finite(self) -> bool:
+        """Whether every figure is a number."""
+        return bool(np.isfinite([self.sqnr_db, self.kl, self.max_difference, self.cosine]).all())
+
+
+def liken(expected: Outputs, observed: Outputs) -> Likeness:
+    """Compare a variant's outputs with the reference's, float32 (N, K) each."""
+    reference_NK, logits_NK = (outputs.logits_NK.astype(np.float64) for outputs in (expected, observed))
+    margin_N = np.diff(np.sort(expected.probabilities_NK, axis=1)[:, -2:], axis=1).ravel()
+    same_N = expected.probabilities_NK.argmax(1) == observed.probabilities_NK.argmax(1)
+    clear_N = margin_N > CLEAR
+    log_p_NK = log_softmax(reference_NK, axis=1)
+    log_q_NK = log_softmax(logits_NK, axis=1)
+    norms_N = np.linalg.norm(reference_NK, axis=1) * np.linalg.norm(logits_NK, axis=1)
+    most = min(TOP, reference_NK.shape[1] - 1)
+    best_NT, other_NT = (np.argsort(-array_NK, axis=1, kind="stable")[:, :most] for array_NK in (reference_NK, logits_NK))
+    shared = np.mean([len(set(a) & set(b)) / most for a, b in zip(best_NT.tolist(), other_NT.tolist(), strict=True)])
+    return Likeness(
+        images=len(same_N),
+        sqnr_db=sqnr_db(reference_NK, logits_NK),
+        cosine=float(((reference_NK * logits_NK).sum(1) / np.maximum(norms_N, np.finfo(float).tiny)).mean()),
+        kl=float((np.exp(log_p_NK) * (log_p_NK - log_q_NK)).sum(1).mean()),
+        max_difference=float(np.abs(expected.probabilities_NK - observed.probabilities_NK).max()),
+        top1_agreement=float(same_N.mean()),
+        clear_agreement=float(same_N[clear_N].mean()) if clear_N.any() else 1.0,
+        top5_agreement=float(shared),
+        flips=int((~same_N).sum()),
+        largest_flipped_margin=float(margin_N[~same_N].max()) if not same_N.all() else 0.0,
+    )
+
+
+def sqnr_db(expected: np.ndarray, observed: np.ndarray) -> float:
+    """Signal to quantisation noise ratio of two arrays of one shape, in decibels, at most `EXACT_DB`; its negative for NaN."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        noise = float(np.square(expected - observed).sum())
+    signal = float(np.square(expected).sum())
+    if not np.isfinite(noise):
+        return -EXACT_DB
+    if noise == 0:
+        return EXACT_DB
+    return min(EXACT_DB, 10 * float(np.log10(max(signal, np.finfo(float).tiny) / noise)))
+
+
+def drop_between(expected: Outputs, observed: Outputs, targets_N: np.ndarray) -> dict[str, Any]:
+    """The accuracies of both, and the paired difference, in points."""
+    right_N, still_N = (outputs.probabilities_NK.argmax(1) == targets_N for outputs in (expected, observed))
+    lost, gained = int((right_N & ~still_N).sum()), int((~right_N & still_N).sum())
+    drop, low, high = (100 * share for share in paired_drop(lost, gained, len(targets_N)))
+    return {
+        "reference_top1": float(right_N.mean()),
+        "top1": float(still_N.mean()),
+        "top1_interval": list(wilson_interval(int(still_N.sum()), len(targets_N))),
+        "images": len(targets_N),
+        "lost": lost,
+        "gained": gained,
+        "drop_points": drop,
+        "drop_interval_points": [low, high],
+    }
+
+
+def unmet(likeness: Likeness, drop: dict[str, Any] | None, bars: Bars) -> list[str]:
+    """Which bars a variant misses, each in words; nothing where it holds."""
+    if not likeness.finite:
+        return ["its outputs hold NaN or infinity"]
+    missed = []
+    if likeness.sqnr_db < bars.min_sqnr_db:
+        missed.append(f"SQNR {likeness.sqnr_db:.1f} dB, at least {bars.min_sqnr_db:g} are asked")
+    if likeness.top1_agreement < bars.min_agreement:
+        missed.append(
+            f"same best class on {likeness.top1_agreement:.2%} of images, at least {bars.min_agreement:.2%} are asked"
+        )
+    if likeness.clear_agreement < bars.min_clear_agreement:
+        missed.append(
+            f"same best class on {likeness.clear_agreement:.2%} of the images that the reference is clear on (margin over "
+            f"{CLEAR:g}), {bars.min_clear_agreement:.2%} are asked"
+        )
+    if likeness.kl > bars.max_kl:
+        missed.append(f"KL divergence {likeness.kl:.3g}, at most {bars.max_kl:g} is allowed")
+    if likeness.max_difference > bars.max_difference:
+        missed.append(f"a probability differs by {likeness.max_difference:.2g}, at most {bars.max_difference:g} is allowed")
+    if drop is not None and drop["drop_points"] > bars.max_drop:
+        low, high = drop["drop_interval_points"]
+        missed.append(
+            f"accuracy drops by {drop['drop_points']:.2f} points (95 % interval {low:.2f} to {high:.2f}), at most "
+            f"{bars.max_drop:g} are allowed"
+        )
+    return missed

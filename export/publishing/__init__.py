@@ -1,0 +1,1 @@
+"""Write an artifact and publish it to a store."""

@@ -1,0 +1,86 @@
+"""The statistics that drift is measured against: a snapshot of the test split, as if a device had seen it.
+
+The probabilities are those of the evaluation, calibrated as the artifact's are, so no network runs; only the pixels are decoded
+again. An artifact that gives embeddings also carries what those of its training images are like, and how far from them the
+test images' are: for these the shipped file runs.
+
+Shapes: N images, C features, H x W the model's input.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeline.export import file_names
+from edgeline.pipeline.data.samples import ADMITTED, Sample, map_ahead, read_image, read_prepared, stream_pixels
+from edgeline.pipeline.models.checkpoint import Checkpoint
+from edgeline.pipeline.progress import track
+from edgeline.pipeline.runs.run import Run
+from edgeline.serve.drift.collector import Drift, origin_of
+from edgeline.serve.drift.report import FILE_NAME
+from edgeline.serve.drift.snapshot import OF_A_VERSION
+from edgeline.serve.explain import EMBEDDING, SCHEMA, Features
+from edgeline.serve.explain import FILE_NAME as FEATURES_NAME
+from edgeline.serve.preprocess import PreprocessSpec, preprocess
+from edgeline.serve.runtime.session import create_session
+
+MOST = 1000
+"""Images, evenly spread over a split: enough for shares of 1 %, and seconds to decode."""
+BATCH = 16
+
+
+def write_reference(folder: Path, run: Run, checkpoint: Checkpoint) -> None:
+    """Write an artifact's `statistics.json`, and its `embedding.json` where it gives embeddings.
+
+    On one machine the same bytes whenever and under whatever version it is published.
+
+    Raises:
+        DataError: an image is gone or changed.
+    """
+    prepared = read_prepared(run.step("prepare"))
+    test = prepared.of("test")
+    with np.load(run.step("evaluate") / "test.npz", allow_pickle=False) as kept:
+        probabilities_NK = kept["probabilities"]
+    chosen = _spread(len(test))
+    spec = checkpoint.preprocess
+    features, session = None, None
+    if run.config.export.explain:
+        session = create_session((folder / file_names.MODEL).read_bytes())
+        train = prepared.of("train")
+        features = _features(session, [train[index] for index in _spread(len(train))], spec)
+        held: dict[str, Any] = {"schema": SCHEMA, "images": min(MOST, len(train))}
+        held |= {"mean": features.mean_C.tolist(), "variance": features.variance_C.tolist()}
+        (folder / FEATURES_NAME).write_text(json.dumps(held, allow_nan=False) + "\n", encoding="utf-8")
+    nothing = dict.fromkeys(OF_A_VERSION)
+    identity = {**nothing, "model": run.config.artifact_name}
+    drift = Drift(checkpoint.labels, spec.height, spec.width, features, **identity)
+
+    def look(sample: Sample) -> tuple[np.ndarray, dict[str, int]]:
+        data = read_image(sample)
+        return preprocess(data, spec, ADMITTED), origin_of(data)
+
+    seen = map_ahead(look, (test[index] for index in chosen), ahead=16)
+    for index, (pixels_HW3, origin) in zip(chosen, seen, strict=True):
+        embedding_C = None if session is None else _embed(session, pixels_HW3[None])[0]
+        drift.observe(pixels_HW3, probabilities_NK[index], embedding_C=embedding_C, **origin)
+    (folder / FILE_NAME).write_text(json.dumps(drift.snapshot() | nothing, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _spread(count: int) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, min(MOST, count)).astype(int))
+
+
+def _features(session: Any, samples: Sequence[Sample], spec: PreprocessSpec) -> Features:
+    """Mean and variance of the training images' embeddings."""
+    batches = track(stream_pixels(samples, spec, BATCH), "embedding training images", len(samples), step=BATCH)
+    embedding_NC = np.concatenate([_embed(session, batch_NHW3) for batch_NHW3 in batches]).astype(np.float64)
+    return Features(embedding_NC.mean(0), embedding_NC.var(0))
+
+
+def _embed(session: Any, pixels_NHW3: np.ndarray) -> np.ndarray:
+    """The embeddings of images, float32 (N, C)."""
+    [embedding_NC] = session.run([EMBEDDING], {"image": pixels_NHW3})
+    return np.asarray(embedding_NC)

@@ -1,0 +1,210 @@
+"""Choose and write the golden samples of an artifact.
+
+They are held-out photos of the user's own, encoded again at most 1,024 pixels wide without any metadata (a photo's EXIF
+tells where it was taken), and one of them a second time turned on its side with an EXIF tag that says so, because ignoring
+that tag is the commonest fault of new devices; it is the one whose turning changes its pixels most. Where the photo is large
+enough, that one is kept up to twice as wide, so that a device decodes it scaled. PyTorch's answers are computed from exactly
+these bytes.
+"""
+
+import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from edgeline.export.converters.environments import FOLDER, opened
+from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.publishing.report import write_golden_page
+from edgeline.pipeline.config import PublishConfig
+from edgeline.pipeline.data.samples import ADMITTED, Sample, map_ahead, read_image
+from edgeline.pipeline.runs.atomic_files import write_json
+from edgeline.serve.artifact.golden import FILE_NAME
+from edgeline.serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, crop_box, decode_image, fit, jpeg_scale, preprocess
+
+MAX_SIDE = 1024
+CLEAR = 0.05
+"""Margin between the best two classes that a golden sample should have, so that no rounding can flip it."""
+
+
+INT8_TOLERANCES = {"tolerance": 0.15, "logit_tolerance": 0.06}
+"""Of a probability, and of a logit as a share of the largest, between processors.
+
+int8 rounds a few values to the next step where float scales are multiplied in another order: a logit difference of 0.022 was
+seen between x86 and ARM. Saturating products, or another layer's weights, make more."""
+FLOAT16_TOLERANCES = {"tolerance": 0.03, "logit_tolerance": 0.02}
+"""Of a model that computes in float16, held against PyTorch: products have eleven bits, added in any order."""
+TOLERANCES = {"int8": INT8_TOLERANCES, "float16": FLOAT16_TOLERANCES}
+
+
+def write_golden(
+    folder: Path,
+    deployed: Deployed,
+    spec: PreprocessSpec,
+    labels: Sequence[str],
+    samples: Sequence[Sample],
+    config: PublishConfig,
+    *,
+    variants: Mapping[str, tuple[Path, str, str]] | None = None,
+    environments: Path = FOLDER,
+) -> None:
+    """Write `golden/` below an artifact's folder.
+
+    The reference's answers are PyTorch's. A variant of another precision has answers of its own: those that its file gave
+    here, with the tolerance that its precision needs between processors. One that computes in float16 has PyTorch's, because it
+    may not run here at all.
+
+    Args:
+        folder: of the artifact.
+        deployed: the network; its answers become the expected ones.
+        spec: its preprocessing.
+        labels: class names in index order.
+        samples: held-out images to choose from.
+        config: how many, and the tolerances.
+        variants: file, format and precision of each variant, by name.
+        environments: where the runtimes that stay apart are installed.
+    """
+    (folder / FILE_NAME).parent.mkdir()
+    deployed.eval()
+    answers: list[dict[str, Any]] = []
+    turned: Sample | None = None
+    most = -1.0
+    candidates = choose(samples, config.golden * 3, spec)
+    for position, sample in enumerate(candidates):
+        image, suffix = _shrunk(sample)
+        answer = _answer(deployed, spec, labels, _encode(image, suffix), suffix)
+        # Towards the end candidates are taken as they are, rather than to have too few.
+        if answer["margin"] < CLEAR and len(candidates) - position >= config.golden - len(answers):
+            continue
+        answers.append(answer)
+        if (change := _change_by_turning(image, spec)) > most:
+            turned, most = sample, change
+        if len(answers) + 1 >= config.golden:
+            break
+    assert turned is not None, "there is at least one held-out image"
+    data = _encode(_scaled(turned, spec).transpose(Image.Transpose.ROTATE_90), ".jpg", orientation=6)
+    answers.insert(0, _answer(deployed, spec, labels, data, ".turned.jpg"))
+    written = [_write_sample(folder, index, answer) for index, answer in enumerate(answers)]
+    golden: dict[str, Any] = {
+        "tolerance": config.golden_tolerance,
+        "pixel_tolerance": config.golden_pixel_tolerance,
+        "samples": written,
+    }
+    pixels_NHW3 = np.stack([answer["pixels"] for answer in answers])
+    for name, (path, format, precision) in (variants or {}).items():
+        if precision == "float32":
+            continue
+        golden.setdefault("variants", {})[name] = TOLERANCES.get(precision, {"tolerance": config.golden_tolerance})
+        if precision == "float16":
+            for entry in written:
+                own = {"probabilities": entry["probabilities"], "logits": entry["logits"]}
+                entry.setdefault("variants", {})[name] = own
+            continue
+        with opened(format, path, environments) as session:
+            probabilities_NK, logits_NK = session.run(["probabilities", "logits"], {"image": pixels_NHW3})
+        for entry, probabilities_K, logits_K in zip(written, probabilities_NK, logits_NK, strict=True):
+            own = {"probabilities": probabilities_K.astype(float).tolist(), "logits": logits_K.astype(float).tolist()}
+            entry.setdefault("variants", {})[name] = own
+    write_json(folder / FILE_NAME, golden)
+    write_golden_page((folder / FILE_NAME).with_name("README.md"), golden)
+
+
+def choose(samples: Sequence[Sample], count: int, spec: PreprocessSpec) -> list[Sample]:
+    """Take samples in turn from every class, so that as many classes as possible are seen, the most telling ones first."""
+    # Large ones are looked at first: what need not be shrunk cannot show whether a device smooths when it shrinks.
+    looked_at = _in_turn(sorted(samples, key=lambda s: -min(MAX_SIDE, s.width, s.height)))[:count]
+    scores = list(map_ahead(lambda sample: _telling(_shrunk(sample)[0], spec), looked_at, ahead=16))
+    order = sorted(range(len(looked_at)), key=lambda i: scores[i], reverse=True)
+    return _in_turn([looked_at[i] for i in order])
+
+
+def _in_turn(samples: Sequence[Sample]) -> list[Sample]:
+    by_class: dict[int, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_class[sample.index].append(sample)
+    rounds = max(len(group) for group in by_class.values())
+    return [group[r] for r in range(rounds) for _, group in sorted(by_class.items()) if r < len(group)]
+
+
+def _telling(image: Image.Image, spec: PreprocessSpec) -> tuple[float, float]:
+    """How far the two commonest faults of resizing, no smoothing and another filter, would show in a picture; the lesser first.
+
+    Each as a mean difference of pixels, of 255. Flat or blurred pictures come out alike whatever is done to them.
+    """
+    other = "bicubic" if spec.interpolation == "bilinear" else "bilinear"
+    filtered = fit(image, replace(spec, interpolation=other))
+    right = fit(image, spec)
+    left, _, right_edge, _ = box = crop_box(image.width, image.height, spec)
+    smoothing = 0.0
+    if right_edge - left > spec.width:  # enlarging needs none
+        kind = Image.Resampling.BILINEAR if spec.interpolation == "bilinear" else Image.Resampling.BICUBIC
+        unsmoothed = np.asarray(image.transform((spec.width, spec.height), Image.Transform.EXTENT, box, kind))
+        smoothing = _mean_difference(right, unsmoothed)
+    less, more = sorted((_mean_difference(right, filtered), smoothing))
+    return less, more
+
+
+def _scaled(sample: Sample, spec: PreprocessSpec) -> Image.Image:
+    """The picture as small as a golden sample is, or up to twice that where only then its JPEG is decoded scaled."""
+    usual, larger = (_shrunk(sample, side)[0] for side in (MAX_SIDE, 2 * MAX_SIDE))
+    return larger if jpeg_scale(*usual.size, spec) == 1 < jpeg_scale(*larger.size, spec) else usual
+
+
+def _shrunk(sample: Sample, side: int = MAX_SIDE) -> tuple[Image.Image, str]:
+    data = read_image(sample)
+    image = decode_image(data, limits=ADMITTED)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return image, ".jpg" if data.startswith(b"\xff\xd8") else ".png"
+
+
+def _change_by_turning(image: Image.Image, spec: PreprocessSpec) -> float:
+    """Mean difference of the pixels, of 255, that a quarter turn makes: what ignoring the EXIF tag would show as."""
+    return _mean_difference(fit(image, spec), fit(image.transpose(Image.Transpose.ROTATE_90), spec))
+
+
+def _mean_difference(one_HW3: np.ndarray, other_HW3: np.ndarray) -> float:
+    return float(np.abs(one_HW3.astype(np.int16) - other_HW3).mean())
+
+
+def _encode(image: Image.Image, suffix: str, *, orientation: int | None = None) -> bytes:
+    plain = Image.frombytes(image.mode, image.size, image.tobytes())  # no metadata of the original comes along
+    buffer = io.BytesIO()
+    if suffix == ".png":
+        plain.save(buffer, "PNG", optimize=True)
+    elif orientation is None:
+        plain.save(buffer, "JPEG", quality=92)
+    else:
+        exif = Image.Exif()
+        exif[EXIF_ORIENTATION] = orientation
+        plain.save(buffer, "JPEG", quality=92, exif=exif)
+    return buffer.getvalue()
+
+
+def _answer(deployed: Deployed, spec: PreprocessSpec, labels: Sequence[str], data: bytes, suffix: str) -> dict[str, Any]:
+    pixels_HW3 = preprocess(data, spec)
+    with torch.inference_mode():
+        [probabilities_K], [logits_K] = (output.numpy() for output in deployed(torch.from_numpy(np.stack([pixels_HW3]))))
+    second, first = np.sort(probabilities_K)[-2:]
+    return {
+        "data": data,
+        "suffix": suffix,
+        "pixels": pixels_HW3,
+        "label": labels[int(probabilities_K.argmax())],
+        "margin": float(first - second),
+        "probabilities": [float(p) for p in probabilities_K],
+        "logits": [float(logit) for logit in logits_K],
+    }
+
+
+def _write_sample(folder: Path, index: int, answer: dict[str, Any]) -> dict[str, Any]:
+    """Write a sample's two files, and return what `golden.json` says of it."""
+    stem = f"golden/{index}"
+    (folder / (stem + answer["suffix"])).write_bytes(answer["data"])
+    Image.fromarray(answer["pixels"]).save(folder / f"{stem}.pixels.png", optimize=True)
+    kept = {name: answer[name] for name in ("label", "probabilities", "logits")}
+    return {"file": stem + answer["suffix"], "pixels": f"{stem}.pixels.png", **kept}

@@ -1,0 +1,1 @@
+"""int8: static quantization, recipe search, quantization-aware training."""

@@ -1,0 +1,150 @@
+"""What can be known of a Core ML package where Core ML does not run.
+
+That it takes and gives what the manifest promises, that its weights are those of the ONNX file, which was run, and that its
+graph, computed by PyTorch in float32, gives the network's answers. What Core ML makes of it, only a device shows, by the golden
+samples.
+
+Shapes: N images, H x W the model's input.
+"""
+
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from edgeline.export.converters.convert import script_path
+from edgeline.export.converters.environments import environment
+from edgeline.export.parity.compare import Outputs
+from edgeline.export.parity.similarity import liken, unmet
+from edgeline.pipeline.config import Bars
+from edgeline.serve.errors import ArtifactError
+from edgeline.serve.preprocess import PreprocessSpec
+
+IOS_16 = 7
+"""The newest specification that iOS 16 and macOS 13 read."""
+ROUNDING = 2.0**-11
+"""Largest relative error of a number in float16; the tiny ones have an absolute one."""
+TINY = 2.0**-23
+FLOAT16_MAX = 65504.0
+COMPUTED = 128
+"""Images that the graph is computed for, at most; operator by operator it takes some tenths of a second each."""
+INSPECT_S = 1800
+
+
+def check_structure(
+    manifest: Path,
+    reference: bytes,
+    *,
+    spec: PreprocessSpec,
+    expected: Outputs,
+    pixels: Sequence[np.ndarray],
+    bars: Bars,
+    environments: Path,
+) -> tuple[dict[str, Any], list[str]]:
+    """Hold a package against the contract and the reference.
+
+    Args:
+        manifest: the package's `Manifest.json`.
+        reference: the ONNX file's bytes.
+        spec: gives H and W.
+        expected: what PyTorch gives for the images.
+        pixels: of each image, uint8 (H, W, 3).
+        bars: what the graph's answers must hold.
+        environments: the folder of environments.
+
+    Returns:
+        What was found, `weights` being the number of arrays that were compared, and `likeness` None where the graph has
+        operators that are not computed here; and the problems.
+
+    Raises:
+        ExportError: the environment cannot be made.
+        ArtifactError: coremltools cannot read the package.
+    """
+    images_NHW3 = np.stack(pixels[:COMPUTED])
+    facts, found, observed = _inspect(manifest.parent, environment("coreml", environments), images_NHW3)
+    model = onnx.load_model_from_string(reference)
+    classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    wanted = {
+        "kind": "mlProgram",
+        "input": ["image", spec.height, spec.width, "RGB"],
+        "outputs": {name: [[1, classes], "FLOAT32"] for name in ("probabilities", "logits")},
+        "finite": True,
+    }
+    problems = [f"its {name} is {facts[name]}, expected {wish}" for name, wish in wanted.items() if facts[name] != wish]
+    if facts["specification"] > IOS_16:
+        problems.append(f"it is of specification {facts['specification']}, iOS 16 reads {IOS_16} at most")
+    if custom := [name for name in facts["operators"] if name.startswith("custom")]:
+        problems.append(f"it needs operators that Core ML does not have: {', '.join(custom)}")
+    weights = layer_weights(model)
+    problems += compare_weights(weights, found)
+    facts |= {"weights": len(weights), "likeness": None}
+    if observed is not None:
+        likeness = liken(Outputs(expected.probabilities_NK[:COMPUTED], expected.logits_NK[:COMPUTED]), observed)
+        facts["likeness"] = likeness.figures
+        problems += [f"computed by PyTorch, {problem}" for problem in unmet(likeness, None, bars)]
+        if facts["largest"] > FLOAT16_MAX:
+            problems.append(f"a number in it reaches {facts['largest']:.3g}, float16 ends at {FLOAT16_MAX:g}")
+    return facts, problems
+
+
+def layer_weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """The weights and biases of an ONNX file's convolutions and linear layers, by name."""
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    used = {name for node in layers for name in node.input[1:]}
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.name in used}
+
+
+def compare_weights(expected: Mapping[str, np.ndarray], found: Sequence[np.ndarray]) -> list[str]:
+    """Say which weights are not among those found, each of which counts once, but for what float16 rounds away.
+
+    The converter names them anew, so they are told apart by shape and numbers; a linear layer's may be transposed.
+    """
+    left = list(found)
+    missing = []
+    for name, weight in expected.items():
+        position = next((i for i, candidate in enumerate(left) if _is_rounded(candidate, weight)), None)
+        if position is None:
+            missing.append(name)
+        else:
+            del left[position]
+    if not missing:
+        return []
+    more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+    return [f"weights of the network are not in the package: {', '.join(missing[:5])}{more}; make the variants again"]
+
+
+def _is_rounded(candidate: np.ndarray, weight: np.ndarray) -> bool:
+    if weight.ndim == 2 and candidate.shape == weight.T.shape != weight.shape:
+        candidate = candidate.T
+    if candidate.shape != weight.shape:
+        return False
+    difference = np.abs(candidate.astype(np.float64) - weight)
+    return bool((difference <= 1.001 * ROUNDING * np.abs(weight) + TINY).all())
+
+
+def _inspect(package: Path, python: Path, images_NHW3: np.ndarray) -> tuple[dict[str, Any], list[np.ndarray], Outputs | None]:
+    """What coremltools reads in a package: the facts, the layers' weights, and what its graph gives."""
+    script = script_path("edgeline.export.converters.inspect_coreml")
+    with tempfile.TemporaryDirectory() as folder:
+        pixels, found = Path(folder, "pixels.npy"), Path(folder, "found.npz")
+        copy = shutil.copytree(package, Path(folder, package.name))  # opening a package writes its manifest anew
+        np.save(pixels, images_NHW3)
+        command = [str(python), "-I", str(script), str(copy), str(pixels), str(found)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=INSPECT_S)
+        except subprocess.TimeoutExpired as error:
+            raise ArtifactError(f"coremltools took over {INSPECT_S} s to read the package", code="model_unloadable") from error
+        if done.returncode:
+            last = (done.stderr.strip() or "it said nothing").splitlines()[-1][:300]
+            raise ArtifactError(f"coremltools cannot read the package: {last}", code="model_unloadable")
+        with np.load(found) as file:
+            arrays = dict(file)
+    answers = [arrays.pop(name) for name in ("probabilities", "logits") if name in arrays]
+    return json.loads(done.stdout.splitlines()[-1]), list(arrays.values()), Outputs(*answers) if answers else None

@@ -1,0 +1,201 @@
+"""An embedded Prefect server: started where none is configured, and never outliving the process that started it.
+
+    with EmbeddedServer(Path("artifacts/prefect")) as server, server.settings():
+        import ...                      # it starts meanwhile
+        server.wait()
+        flow()
+
+It has a database and settings of its own, and neither reads nor touches those of the user. It listens on 127.0.0.1 only,
+takes requests only with a password made for this one start, serves no UI, runs no schedules and sends nothing anywhere.
+
+The socket is opened here and handed down, so the port is known at once, nobody can take it in between, and a request sent
+before the server is up simply waits for it.
+"""
+
+import base64
+import http.client
+import logging
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from edgeline.serve.errors import EdgelineError
+
+HOST = "127.0.0.1"
+LOG_NAME = "server.log"
+START_S = 180.0
+"""A first start migrates the database: 11 s on two idle cores, ten times that on busy ones."""
+STOP_S = 10.0
+DRAIN_S = 10.0
+
+# Task states reach the database as events, one a transaction by default: slow, and lost with a traceback at exit.
+BATCHES = {
+    f"PREFECT_SERVER_SERVICES_{service}_{setting}": value
+    for service in ("TASK_RUN_RECORDER", "EVENT_PERSISTER")
+    for setting, value in (("BATCH_SIZE", "200"), ("READ_BATCH_SIZE", "50"), ("FLUSH_INTERVAL", "1.0"))
+}
+SETTINGS = BATCHES | {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "ERROR",
+    "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+}
+
+
+class EmbeddedServer:
+    """A Prefect server in a child process; entering starts it, leaving stops it."""
+
+    def __init__(self, home: Path) -> None:
+        """Name its folder; nothing is started yet.
+
+        Args:
+            home: holds its database and its log; made where needed.
+        """
+        self.home = home.absolute()
+        self._password = f"edgeline:{secrets.token_urlsafe(16)}"
+
+    @property
+    def url(self) -> str:
+        """Where its API answers."""
+        return f"http://{HOST}:{self.port}/api"
+
+    @property
+    def log(self) -> Path:
+        """What the server said when it failed."""
+        return self.home / LOG_NAME
+
+    def __enter__(self) -> Self:
+        """Start the process, and return at once.
+
+        Raises:
+            EdgelineError: it cannot be started.
+        """
+        try:
+            self.home.mkdir(parents=True, exist_ok=True)
+            with socket.create_server((HOST, 0)) as listener, self.log.open("wb") as log:
+                self.port: int = listener.getsockname()[1]
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", str(Path(__file__).with_name("embedded_server.py")), str(listener.fileno())],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(listener.fileno(),),
+                    env=self.environment(),
+                    cwd=self.home,  # Prefect reads settings from files in the working folder
+                    start_new_session=True,  # so that Ctrl-C stops us first, and the run's end is still recorded
+                )
+        except OSError as error:
+            raise self._failure(str(error)) from error
+        return self
+
+    def wait(self) -> None:
+        """Return as soon as the server answers.
+
+        Raises:
+            EdgelineError: it died, or does not answer in time.
+        """
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=START_S)
+        try:
+            connection.request("GET", "/api/admin/version", headers={"Authorization": self._authorization()})
+            status = connection.getresponse().status
+        except (OSError, http.client.HTTPException) as error:
+            raise self._failure(self._last_words() or f"{type(error).__name__} {error}".strip()) from error
+        finally:
+            connection.close()
+        if status != http.client.OK:
+            raise self._failure(f"status {status} from {self.url}")
+
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """Make Prefect in this process a client of the server, whatever the user's own settings are.
+
+        Leaving hands the server what is still under way to it: states of tasks travel as events.
+        """
+        from prefect.events.worker import EventsWorker
+        from prefect.settings import (
+            PREFECT_API_AUTH_STRING,
+            PREFECT_API_KEY,
+            PREFECT_API_URL,
+            PREFECT_CLIENT_CSRF_SUPPORT_ENABLED,
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+            PREFECT_HOME,
+            PREFECT_LOGGING_TO_API_ENABLED,
+            PREFECT_SERVER_ANALYTICS_ENABLED,
+            temporary_settings,
+        )
+
+        values = {
+            PREFECT_API_URL: self.url,
+            PREFECT_API_AUTH_STRING: self._password,
+            PREFECT_API_KEY: None,  # would win over the password
+            PREFECT_CLIENT_CSRF_SUPPORT_ENABLED: False,
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # its thread costs each flow a second at the end
+            PREFECT_HOME: self.home,
+            PREFECT_LOGGING_TO_API_ENABLED: False,
+            PREFECT_SERVER_ANALYTICS_ENABLED: False,
+        }
+        with temporary_settings(values), _no_proxy():
+            try:
+                yield
+            finally:
+                # On a busy machine it would tell the terminal how many are left.
+                logging.getLogger(EventsWorker.__name__).setLevel(logging.ERROR)
+                EventsWorker.drain_all(timeout=DRAIN_S)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Stop the process, by closing the pipe that it watches."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def environment(self) -> dict[str, str]:
+        """The environment of its process: ours, less what would be settings of Prefect, and its own ones."""
+        own = {"PREFECT_HOME": str(self.home), "PREFECT_SERVER_API_AUTH_STRING": self._password}
+        return {key: value for key, value in os.environ.items() if not key.upper().startswith("PREFECT_")} | SETTINGS | own
+
+    def _authorization(self) -> str:
+        return "Basic " + base64.b64encode(self._password.encode()).decode()
+
+    def _last_words(self) -> str:
+        """Why it died, from its log; nothing if it has not."""
+        try:
+            self.process.wait(10)  # whoever hung up is about to end; on a busy machine not at once
+        except subprocess.TimeoutExpired:
+            return ""
+        text = self.log.read_text(errors="replace")
+        errors = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception)\b.*", text, re.MULTILINE) or text.split("\n")
+        said = next((line.strip() for line in reversed(errors) if line.strip()), "it said nothing")
+        return f"exit code {self.process.returncode}: {said[:300]} (more in {self.log})"
+
+    def _failure(self, reason: str) -> EdgelineError:
+        return EdgelineError(
+            f"the embedded Prefect server did not start: {reason}; use --no-prefect, or delete its folder {self.home}, "
+            "which holds nothing else",
+            code="prefect_failed",
+        )
+
+
+@contextmanager
+def _no_proxy() -> Iterator[None]:
+    """Keep requests to this machine away from a proxy that the environment names."""
+    before = os.environ.get("no_proxy")  # where both are set, the lower-case one counts
+    os.environ["no_proxy"] = ",".join(filter(None, (before or os.environ.get("NO_PROXY"), HOST)))
+    try:
+        yield
+    finally:
+        del os.environ["no_proxy"]
+        if before is not None:
+            os.environ["no_proxy"] = before

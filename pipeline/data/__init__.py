@@ -1,0 +1,1 @@
+"""Find, validate, deduplicate and split images."""

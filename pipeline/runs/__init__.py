@@ -1,0 +1,1 @@
+"""Cached steps and atomic files."""

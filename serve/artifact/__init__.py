@@ -1,0 +1,1 @@
+"""The artifact a device receives: manifest, files, golden samples."""

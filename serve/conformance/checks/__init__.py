@@ -1,0 +1,1 @@
+"""The checks, as tests that pytest runs against a URL."""

@@ -1,0 +1,1 @@
+"""Statistics of images and predictions, and their distance from a reference."""

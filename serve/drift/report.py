@@ -1,0 +1,83 @@
+"""How far what a model met in the field is from what it was judged on: snapshots of devices against an artifact's reference.
+
+    report = compare([Path("drift.json")], Path("artifacts/store/birds"))
+    report["drifted"]                 # ["brightness", "entropy"]
+
+What retrains on a schedule asks this; so does `edgeline drift`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeline.serve.artifact.manifest import FILE_NAME as MANIFEST_NAME
+from edgeline.serve.artifact.reader import Artifact, open_artifact
+from edgeline.serve.drift.snapshot import MAX_BYTES, distance, merge, read_snapshot
+from edgeline.serve.errors import ArtifactError, InputError
+
+FILE_NAME = "statistics.json"
+"""Of the reference in an artifact: a snapshot of its held-out images."""
+LIMIT = 0.25
+"""The population stability index from which on much has changed, by the rule of thumb."""
+
+
+def compare(paths: Sequence[Path], artifact: Path, limit: float = LIMIT) -> dict[str, Any]:
+    """Merge snapshots and hold them against an artifact's reference.
+
+    Args:
+        paths: snapshot files, all of this very artifact.
+        artifact: its folder, or a name's folder in a store for its newest version.
+        limit: a statistic has drifted if its `psi` is over it, and over what chance gives.
+
+    Returns:
+        JSON types: `model`, `version`, `since`, `until`, `count`, `reference_count`, `limit`, `statistics` as
+        `serve.drift.snapshot.distance` gives them, and `drifted`, the names of those that have.
+
+    Raises:
+        ArtifactError: the artifact is not whole, or carries no reference.
+        InputError: a file is no snapshot, or one of another model or version.
+    """
+    opened = open_artifact(artifact)
+    reference = read_reference(opened)
+    snapshot = merge([_read(path) for path in paths])
+    sha256 = hashlib.sha256((opened.folder / MANIFEST_NAME).read_bytes()).hexdigest()
+    if snapshot["manifest_sha256"] != sha256:
+        raise InputError(
+            f"the snapshots are of {snapshot['model']} {snapshot['version']}, with another manifest than {opened.folder}; name "
+            "the folder of the version they were taken with",
+            code="snapshots_differ",
+        )
+    statistics = distance(snapshot, reference)
+    return {
+        **{name: snapshot[name] for name in ("model", "version", "since", "until", "count")},
+        "reference_count": reference["count"],
+        "limit": limit,
+        "statistics": statistics,
+        "drifted": [name for name, found in statistics.items() if found["psi"] > max(limit, found["psi_by_chance"])],
+    }
+
+
+def read_reference(artifact: Artifact) -> dict[str, Any]:
+    """The statistics of the images that an artifact was judged on.
+
+    Raises:
+        ArtifactError: it carries none.
+    """
+    if not any(entry.path == FILE_NAME for entry in artifact.manifest.files):
+        raise ArtifactError(
+            f"{artifact.folder} carries no {FILE_NAME}, as artifacts of earlier versions; publish it again", code="no_reference"
+        )
+    return read_snapshot(artifact.read(FILE_NAME))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", code="snapshot_invalid") from error
+    try:
+        return read_snapshot(data)
+    except InputError as error:
+        raise InputError(f"{path}: {error}", code=error.code) from error

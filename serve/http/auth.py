@@ -1,0 +1,107 @@
+"""Who may ask: bearer tokens from a file, and the middleware that holds requests against them.
+
+The file has one token a line, so that an old one and a new one are good at the same time while clients change over; blank
+lines and lines that begin with # are passed over. It is read again when it changes. Tokens are compared by their SHA-256, all
+of them every time, so that the time it takes tells nothing of what they are.
+"""
+
+import hashlib
+import hmac
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from edgeline.serve.errors import ConfigError
+from edgeline.serve.http.responses import error_reply
+from edgeline.serve.http.routes.page import PATHS
+
+LOG = logging.getLogger(__name__)
+
+OPEN = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}) | PATHS
+"""What an orchestrator asks without a token, and the page, which asks its user for one."""
+MIN_CHARACTERS = 16
+MAX_BYTES = 64 * 2**10
+
+
+class Tokens:
+    """The tokens of a file, as it is now."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stamp: tuple[int, int, int] | None = None
+        self._digests: list[bytes] = []
+        self._digests = self._read()
+
+    def accept(self, credentials: list[bytes]) -> bool:
+        """Whether the Authorization headers of a request are one, and name one of the tokens."""
+        self._refresh()
+        if len(credentials) != 1:
+            return False
+        scheme, _, token = credentials[0].partition(b" ")
+        given = hashlib.sha256(token).digest()
+        # No early exit: every token is compared, whichever it is.
+        matches = [hmac.compare_digest(given, digest) for digest in self._digests]
+        return scheme.lower() == b"bearer" and any(matches)
+
+    def _refresh(self) -> None:
+        try:
+            stamp = _stamp(self.path)
+        except OSError:
+            return  # it is being replaced, or was removed: the tokens that were good stay good
+        if stamp != self._stamp:
+            try:
+                self._digests = self._read()
+            except ConfigError as error:
+                self._stamp = stamp
+                LOG.error("the tokens are as before: %s", error)
+            else:
+                LOG.info("read %d tokens anew", len(self._digests))
+
+    def _read(self) -> list[bytes]:
+        try:
+            stamp = _stamp(self.path)
+            if stamp[1] > MAX_BYTES:
+                raise ConfigError(f"{self.path} has {stamp[1]:,} bytes, the limit of a token file is {MAX_BYTES:,}")
+            lines = self.path.read_bytes().splitlines()
+        except OSError as error:
+            raise ConfigError(f"the token file {self.path} cannot be read: {error.strerror}") from error
+        tokens = [token for line in lines if (token := line.strip()) and not token.startswith(b"#")]
+        if not tokens:
+            raise ConfigError(f"the token file {self.path} names no token; write one a line, or serve without --tokens")
+        if short := sum(len(token) < MIN_CHARACTERS or not token.isascii() for token in tokens):
+            raise ConfigError(
+                f"{short} of the tokens in {self.path} are shorter than {MIN_CHARACTERS} characters or not ASCII; "
+                "make them with: python -c 'import secrets; print(secrets.token_urlsafe())'"
+            )
+        self._stamp = stamp
+        return [hashlib.sha256(token).digest() for token in tokens]
+
+
+class Guard:
+    """Middleware that answers 401 to whoever names no token."""
+
+    def __init__(self, app: ASGIApp, tokens: Tokens, free: Iterable[str] = OPEN) -> None:
+        self.app = app
+        self.tokens = tokens
+        self.free = frozenset(free)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or not."""
+        if scope["type"] != "http" or scope["path"] in self.free:
+            await self.app(scope, receive, send)
+            return
+        if self.tokens.accept([value for name, value in scope["headers"] if name == b"authorization"]):
+            await self.app(scope, receive, send)
+            return
+        headers = {"WWW-Authenticate": 'Bearer realm="edgeline"'}
+        message = "this server wants a token; send one as Authorization: Bearer TOKEN"
+        await error_reply(Request(scope), 401, "unauthorized", message, headers)(scope, receive, send)
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    found = os.stat(path)
+    return found.st_mtime_ns, found.st_size, found.st_ino

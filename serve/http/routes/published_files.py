@@ -1,0 +1,215 @@
+"""The files of a store that may be given out: those that a manifest names, while they are what it says.
+
+An allow-list, so there is no path to sanitise: a name that no manifest holds is not there. Folders are walked one by one
+without following links, and the file that was hashed is the very one that is handed over, open.
+
+Hashing a file is slow, so it happens once per size, times and inode of the file; any change of the file changes one of them.
+"""
+
+import asyncio
+import errno
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from starlette.concurrency import run_in_threadpool
+
+from edgeline.serve.artifact import manifest as manifests
+from edgeline.serve.artifact.manifest import FileEntry, Manifest
+from edgeline.serve.artifact.reader import is_version, names, resolve, versions
+from edgeline.serve.errors import ArtifactError, DigestError, StoreError
+
+Signature = tuple[int, int, int, int, int]
+Address = tuple[str, str, str]
+"""Name, version, path in the artifact."""
+
+NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
+"""What opening something says that is absent, below a file, a link, or no file."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A plain file, open for reading; whoever got it closes it."""
+
+    file: io.FileIO
+    size: int
+    signature: Signature
+
+    @classmethod
+    def beneath(cls, folder: Path, parts: Sequence[str]) -> Self | None:
+        """Open `folder/part/part/...` without following a link below `folder`; None if no plain file is there.
+
+        Raises:
+            StoreError: the system refuses.
+        """
+        try:
+            descriptor = _descend(folder, parts)
+        except OSError as error:
+            if error.errno in NOT_THERE:
+                return None
+            raise StoreError(f"{folder.joinpath(*parts)} cannot be read: {error.strerror}") from error
+        file = io.FileIO(descriptor)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            file.close()
+            return None
+        return cls(file, found.st_size, _signature(found))
+
+    def digest(self) -> str:
+        """SHA-256 of the content, in hex."""
+        self.file.seek(0)
+        return hashlib.file_digest(self.file, "sha256").hexdigest()
+
+    def changed(self) -> bool:
+        """Whether the file is no longer as it was when it was opened."""
+        return _signature(os.fstat(self.file.fileno())) != self.signature
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """What a version's manifest allows."""
+
+    sha256: str
+    files: dict[str, FileEntry]
+
+
+class Published:
+    """Looks up files of a store; safe to use from any number of requests."""
+
+    def __init__(self, store: Path) -> None:
+        self.store = store
+        self._versions: dict[tuple[str, str], tuple[Signature, _Version]] = {}
+        self._digests: dict[Address, tuple[Signature, str]] = {}
+        self._hashing = asyncio.Lock()
+
+    def listing(self) -> list[dict[str, object]]:
+        """Every artifact with its versions."""
+        found = ((name, versions(self.store / name)) for name in names(self.store))
+        return [{"name": name, "versions": numbers, "latest": numbers[-1]} for name, numbers in found if numbers]
+
+    def latest(self, name: str) -> str | None:
+        """The newest version of an artifact; None if there is no such artifact."""
+        numbers = versions(self.store / name) if manifests.NAME.fullmatch(name) else []
+        return str(numbers[-1]) if numbers else None
+
+    async def open(self, address: Address) -> tuple[OpenFile, str] | None:
+        """Open a file and say its SHA-256; None if nothing is published under that address.
+
+        Raises:
+            ArtifactError: the manifest is no good.
+            DigestError: the file is not what the manifest names.
+            StoreError: the system refuses.
+        """
+        name, version, path = address
+        if not (manifests.NAME.fullmatch(name) and is_version(version)):
+            return None
+        found = await self._open_version(name, version)
+        if found is None:
+            return None
+        manifest_file, allowed = found
+        if path == manifests.FILE_NAME:
+            return manifest_file, allowed.sha256
+        manifest_file.file.close()
+        if (entry := allowed.files.get(path)) is None:
+            return None
+        opened = await _open_beneath(self.store, (name, version, *path.split("/")))
+        if opened is None:
+            return None
+        try:
+            digest = await self._digest(address, opened) if opened.size == entry.size else ""
+            if digest != entry.sha256:
+                raise DigestError(
+                    f"{'/'.join(address)}: {opened.size:,} bytes, sha256 {digest[:12] or 'not looked at'}; the manifest names "
+                    f"{entry.size:,} bytes, sha256 {entry.sha256[:12]}; copy the artifact again"
+                )
+        except BaseException:
+            opened.file.close()
+            raise
+        return opened, digest
+
+    async def _open_version(self, name: str, version: str) -> tuple[OpenFile, _Version] | None:
+        opened = await _open_beneath(self.store, (name, version, manifests.FILE_NAME))
+        if opened is None:
+            return None
+        signature, known = self._versions.get((name, version), (None, None))
+        if known is None or signature != opened.signature:
+            try:
+                known = await run_in_threadpool(_read_version, opened, name, version)
+            except BaseException:
+                opened.file.close()
+                raise
+            self._versions[name, version] = opened.signature, known
+        return opened, known
+
+    async def _digest(self, address: Address, opened: OpenFile) -> str:
+        if (known := self._known_digest(address, opened)) is None:
+            # One at a time: a thousand phones that come for a new version wait for one reading of it, not for a thousand.
+            async with self._hashing:
+                if (known := self._known_digest(address, opened)) is None:
+                    known = await run_in_threadpool(opened.digest)
+                    self._digests[address] = opened.signature, known
+        return known
+
+    def _known_digest(self, address: Address, opened: OpenFile) -> str | None:
+        signature, digest = self._digests.get(address, (None, None))
+        return digest if signature == opened.signature else None
+
+
+def store_of(artifact: Path) -> Path | None:
+    """The store that an artifact lies in as `<store>/<name>/<version>`; None if it lies elsewhere or cannot be read."""
+    try:
+        folder = resolve(artifact.resolve())
+        opened = OpenFile.beneath(folder, [manifests.FILE_NAME])
+        if opened is None:
+            return None
+        with opened.file:
+            _read_version(opened, folder.parent.name, folder.name)
+    except (ArtifactError, StoreError, OSError):
+        return None
+    return folder.parent.parent
+
+
+async def _open_beneath(store: Path, parts: Sequence[str]) -> OpenFile | None:
+    opening = asyncio.ensure_future(run_in_threadpool(OpenFile.beneath, store, parts))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:  # the client has gone, and the thread opens a file for nobody
+        opening.add_done_callback(_close_unwanted)
+        raise
+
+
+def _close_unwanted(opening: "asyncio.Future[OpenFile | None]") -> None:
+    if not opening.cancelled() and opening.exception() is None and (opened := opening.result()) is not None:
+        opened.file.close()
+
+
+def _signature(found: os.stat_result) -> Signature:
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev
+
+
+def _descend(folder: Path, parts: Sequence[str]) -> int:
+    current = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    for index, part in enumerate(parts):
+        # O_NONBLOCK: opening a FIFO would wait for its writer.
+        kind = os.O_NONBLOCK if index == len(parts) - 1 else os.O_DIRECTORY
+        try:
+            below = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | kind, dir_fd=current)
+        finally:
+            os.close(current)
+        current = below
+    return current
+
+
+def _read_version(opened: OpenFile, name: str, version: str) -> _Version:
+    if opened.size > manifests.MAX_BYTES:
+        raise ArtifactError(f"{name}/{version}: the manifest has {opened.size:,} bytes, the limit is {manifests.MAX_BYTES:,}")
+    data = opened.file.read()
+    manifest = Manifest.from_json(data)
+    if (manifest.name, str(manifest.version)) != (name, version):
+        raise ArtifactError(f"{name}/{version} holds the manifest of {manifest.name}/{manifest.version}; publish it again")
+    return _Version(hashlib.sha256(data).hexdigest(), {entry.path: entry for entry in manifest.files})

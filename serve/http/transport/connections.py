@@ -1,0 +1,106 @@
+"""All connections of a server: what one may cost, how many there may be, and which is given up for a new one.
+
+Invariant: there are never more than `most`, but for those that are being closed; whoever waits for a client is in `silent` or
+in `slow`, so that stalled clients keep nobody out.
+"""
+
+import select
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from email.utils import formatdate
+
+from starlette.types import ASGIApp
+
+from edgeline.serve.http.transport.connection import Connection
+from edgeline.serve.http.transport.exchange import Request
+
+BETWEEN_LATE_S = 0.0005
+"""Between two clients that are given up because they are late. A thousand that stalled together are late together, and dealt
+with in one go they would keep everybody else waiting."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectionLimits:
+    """What one client may cost."""
+
+    max_connections: int = 1024
+    """Connections at once. A new one above it takes the place of the one that has kept the server waiting longest."""
+    head_s: float = 5.0
+    """From a request's first byte, or from the connection's start, to the end of its head."""
+    body_s: float = 15.0
+    """From the end of the head to the end of the body."""
+    idle_s: float = 75.0
+    """Between two requests. Longer than the 60 s of common proxies, so that no request meets a closing connection."""
+    write_s: float = 30.0
+    """For taking what is written, about 64 kB at a time."""
+    max_head_bytes: int = 16 * 2**10
+    max_url_bytes: int = 8 * 2**10
+    max_headers: int = 100
+    max_pipelined: int = 128
+    """Requests of one connection that wait for the answer to an earlier one."""
+    max_chunks: int = 2**16
+    """Chunks of one body with `Transfer-Encoding: chunked`."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if getattr(self, each.name) <= 0:
+                raise ValueError(f"connection.{each.name} must be over 0, got {getattr(self, each.name)}")
+
+
+class Connections:
+    """All connections of a server, and which of them may be given up for a new one."""
+
+    def __init__(self, app: ASGIApp, limits: ConnectionLimits, most: int | None = None) -> None:
+        self.app = app
+        self.limits = limits
+        self.most = most or limits.max_connections
+        self.open: set[Connection] = set()
+        self.silent: dict[Connection, None] = {}
+        """Those without a whole head, the longest wait first: stalled clients are at the front."""
+        self.slow: dict[Connection, None] = {}
+        """Those whose client is to send a body, or to take an answer; the same."""
+        self.closing = False
+        """From now on every answer ends its connection."""
+        self.express: Callable[[Request], bool] = lambda request: False
+        """Offered every request that came whole; answers it by itself, or says no at once and leaves it to the application."""
+        self.refused: Callable[[str], None] = lambda reason: None
+        """Told of every request that was refused before the application saw it, by code."""
+        self._date = (0, b"")
+        self._turn = 0.0
+
+    def __call__(self) -> Connection:
+        """For `loop.create_server`."""
+        return Connection(self)
+
+    def make_room(self) -> bool:
+        """Close the connection that has waited longest, if there are too many; whether there is room now."""
+        if len(self.open) < self.most:
+            return True
+        oldest = next(iter(self.silent or self.slow), None)
+        if oldest is None:
+            return False
+        self.refused("connection_evicted")
+        oldest.drop()
+        return True
+
+    def turn(self, now: float) -> float:
+        """When one more late client may be given up, on the loop's clock."""
+        self._turn = max(now, self._turn + BETWEEN_LATE_S)
+        return self._turn
+
+    def end_idle(self) -> None:
+        """Close every connection that has no request, not even one that came and was not read yet; what was written first."""
+        idle = {fileno: each for each in self.silent if each.is_idle and (fileno := each.fileno()) >= 0}
+        poll = select.poll()
+        for fileno in idle:
+            poll.register(fileno, select.POLLIN)
+        for fileno in idle.keys() - {fileno for fileno, _ in poll.poll(0)}:
+            idle[fileno].end()
+
+    def date(self) -> bytes:
+        """The Date header of this second."""
+        now = int(time.time())
+        if now != self._date[0]:
+            self._date = now, b"date: " + formatdate(now, usegmt=True).encode() + b"\r\n"
+        return self._date[1]

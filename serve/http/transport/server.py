@@ -1,0 +1,223 @@
+"""Run the service on a socket until a signal says stop.
+
+Invariant: after SIGTERM or SIGINT readiness goes first, then the socket, and every request that was accepted is answered
+within the grace period before `run` returns. A second signal ends the grace.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import ipaddress
+import resource
+import signal
+import socket
+import ssl
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from edgeline.serve.errors import ConfigError
+from edgeline.serve.http.transport.connections import ConnectionLimits, Connections
+
+BACKLOG = 2048
+ACCEPTS = 8
+"""Connections that are taken at once. asyncio takes as many as its backlog says before it makes anything of the first, and
+where descriptors run out it goes on through all of them, with a traceback in the log for each."""
+LAME_DUCK_S = 0.25
+"""Between the signal and the end of listening, and again until idle connections end: clients learn from their answers that the
+connection ends, and idle ones that send once more are still heard."""
+SPARE_FILES = 64
+"""Descriptors that connections leave for everything else."""
+HANDSHAKE_S = 5.0
+SO_ATTACH_FILTER = 26
+RETURN_0 = struct.pack("HBBI", 6, 0, 0, 0)
+"""A packet filter's one instruction: let through 0 bytes of every packet. See socket(7)."""
+BESIDE = ConnectionLimits(max_connections=16)
+
+
+def listen(host: str, port: int, *, option: str = "--host or --port") -> socket.socket:
+    """Open a listening socket; port 0 takes a free one.
+
+    Args:
+        host: an address of this machine.
+        port: 0 to 65535.
+        option: what to choose another of, for the error.
+
+    Raises:
+        ConfigError: the address is taken, or not one of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {reason}; choose another {option}, port 0 takes a free one",
+            code="address_unusable",
+        ) from error
+    # Connections inherit it. asyncio sets it only on sockets that name TCP as their protocol, which create_server's do not;
+    # without it the second part of an answer waits 40 ms for the client's acknowledgement of the first.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def url_of(listener: socket.socket, *, tls: bool = False) -> str:
+    """The address of a listening socket as a URL."""
+    host, port = listener.getsockname()[:2]
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"{scheme}://{host}:{port}"
+
+
+def is_exposed(listener: socket.socket) -> bool:
+    """Whether other machines may reach a listening socket."""
+    return not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
+def accept_rest(listener: socket.socket) -> list[socket.socket]:
+    """Take what the kernel has accepted for a listening socket that is about to close, which would throw it away.
+
+    Linux is told to ignore whoever else would connect meanwhile; they try again, and find nobody listening.
+    """
+    if sys.platform == "linux":
+        instruction = ctypes.create_string_buffer(RETURN_0)
+        with contextlib.suppress(OSError):  # it is a moment that is closed by this, not the door
+            listener.setsockopt(
+                socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(RETURN_0) // 8, ctypes.addressof(instruction))
+            )
+    found: list[socket.socket] = []
+    with contextlib.suppress(OSError):
+        while len(found) < BACKLOG:
+            found.append(listener.accept()[0])
+    return found
+
+
+def affordable(limits: ConnectionLimits) -> int:
+    """How many connections this process has descriptors for, at most what the limits say.
+
+    One that downloads has a file open too.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * limits.max_connections + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+            soft = raised
+    if soft == resource.RLIM_INFINITY:
+        return limits.max_connections
+    return max(1, min(limits.max_connections, (soft - SPARE_FILES) // 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a server tells; each is called on the event loop and returns at once."""
+
+    started: Callable[[], None] = lambda: None
+    """The socket is open and signals are caught."""
+    stopping: Callable[[], None] = lambda: None
+    """A signal said stop; requests are still answered."""
+    signals: tuple[tuple[signal.Signals, Callable[[], None]], ...] = ()
+    """Further signals and what they call."""
+
+
+class Server:
+    """Serves an ASGI application until it is told to stop."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hooks: Hooks = Hooks(),
+        grace_s: float = 30,
+        limits: ConnectionLimits = ConnectionLimits(),
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.connections = Connections(app, limits, affordable(limits))
+        self.hooks = hooks
+        self.grace_s = grace_s
+        self.tls = tls
+        self._beside: list[tuple[socket.socket, ASGIApp]] = []
+        self._stops = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._told = asyncio.Event()
+
+    def beside(self, listener: socket.socket, app: ASGIApp) -> None:
+        """Serve another application on another socket for as long as this one."""
+        self._beside.append((listener, app))
+
+    def run(self, listener: socket.socket) -> bool:
+        """Serve until a signal or `stop`.
+
+        Returns:
+            Whether everything that was accepted was answered.
+        """
+        finished = asyncio.run(self._serve(listener))
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)  # it ends in order; one more must not make a crash of that
+        return finished
+
+    def stop(self) -> None:
+        """Stop as SIGTERM does; may be called from any thread."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._stop)
+
+    async def _serve(self, listener: socket.socket) -> bool:
+        self._loop = asyncio.get_running_loop()
+        options: dict[str, Any] = {"ssl": self.tls} if self.tls else {}
+        if self.tls:
+            options |= {"ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": HANDSHAKE_S}
+        server = await self._loop.create_server(self.connections, sock=listener, backlog=ACCEPTS, **options)
+        listener.listen(BACKLOG)
+        for other, app in self._beside:
+            await self._loop.create_server(Connections(app, BESIDE), sock=other, backlog=ACCEPTS)
+        if threading.current_thread() is threading.main_thread():
+            self._catch_signals()
+        self.hooks.started()
+        await self._told.wait()
+        self.hooks.stopping()
+        self.connections.closing = True
+        await self._pause(LAME_DUCK_S)
+        waiting = accept_rest(listener)
+        server.close()
+        for accepted in waiting:
+            with contextlib.suppress(OSError):
+                await self._loop.connect_accepted_socket(self.connections, accepted, **options)
+        await self._pause(LAME_DUCK_S)  # what was just accepted says what it came for
+        self.connections.end_idle()
+        return await self._finish()
+
+    def _catch_signals(self) -> None:
+        """Catch them in the process: the loop's own handlers end with the loop."""
+        for number, call in ((signal.SIGTERM, self._stop), (signal.SIGINT, self._stop), *self.hooks.signals):
+            signal.signal(number, lambda *_, call=call: self._soon(call))
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        assert self._loop is not None
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call)
+
+    def _stop(self) -> None:
+        self._stops += 1
+        self._told.set()
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, unless a second signal comes."""
+        until = asyncio.get_running_loop().time() + seconds
+        while self._stops < 2 and (left := until - asyncio.get_running_loop().time()) > 0:
+            await asyncio.sleep(min(left, 0.05))
+
+    async def _finish(self) -> bool:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.grace_s
+        while self.connections.open and self._stops < 2 and loop.time() < until:
+            await asyncio.sleep(0.01)
+        finished = not self.connections.open
+        for connection in list(self.connections.open):
+            connection.drop()
+        return finished

@@ -1,0 +1,1 @@
+"""Models, batches and queues of the server. No HTTP here."""

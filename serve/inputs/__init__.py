@@ -1,0 +1,1 @@
+"""Images from files, folders, streams and cameras."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime and the other runtimes: sessions, threads, measurements."""

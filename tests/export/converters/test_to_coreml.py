@@ -1,0 +1,252 @@
+"""Core ML: made and checked where it cannot run, and shipped with that mark."""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.parity.compare import Outputs
+from edgeline.export.publishing.golden import FLOAT16_TOLERANCES, write_golden
+from edgeline.export.publishing.report import write_card, write_report
+from edgeline.export.publishing.variant_table import figures, remarks
+from edgeline.export.variants import KINDS, build_variants
+from edgeline.export.verification import variants as verify_variants
+from edgeline.export.verification.coreml import check_structure, compare_weights, layer_weights
+from edgeline.export.verification.verify import run_pytorch
+from edgeline.pipeline.config import VerifyConfig
+from edgeline.pipeline.data.samples import Sample
+from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.runs.run import Run
+from edgeline.serve.errors import ArtifactError
+from edgeline.serve.preprocess import PreprocessSpec
+from edgeline.serve.runtime.backends import COREML_FILES, files_of, load_file, not_run_here
+
+Check = Callable[..., tuple[dict[str, Any], list[str]]]
+
+FILE = KINDS["coreml-fp16"].file
+ENVIRONMENTS = Path(__file__).resolve().parents[3] / "artifacts" / "cache" / "environments"
+WHY = "Core ML runs on macOS and iOS"
+ENTRY: dict[str, Any] = {
+    "name": "coreml-fp16",
+    "file": FILE,
+    "format": "coreml",
+    "precision": "float16",
+    "made": True,
+    "bytes": 6_700_000,
+    "passed": None,
+    "problems": [],
+    "not_run": WHY,
+    "structure": {"kind": "mlProgram", "weights": 100, "likeness": {"sqnr_db": 44.2, "top1_agreement": 1.0, "images": 24}},
+}
+needs_coreml = pytest.mark.skipif(
+    "coreml" not in os.environ.get("EDGELINE_TEST_FORMATS", ""),
+    reason="installs 5 GB of coremltools and PyTorch; EDGELINE_TEST_FORMATS=coreml runs it",
+)
+elsewhere = pytest.mark.skipif(platform.system() == "Darwin", reason="Core ML runs here")
+
+
+def test_a_package_is_its_manifest_and_what_belongs_to_it() -> None:
+    assert files_of("coreml", FILE) == (
+        "model.mlpackage/Manifest.json",
+        "model.mlpackage/Data/com.apple.CoreML/model.mlmodel",
+        "model.mlpackage/Data/com.apple.CoreML/weights/weight.bin",
+    )
+
+
+@elsewhere
+def test_it_is_not_run_where_core_ml_is_not(tmp_path: Path) -> None:
+    for name in files_of("coreml", FILE):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert not_run_here("coreml") == WHY
+    assert not_run_here("onnx") is None
+    with pytest.raises(ArtifactError, match=f"is not run here: {WHY}") as refusal:
+        load_file("coreml", tmp_path / FILE, 1)
+    assert refusal.value.code == "not_run_here"
+
+
+JUDGED = {"whole": ([], None), "with a fault": (["its kind is neuralNetwork, expected mlProgram"], False)}
+
+
+@elsewhere
+@pytest.mark.parametrize(("problems", "passed"), JUDGED.values(), ids=JUDGED)
+def test_the_gate_marks_what_holds_as_not_run_and_fails_what_does_not(
+    tiny: Callable[[], Deployed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problems: list[str], passed: bool | None
+) -> None:
+    # coreml_structure has tests of its own, for which coremltools is needed.
+    monkeypatch.setattr(verify_variants, "check_structure", lambda *_, **__: (ENTRY["structure"], problems))
+    for name in files_of("coreml", FILE):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    measure = verify_variants.Measure(
+        deployed=tiny(),
+        spec=PreprocessSpec(height=16, width=16),
+        pixels=[],
+        expected=Outputs(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)),
+        tested=[],
+        scene=b"",
+        metadata={},
+        config=VerifyConfig(),
+        opset=None,
+        environments=tmp_path,
+        reference=b"",
+    )
+    made = {name: ENTRY[name] for name in ("name", "file", "format", "precision", "made")}
+    [found] = verify_variants.verify_variants([made], tmp_path, measure)
+    assert (found["passed"], found["problems"], found["not_run"]) == (passed, problems, WHY)
+    assert list(found["files"]) == list(files_of("coreml", FILE))
+
+
+def test_the_mark_is_in_the_closing_table_and_in_the_manifest() -> None:
+    assert figures(ENTRY) == {"passed": None, "not_run": WHY, "structure": ENTRY["structure"], "bytes": 6_700_000}
+    [line] = remarks({"variants": [ENTRY]})
+    assert line.startswith(f"coreml-fp16 (6.7 MB) is shipped and was not run here ({WHY}): its inputs, outputs and ")
+    assert "same best class on 100.00% of 24 images, SQNR 44 dB" in line
+
+
+def test_the_mark_is_in_the_report_and_on_the_card(finished: Any, tmp_path: Path) -> None:
+    evaluation = read_evaluation(finished.run.step("evaluate"))
+    verification = json.loads((finished.artifact / "verification.json").read_text())
+    provenance = json.loads((finished.artifact / "manifest.json").read_text())["provenance"]
+    verification["variants"].append(ENTRY)
+    write_report(tmp_path / "report.html", finished.run, evaluation, verification, provenance)
+    write_card(tmp_path / "card.md", "photos", evaluation, verification, provenance)
+    page = (tmp_path / "report.html").read_text()
+    assert f"<p>coreml-fp16 (6.7 MB) is shipped and was not run here ({WHY})" in page
+    assert "coreml-fp16 is not shipped" not in page
+    assert f"coreml-fp16 (6.7 MB) is shipped and was not run here ({WHY})" in (tmp_path / "card.md").read_text()
+
+
+def test_its_golden_samples_are_pytorchs_with_a_tolerance_of_float16(
+    finished: Any, deployed: Deployed, spec: PreprocessSpec, held_out: list[Sample], tmp_path: Path
+) -> None:
+    labels = json.loads((finished.artifact / "manifest.json").read_text())["labels"]
+    variants = {"coreml-fp16": (tmp_path / "absent", "coreml", "float16")}
+    write_golden(tmp_path, deployed, spec, labels, held_out, finished.config.publish, variants=variants)
+    golden = json.loads((tmp_path / "golden" / "golden.json").read_text())
+    assert golden["variants"] == {"coreml-fp16": FLOAT16_TOLERANCES}
+    for sample in golden["samples"]:
+        assert sample["variants"]["coreml-fp16"] == {name: sample[name] for name in ("probabilities", "logits")}
+
+
+WEIGHTS = {
+    "conv": np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype(np.float32),
+    "bias": np.random.default_rng(1).normal(size=8).astype(np.float32),
+    "linear": np.random.default_rng(2).normal(size=(5, 8)).astype(np.float32),
+}
+
+
+def rounded(**changes: np.ndarray) -> list[np.ndarray]:
+    return [array.astype(np.float16) for array in (WEIGHTS | changes).values()]
+
+
+def test_weights_may_be_rounded_transposed_and_in_any_order() -> None:
+    assert compare_weights(WEIGHTS, rounded(linear=WEIGHTS["linear"].T)[::-1]) == []
+
+
+CHANGED: dict[str, Callable[[], list[np.ndarray]]] = {
+    "one number off by a hundredth": lambda: rounded(
+        conv=WEIGHTS["conv"] * np.where(np.arange(216) == 7, 1.01, 1).reshape(8, 3, 3, 3)
+    ),
+    "channels in another order": lambda: rounded(conv=WEIGHTS["conv"][::-1]),
+    "a number that is none": lambda: rounded(conv=WEIGHTS["conv"] * np.nan),
+    "another shape": lambda: rounded(conv=WEIGHTS["conv"][:, :, :1]),
+    "left out": lambda: rounded()[1:],
+}
+
+
+@pytest.mark.parametrize("found", CHANGED.values(), ids=CHANGED)
+def test_a_weight_that_is_not_the_networks_is_named(found: Callable[[], list[np.ndarray]]) -> None:
+    [problem] = compare_weights(WEIGHTS, found())
+    assert problem == "weights of the network are not in the package: conv; make the variants again"
+
+
+def test_every_layer_of_a_network_is_compared(finished: Any) -> None:
+    model = onnx.load_model_from_string(finished.model)
+    layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert len(layers) == 50
+    assert len(layer_weights(model)) == 100
+
+
+@pytest.fixture(name="package", scope="module")
+def converted(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of the finished run's package."""
+    return convert_again(finished, tmp_path_factory.mktemp("coreml"))
+
+
+def convert_again(finished: Any, folder: Path) -> Path:
+    export = finished.config.export.model_copy(update={"variants": ("coreml-fp16",), "require_variants": True})
+    config = finished.config.model_copy(update={"export": export})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(config), "environments", ENVIRONMENTS)
+        build_variants(Run(finished.run.folder, config), folder)
+    return folder / FILE
+
+
+@pytest.fixture(name="check", scope="module")
+def checking(finished: Any, deployed: Deployed, spec: PreprocessSpec, held_out: list[Sample]) -> Check:
+    """`check(manifest, reference=..., spec=...)`: the facts and the problems of a package of the finished run."""
+    expected, pixels = run_pytorch(deployed, spec, held_out)
+    right = {"spec": spec, "expected": expected, "pixels": pixels, "bars": finished.config.verify.fp16}
+
+    def check(manifest: Path, reference: bytes = finished.model, **changes: Any) -> tuple[dict[str, Any], list[str]]:
+        return check_structure(manifest, reference, **(right | changes), environments=ENVIRONMENTS)
+
+    return check
+
+
+@needs_coreml
+@pytest.mark.slow
+def test_a_package_takes_pictures_and_its_graph_is_the_network(package: Path, check: Check, spec: PreprocessSpec) -> None:
+    facts, problems = check(package)
+    assert problems == []
+    assert facts["input"] == ["image", spec.height, spec.width, "RGB"]
+    assert facts["outputs"] == {name: [[1, 3], "FLOAT32"] for name in ("probabilities", "logits")}
+    assert (facts["specification"], facts["weights"], facts["operators"]["conv"]) == (7, 100, 49)
+    assert facts["likeness"]["sqnr_db"] > 40
+
+
+@needs_coreml
+@pytest.mark.slow
+def test_a_package_of_the_same_network_has_the_same_bytes(package: Path, finished: Any, tmp_path: Path) -> None:
+    again = convert_again(finished, tmp_path)
+    for name in COREML_FILES:
+        assert (again.parent / name).read_bytes() == (package.parent / name).read_bytes(), name
+    assert {p.relative_to(again.parent).as_posix() for p in again.parent.rglob("*") if p.is_file()} == set(COREML_FILES)
+
+
+@needs_coreml
+@pytest.mark.slow
+def test_a_package_of_another_network_or_size_is_named(
+    package: Path, check: Check, finished: Any, spec: PreprocessSpec, deployed: Deployed, held_out: list[Sample]
+) -> None:
+    model = onnx.load_model_from_string(finished.model)
+    [tensor] = [t for t in model.graph.initializer if t.name.endswith("blocks.4.0.conv_dw.weight")]
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name))
+    expected, _ = run_pytorch(deployed, spec, held_out)
+    reversed_classes = Outputs(expected.probabilities_NK[:, ::-1], expected.logits_NK[:, ::-1])
+    other = PreprocessSpec(height=spec.height + 32, width=spec.width)
+    _, problems = check(package, model.SerializeToString(), spec=other, expected=reversed_classes)
+    assert problems[0] == "its input is ['image', 224, 224, 'RGB'], expected ['image', 256, 224, 'RGB']"
+    assert "blocks.4.0.conv_dw.weight" in problems[1]
+    assert problems[2].startswith("computed by PyTorch, SQNR")
+
+
+@needs_coreml
+@pytest.mark.slow
+def test_a_package_that_was_cut_short_is_refused_in_one_line(package: Path, check: Check, tmp_path: Path) -> None:
+    shutil.copytree(package.parent, tmp_path / "model.mlpackage")
+    cut = tmp_path / "model.mlpackage" / COREML_FILES[1]
+    cut.write_bytes(cut.read_bytes()[:1000])
+    with pytest.raises(ArtifactError, match="coremltools cannot read the package") as refusal:
+        check(tmp_path / FILE)
+    assert "\n" not in str(refusal.value)

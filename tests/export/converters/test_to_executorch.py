@@ -1,0 +1,145 @@
+"""ExecuTorch: made by its converter, run by its runtime, both in an environment of their own."""
+
+import importlib.util
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeline.export.converters.convert import convert
+from edgeline.export.converters.environments import environment, lend_serve, opened
+from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.variants import KINDS, build_variants
+from edgeline.export.verification.variants import Measure, verify_variants
+from edgeline.export.verification.verify import run_pytorch
+from edgeline.pipeline.data.samples import Sample
+from edgeline.pipeline.data.stress_images import hard_set
+from edgeline.pipeline.runs.run import Run
+from edgeline.serve.errors import ExportError, MissingExtraError
+from edgeline.serve.preprocess import PreprocessSpec
+from edgeline.serve.runtime.backends import files_of, load_file
+
+NAMES = ("executorch-fp32", "executorch-int8")
+ENVIRONMENTS = Path(__file__).resolve().parents[3] / "artifacts" / "cache" / "environments"
+needs_executorch = pytest.mark.skipif(
+    "executorch" not in os.environ.get("EDGELINE_TEST_FORMATS", ""),
+    reason="installs 6 GB of ExecuTorch and PyTorch; EDGELINE_TEST_FORMATS=executorch runs it",
+)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("executorch") is not None, reason="ExecuTorch is installed here")
+def test_without_its_runtime_the_extra_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.pte").touch()
+    with pytest.raises(MissingExtraError, match=r"'executorch': pip install 'edgeline\[executorch\]'"):
+        load_file("executorch", tmp_path / "model.pte", 1)
+
+
+def test_a_program_is_one_file() -> None:
+    assert files_of("executorch", "model.int8.pte") == ("model.int8.pte",)
+
+
+def test_float_asks_for_no_calibration_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    sources = {name: lambda _, name=name: asked.append(name) for name in ("program.pt2", "calibration.npy")}
+    monkeypatch.setattr("edgeline.export.converters.convert.environment", lambda *_: Path("/bin/true"))
+    convert("executorch", "float32", sources, tmp_path / "model.pte", tmp_path)
+    assert asked == ["program.pt2"]
+    convert("executorch", "int8", sources, tmp_path / "model.int8.pte", tmp_path)
+    assert asked[1:] == ["program.pt2", "calibration.npy"]
+
+
+@pytest.fixture(name="made", scope="module")
+def both_variants(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both programs of the finished run."""
+    folder = tmp_path_factory.mktemp("executorch")
+    export = finished.config.export.model_copy(update={"variants": NAMES, "require_variants": True})
+    config = finished.config.model_copy(update={"export": export})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(config), "environments", ENVIRONMENTS)
+        build_variants(Run(finished.run.folder, config), folder)
+    return folder
+
+
+@needs_executorch
+@pytest.mark.slow
+def test_both_precisions_hold_against_pytorch(
+    made: Path, finished: Any, deployed: Deployed, spec: PreprocessSpec, held_out: list[Sample]
+) -> None:
+    expected, pixels = run_pytorch(deployed, spec, held_out)
+    measure = Measure(
+        deployed=deployed,
+        spec=spec,
+        pixels=pixels,
+        expected=expected,
+        tested=[(len(hard_set()) + i, sample.index) for i, sample in enumerate(held_out)],
+        scene=hard_set()["scene"],
+        metadata={},
+        config=finished.config.verify,
+        opset=None,
+        environments=ENVIRONMENTS,
+        reference=finished.model,
+    )
+    entries = json.loads((made / "variants.json").read_text())["variants"]
+    whole, int8 = verify_variants(entries, made, measure)
+    assert (whole["passed"], whole["problems"]) == (True, [])
+    assert whole["likeness"]["sqnr_db"] > 100
+    assert whole["latency"]["threads_1"]["runs"] == 50
+    # Most of these few images are the hard set, flat colours and noise, on which int8 need not hold all of its bars.
+    assert int8["likeness"]["sqnr_db"] > 12
+    assert not [problem for problem in int8["problems"] if "other answers" in problem]
+    assert (made / "model.int8.pte").stat().st_size < 0.3 * (made / "model.pte").stat().st_size
+
+
+SHARED = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from pathlib import Path
+from edgeline.serve.runtime.backends import load_file
+
+path, threads = Path(sys.argv[1]), 1
+model = load_file("executorch", path, threads)
+images = np.random.default_rng(0).integers(0, 256, (8, 224, 224, 3), np.uint8)
+whole = model.run(["logits"], {"image": images})[0]
+with ThreadPoolExecutor(4) as pool:
+    rows = list(pool.map(lambda i: model.run(["logits"], {"image": images[i : i + 1]})[0], range(8)))
+assert np.array_equal(whole, np.concatenate(rows)), np.abs(whole - np.concatenate(rows)).max()
+from executorch.extension.pybindings.portable_lib import _threadpool_get_thread_count
+assert _threadpool_get_thread_count() == threads
+"""
+
+
+@needs_executorch
+@pytest.mark.slow
+def test_threads_may_share_a_program_and_their_number_is_what_is_asked_for(made: Path) -> None:
+    python = environment("executorch", ENVIRONMENTS)
+    with lend_serve() as variables:
+        command = [str(python), "-P", "-c", SHARED, str(made / KINDS["executorch-int8"].file)]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@needs_executorch
+@pytest.mark.slow
+def test_a_file_that_is_no_program_is_refused_in_one_line(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.pte").write_bytes((made / "model.pte").read_bytes()[:5000])
+    with (
+        pytest.raises(Exception, match=r"executorch cannot load model\.pte") as refusal,
+        opened("executorch", tmp_path / "model.pte", ENVIRONMENTS) as model,
+    ):
+        model.run(["logits"], {"image": np.zeros((1, 224, 224, 3), np.uint8)})
+    assert "\n" not in str(refusal.value)
+
+
+@needs_executorch
+@pytest.mark.slow
+def test_a_program_that_cannot_be_read_is_an_error_of_the_converter(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        path.write_bytes(b"not a program")
+
+    with pytest.raises(ExportError, match=r"executorch==1.5.1 cannot convert this network"):
+        convert("executorch", "float32", {"program.pt2": write}, tmp_path / "model.pte", ENVIRONMENTS)

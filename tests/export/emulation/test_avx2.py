@@ -1,0 +1,88 @@
+"""x86 without VNNI, emulated: int8 products saturate there unless weights have 7 bits or the exact setting is made."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeline.export.emulation.avx2 import prepare_machine
+from edgeline.export.emulation.machine import Machine, check
+from edgeline.export.quantization.static_int8 import Recipe, make_ready, measure_ranges, quantise, saturates
+from edgeline.pipeline.data.samples import Sample, stream_pixels
+from edgeline.serve.errors import EdgelineError
+from edgeline.serve.preprocess import PreprocessSpec
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    try:
+        return prepare_machine(tmp_path_factory.mktemp("cache") / "x86-avx2")
+    except EdgelineError as error:
+        if error.code != "x86_avx2_unavailable":
+            raise
+        pytest.skip(str(error))
+
+
+def test_a_missing_emulator_is_named_with_the_command_that_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    with pytest.raises(
+        EdgelineError, match=r"qemu-x86_64-static is not on this machine.*: apt-get install qemu-user-static$"
+    ) as refusal:
+        prepare_machine(tmp_path / "x86-avx2")
+    assert refusal.value.code == "x86_avx2_unavailable"
+
+
+def test_another_architecture_cannot_be_an_old_x86(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    with pytest.raises(EdgelineError, match="takes Linux on x86-64; here is Linux aarch64"):
+        prepare_machine(tmp_path / "x86-avx2")
+
+
+COMPARE = """
+import json, sys
+import numpy as np
+from edgeline.serve.runtime.session import create_session, multiplies_exactly
+
+pixels_NHW3 = np.load(sys.argv[1])
+found = {"multiplies_exactly": multiplies_exactly()}
+for path in sys.argv[2:]:
+    model = open(path, "rb").read()
+    ways = [create_session(model, threads=1, saturates=way).run(["logits"], {"image": pixels_NHW3})[0] for way in (True, False)]
+    found[path] = [logits_NK.tolist() for logits_NK in ways]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.long
+def test_seven_bit_weights_need_no_exact_setting_and_eight_bit_ones_do(
+    machine: Machine, finished: Any, held_out: list[Sample], spec: PreprocessSpec, tmp_path: Path
+) -> None:
+    """The exact setting changes no bit of a model that `saturates` clears, which is why devices leave it off."""
+    ready = make_ready(finished.model)
+    pixels_NHW3 = next(stream_pixels(held_out, spec, 4))
+    ranges = measure_ranges(ready, iter([pixels_NHW3]), "minmax")
+    seven = quantise(ready, ranges, Recipe(reduce_range=True, correct_bias=False))
+    eight = quantise(ready, ranges, Recipe())
+    assert (saturates(seven), saturates(eight)) == (False, True)
+    np.save(tmp_path / "pixels.npy", pixels_NHW3[:2])
+    paths = [tmp_path / "seven.onnx", tmp_path / "eight.onnx"]
+    for path, model in zip(paths, (seven, eight), strict=True):
+        path.write_bytes(model)
+    root = Path(__file__).resolve().parents[3]
+    done = machine.run(COMPARE, str(tmp_path / "pixels.npy"), *map(str, paths), path=[root], timeout_s=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["multiplies_exactly"] is False, "what the emulated system says of its processor is what is read"
+    (exact, fastest), (right, saturated) = (found[str(path)] for path in paths)
+    assert fastest == exact
+    assert np.abs(np.subtract(saturated, right)).max() > 0.05 * np.abs(right).max()
+
+
+@pytest.mark.long
+def test_a_published_int8_proves_itself_with_the_setting_that_the_device_makes(machine: Machine, finished: Any) -> None:
+    [entry] = check(finished.artifact, machine, variants=["onnx-int8"])
+    assert (entry["proven"], entry["exact_setting"], entry["samples"]) == (True, True, 5)
+    assert entry["max_logit_difference"] < entry["logit_tolerance"]

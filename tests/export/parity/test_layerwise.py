@@ -1,0 +1,78 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.parity.layerwise import FLOAT_DB, Layer, find_divergence, first_diverging, locate
+from edgeline.pipeline.data.samples import Sample, stream_pixels
+from edgeline.serve.preprocess import PreprocessSpec
+
+
+@pytest.fixture(scope="module")
+def pixels(held_out: list[Sample], spec: PreprocessSpec) -> np.ndarray:
+    return next(stream_pixels(held_out[:3], spec, 3))
+
+
+def with_weight(model: bytes, name: str, change: Callable[[np.ndarray], np.ndarray]) -> bytes:
+    graph = onnx.load_model_from_string(model)
+    [tensor] = [t for t in graph.graph.initializer if t.name == name]
+    tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)).astype(np.float32), name))
+    return bytes(graph.SerializeToString())
+
+
+def fifth_more(weights: np.ndarray) -> np.ndarray:
+    weights = weights.copy()
+    weights[3] *= 1.05
+    return weights
+
+
+def test_every_layer_of_a_right_file_gives_what_pytorch_gives(
+    finished: Any, deployed: Deployed, spec: PreprocessSpec, pixels: np.ndarray
+) -> None:
+    layers = locate(deployed, finished.model, spec, pixels)
+    assert len(layers) == 50  # all of EfficientNet-Lite0's convolutions, and the head
+    assert min(layer.sqnr_db for layer in layers) > FLOAT_DB + 10
+    assert first_diverging(layers, quantised=False) is None
+
+
+PLACES = ["backbone.conv_stem", "backbone.blocks.0.0.conv_dw", "backbone.blocks.4.0.conv_dw", "backbone.conv_head", "head.1"]
+
+
+@pytest.mark.parametrize("module", PLACES)
+def test_the_layer_whose_weights_differ_is_named(
+    finished: Any, deployed: Deployed, spec: PreprocessSpec, pixels: np.ndarray, module: str, tmp_path: Path
+) -> None:
+    change = fifth_more if module != "head.1" else lambda weights: weights * 1.05
+    model = with_weight(finished.model, f"network.{module}.weight", change)
+    sentence, report = find_divergence(deployed, model, spec, pixels, tmp_path / "plot.png", quantised=False)
+    assert f"layers to diverge is {module} (ONNX node node_" in sentence
+    assert report["first"]["module"] == module
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_normalisation_shows_at_the_first_layer(
+    finished: Any, deployed: Deployed, spec: PreprocessSpec, pixels: np.ndarray
+) -> None:
+    model = with_weight(finished.model, "network.mean", lambda mean: mean + 3)
+    sentence, _ = find_divergence(deployed, model, spec, pixels, None, quantised=False)
+    assert "backbone.conv_stem" in sentence
+
+
+def test_an_int8_file_is_compared_layer_by_layer_too(
+    finished: Any, deployed: Deployed, spec: PreprocessSpec, pixels: np.ndarray
+) -> None:
+    model = (finished.run.step("variants") / "model.int8.onnx").read_bytes()
+    layers = locate(deployed, model, spec, pixels)
+    assert len(layers) == 50
+    assert 10 < min(layer.sqnr_db for layer in layers) < FLOAT_DB
+
+
+def test_in_an_int8_file_the_layer_counts_that_falls_off_from_the_one_before() -> None:
+    layers = [Layer("a", "1", 38), Layer("b", "2", 33), Layer("c", "3", 12), Layer("d", "4", 11)]
+    assert first_diverging(layers, quantised=True) == layers[2]
+    assert first_diverging(layers[:2], quantised=True) is None

@@ -1,0 +1,130 @@
+"""The pages for people: whatever a label or a file is called, a page is text, and it needs nothing but itself."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeline.export.publishing.report import write_card, write_report
+from edgeline.pipeline.evaluation.evaluate import Evaluation, Mistake, read_evaluation
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "{{ 7 * 1111111 }} & {% raw %}",
+)
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its elements, what they refer to, and its text."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text: list[str] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data.strip())
+
+
+@pytest.fixture(name="hostile", scope="module")
+def with_hostile_names(finished: Any) -> Evaluation:
+    evaluation = read_evaluation(finished.run.step("evaluate"))
+    classes = [report.model_copy(update={"label": label}) for report, label in zip(evaluation.classes, HOSTILE, strict=True)]
+    mistakes = [Mistake(image=f"photos/{name}.jpg", label=name, predicted=HOSTILE[0], probability=0.5) for name in HOSTILE]
+    return evaluation.model_copy(update={"labels": list(HOSTILE), "classes": classes, "mistakes": mistakes})
+
+
+@pytest.fixture(name="pages", scope="module")
+def written(finished: Any, hostile: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The report and the card of a run whose labels and files have hostile names."""
+    folder = tmp_path_factory.mktemp("pages")
+    verification = json.loads((finished.artifact / "verification.json").read_text())
+    provenance = json.loads((finished.artifact / "manifest.json").read_text())["provenance"]
+    provenance |= {"trained_on": HOSTILE[0]}
+    write_report(folder / "report.html", finished.run, hostile, verification, provenance)
+    write_card(folder / "card.md", finished.config.artifact_name, hostile, verification, provenance)
+    return {name: (folder / name).read_text(encoding="utf-8") for name in ("report.html", "card.md")}
+
+
+def test_a_hostile_name_is_shown_as_it_is_and_does_nothing(pages: dict[str, str]) -> None:
+    page = Page(pages["report.html"])
+    assert "script" not in page.tags
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    for name in HOSTILE:
+        assert page.text.count(name) >= 2, "among the classes and among the mistakes"
+    assert not any("7777777" in text for text in page.text)
+    for raw in ("<script", "<img src=x"):
+        assert raw not in pages["report.html"]
+        assert raw not in pages["card.md"]
+
+
+def test_a_report_asks_for_nothing_outside_itself(pages: dict[str, str], finished: Any) -> None:
+    for source in (pages["report.html"], (finished.artifact / "report.html").read_text(encoding="utf-8")):
+        page = Page(source)
+        referred = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
+        assert len(referred) == 2
+        assert all(value.startswith("data:image/png;base64,") for value in referred)
+        assert not {"link", "script", "iframe", "object", "base", "form", "embed"} & set(page.tags)
+        assert "http-equiv" not in dict(page.attributes)
+        for outside in ("url(", "@import", "http:", "https:"):
+            assert outside not in source
+
+
+def test_the_published_report_has_the_figures_of_the_run(finished: Any) -> None:
+    text = " ".join(Page((finished.artifact / "report.html").read_text(encoding="utf-8")).text)
+    evaluation = read_evaluation(finished.run.step("evaluate"))
+    verification = json.loads((finished.artifact / "verification.json").read_text())
+    assert f"{100 * evaluation.top1.value:.2f} %" in text
+    assert f"{evaluation.top1.correct} of {evaluation.top1.total} held-out images" in text
+    for label in ("bark", "leaf", "sky"):
+        assert label in text
+    for comparison in verification["comparisons"]:
+        assert f"{comparison['max_difference']:.2g}" in text
+        assert f"{comparison['max_logit_difference']:.2g}" in text
+    for entry in (verification["reference"], *verification["variants"]):
+        for time in entry["latency"].values():
+            assert f"{time['p50_ms']:.1f} / {time['p95_ms']:.1f}" in text
+        assert entry["taken"]["command"] in text or entry is not verification["reference"]
+    assert verification["taken"]["machine"]["cpu"] in text
+    assert "exact-precision setting o" in text
+    for command in ("edgeline train RUN", "edgeline evaluate RUN", "edgeline variants RUN", "edgeline verify RUN"):
+        assert command in text
+
+
+def test_the_published_card_has_the_figures_and_the_limits(finished: Any) -> None:
+    text = (finished.artifact / "card.md").read_text(encoding="utf-8")
+    evaluation = read_evaluation(finished.run.step("evaluate"))
+    assert text.startswith("# photos\n")
+    assert f"{evaluation.top1.value:.1%}" in text
+    assert f"{evaluation.macro.f1:.3f}" in text
+    assert "15 held-out images and a hard set" in text
+    assert "knows its 3 classes and nothing else" in text
+    assert "edgeline check ARTIFACT --variant onnx-fp32 --time" in text
+
+
+def test_every_variant_has_its_row_and_what_is_not_shipped_its_reason(
+    finished: Any, hostile: Evaluation, tmp_path: Path
+) -> None:
+    verification = json.loads((finished.artifact / "verification.json").read_text())
+    provenance = json.loads((finished.artifact / "manifest.json").read_text())["provenance"]
+    why = "accuracy drops by <b>2.00</b> points"
+    verification["variants"][1] |= {"passed": False, "problems": [why]}
+    write_report(tmp_path / "report.html", finished.run, hostile, verification, provenance)
+    write_card(tmp_path / "card.md", "photos", hostile, verification, provenance)
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert {"onnx-int8", "ort-fp32", "ort-int8"} <= set(text)
+    assert f"onnx-fp16 is not shipped: {why}." in text
+    card = (tmp_path / "card.md").read_text()
+    assert f"\nonnx-fp16 is not shipped: {why}.\n" in card
+    assert [line.split(" | ")[0] for line in card.splitlines() if line.startswith(("| onnx", "| ort"))] == [
+        *("| onnx-fp32", "| onnx-int8", "| ort-fp32", "| ort-int8"),
+    ]

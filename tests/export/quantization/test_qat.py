@@ -1,0 +1,286 @@
+"""A small network of MobileNet's kind on pieces of the shared photos, one channel of it so large that rounding hurts."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from PIL import Image
+from torch import Tensor, nn
+
+from edgeline.export.graph.to_onnx import Deployed, export
+from edgeline.export.parity.compare import Outputs, run_session
+from edgeline.export.parity.similarity import liken, sqnr_db
+from edgeline.export.quantization import search as autopilot
+from edgeline.export.quantization.fake_quant import as_in_file, read_layers, simulate
+from edgeline.export.quantization.qat import Tuning, tune
+from edgeline.export.quantization.search import Choice, choose_int8, ladder
+from edgeline.export.quantization.static_int8 import (
+    Quantisable,
+    Ranges,
+    Recipe,
+    input_means,
+    make_ready,
+    measure_ranges,
+    quantise,
+)
+from edgeline.pipeline.config import Bars, ExportConfig
+from edgeline.pipeline.data.samples import Sample, stream_pixels
+from edgeline.pipeline.models.backbones import Network, Normalisation
+from edgeline.serve.errors import ExportError, TrainingError
+from edgeline.serve.preprocess import PreprocessSpec
+from edgeline.serve.runtime.session import create_session
+
+SPEC = PreprocessSpec(height=32, width=32, crop_fraction=1.0)
+PLANTED = 24.0
+RECIPE = Recipe(per_channel=False)
+"""One scale for all channels: the planted one leaves the others few of the 256 numbers."""
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int, wide: int) -> None:
+        super().__init__()
+        layers = [nn.Conv2d(channels, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+        layers += [nn.Conv2d(wide, wide, 3, padding=1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+        layers += [nn.Conv2d(wide, channels, 1, bias=False), nn.BatchNorm2d(channels)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def samples(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    """Pieces of the photos: 6 of each, in an order that mixes the kinds."""
+    folder = tmp_path_factory.mktemp("pieces")
+    found = []
+    for number, path in enumerate(sorted(photos.rglob("*.*"))):
+        with Image.open(path) as image:
+            image.thumbnail((120, 120))
+            for piece in range(6):
+                left, upper = 40 * (piece % 2), 25 * (piece // 2)
+                name = folder / f"{number}-{piece}.png"
+                image.convert("RGB").crop((left, upper, left + 48, upper + 48)).save(name)
+                sha256 = hashlib.sha256(name.read_bytes()).hexdigest()
+                about: dict[str, Any] = {"label": "", "index": 0, "split": "train", "group": "", "pixels": "", "width": 48}
+                found.append(Sample(path=str(name), sha256=sha256, height=48, **about))
+    return sorted(found, key=lambda sample: sample.sha256)
+
+
+@pytest.fixture(scope="module")
+def pixels(samples: list[Sample]) -> np.ndarray:
+    """Of images that nothing is tuned or calibrated on."""
+    return next(stream_pixels(samples[-64:], SPEC, 64))
+
+
+@dataclass(frozen=True)
+class Case:
+    deployed: Deployed
+    reference: bytes
+    ready: Quantisable
+    ranges: Ranges
+    means: dict[str, np.ndarray]
+    tuning: Tuning
+
+    def int8(self, recipe: Recipe) -> bytes:
+        return quantise(self.ready, self.ranges, recipe, self.means if recipe.correct_bias else None)
+
+    def tuned(self, epochs: int) -> tuple[bytes, dict[str, Any]]:
+        tuned = tune(self.tuning, self.ready, self.int8(replace(RECIPE, correct_bias=True)), epochs)
+        return quantise(tuned.ready, self.ranges, RECIPE), tuned.report
+
+
+def small_network(pixels: np.ndarray) -> Network:
+    """Not trained on anything, yet its logits differ from image to image, as a trained one's do."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(), Residual(16, 48), Residual(16, 48)]
+    layers += [nn.Conv2d(16, 64, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    network = Network(nn.Sequential(*layers), 64, 10, 0.0, Normalisation((127.0,) * 3, (128.0,) * 3))
+    for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.momentum = None  # the mean over all batches
+    with torch.no_grad():
+        logits_NK = network(torch.from_numpy(pixels))
+        network.eval()
+        network.head[1].weight *= 3 / logits_NK.std(0).mean()  # type: ignore[operator]
+        network.head[1].bias -= network(torch.from_numpy(pixels)).mean(0)  # type: ignore[operator]
+        # One depthwise channel gives more, and the layer behind it takes it back: the same network, harder to round.
+        _, _, _, depthwise, norm, _, after, _ = network.backbone[3].layers  # type: ignore[index, union-attr, misc]
+        norm.weight[5] *= PLANTED
+        norm.bias[5] *= PLANTED
+        after.weight[:, 5] /= PLANTED
+    return network
+
+
+@pytest.fixture(scope="module")
+def case(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Case:
+    train = samples[:-64]
+    deployed = Deployed(small_network(next(stream_pixels(train, SPEC, 64))), 1.3)
+    path = tmp_path_factory.mktemp("small") / "model.onnx"
+    export(deployed, SPEC, path, classes=10, opset=18, metadata={})
+    ready = make_ready(path.read_bytes())
+    calibration = train[:24]
+    ranges = measure_ranges(ready, stream_pixels(calibration, SPEC, 8), "minmax")
+    means = input_means(ready, stream_pixels(calibration, SPEC, 8))
+    # A network of few layers bears a larger rate.
+    tuning = Tuning(reference=path.read_bytes(), deployed=deployed, spec=SPEC, samples=train, learning_rate=1e-3)
+    return Case(deployed, path.read_bytes(), ready, ranges, means, tuning)
+
+
+def outputs(model: bytes, pixels: np.ndarray) -> Outputs:
+    return run_session(create_session(model), list(pixels), 32)
+
+
+def weights(model: bytes) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load_model_from_string(model).graph.initializer}
+
+
+RECIPES = {
+    "a scale a channel": Recipe(),
+    "one scale": Recipe(per_channel=False),
+    "7 bits": Recipe(reduce_range=True),
+    "signed activations": Recipe(activations="int8"),
+    "corrected biases": Recipe(correct_bias=True),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_the_simulation_gives_what_the_runtime_gives_for_the_int8_file(case: Case, pixels: np.ndarray, recipe: Recipe) -> None:
+    int8 = case.int8(recipe)
+    layers = read_layers(case.ready.model, int8)
+    network = as_in_file(case.deployed, SPEC, case.ready, layers, pixels[:8])
+    simulate(network, layers, pixels[:8])
+    with torch.inference_mode():
+        simulated_NK = network(torch.from_numpy(pixels)).numpy() / case.deployed.temperature
+    observed_NK = outputs(int8, pixels).logits_NK
+    expected_NK = outputs(case.reference, pixels).logits_NK
+    alike, lost = sqnr_db(observed_NK, simulated_NK), sqnr_db(expected_NK, observed_NK)
+    assert alike > 30
+    assert alike > lost + 10
+
+
+@pytest.fixture(scope="module")
+def tuned(case: Case) -> tuple[bytes, dict[str, Any]]:
+    return case.tuned(epochs=4)
+
+
+def test_what_rounding_spoils_is_rescued_in_a_few_dozen_steps(
+    case: Case, tuned: tuple[bytes, dict[str, Any]], pixels: np.ndarray
+) -> None:
+    int8, report = tuned
+    expected = outputs(case.reference, pixels)
+    untuned = [case.int8(replace(RECIPE, correct_bias=corrected)) for corrected in (False, True)]
+    before_db = max(liken(expected, outputs(model, pixels)).sqnr_db for model in untuned)
+    assert before_db < 15
+    assert liken(expected, outputs(int8, pixels)).sqnr_db > before_db + 3
+    assert report["losses"][-1] < report["losses"][0] / 2
+    assert (report["epochs"], report["images"]) == (4, len(case.tuning.samples))
+
+
+def test_the_same_seed_tunes_to_the_same_bytes(case: Case) -> None:
+    assert case.tuned(epochs=1)[0] == case.tuned(epochs=1)[0]
+
+
+def test_neither_the_float_file_nor_the_network_is_touched(case: Case) -> None:
+    state = {name: tensor.clone() for name, tensor in case.deployed.state_dict().items()}
+    before = case.ready.model.SerializeToString(deterministic=True)
+    case.tuned(epochs=1)
+    assert case.ready.model.SerializeToString(deterministic=True) == before
+    assert all(torch.equal(tensor, state[name]) for name, tensor in case.deployed.state_dict().items())
+
+
+def test_a_loss_that_is_no_number_stops_it_with_what_to_do(case: Case) -> None:
+    spoilt = replace(case.tuning, learning_rate=float("inf"))
+    with pytest.raises(TrainingError, match="the loss became nan in epoch 1; set export.qat_epochs=0") as caught:
+        tune(spoilt, case.ready, case.int8(RECIPE), 1)
+    assert caught.value.code == "loss_not_finite"
+
+
+def test_a_network_that_is_not_the_file_is_not_tuned(case: Case, samples: list[Sample]) -> None:
+    other = Deployed(small_network(next(stream_pixels(samples[:64], SPEC, 64))), case.deployed.temperature * 1.01)
+    with pytest.raises(ExportError, match=r"does not compute what the ONNX file does \(SQNR 40 dB, at least 60 expected"):
+        tune(replace(case.tuning, deployed=other), case.ready, case.int8(RECIPE), 1)
+
+
+def test_a_layer_that_the_network_lacks_is_named(case: Case) -> None:
+    network = Network(
+        nn.Sequential(*list(case.deployed.network.backbone)[:4]), 16, 10, 0.0, Normalisation((127.0,) * 3, (128.0,) * 3)
+    )  # type: ignore[arg-type]
+    other = Deployed(network.eval(), 1.0)
+    with pytest.raises(ExportError, match=r"network.backbone.4.layers.0.weight of the ONNX file is not in the network"):
+        tune(replace(case.tuning, deployed=other), case.ready, case.int8(RECIPE), 1)
+
+
+def test_a_rounded_sum_is_rounded_for_its_shortcut_too(case: Case, pixels: np.ndarray) -> None:
+    layers = read_layers(case.ready.model, case.int8(RECIPE))
+    network = as_in_file(case.deployed, SPEC, case.ready, layers, pixels[:8])
+    simulate(network, layers, pixels[:8])
+    seen: dict[str, np.ndarray] = {}
+    network.backbone[4].register_forward_pre_hook(lambda _, inputs: seen.update(sum=inputs[0].numpy()))  # type: ignore[index, operator]
+    with torch.inference_mode():
+        network(torch.from_numpy(pixels[:8]))
+    assert len(np.unique(seen["sum"])) <= 256
+
+
+LADDER = [(True, [Recipe()]), (False, [Recipe(tuned=4)])]
+
+
+def choose(case: Case, samples: list[Sample], tuning: Tuning | None, min_sqnr_db: float) -> Choice:
+    bars = Bars(min_sqnr_db=min_sqnr_db, min_agreement=0, min_clear_agreement=0, max_kl=9, max_difference=1, max_drop=100)
+    config = ExportConfig(calibration_images=24, min_speedup=0).model_copy(update={"max_drop": 100})  # no labels here
+    fine_tune = partial(tune, tuning) if tuning else None
+    return choose_int8(case.reference, SPEC, case.tuning.samples, samples[-64:], config, bars, fine_tune)
+
+
+@pytest.fixture
+def short_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autopilot, "ladder", lambda _: LADDER)
+
+
+@pytest.mark.usefixtures("short_ladder")
+def test_the_autopilot_tunes_where_nothing_else_holds(case: Case, samples: list[Sample]) -> None:
+    choice = choose(case, samples, case.tuning, min_sqnr_db=17)
+    assert [(entry["recipe"], entry["holds"]) for entry in choice.report["tried"]] == [
+        ("U8S8 channel minmax", False),
+        ("U8S8 channel minmax tuned 4", True),
+    ]
+    assert choice.report["chosen"] == "U8S8 channel minmax tuned 4"
+    assert choice.report["tuning"]["epochs"] == 4
+    assert choice.model is not None
+
+
+@pytest.mark.usefixtures("short_ladder")
+def test_the_autopilot_does_not_tune_where_a_recipe_holds(case: Case, samples: list[Sample]) -> None:
+    choice = choose(case, samples, case.tuning, min_sqnr_db=5)
+    assert [entry["recipe"] for entry in choice.report["tried"]] == ["U8S8 channel minmax"]
+    assert choice.report["tuning"] is None
+
+
+@pytest.mark.usefixtures("short_ladder")
+def test_without_the_network_at_hand_nothing_is_tuned(case: Case, samples: list[Sample]) -> None:
+    choice = choose(case, samples, None, min_sqnr_db=17)
+    assert [entry["recipe"] for entry in choice.report["tried"]] == ["U8S8 channel minmax"]
+    assert choice.model is None
+
+
+@pytest.mark.usefixtures("short_ladder")
+def test_tuning_that_fails_leaves_the_figures_of_what_was_tried_before(case: Case, samples: list[Sample]) -> None:
+    choice = choose(case, samples, replace(case.tuning, learning_rate=float("inf")), min_sqnr_db=17)
+    assert choice.model is None
+    assert [entry["recipe"] for entry in choice.report["tried"]] == ["U8S8 channel minmax"]
+    assert "at least 17 are asked; tuning for int8: the loss became nan in epoch 1" in choice.report["why"]
+
+
+def test_tuning_is_the_last_rung_of_the_ladder() -> None:
+    assert ladder(ExportConfig(qat_epochs=3))[-1] == (False, [Recipe(tuned=3)])
+    assert ladder(ExportConfig(qat_epochs=3, target="x86-avx2"))[-1] == (False, [Recipe(tuned=3, reduce_range=True)])
+
+
+def test_no_epochs_take_the_rung_away() -> None:
+    recipes = [recipe for _, some in ladder(ExportConfig(qat_epochs=0, thorough=True)) for recipe in some or []]
+    assert [recipe for recipe in recipes if recipe.tuned] == []

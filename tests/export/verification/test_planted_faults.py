@@ -1,0 +1,326 @@
+"""Plant one fault at a time, and see the gate refuse it by its cause; and, the control, let pass what has none.
+
+`faults.table` lists them all. A fault of the reference is shown to change answers, to be refused before anything is
+published, and to be refused by the artifact's own golden samples, had it been published with all hashes right. Faults of
+preprocessing are planted in its code: the witness of the checkpoint refuses them at the gate, golden samples on a device.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.parity.compare import Outputs, raise_problems
+from edgeline.export.quantization.qdq_check import check_quantised, requantised
+from edgeline.export.verification.variants import Measure, verify_variants
+from edgeline.export.verification.verify import run_pytorch, verify
+from edgeline.flows.cli import main as cli
+from edgeline.pipeline.config import VerifyConfig
+from edgeline.pipeline.data.samples import Sample, read_image
+from edgeline.pipeline.data.stress_images import check_witness, hard_set
+from edgeline.serve import preprocess
+from edgeline.serve.classifier import Classifier
+from edgeline.serve.errors import EdgelineError, ExportError, GoldenError, VerificationError
+from edgeline.serve.preprocess import PreprocessSpec
+from edgeline.serve.runtime import session as runtime
+from edgeline.serve.runtime.session import create_session
+from tests.support.faults import graph as graphs
+from tests.support.faults import quantisation, weights
+from tests.support.faults.surgery import divisor, mutate, rewrite
+from tests.support.faults.table import AREAS, FAULTS, Fault, markdown
+
+Seal = Callable[..., Path]
+Gate = Callable[[bytes], dict[str, Any]]
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def of(gate: str, *, on_device: bool = False) -> Any:
+    """The faults that one gate must catch, or those of them that golden samples must see too."""
+    chosen = [fault for fault in FAULTS if fault.gate == gate and (fault.on_device or not on_device)]
+    return pytest.mark.parametrize("fault", chosen, ids=[fault.name for fault in chosen])
+
+
+class Remembering(Deployed):
+    """PyTorch's side, which computes an answer once: no fault of these touches it."""
+
+    def __init__(self, deployed: Deployed) -> None:
+        super().__init__(deployed.network, deployed.temperature)
+        self.known: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        key = hashlib.sha256(image.numpy().tobytes()).digest()
+        if key not in self.known:
+            self.known[key] = super().forward(image)
+        return self.known[key]
+
+
+@pytest.fixture(scope="module")
+def reference(deployed: Deployed) -> Deployed:
+    return Remembering(deployed)
+
+
+@pytest.fixture
+def gate(reference: Deployed, spec: PreprocessSpec, held_out: list[Sample], bars: VerifyConfig) -> Gate:
+    """`gate(model)`: verify an ONNX file as a run would, and raise what is wrong with it."""
+
+    def hold(model: bytes) -> dict[str, Any]:
+        report = verify(reference, model, spec, held_out, bars, opset=18)
+        raise_problems(report)
+        return report
+
+    return hold
+
+
+@pytest.fixture(scope="module")
+def int8(finished: Any) -> bytes:
+    data: bytes = (finished.run.step("variants") / "model.int8.onnx").read_bytes()
+    return data
+
+
+@pytest.fixture(scope="module")
+def seen(deployed: Deployed, spec: PreprocessSpec, held_out: list[Sample]) -> tuple[Outputs, list[np.ndarray]]:
+    return run_pytorch(deployed, spec, held_out)
+
+
+@pytest.fixture
+def int8_gate(finished: Any, deployed: Deployed, spec: PreprocessSpec, seen: Any, tmp_path: Path) -> Gate:
+    """`int8_gate(model)`: what a run's gate says of an int8 file, made of the reference."""
+    measure = Measure(
+        reference=finished.model,
+        deployed=deployed,
+        spec=spec,
+        pixels=seen[1],
+        expected=seen[0],
+        tested=[],
+        scene=hard_set()["scene"],
+        metadata={},
+        config=finished.config.verify,
+        opset=18,
+    )
+    entry = {"name": "onnx-int8", "file": "model.int8.onnx", "format": "onnx", "precision": "int8", "made": True}
+
+    def hold(model: bytes) -> dict[str, Any]:
+        (tmp_path / "model.int8.onnx").write_bytes(model)
+        [judged] = verify_variants([entry], tmp_path, measure)
+        return judged
+
+    return hold
+
+
+Check = Callable[[Path], tuple[int, str]]
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Check:
+    """`check(folder)`: exit code and output of `edgeline check`."""
+
+    def run(folder: Path) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["edgeline", "check", str(folder)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), "".join(capsys.readouterr())
+
+    return run
+
+
+def largest_change(before: bytes, after: bytes, pixels: np.ndarray) -> float:
+    outputs = [create_session(model).run(["probabilities", "logits"], {"image": pixels}) for model in (before, after)]
+    return max(float(np.abs(a - b).max()) for a, b in zip(*outputs, strict=True))
+
+
+@pytest.fixture
+def pixels(held_out: list[Sample], spec: PreprocessSpec) -> np.ndarray:
+    files = [*map(read_image, held_out[:2]), hard_set()["scene"]]
+    return np.stack([preprocess.preprocess(data, spec) for data in files])
+
+
+# The table.
+
+
+def test_the_table_has_at_least_25_distinct_faults_and_three_in_each_area() -> None:
+    assert len({(fault.gate, fault.plant) for fault in FAULTS}) == len(FAULTS) >= 25
+    counts = Counter(fault.area for fault in FAULTS)
+    assert counts.keys() == set(AREAS)
+    assert min(counts.values()) >= 3
+
+
+def test_the_page_of_faults_is_the_one_the_table_writes() -> None:
+    assert (ROOT / "docs" / "faults.md").read_text(encoding="utf-8") == markdown()
+
+
+# Controls.
+
+
+def test_an_export_without_a_fault_passes(finished: Any, gate: Gate, artifact: Path) -> None:
+    report = gate(finished.model)
+    assert report["passed"]
+    assert report["max_difference"] < 1e-5
+    assert report["max_logit_difference"] < 1e-5
+    assert check_witness(finished.witness, Classifier.open(artifact).manifest.preprocess) == 0
+
+
+def test_an_int8_file_without_a_fault_passes(int8: bytes, int8_gate: Gate) -> None:
+    judged = int8_gate(int8)
+    assert (judged["passed"], judged["problems"]) == (True, [])
+
+
+def test_an_artifact_without_a_fault_passes(artifact: Path, check: Check) -> None:
+    code, said = check(artifact)
+    assert code == 0
+    assert "is proven on this machine" in said
+
+
+# Faults, each at its gate.
+
+
+@of("reference")
+def test_a_file_with_a_fault_does_not_pass_the_gate(finished: Any, gate: Gate, pixels: np.ndarray, fault: Fault) -> None:
+    faulty = mutate(finished.model, fault.plant)
+    with pytest.raises(EdgelineError, match=fault.pattern) as refusal:
+        gate(faulty)
+    if isinstance(refusal.value, VerificationError) and "worst images: " in str(refusal.value):
+        assert largest_change(finished.model, faulty, pixels) > 1e-4
+    else:  # it is not even run, or does not run at every batch
+        assert isinstance(refusal.value, ExportError) or "cannot run the file at batch" in str(refusal.value)
+
+
+@of("int8")
+def test_an_int8_file_with_a_fault_does_not_pass_the_gate(int8: bytes, int8_gate: Gate, fault: Fault) -> None:
+    judged = int8_gate(mutate(int8, fault.plant))
+    assert not judged["passed"]
+    assert re.search(fault.pattern, "; ".join(judged["problems"])), judged["problems"]
+
+
+@of("witness")
+def test_preprocessing_with_a_fault_does_not_pass_the_gate(
+    finished: Any,
+    reference: Deployed,
+    spec: PreprocessSpec,
+    bars: VerifyConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+) -> None:
+    fault.plant(monkeypatch)
+    with pytest.raises(VerificationError, match=fault.pattern) as refusal:
+        verify(reference, finished.model, spec, [], bars, witness=finished.witness)
+    assert refusal.value.code == "preprocess_changed"
+
+
+@of("check")
+def test_an_artifact_with_a_fault_is_not_proven(artifact: Path, seal: Seal, check: Check, fault: Fault) -> None:
+    fault.plant(artifact, seal)
+    code, said = check(artifact)
+    assert code == 1
+    assert re.search(fault.pattern, " ".join(said.split())), said
+
+
+# What a device says, had it been published.
+
+
+@of("reference", on_device=True)
+def test_an_artifact_that_was_published_with_it_does_not_prove_itself(
+    finished: Any, artifact: Path, seal: Seal, fault: Fault
+) -> None:
+    (artifact / "model.onnx").write_bytes(mutate(finished.model, fault.plant))
+    seal(artifact)
+    with pytest.raises(
+        EdgelineError, match="computes something else here|not finite|free batch dimension|cannot load the model"
+    ):
+        Classifier.open(artifact)
+
+
+@of("witness", on_device=True)
+def test_a_device_with_the_fault_does_not_prove_an_artifact(
+    finished: Any, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    fault.plant(monkeypatch)
+    with pytest.raises(GoldenError, match="this machine's preprocessing gives other pixels"):
+        Classifier.open(finished.artifact)
+
+
+def test_another_int8_file_in_a_published_artifact_fails_its_golden_samples(artifact: Path, int8: bytes, seal: Seal) -> None:
+    (artifact / "model.int8.onnx").write_bytes(mutate(int8, quantisation.per_channel_scales_permuted))
+    seal(artifact)
+    assert Classifier.open(artifact).proof is not None  # the reference is as it was
+    with pytest.raises(GoldenError, match="differs by"):
+        Classifier.open(artifact, variant="onnx-int8")
+
+
+# Faults that need another set-up than the run's own files.
+
+
+def test_a_layer_that_was_left_out_and_that_the_runtime_quantises_all_the_same_is_named(
+    finished: Any, int8: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partly = mutate(int8, lambda graph: quantisation.leave_float(graph, finished.model))
+    check_quantised(partly, finished.model)
+    assert requantised(partly) == []
+    monkeypatch.delitem(runtime.SETTINGS, "optimization.disable_specified_optimizers")
+    with pytest.raises(
+        ExportError, match=rf"the runtime quantises {quantisation.BLOCK}\.conv_dw\.weight, which the file leaves"
+    ):
+        check_quantised(partly, finished.model)
+
+
+def test_probabilities_rounded_to_half_precision_are_refused(
+    finished: Any, deployed: Deployed, spec: PreprocessSpec, bars: VerifyConfig
+) -> None:
+    """Zeros and ones survive any rounding, so the model is made less sure first."""
+    temperature = 100 * deployed.temperature
+    unsure = mutate(finished.model, lambda graph: rewrite(graph, divisor(graph), lambda _: temperature))
+    less_sure = Remembering(Deployed(deployed.network, temperature))
+    assert verify(less_sure, unsure, spec, [], bars)["passed"]
+    with pytest.raises(VerificationError, match="the probabilities of .* images differ by over 0.0001"):
+        raise_problems(verify(less_sure, mutate(unsure, graphs.probabilities_rounded_to_half_precision), spec, [], bars))
+
+
+def test_another_batch_norm_epsilon_is_refused(
+    finished: Any, gate: Gate, pixels: np.ndarray, deployed: Deployed, artifact: Path, seal: Seal
+) -> None:
+    """The exporter folds batch norm into the convolution before it, so the fault is planted in the folded weights."""
+    graph = onnx.load_model_from_string(finished.model)
+    epsilons = set()
+    layers = [(f"network.{name}", layer) for name, layer in deployed.network.named_modules()]
+    for (name, convolution), (_, norm) in itertools.pairwise(
+        p for p in layers if isinstance(p[1], (nn.Conv2d, nn.BatchNorm2d))
+    ):
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            epsilons.add(norm.eps)
+            assert norm.running_var is not None
+            ratio = ((norm.running_var + norm.eps) / (norm.running_var + 1e-5)).sqrt().numpy()
+            shift = norm.bias.detach().numpy()
+            rewrite(graph, f"{name}.weight", lambda w, ratio=ratio: w * ratio[:, None, None, None])
+            rewrite(graph, f"{name}.weight_bias", lambda b, ratio=ratio, shift=shift: shift + (b - shift) * ratio)
+    assert epsilons == {1e-3}
+    faulty = graph.SerializeToString()
+    assert largest_change(finished.model, faulty, pixels) > 1e-4
+    with pytest.raises(VerificationError, match="the first of 50 layers to diverge is backbone.conv_stem"):
+        gate(faulty)
+    (artifact / "model.onnx").write_bytes(faulty)
+    seal(artifact)
+    with pytest.raises(GoldenError, match="the model or the runtime computes something else here"):
+        Classifier.open(artifact)
+
+
+def test_the_model_of_an_older_run_is_just_as_sure_and_only_its_logits_tell(finished: Any, artifact: Path, seal: Seal) -> None:
+    (artifact / "model.onnx").write_bytes(mutate(finished.model, weights.head_of_an_older_run))
+    seal(artifact)
+    classifier = Classifier.open(artifact, prove=False)
+    for sample in json.loads((artifact / "golden" / "golden.json").read_text())["samples"]:
+        data = (artifact / sample["file"]).read_bytes()
+        [[best]] = classifier.predict([data], top_k=1)
+        assert (best.label, best.probability) == (sample["label"], pytest.approx(1, abs=0.02))
+    with pytest.raises(GoldenError, match="on the stored pixels a logit differs by .* of the largest"):
+        Classifier.open(artifact)

@@ -1,0 +1,191 @@
+"""The gate for variants: what holds passes with its figures, what does not is named and left out."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.parity.compare import Outputs
+from edgeline.export.verification.variants import Measure, verify_variants
+from edgeline.export.verification.verify import build_verification, run_pytorch
+from edgeline.pipeline.data.samples import Sample
+from edgeline.pipeline.data.stress_images import hard_set
+from edgeline.pipeline.runs.run import Run
+from edgeline.serve.classifier import Classifier
+from edgeline.serve.errors import VerificationError
+from edgeline.serve.preprocess import PreprocessSpec
+
+Judge = Any
+
+
+@pytest.fixture(scope="module")
+def report(finished: Any) -> dict[str, dict[str, Any]]:
+    verification = json.loads((finished.run.step("verify") / "verification.json").read_text())
+    return {entry["name"]: entry for entry in verification["variants"]}
+
+
+def test_every_variant_of_a_right_run_passes_with_its_figures(report: dict[str, dict[str, Any]]) -> None:
+    assert list(report) == ["onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8"]
+    for entry in report.values():
+        assert (entry["passed"], entry["problems"]) == (True, [])
+        assert entry["likeness"]["top1_agreement"] == 1
+        assert entry["accuracy"]["drop_points"] == 0
+        low, high = entry["accuracy"]["top1_interval"]
+        assert low < entry["accuracy"]["top1"] <= high
+        assert entry["taken"]["command"] == f"edgeline check ARTIFACT --variant {entry['name']} --time"
+        assert {latency["runs"] for latency in entry["latency"].values()} == {50}
+        assert "threads_1" in entry["latency"]
+        assert entry["start"].keys() == {"import_ms", "load_ms", "first_answer_ms", "peak_mb"}
+
+
+def test_the_figures_are_those_that_each_precision_can_have(report: dict[str, dict[str, Any]]) -> None:
+    sqnr = {name: entry["likeness"]["sqnr_db"] for name, entry in report.items()}
+    assert 15 < sqnr["onnx-int8"] < 60
+    assert 40 < sqnr["onnx-fp16"] < 80
+    assert sqnr["ort-fp32"] > 100
+    assert sqnr["ort-int8"] == sqnr["onnx-int8"]
+
+
+def test_int8_is_the_same_at_every_optimisation_that_keeps_integers(report: dict[str, dict[str, Any]]) -> None:
+    levels = report["onnx-int8"]["levels_sqnr_db"]
+    assert levels["extended"] == 200  # bit for bit
+    assert 15 < levels["disable_all"] < 200  # the simulation in float
+
+
+@pytest.fixture(scope="module")
+def seen(deployed: Deployed, spec: PreprocessSpec, held_out: list[Sample]) -> tuple[Outputs, list[np.ndarray]]:
+    return run_pytorch(deployed, spec, held_out)
+
+
+@pytest.fixture
+def judge(finished: Any, deployed: Deployed, spec: PreprocessSpec, held_out: list[Sample], seen: Any, tmp_path: Path) -> Judge:
+    """`judge(data, name="onnx-int8")`: what the gate says of a file."""
+    expected, pixels = seen
+    tested = [(len(hard_set()) + i, sample.index) for i, sample in enumerate(held_out)]
+    metadata = {e.key: e.value for e in onnx.load_model_from_string(finished.model).metadata_props}
+
+    def run(data: bytes, name: str = "onnx-int8", saturates: bool = True, **changes: str) -> dict[str, Any]:
+        made = json.loads((finished.run.step("variants") / "variants.json").read_text())["variants"]
+        [entry] = [entry for entry in made if entry["name"] == name]
+        (tmp_path / entry["file"]).write_bytes(data)
+        measure = Measure(
+            reference=finished.model,
+            deployed=deployed,
+            spec=spec,
+            pixels=pixels,
+            expected=expected,
+            tested=tested,
+            scene=hard_set()["scene"],
+            metadata=metadata | changes,
+            config=finished.config.verify,
+            opset=18,
+        )
+        [found] = verify_variants([entry | {"saturates": saturates}], tmp_path, measure)
+        return found
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def int8(finished: Any) -> bytes:
+    data: bytes = (finished.run.step("variants") / "model.int8.onnx").read_bytes()
+    return data
+
+
+def change_tensor(model: bytes, ending: str, change: Any) -> bytes:
+    graph = onnx.load_model_from_string(model)
+    tensor = next(t for t in graph.graph.initializer if t.name.endswith(ending))
+    value = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(np.asarray(change(value.copy())).astype(value.dtype), tensor.name))
+    return bytes(graph.SerializeToString())
+
+
+def test_the_file_without_a_fault_passes(judge: Judge, int8: bytes) -> None:
+    found = judge(int8)
+    assert (found["passed"], found["problems"]) == (True, [])
+    assert found["sha256"] == hashlib.sha256(int8).hexdigest()
+
+
+def test_a_file_of_another_run_is_refused(judge: Judge, int8: bytes) -> None:
+    found = judge(int8, **{"edgeline.checkpoint_sha256": "0" * 64})
+    assert "make the variants again" in found["problems"][0]
+
+
+def test_an_ort_file_that_is_cut_short_is_refused_in_one_line(judge: Judge, finished: Any) -> None:
+    data = (finished.run.step("variants") / "model.ort").read_bytes()
+    found = judge(data[: len(data) // 2], "ort-fp32")
+    assert not found["passed"]
+    assert "cannot load the model" in found["problems"][0]
+
+
+def test_a_layer_that_loses_too_much_is_named(judge: Judge, int8: bytes) -> None:
+    found = judge(change_tensor(int8, "blocks.4.0.conv_dw.weight_bias_quantized", lambda v: np.roll(v, 7)))
+    assert found["divergence"]["first"]["module"] == "backbone.blocks.4.0.conv_dw"
+
+
+def test_int8_that_is_said_not_to_saturate_must_be_so(judge: Judge, int8: bytes) -> None:
+    found = judge(int8, saturates=False)
+    assert not found["passed"]
+    assert found["problems"][0].startswith("two products may exceed 16 bits, although it is said that they cannot")
+
+
+def test_the_reference_is_measured_like_its_variants(finished: Any, report: dict[str, dict[str, Any]]) -> None:
+    verification = json.loads((finished.run.step("verify") / "verification.json").read_text())
+    reference, int8 = verification["reference"], report["onnx-int8"]
+    assert reference["name"] == "onnx-fp32"
+    assert reference["likeness"]["sqnr_db"] > 100
+    assert reference["latency"].keys() == int8["latency"].keys()
+    assert reference["start"].keys() == int8["start"].keys()
+    assert reference["accuracy"]["images"] == int8["accuracy"]["images"] > 0
+    assert reference.keys() <= int8.keys()
+
+
+def spoiled(run: Run, int8: bytes, redo: Any) -> None:
+    """Leave a run two variants, one of them with a fault."""
+    folder = run.step("variants")
+    report = json.loads((folder / "variants.json").read_text())
+    (folder / "variants.json").write_text(json.dumps(report | {"variants": report["variants"][:2]}))
+    data = change_tensor(int8, "blocks.4.0.conv_dw.weight_scale", lambda v: np.roll(v, 7))
+    (folder / "model.int8.onnx").write_bytes(data)
+    redo(folder)
+
+
+def test_a_variant_that_does_not_hold_is_left_out_and_the_run_goes_on(run: Run, int8: bytes, redo: Any, tmp_path: Path) -> None:
+    spoiled(run, int8, redo)
+    build_verification(run, tmp_path)
+    report = json.loads((tmp_path / "verification.json").read_text())
+    assert report["passed"]
+    assert [entry["passed"] for entry in report["variants"]] == [False, True]
+
+
+def test_a_variant_that_is_required_stops_the_run(run: Run, int8: bytes, redo: Any, tmp_path: Path) -> None:
+    spoiled(run, int8, redo)
+    export = run.config.export.model_copy(update={"require_variants": True, "variants": ("onnx-int8",)})
+    with pytest.raises(VerificationError, match="onnx-int8: the int8 file.s .*conv_dw.weight is not the reference"):
+        build_verification(Run(run.folder, run.config.model_copy(update={"export": export})), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8"])
+def test_a_published_variant_proves_itself_and_answers(finished: Any, name: str) -> None:
+    classifier = Classifier.open(finished.artifact, variant=name)
+    assert classifier.proof is not None
+    assert classifier.proof.samples == 5
+    sample = json.loads((finished.artifact / "golden" / "golden.json").read_text())["samples"][0]
+    [[best]] = classifier.predict([(finished.artifact / sample["file"]).read_bytes()], top_k=1)
+    assert best.label == sample["label"]
+
+
+NO_MODELS = {"cut short": lambda model: model[: len(model) // 2], "a zip file": lambda model: b"PK\x03\x04" + model[:100]}
+
+
+@pytest.mark.parametrize("spoil", NO_MODELS.values(), ids=NO_MODELS)
+def test_bytes_that_are_no_model_are_refused_in_one_line(judge: Judge, int8: bytes, spoil: Any) -> None:
+    found = judge(spoil(int8))
+    assert not found["passed"]
+    assert any(words in found["problems"][0] for words in ("no ONNX model", "breaks the graph contract"))

@@ -1,0 +1,160 @@
+import asyncio
+import logging
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeline.flows.orchestration.embedded import EmbeddedServer
+from edgeline.serve.errors import EdgelineError
+
+PARENT = """
+import sys
+from pathlib import Path
+from edgeline.flows.orchestration.embedded import EmbeddedServer
+
+with EmbeddedServer(Path(sys.argv[1])) as server:
+    if sys.argv[2] == "serving":
+        server.wait()
+    print(server.process.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def parent_of_a_server(home: Path, moment: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    command = [sys.executable, "-c", PARENT, str(home), moment]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        try:
+            yield parent, int(parent.stdout.readline())
+        finally:
+            parent.kill()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; a dead one may stay in the table until its new parent asks for it."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+@pytest.mark.parametrize("moment", ["serving", "starting"])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM], ids=lambda signum: signum.name)
+def test_the_server_ends_with_its_parent_however_that_ends(
+    migrated_home: Callable[[], Path], wait_for: Any, signum: signal.Signals, moment: str
+) -> None:
+    with parent_of_a_server(migrated_home(), moment) as (parent, server):
+        assert is_alive(server)
+        parent.send_signal(signum)
+        assert parent.wait(10) == -signum
+        wait_for(lambda: not is_alive(server), 10)
+
+
+def test_leaving_stops_the_server_and_loses_no_task_run(migrated_home: Callable[[], Path]) -> None:
+    from prefect import flow, task
+
+    @task
+    def double(number: int) -> int:
+        return 2 * number
+
+    @flow
+    def doubles() -> int:
+        return sum(double(number) for number in range(6))
+
+    with EmbeddedServer(migrated_home()) as server:
+        server.wait()
+        with server.settings():
+            assert doubles() == 30
+    assert server.process.returncode == 0
+    with closing(sqlite3.connect(server.home / "prefect.db")) as database:
+        states = [state for (state,) in database.execute("SELECT state_name FROM task_run")]
+    assert states == ["Completed"] * 6
+
+
+def test_nobody_is_answered_without_the_password(prefect_server: EmbeddedServer) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(f"{prefect_server.url}/admin/version", timeout=10)
+    with refusal.value:
+        assert refusal.value.code == 401
+
+
+def test_only_this_machine_is_listened_to(prefect_server: EmbeddedServer) -> None:
+    assert prefect_server.url.startswith("http://127.0.0.1:")
+
+
+def test_a_server_that_dies_says_why_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "prefect.db").write_bytes(b"no database" * 1000)
+    with (
+        EmbeddedServer(tmp_path) as server,
+        pytest.raises(EdgelineError, match="file is not a database.*--no-prefect") as failure,
+    ):
+        server.wait()
+    assert failure.value.code == "prefect_failed"
+    assert "\n" not in str(failure.value)
+    assert str(server.log) in str(failure.value)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EdgelineError, match="Not a directory.*--no-prefect"):
+        EmbeddedServer(tmp_path / "file" / "prefect").__enter__()
+
+
+def test_the_settings_of_the_user_are_neither_read_nor_changed(
+    prefect_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "postgresql+asyncpg://nowhere/none")
+    assert "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in prefect_server.environment()
+    with temporary_settings({PREFECT_API_URL: "http://theirs/api", PREFECT_API_KEY: "secret"}):
+        with prefect_server.settings():
+            assert (PREFECT_API_URL.value(), PREFECT_API_KEY.value()) == (prefect_server.url, None)
+            assert PREFECT_HOME.value() == prefect_server.home
+        assert PREFECT_API_URL.value() == "http://theirs/api"
+
+
+@pytest.mark.parametrize("before", [None, "example.org"])
+def test_a_proxy_is_not_asked_for_this_machine(
+    prefect_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    if before:
+        monkeypatch.setenv("no_proxy", before)
+    with prefect_server.settings():
+        assert urllib.request.proxy_bypass_environment("127.0.0.1")
+        assert bool(urllib.request.proxy_bypass_environment("example.org")) == bool(before)
+    assert os.environ.get("no_proxy") == before
+
+
+def test_states_still_under_way_at_the_end_are_handed_over_without_a_word(
+    prefect_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from prefect.events.clients import PrefectEventsClient
+    from prefect.events.utilities import emit_event
+
+    sent: list[str] = []
+
+    async def slowly(client: PrefectEventsClient, event: Any) -> None:
+        await asyncio.sleep(0.2)
+        sent.append(event.event)
+
+    monkeypatch.setattr(PrefectEventsClient, "_emit", slowly)
+    with prefect_server.settings():
+        for number in range(4):
+            emit_event(f"step.{number}", {"prefect.resource.id": "edgeline.test"})
+    assert sent == ["step.0", "step.1", "step.2", "step.3"]
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []

@@ -1,0 +1,267 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from edgeline.pipeline.data.discovery import Source, find_source
+from edgeline.pipeline.data.labels import some
+from edgeline.serve.errors import DataError
+
+SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
+
+
+def touch(root: Path, *names: str) -> Path:
+    """Make empty files; the sources never open any."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def find(data: Path) -> Source:
+    return find_source(str(data), data.parent / "artifacts")
+
+
+def listed(source: Source) -> list[tuple[str, str, str | None]]:
+    return [(file.name, file.label, file.given) for file in source.files]
+
+
+def refusal(data: Path | str) -> DataError:
+    with pytest.raises(DataError) as caught:
+        find_source(str(data), Path("artifacts"))
+    return caught.value
+
+
+def test_class_folders_are_the_classes(tmp_path: Path) -> None:
+    source = find(touch(tmp_path / "d", "dog/b.jpg", "dog/sub/a.jpg", "cat/c.png", "README.txt", ".DS_Store"))
+    assert (source.layout, source.labels, source.given) == ("folders", ("cat", "dog"), frozenset())
+    assert listed(source) == [("cat/c.png", "cat", None), ("dog/b.jpg", "dog", None), ("dog/sub/a.jpg", "dog", None)]
+    assert source.ignored == 1
+
+
+SPLIT_FOLDERS = {
+    "train and val": (["train", "val"], {"train": "train", "val": "test"}),
+    "train and valid": (["train", "valid"], {"train": "train", "val": "test"}),
+    "train and validation": (["train", "validation"], {"train": "train", "val": "test"}),
+    "train and test": (["train", "test"], {"train": "train", "test": "test"}),
+    "all three": (["train", "val", "test"], {"train": "train", "val": "val", "test": "test"}),
+    "capitals": (["Train", "Test"], {"train": "train", "test": "test"}),
+}
+
+
+@pytest.mark.parametrize(("folders", "roles"), SPLIT_FOLDERS.values(), ids=SPLIT_FOLDERS)
+def test_a_train_folder_beside_others_gives_the_splits(tmp_path: Path, folders: list[str], roles: dict[str, str]) -> None:
+    source = find(touch(tmp_path / "d", *(f"{split}/{label}/1.jpg" for split in folders for label in ("cat", "dog"))))
+    assert (source.layout, source.labels) == ("splits", ("cat", "dog"))
+    assert {file.given: source.role(file.given) for file in source.files} == roles
+
+
+def test_trains_are_a_class_where_no_held_out_split_is_beside_them(tmp_path: Path) -> None:
+    source = find(touch(tmp_path / "d", "train/1.jpg", "plane/1.jpg"))
+    assert (source.layout, source.labels) == ("folders", ("plane", "train"))
+
+
+def test_a_folder_beside_the_splits_is_named_in_a_warning(tmp_path: Path) -> None:
+    root = touch(tmp_path / "d", "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "raw/1.jpg", "notes.txt")
+    source = find(root)
+    assert source.warnings == ("Not read, because it is no split: raw/.",)
+    assert source.ignored == 1
+
+
+def test_links_to_class_and_split_folders_are_reported(tmp_path: Path) -> None:
+    touch(tmp_path, "elsewhere/1.jpg")
+    root = touch(tmp_path / "d", "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg")
+    (root / "test").symlink_to(tmp_path / "elsewhere")
+    (root / "train" / "c").symlink_to(tmp_path / "elsewhere")
+    source = find(root)
+    assert [(file.name, file.code) for file in source.rejected] == [("test", "link_to_folder"), ("train/c", "link_to_folder")]
+    assert source.labels == ("a", "b")
+
+
+def test_the_root_may_be_a_link(tmp_path: Path) -> None:
+    root = touch(tmp_path / "d", "a/1.jpg", "b/1.jpg")
+    (tmp_path / "link").symlink_to("d")
+    assert find(tmp_path / "link").root == str(root.resolve())
+
+
+NAMES = ["-rf", "CON", "NUL.txt", "=cmd()", "<script>", "a,b", 'say "x"', "猫", "قطة", "🐈", "cafe\u0301", "x" * 255]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=[ascii(name)[:20] for name in NAMES])
+def test_a_class_name_is_kept_as_it_is(tmp_path: Path, name: str) -> None:
+    assert name in find(touch(tmp_path / "d", f"{name}/1.jpg", "other/1.jpg")).labels
+
+
+FOLDER_ERRORS = {
+    "nothing there": ([], "no_class_folders", "holds nothing"),
+    "images and no class folders": (["1.jpg", "2.jpg"], "no_class_folders", "2 files and no folder"),
+    "one class": (["cat/1.jpg"], "need_two_classes", "'cat' only"),
+    "one folder too high": (["photos/cat/1.jpg", "photos/dog/1.jpg"], "need_two_classes", "if cat, dog are the classes"),
+    "only hidden folders": ([".git/1.jpg"], "no_class_folders", "holds nothing"),
+    "no train folder": (["val/cat/1.jpg", "test/dog/1.jpg"], "train_missing", "test, val but no train"),
+    "two validation folders": (
+        ["train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"],
+        "split_ambiguous",
+        "val and valid both mean val",
+    ),
+    "a test folder without labels": (
+        ["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"],
+        "no_class_folders",
+        "test holds 1 files",
+    ),
+    "classes that train does not have": (
+        ["train/a/1.jpg", "train/b/1.jpg", "val/c/1.jpg", "test/d/1.jpg"],
+        "unknown_label",
+        "'c' in val, 'd' in test",
+    ),
+    "a class in other capitals": (["Cat/1.jpg", "cat/1.jpg", "dog/1.jpg"], "label_collision", "'Cat' and 'cat'"),
+    "a class in other capitals in another split": (
+        ["train/Cat/1.jpg", "train/dog/1.jpg", "val/cat/1.jpg"],
+        "label_collision",
+        "'Cat' and 'cat'",
+    ),
+    "composed and decomposed twins": (
+        ["caf\u00e9/1.jpg", "cafe\u0301/1.jpg"],
+        "label_collision",
+        r"'cafe\u0301' and 'caf\xe9'",
+    ),
+    "names that are no line of text": (["a\nb/1.jpg", " c/1.jpg", "d/1.jpg"], "label_invalid", r"label 'a\nb'"),
+}
+
+
+@pytest.mark.parametrize(("names", "code", "words"), FOLDER_ERRORS.values(), ids=FOLDER_ERRORS)
+def test_a_folder_that_is_no_data_is_refused(tmp_path: Path, names: list[str], code: str, words: str) -> None:
+    (tmp_path / "d").mkdir()
+    error = refusal(touch(tmp_path / "d", *names))
+    assert error.code == code
+    assert words in str(error)
+
+
+def test_a_class_name_that_is_no_utf8_is_refused_in_words_that_can_be_printed(tmp_path: Path) -> None:
+    touch(tmp_path, "other/1.jpg")
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    error = refusal(tmp_path)
+    assert error.code == "label_invalid"
+    assert "caf" in str(error).encode().decode()
+
+
+def test_a_link_to_the_only_other_class_is_named(tmp_path: Path) -> None:
+    root = touch(tmp_path / "d", "cat/1.jpg")
+    (root / "dog").symlink_to("/etc")
+    assert "links to folders are not followed: dog" in str(refusal(root))
+
+
+def test_a_folder_of_nothing_but_links_says_so(tmp_path: Path) -> None:
+    (tmp_path / "dog").symlink_to("/etc")
+    assert "no folder but dog" in str(refusal(tmp_path))
+
+
+def test_a_path_that_does_not_exist_says_what_may_be_given(tmp_path: Path) -> None:
+    error = refusal(tmp_path / "photos")
+    assert error.code == "data_missing"
+    assert "photos does not exist" in str(error)
+    assert "path,label" in str(error)
+
+
+@pytest.mark.parametrize("name", ["photos.zip", "photo.jpg", "list.txt"])
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
+    assert refusal(touch(tmp_path, name) / name).code == "layout_unknown"
+
+
+def table(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    (folder / "list.csv").write_bytes(text.encode(encoding))
+    return folder / "list.csv"
+
+
+CSV_FILES = {
+    "two columns": ("path,label\nx/a.jpg,cat\nb.jpg,dog\n", [("b.jpg", "dog", None, ""), ("x/a.jpg", "cat", None, "")]),
+    "columns in another order, and one more": (
+        "label,size,path\ncat,7,a.jpg\ndog,8,b.jpg\n",
+        [("a.jpg", "cat", None, ""), ("b.jpg", "dog", None, "")],
+    ),
+    "splits": (
+        "path,label,split\na.jpg,cat,train\nb.jpg,dog,train\nc.jpg,dog,valid\n",
+        [("a.jpg", "cat", "train", ""), ("b.jpg", "dog", "train", ""), ("c.jpg", "dog", "val", "")],
+    ),
+    "empty splits, and groups": (
+        "path,label,split,group\na.jpg,cat,,g1\nb.jpg,dog,,\n",
+        [("a.jpg", "cat", None, "g1"), ("b.jpg", "dog", None, "")],
+    ),
+    "quotes, blank lines and CR LF": (
+        'path,label\r\n\r\n"a,1.jpg","big ""cat"""\r\nb.jpg,dog\r\n',
+        [("a,1.jpg", 'big "cat"', None, ""), ("b.jpg", "dog", None, "")],
+    ),
+    "byte order mark": ("\ufeffpath,label\na.jpg,cat\nb.jpg,dog\n", [("a.jpg", "cat", None, ""), ("b.jpg", "dog", None, "")]),
+}
+
+
+@pytest.mark.parametrize(("text", "rows"), CSV_FILES.values(), ids=CSV_FILES)
+def test_a_csv_file_names_the_images(tmp_path: Path, text: str, rows: list[tuple[str, ...]]) -> None:
+    source = find(table(tmp_path, text))
+    assert source.layout == "csv"
+    assert [(file.name, file.label, file.given, file.group) for file in source.files] == rows
+
+
+def test_paths_in_a_csv_file_are_absolute_or_relative_to_it(tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    source = find(table(tmp_path / "lists", f"path,label\n{tmp_path}/lists/in.jpg,a\n/far/off.jpg,b\nsub/../c.jpg,b\n"))
+    assert [source.path(file) for file in source.files] == [
+        "/far/off.jpg",
+        f"{tmp_path.resolve()}/lists/in.jpg",
+        f"{tmp_path.resolve()}/lists/sub/../c.jpg",
+    ]
+
+
+CSV_ERRORS = {
+    "empty": ("", "csv_invalid", "seen nothing"),
+    "no header": ("a.jpg,cat\nb.jpg,dog\n", "csv_invalid", "seen 'a.jpg', 'cat'"),
+    "semicolons": ("path;label\na.jpg;cat\n", "csv_invalid", "separated by commas; seen 'path;label'"),
+    "no label column": ("path,class\na.jpg,cat\n", "csv_invalid", "seen 'path', 'class'"),
+    "a short row and a long one": ("path,label\na.jpg\nb.jpg,dog,x\nc.jpg,cat\n", "csv_invalid", "line 2: expected"),
+    "an empty label": ("path,label\na.jpg,\nb.jpg,dog\n", "csv_invalid", "line 2: expected a path and a label"),
+    "an unknown split": ("path,label,split\na.jpg,cat,holdout\n", "csv_invalid", "got 'holdout'"),
+    "splits in some rows": ("path,label,split\na.jpg,a,train\nb.jpg,b,\n", "csv_invalid", "1 of 2 rows have no split"),
+    "a NUL in a path": ("path,label\na\0.jpg,cat\n", "csv_invalid", "NUL"),
+    "an open quote": ('path,label\n"a.jpg,cat\n', "csv_invalid", "no CSV file"),
+    "no rows": ("path,label\n", "need_two_classes", "names no image"),
+    "one class": ("path,label\na.jpg,cat\n", "need_two_classes", "'cat' only"),
+    "no train": ("path,label,split\na.jpg,cat,val\nb.jpg,dog,test\n", "train_missing", "seen test, val"),
+    "a class that train does not have": (
+        "path,label,split\na.jpg,a,train\nb.jpg,b,train\nc.jpg,c,val\n",
+        "unknown_label",
+        "'c' in val",
+    ),
+    "blanks around a label": ("path,label\na.jpg, cat\nb.jpg,dog\n", "label_invalid", "' cat'"),
+}
+
+
+@pytest.mark.parametrize(("text", "code", "words"), CSV_ERRORS.values(), ids=CSV_ERRORS)
+def test_a_bad_csv_file_is_refused(tmp_path: Path, text: str, code: str, words: str) -> None:
+    error = refusal(table(tmp_path, text))
+    assert error.code == code
+    assert words in str(error)
+
+
+def test_all_bad_rows_are_told_at_once(tmp_path: Path) -> None:
+    error = refusal(table(tmp_path, "path,label,split\na.jpg,,\n,dog,\nc.jpg,cat,x\n"))
+    assert all(f"line {number}" in str(error) for number in (2, 3, 4))
+
+
+def test_a_csv_file_of_another_encoding_is_refused(tmp_path: Path) -> None:
+    assert refusal(table(tmp_path, "path,label\ncafé.jpg,a\nb.jpg,b\n", "latin-1")).code == "csv_invalid"
+
+
+def test_a_long_list_is_cut_in_messages() -> None:
+    assert some(["a", "b"]) == "a, b"
+    assert some(map(str, range(1005)), limit=2) == "0, 1 and 1,003 more"
+
+
+REAL = {"hymenoptera": ("splits", 398, 2), "flowers17": ("folders", 1360, 17), "xsdd_steel": ("folders", 1360, 7)}
+
+
+@pytest.mark.parametrize(("name", "layout", "files", "classes"), [(n, *r) for n, r in REAL.items()], ids=REAL)
+def test_real_data_is_found(tmp_path: Path, name: str, layout: str, files: int, classes: int) -> None:
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"no {SHARED / name}: real photos lie beside the repository only where somebody put them")
+    source = find_source(str(SHARED / name), tmp_path)
+    assert (source.layout, len(source.files), len(source.labels)) == (layout, files, classes)

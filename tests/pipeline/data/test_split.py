@@ -1,0 +1,138 @@
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeline.pipeline.data.samples import Split
+from edgeline.pipeline.data.split import carve
+
+BOTH: dict[Split, float] = {"test": 0.2, "val": 0.2}
+
+
+def singles(**classes: int) -> dict[str, dict[str, int]]:
+    """Pictures that are each a group of their own."""
+    return {f"{label}{number}": {label: 1} for label, count in classes.items() for number in range(count)}
+
+
+def counts(groups: dict[str, dict[str, int]], splits: dict[str, Split]) -> dict[str, dict[str, int]]:
+    """Images by class and split."""
+    found: dict[str, Counter[str]] = {}
+    for name, held in groups.items():
+        for label, count in held.items():
+            found.setdefault(label, Counter())[splits[name]] += count
+    return {label: dict(sorted(by_split.items())) for label, by_split in found.items()}
+
+
+EXACT = {
+    "a hundred": (100, BOTH, {"test": 20, "train": 64, "val": 16}),
+    "the fewest": (3, BOTH, {"test": 1, "train": 1, "val": 1}),
+    "few": (6, BOTH, {"test": 1, "train": 4, "val": 1}),
+    "nearly all held out": (5, {"test": 0.9, "val": 0.9}, {"test": 3, "train": 1, "val": 1}),
+    "tiny shares": (50, {"test": 0.001, "val": 0.001}, {"test": 1, "train": 48, "val": 1}),
+    "validation only": (10, {"val": 0.2}, {"train": 8, "val": 2}),
+    "test only": (10, {"test": 0.3}, {"test": 3, "train": 7}),
+    "nothing to carve": (4, {}, {"train": 4}),
+}
+
+
+@pytest.mark.parametrize(("count", "shares", "expected"), EXACT.values(), ids=EXACT)
+def test_each_class_gives_its_rounded_share(count: int, shares: dict[Split, float], expected: dict[str, int]) -> None:
+    groups = singles(cat=count, dog=40)
+    assert counts(groups, carve(groups, shares, seed=0))["cat"] == expected
+
+
+def test_the_same_seed_gives_the_same_split_and_another_seed_another() -> None:
+    groups = singles(cat=50, dog=50)
+    assert carve(groups, BOTH, seed=1) == carve(dict(reversed(groups.items())), BOTH, seed=1)
+    assert carve(groups, BOTH, seed=1) != carve(groups, BOTH, seed=2)
+
+
+def test_a_split_is_no_other_one_on_another_machine() -> None:
+    splits = carve(singles(cat=10), BOTH, seed=0)
+    assert sorted(name for name in splits if splits[name] == "test") == ["cat3", "cat5"]
+    assert sorted(name for name in splits if splits[name] == "val") == ["cat6", "cat8"]
+
+
+def moved(before: dict[str, Split], after: dict[str, Split]) -> int:
+    return sum(after[name] != split for name, split in before.items() if name in after)
+
+
+def test_one_more_photo_moves_next_to_nothing() -> None:
+    moves = Counter[int]()
+    for size in range(3, 400):
+        before, after = (carve(singles(cat=count, dog=20), BOTH, seed=0) for count in (size, size + 1))
+        moves[moved(before, after)] += 1
+    assert max(moves) <= 2
+    assert moves[2] <= 0.1 * moves.total()
+    assert moves[0] + moves[1] >= 0.9 * moves.total()
+
+
+def test_one_more_photo_moves_nothing_in_other_classes() -> None:
+    before, after = (carve(singles(cat=cats, dog=50), BOTH, seed=0) for cats in (50, 51))
+    assert all(after[name] == split for name, split in before.items() if name.startswith("dog"))
+
+
+def test_a_new_class_moves_nothing_at_all() -> None:
+    groups = singles(cat=50, dog=50)
+    assert moved(carve(groups, BOTH, seed=0), carve(groups | singles(bird=30), BOTH, seed=0)) == 0
+
+
+def test_twice_the_data_keeps_most_of_the_test_split_out_of_train() -> None:
+    before, after = carve(singles(cat=200), BOTH, seed=0), carve(singles(cat=400), BOTH, seed=0)
+    tested = [name for name, split in before.items() if split == "test"]
+    assert sum(after[name] == "train" for name in tested) <= 0.2 * len(tested)
+
+
+def test_groups_are_taken_whole_and_near_the_share() -> None:
+    groups = {f"g{number}": {"cat": 5} for number in range(40)}
+    assert counts(groups, carve(groups, BOTH, seed=0)) == {"cat": {"test": 40, "train": 130, "val": 30}}
+
+
+def test_a_group_is_taken_where_that_comes_nearer_to_the_share() -> None:
+    groups = {f"g{number}": {"cat": 5} for number in range(8)}  # wanted are 8 for the test, and 6 of the rest
+    assert counts(groups, carve(groups, BOTH, seed=0)) == {"cat": {"test": 10, "train": 25, "val": 5}}
+
+
+def test_a_giant_group_is_trained_on() -> None:
+    groups = {"giant": {"cat": 500}, **singles(cat=6)}
+    for seed in range(20):
+        splits = carve(groups, BOTH, seed=seed)
+        assert splits["giant"] == "train"
+        assert {"val", "test"} <= set(splits.values())
+
+
+def test_three_groups_go_into_three_splits_whatever_their_sizes() -> None:
+    for seed in range(20):
+        assert set(carve({"a": {"cat": 90}, "b": {"cat": 7}, "c": {"cat": 1}}, BOTH, seed=seed).values()) == {
+            "train",
+            "val",
+            "test",
+        }
+
+
+def test_groups_of_several_classes_fill_every_split_by_its_share() -> None:
+    groups = {f"site{number}": {"cat": 4 + number % 3, "dog": 6 - number % 3} for number in range(30)} | singles(cat=20, dog=20)
+    found = counts(groups, carve(groups, BOTH, seed=0))
+    for by_split in found.values():
+        total = sum(by_split.values())
+        assert by_split["test"] / total == pytest.approx(0.2, abs=0.05)
+        assert by_split["val"] / total == pytest.approx(0.16, abs=0.05)
+
+
+def test_three_groups_of_all_classes_go_into_three_splits() -> None:
+    groups = {f"site{number}": {"cat": 10, "dog": 10} for number in range(3)}
+    for seed in range(20):
+        assert sorted(carve(groups, BOTH, seed=seed).values()) == ["test", "train", "val"]
+
+
+LABELS = st.sampled_from(["cat", "dog", "bird"])
+GROUPS = st.dictionaries(st.text(max_size=5), st.dictionaries(LABELS, st.integers(1, 20), min_size=1, max_size=3), max_size=30)
+
+
+@given(mixed=GROUPS, pure=st.integers(3, 12), seed=st.integers(0, 9))
+def test_every_class_is_in_every_split_however_groups_mix(mixed: dict[str, dict[str, int]], pure: int, seed: int) -> None:
+    groups = mixed | singles(cat=pure, dog=pure, bird=pure)
+    splits = carve(groups, BOTH, seed=seed)
+    assert splits.keys() == groups.keys()
+    assert all(set(by_split) == {"train", "val", "test"} for by_split in counts(groups, splits).values())

@@ -1,0 +1,233 @@
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+from torch import nn
+
+from edgeline.pipeline.data.samples import Prepared, Sample
+from edgeline.pipeline.evaluation import evaluate as evaluate_module
+from edgeline.pipeline.evaluation.evaluate import (
+    FILE_NAME,
+    Evaluation,
+    build_evaluation,
+    compute_logits,
+    evaluate,
+    evaluation_schema,
+    read_evaluation,
+)
+from edgeline.pipeline.evaluation.metrics import best_temperature, calibration_error, nll, softmax, wilson_interval
+from edgeline.pipeline.models.backbones import Network
+from edgeline.pipeline.models.checkpoint import load_checkpoint
+from edgeline.pipeline.runs.run import Run
+from edgeline.serve.errors import TrainingError
+from edgeline.serve.preprocess import PreprocessSpec, preprocess
+
+SCHEMA = Path(__file__).resolve().parents[3] / "docs" / "schemas" / "evaluation.schema.json"
+CPU = torch.device("cpu")
+
+
+def samples_of(targets: list[int] | np.ndarray, labels: list[str]) -> list[Sample]:
+    given = {"split": "test", "group": "", "sha256": "0" * 64, "pixels": "", "width": 1, "height": 1}
+    return [
+        Sample(path=f"/data/{number}.png", name=f"{labels[i]}/{number:03}.png", label=labels[i], index=int(i), **given)  # type: ignore[arg-type]
+        for number, i in enumerate(targets)
+    ]
+
+
+def logits_for(*called: int, classes: int = 3, sure: float = 2.0) -> np.ndarray:
+    """Rows of zeros but for the class that is called."""
+    return (np.eye(classes, dtype=np.float32) * sure)[list(called)]
+
+
+def test_the_confusion_matrix_has_the_true_class_in_its_rows() -> None:
+    samples = samples_of([0, 0, 0, 1, 1, 2], ["a", "b", "c"])
+    found = evaluate(logits_for(0, 0, 1, 1, 1, 0), samples, ["a", "b", "c"], temperature=1.0, bins=15)
+    assert found.confusion == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
+    assert (found.top1.correct, found.top1.total, found.images) == (4, 6, 6)
+    assert found.top1.value == pytest.approx(4 / 6)
+    assert (found.top1.low, found.top1.high) == wilson_interval(4, 6)
+    # Of c nothing was called and nothing found: all zeros, and no division by zero.
+    assert found.classes[2].model_dump() == {"label": "c", "precision": 0, "recall": 0, "f1": 0, "support": 1}
+
+
+def guesses(classes: int, images: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(classes)
+    targets_N = rng.integers(0, classes, images)
+    logits_NK = rng.normal(0, 1, (images, classes)).astype(np.float32)
+    logits_NK[np.arange(images), targets_N] += 1
+    return logits_NK, targets_N
+
+
+@pytest.mark.parametrize("classes", [2, 5, 6, 20])
+def test_every_figure_is_scikit_learns(classes: int) -> None:
+    labels = [f"class {index}" for index in range(classes)]
+    logits_NK, targets_N = guesses(classes)
+    found = evaluate(logits_NK, samples_of(targets_N, labels), labels, temperature=1.3, bins=15)
+    called_N = logits_NK.argmax(1)
+    assert found.confusion == confusion_matrix(targets_N, called_N).tolist()
+    observed = [[getattr(report, name) for report in found.classes] for name in ("precision", "recall", "f1", "support")]
+    np.testing.assert_allclose(observed, precision_recall_fscore_support(targets_N, called_N), rtol=0, atol=1e-12)
+    macro = precision_recall_fscore_support(targets_N, called_N, average="macro")[:3]
+    assert list(found.macro.model_dump().values()) == pytest.approx(list(macro), abs=1e-12)
+    if classes <= 5:
+        assert found.top5 is None
+    else:
+        assert found.top5 is not None
+        expected = top_k_accuracy_score(targets_N, logits_NK, k=5, labels=range(classes))
+        assert found.top5.value == pytest.approx(expected, abs=1e-12)
+
+
+def test_calibration_is_told_before_and_after_the_temperature() -> None:
+    logits_NK, targets_N = guesses(4)
+    logits_NK *= 5
+    temperature = best_temperature(logits_NK, targets_N)
+    found = evaluate(logits_NK, samples_of(targets_N, list("abcd")), list("abcd"), temperature=temperature, bins=10).calibration
+    assert (found.temperature, found.bins) == (temperature, 10)
+    assert found.ece_before == calibration_error(softmax(logits_NK), targets_N, 10)
+    assert found.ece_after == calibration_error(softmax(logits_NK / temperature), targets_N, 10)
+    assert found.nll_before == nll(logits_NK, targets_N)
+    assert found.nll_after < found.nll_before
+    assert found.ece_after < found.ece_before
+
+
+def test_mistakes_come_with_the_most_confident_first_and_without_the_machines_folders() -> None:
+    samples = samples_of([0, 1, 2, 0], ["a", "b", "c"])
+    logits_NK = logits_for(1, 1, 0, 2) * np.array([[1], [1], [3], [2]], np.float32)
+    found = evaluate(logits_NK, samples, ["a", "b", "c"], temperature=2.0, bins=15).mistakes
+    assert [(m.image, m.label, m.predicted) for m in found] == [
+        ("c/002.png", "c", "a"),
+        ("a/003.png", "a", "c"),
+        ("a/000.png", "a", "b"),
+    ]
+    assert found[0].probability == pytest.approx(softmax(np.array([[3.0, 0, 0]]))[0, 0])
+
+
+def test_no_more_than_fifty_mistakes_are_listed() -> None:
+    samples = samples_of([0] * 60, ["a", "b"])
+    logits_NK = np.stack([np.zeros(60), np.arange(1, 61) / 10], axis=1).astype(np.float32)
+    found = evaluate(logits_NK, samples, ["a", "b"], temperature=1.0, bins=15)
+    assert len(found.mistakes) == 50
+    assert found.mistakes[0].image == "a/059.png"
+    assert found.top1.correct == 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_logits_are_those_of_the_files_in_order(
+    batch_size: int, small: Network, shapes: Prepared, spec: PreprocessSpec
+) -> None:
+    nn.init.normal_(small.classifier.weight)
+    small.train()  # it is put into evaluation mode
+    observed_NK = compute_logits(small, shapes.of("val"), spec, CPU, batch_size)
+    pixels_NHW3 = np.stack([preprocess(Path(s.path).read_bytes(), spec) for s in shapes.of("val")])
+    with torch.inference_mode():
+        expected_NK = small.eval()(torch.from_numpy(pixels_NHW3)).numpy()
+    assert np.abs(expected_NK).max() > 0.1
+    np.testing.assert_allclose(observed_NK, expected_NK, rtol=0, atol=1e-4 * np.abs(expected_NK).max())
+
+
+def test_an_answer_that_is_no_number_names_its_image(small: Network, shapes: Prepared, spec: PreprocessSpec) -> None:
+    true = small.forward
+
+    def broken(pixels_NHW3: torch.Tensor) -> torch.Tensor:
+        logits_NK = true(pixels_NHW3)
+        logits_NK[-1, 1] = torch.nan  # a stand-in: no image is known that does it
+        return logits_NK
+
+    small.forward = broken  # type: ignore[method-assign]
+    message = r"no finite numbers for 2 of 12 images, the first being frame/15\.png"
+    with pytest.raises(TrainingError, match=message) as refusal:
+        compute_logits(small, shapes.of("val"), spec, CPU, batch_size=8)
+    assert refusal.value.code == "logits_not_finite"
+
+
+# The whole step
+
+
+def test_a_trained_run_is_evaluated_on_its_test_split(evaluated_run: Run, shapes: Prepared) -> None:
+    found = read_evaluation(evaluated_run.step("evaluate"))
+    assert (found.labels, found.images, found.top5) == (["disc", "frame", "stripes"], 12, None)
+    assert found.top1.value >= 0.75
+    assert [report.support for report in found.classes] == [4, 4, 4]
+    assert np.sum(found.confusion) == 12
+
+
+def test_the_probabilities_are_those_of_the_checkpoint_at_validations_temperature(evaluated_run: Run, shapes: Prepared) -> None:
+    network, checkpoint = load_checkpoint(evaluated_run.step("train"))
+    logits_NK = compute_logits(network, shapes.of("test"), checkpoint.preprocess, CPU)
+    with np.load(evaluated_run.step("train") / "calibration.npz") as calibration:
+        temperature = best_temperature(calibration["logits"], calibration["targets"])
+    assert read_evaluation(evaluated_run.step("evaluate")).calibration.temperature == pytest.approx(temperature)
+    with np.load(evaluated_run.step("evaluate") / "test.npz", allow_pickle=False) as held:
+        np.testing.assert_allclose(held["probabilities"], softmax(logits_NK / temperature), rtol=0, atol=1e-6)
+        assert held["targets"].tolist() == [sample.index for sample in shapes.of("test")]
+
+
+def test_evaluating_again_writes_the_same_bytes(evaluated_run: Run, tmp_path: Path) -> None:
+    build_evaluation(evaluated_run, tmp_path)
+    for name in (FILE_NAME, "confusion.png", "reliability.png", "test.npz"):
+        assert (tmp_path / name).read_bytes() == (evaluated_run.step("evaluate") / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["confusion.png", "reliability.png"])
+def test_the_plots_are_pictures_with_something_on_them(name: str, evaluated_run: Run) -> None:
+    with Image.open(evaluated_run.step("evaluate") / name) as plot:
+        assert plot.width > 300
+        assert len(np.unique(np.asarray(plot.convert("L")))) > 20
+        assert "Software" not in plot.info
+
+
+def test_nobodys_folders_are_in_the_report(evaluated_run: Run, shapes: Prepared) -> None:
+    text = (evaluated_run.step("evaluate") / FILE_NAME).read_text()
+    assert str(Path(shapes.samples[0].path).parents[1]) not in text
+
+
+# The schema that readers in other languages are given
+
+
+def test_the_schema_in_the_documentation_is_the_one_of_the_code() -> None:
+    written = SCHEMA.read_text(encoding="utf-8")
+    assert json.loads(written) == Evaluation.model_json_schema(by_alias=True)
+    assert written == evaluation_schema(), (
+        "run: python -m edgeline.pipeline.evaluation.evaluate > docs/schemas/evaluation.schema.json"
+    )
+
+
+def test_the_command_writes_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(evaluate_module.__file__, run_name="__main__")  # as python -m does, without importing torch again
+    assert capsys.readouterr().out == evaluation_schema()
+
+
+def without_labels(report: dict[str, object]) -> None:
+    del report["labels"]
+
+
+def with_another_field(report: dict[str, object]) -> None:
+    report["colour"] = "red"
+
+
+def with_text_for_a_count(report: dict[str, object]) -> None:
+    report["images"] = "twelve"
+
+
+def of_another_schema(report: dict[str, object]) -> None:
+    report["schema"] = "edgeline.evaluation/2"
+
+
+@pytest.mark.parametrize("spoil", [without_labels, with_another_field, with_text_for_a_count, of_another_schema])
+def test_a_real_report_fits_the_schema_and_a_spoilt_one_does_not(
+    spoil: Callable[[dict[str, object]], None], evaluated_run: Run
+) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="comes with Prefect, and is no dependency of ours")
+    report = json.loads((evaluated_run.step("evaluate") / FILE_NAME).read_text())
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    assert list(validator.iter_errors(report)) == []
+    spoil(report)
+    assert list(validator.iter_errors(report)) != []
+    with pytest.raises(ValueError, match="validation error"):
+        Evaluation.model_validate(report)

@@ -1,0 +1,39 @@
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from edgeline.pipeline.models.weights import is_file, weights_identity
+from edgeline.serve.errors import WeightsError
+
+SETTINGS = {
+    "imagenet": False,
+    "none": False,
+    "IMAGENET1K_V2": False,
+    "weights/a.pth": True,
+    "a.pt": True,
+    "/b/c.safetensors": True,
+    "a.onnx": False,
+}
+
+
+@pytest.mark.parametrize(("weights", "named"), SETTINGS.items())
+def test_a_setting_names_a_file_by_its_ending(weights: str, named: bool) -> None:
+    assert is_file(weights) == named
+
+
+def test_a_name_stands_for_itself_and_a_file_for_its_content(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(b"weights")
+    (tmp_path / "b.safetensors").write_bytes(b"weights")
+    assert weights_identity("imagenet") == "imagenet"
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert weights_identity(str(tmp_path / "a.pth")) == weights_identity(str(tmp_path / "b.safetensors")) == digest
+
+
+@pytest.mark.parametrize("kind", ["nothing", "a folder"])
+def test_a_file_that_cannot_be_read_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    if kind == "a folder":
+        path.mkdir()
+    with pytest.raises(WeightsError, match=r"a\.pth: .*; name a file that is there"):
+        weights_identity(str(path))

@@ -1,0 +1,114 @@
+"""Snapshots of devices against what the artifact was judged on, as a command and as a function."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeline.serve.classifier import Classifier
+from edgeline.serve.drift.collector import Drift, drift_of
+from edgeline.serve.drift.report import FILE_NAME, compare
+from edgeline.serve.drift.snapshot import OF_A_VERSION
+from edgeline.serve.errors import ArtifactError, InputError
+
+Run = Callable[..., tuple[int, str, str]]
+LABELS = ("red", "green", "blue", "dark")
+
+
+def observe(drift: Drift, count: int, seed: int, level: int = 100) -> Drift:
+    chance = np.random.default_rng(seed)
+    for _ in range(count):
+        pixels = np.clip(chance.normal(level, 30, (12, 16, 3)) + chance.normal(0, 15), 0, 255).astype(np.uint8)
+        drift.observe(pixels, chance.dirichlet([3.0] * 4).astype(np.float32), width=640, height=480, size_bytes=30_000)
+    return drift
+
+
+@pytest.fixture(name="artifact")
+def with_reference(make_artifact: Any, seal: Any) -> Path:
+    folder: Path = make_artifact()
+    reference = observe(Drift(LABELS, 12, 16, model="colours", version=1, manifest_sha256=None), 200, seed=0)
+    (folder / FILE_NAME).write_text(json.dumps(reference.snapshot() | dict.fromkeys(OF_A_VERSION)))
+    return Path(seal(folder))
+
+
+@pytest.fixture(name="field")
+def snapshots_of(artifact: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`field(seed, level)`: the file of a device that saw 150 images of that brightness."""
+    classifier = Classifier.open(artifact)
+
+    def write(seed: int, level: int = 100) -> Path:
+        path = tmp_path / f"{seed}-{level}.json"
+        path.write_text(json.dumps(observe(drift_of(classifier), 150, seed, level).snapshot()))
+        return path
+
+    return write
+
+
+def test_the_same_kind_of_images_has_not_drifted(artifact: Path, field: Callable[..., Path]) -> None:
+    report = compare([field(1), field(2)], artifact.parent)
+    assert (report["model"], report["version"], report["count"], report["reference_count"]) == ("colours", 1, 300, 200)
+    assert report["drifted"] == []
+    assert report["statistics"].keys() >= {"brightness", "contrast", "top", "margin", "entropy", "predicted"}
+
+
+def test_brighter_images_are_named_as_what_drifted(artifact: Path, field: Callable[..., Path]) -> None:
+    report = compare([field(1, 160)], artifact)
+    assert report["drifted"] == ["brightness"]
+    found = report["statistics"]["brightness"]
+    assert found["psi"] > 1 > found["psi_by_chance"]
+    assert found["mean"] > 150 > 110 > found["reference_mean"]
+
+
+def test_a_limit_under_chance_is_chance(artifact: Path, field: Callable[..., Path]) -> None:
+    report = compare([field(1)], artifact, limit=0)
+    assert all(found["psi"] > 0 for found in report["statistics"].values() if found["count"] and found["js"])
+    assert report["drifted"] == []
+
+
+def test_snapshots_of_another_manifest_are_refused(artifact: Path, field: Callable[..., Path], make_artifact: Any) -> None:
+    path = field(1)
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps(held | {"manifest_sha256": "0" * 64}))
+    with pytest.raises(InputError, match="another manifest") as refusal:
+        compare([path], artifact)
+    assert refusal.value.code == "snapshots_differ"
+
+
+def test_an_artifact_without_a_reference_says_so(artifact_template: Path, field: Callable[..., Path]) -> None:
+    with pytest.raises(ArtifactError, match="carries no statistics.json") as refusal:
+        compare([field(1)], artifact_template)
+    assert refusal.value.code == "no_reference"
+
+
+def test_a_file_that_is_none_is_named(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(InputError, match="own reference is no snapshot of a device"):
+        compare([artifact / FILE_NAME], artifact)
+    for name, says in {"x.json": "must be an object with the schema", "absent.json": "cannot be read: No such file"}.items():
+        with pytest.raises(InputError, match=f"{name}.*{says}"):
+            compare([tmp_path / name], artifact)
+
+
+def test_the_command_shows_a_table_and_fails_only_if_it_is_asked_to(
+    run: Run, artifact: Path, field: Callable[..., Path]
+) -> None:
+    bright = field(1, 160)
+    code, out, err = run("drift", bright, "--artifact", artifact)
+    assert (code, err) == (0, "")
+    head, columns, *rows = out.splitlines()
+    assert head.startswith("colours 1: 150 images of 1 snapshot, ")
+    assert columns.split() == ["PSI", "by", "chance", "JS", "mean", "held-out"]
+    assert [row.split()[0] for row in rows if row.endswith("drifted")] == ["brightness"]
+    assert run("drift", bright, "--artifact", artifact, "--fail-over", 0.25)[0] == 1
+    assert run("drift", bright, "--artifact", artifact, "--fail-over", 99)[0] == 0
+    assert run("drift", field(2), "--artifact", artifact, "--fail-over", 0.25)[0] == 0
+
+
+def test_the_command_gives_the_report_as_json(run: Run, artifact: Path, field: Callable[..., Path]) -> None:
+    code, out, _ = run("drift", field(1, 160), field(2, 160), "--artifact", artifact, "--json", "--fail-over", 0.25)
+    report = json.loads(out)
+    assert (code, report["count"], report["limit"]) == (1, 300, 0.25)
+    assert report == compare([field(1, 160), field(2, 160)], artifact) | {n: report[n] for n in ("since", "until")}

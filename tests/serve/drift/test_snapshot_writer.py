@@ -1,0 +1,76 @@
+"""A file of drift statistics is whole at every moment, and written while the program runs."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeline.serve.classifier import Classifier
+from edgeline.serve.drift import snapshot_writer as snapshot_file
+from edgeline.serve.drift.snapshot_writer import kept_snapshot
+
+
+@pytest.fixture(name="classifier", scope="module")
+def opened(artifact_template: Path) -> Classifier:
+    return Classifier.open(artifact_template)
+
+
+def observe(drift: Any) -> None:
+    drift.observe(np.zeros((12, 16, 3), np.uint8), np.array([1, 0, 0, 0], np.float32))
+
+
+def count_in(path: Path) -> int:
+    return int(json.loads(path.read_text())["count"])
+
+
+def test_it_is_written_while_images_come(classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, written, counts = tmp_path / "drift.json", threading.Event(), []
+    real = snapshot_file._write
+
+    def write(path: Path, drift: Any) -> None:
+        real(path, drift)
+        counts.append(count_in(path))
+        written.set()
+
+    monkeypatch.setattr(snapshot_file, "INTERVAL_S", 0.001)
+    monkeypatch.setattr(snapshot_file, "_write", write)
+    with kept_snapshot(path, print) as note:
+        for _ in range(3):
+            written.clear()
+            observe(note(classifier))
+            assert written.wait(20)
+    assert counts == [1, 2, 3], "without news nothing is written"
+    assert [found.name for found in tmp_path.iterdir()] == ["drift.json"]
+
+
+def test_without_images_there_is_no_file(tmp_path: Path) -> None:
+    with kept_snapshot(tmp_path / "drift.json", print):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_told_and_tried_again(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, heard = [], threading.Event()
+
+    def tell(line: str) -> None:
+        told.append(line)
+        heard.set()
+
+    monkeypatch.setattr(snapshot_file, "INTERVAL_S", 0.01)
+    folder = tmp_path / "away"
+    with kept_snapshot(folder / "drift.json", tell) as note:
+        observe(note(classifier))
+        assert heard.wait(20)
+        folder.mkdir()
+    assert told[0] == f"{folder}/drift.json cannot be written: No such file or directory; it is tried again"
+    assert count_in(folder / "drift.json") == 1
+
+
+def test_what_cannot_be_written_at_the_end_is_an_error(classifier: Classifier, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"), kept_snapshot(tmp_path / "away" / "drift.json", print) as note:
+        observe(note(classifier))

@@ -1,0 +1,67 @@
+"""The log: lines that hold what they should, and never more than one."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeline.serve.http.observability.logs import JsonLines, TextLines
+
+
+def record(message: str, *arguments: object, **extra: object) -> logging.LogRecord:
+    made = logging.LogRecord("serve.x", logging.INFO, __file__, 1, message, arguments, None)
+    made.__dict__.update(extra)
+    return made
+
+
+def test_a_json_line_is_one_object_with_its_fields() -> None:
+    told = json.loads(JsonLines().format(record("a %s", "b", request_id="r1", status=200, secret="no")))
+    assert (told["message"], told["level"], told["logger"]) == ("a b", "info", "serve.x")
+    assert (told["request_id"], told["status"]) == ("r1", 200)
+    assert "secret" not in told
+
+
+@pytest.mark.parametrize("formatter", [JsonLines(), TextLines()], ids=["json", "text"])
+@pytest.mark.parametrize("hostile", ["a\nb", "a\r\nb", "a\n2026-01-01 ERROR forged: line"])
+def test_a_text_from_outside_begins_no_line_of_its_own(formatter: logging.Formatter, hostile: str) -> None:
+    assert len(formatter.format(record("seen: %s", hostile)).splitlines()) == 1
+
+
+def test_an_error_keeps_its_traceback() -> None:
+    try:
+        raise RuntimeError("why")
+    except RuntimeError as error:
+        made = record("failed")
+        made.exc_info = (RuntimeError, error, error.__traceback__)
+    assert "RuntimeError: why" in json.loads(JsonLines().format(made))["traceback"]
+    assert "RuntimeError: why" in TextLines().format(made)
+
+
+def test_an_access_log_has_a_line_for_each_request_by_its_route(
+    artifact_template: Path, serving: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "edgeline.serve.access_log")
+    photo = (artifact_template / "golden" / "0.jpg").read_bytes()
+    with serving(artifact_template, access_log=True) as site:
+        caplog.clear()
+        site.client.post("/predict", content=photo, headers={"X-Request-Id": "mine"})
+        site.client.get("/secret/path?token=secret")
+        site.client.get("/healthz")
+    lines = [each for each in caplog.records if each.name == "edgeline.serve.access_log"]
+    assert [(line.route, line.status, line.method) for line in lines] == [  # type: ignore[attr-defined]
+        ("/predict", 200, "POST"),
+        ("other", 404, "GET"),
+        ("/healthz", 200, "GET"),
+    ]
+    assert lines[0].request_id == "mine"  # type: ignore[attr-defined]
+    assert "secret" not in "".join(line.getMessage() for line in lines)
+
+
+def test_without_it_requests_leave_no_line(artifact_template: Path, serving: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with serving(artifact_template) as site:
+        caplog.clear()
+        site.client.get("/healthz")
+    assert [each for each in caplog.records if each.name == "edgeline.serve.access_log"] == []

@@ -1,0 +1,325 @@
+"""The OpenAPI document is true: of every route, every error code and every reply, and of what a fuzzer makes of it."""
+
+import ast
+import copy
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import CHECKS, load_all_checks
+from starlette.routing import Route
+
+import edgeline.serve as serve
+from edgeline.serve import errors
+from edgeline.serve.errors import EdgelineError, InputError
+from edgeline.serve.http.app import DEFAULT_TOP_K, Api, create_app
+from edgeline.serve.http.auth import Tokens
+from edgeline.serve.http.openapi.document import document, openapi_route
+from edgeline.serve.http.openapi.schemas import CODES
+from edgeline.serve.http.responses import ROUTING, STATUS, status_of
+from edgeline.serve.http.routes.page import PATHS
+from edgeline.serve.preprocess import Limits
+
+load_all_checks()
+NAMES = [
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+]
+CHECKED = CHECKS.get_by_names(NAMES)
+REJECTED = CHECKS.get_by_names(["negative_data_rejection"])
+
+
+@pytest.fixture(name="told", scope="module")
+def the_document(site: Any) -> dict[str, Any]:
+    return dict(site.client.get("/openapi.json").json())
+
+
+# The document and the code
+
+
+def routes_of(site: Any) -> list[Route]:
+    app = create_app(site.service, store=Path("store"))
+    return [route for route in app.routes if isinstance(route, Route)]
+
+
+def test_it_tells_of_every_route_with_its_methods_and_of_no_other(site: Any, told: dict[str, Any]) -> None:
+    described = {(path, method.upper()) for path, place in told["paths"].items() for method in place.keys() - {"parameters"}}
+    there = {(re.sub(r":\w+}", "}", route.path), method) for route in routes_of(site) for method in route.methods or ()}
+    assert described == there
+
+
+def test_a_route_that_it_does_not_tell_of_stops_the_server(site: Any) -> None:
+    with pytest.raises(KeyError, match="/new"):
+        openapi_route([Route("/new", Api(site.service).healthz)], Limits(), secured=False)
+
+
+def test_metrics_are_told_of_only_where_they_are_given(site: Any) -> None:
+    app = create_app(site.service, metrics=False)
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    assert "/metrics" not in document(routes, Limits(), secured=False)["paths"]
+
+
+def test_limits_are_told_as_they_are(site: Any) -> None:
+    held = document(routes_of(site), Limits(max_bytes=1_234_567, max_pixels=7_654_321), secured=False)
+    says = held["paths"]["/predict"]["post"]["requestBody"]["description"]
+    [default] = [each["schema"]["default"] for each in held["paths"]["/predict"]["post"]["parameters"][:1]]
+    assert default == DEFAULT_TOP_K
+    assert "1,234,567 bytes" in says
+    assert "7,654,321 pixels" in says
+
+
+def test_every_schema_is_one(told: dict[str, Any]) -> None:
+    for name in told["components"]["schemas"]:
+        validator(told, {"$ref": f"#/components/schemas/{name}"})
+
+
+def sources() -> Iterator[ast.AST]:
+    """Every node of the modules that the server runs."""
+    folder = Path(serve.__path__[0])
+    for path in folder.rglob("*.py"):
+        room = path.relative_to(folder).parts[0]
+        if room not in {"cli", "conformance", "drift", "inputs", "hot_reload.py"} and path.name != "schemas.py":
+            yield from ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+
+
+AT = {"error_reply": 2, "_refuse": 1, "_object": 1, "_tell": 1, "bad": 1}
+"""Functions that take a code, and where."""
+AT_THE_START = {"address_unusable", "config_invalid"}
+"""Of commands, before there is a server."""
+
+
+def codes_in_the_code() -> set[str]:
+    found = {*STATUS, *(code for code, _ in ROUTING.values())}
+    for node in sources():
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            given_ = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+            given_ += node.args[AT[name] : AT[name] + 1] if name in AT else []
+            kind = getattr(errors, name, None)
+            if isinstance(kind, type) and issubclass(kind, EdgelineError) and kind is not EdgelineError:
+                found.add(kind.code)
+        else:
+            continue
+        found |= {held.value for held in given_ if isinstance(held, ast.Constant)}
+    return found - AT_THE_START
+
+
+def test_every_code_that_is_raised_is_told_of() -> None:
+    told = {code for codes in CODES.values() for code in codes}
+    found = codes_in_the_code()
+    assert {"tensor_invalid", "uri_too_long", "too_many_connections", "stopping", "image_empty", "candidate_crashed"} <= found
+    assert found - told == set()
+
+
+def test_every_code_that_is_told_of_is_in_the_code() -> None:
+    strings = {node.value for node in sources() if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert {code for codes in CODES.values() for code in codes} - strings == set()
+
+
+def test_a_callers_fault_has_its_code_under_its_status() -> None:
+    kinds = {kind.__name__: kind for kind in (InputError, errors.ImageError)}
+    for node in sources():
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in kinds:
+            for keyword in node.keywords:
+                if keyword.arg == "code" and isinstance(keyword.value, ast.Constant):
+                    error = kinds[node.func.id]("seen", code=keyword.value.value)  # type: ignore[attr-defined]
+                    assert error.code in CODES[status_of(error)]
+
+
+# The document and the replies
+
+
+def validator(told: dict[str, Any], schema: dict[str, Any]) -> Any:
+    return jsonschema_rs.Draft202012Validator({**schema, "components": told["components"]})
+
+
+def of_reply(told: dict[str, Any], path: str, method: str, status: int) -> dict[str, Any]:
+    """What is told of one kind of reply."""
+    held = told["paths"][path][method]["responses"][str(status)]
+    return dict(told["components"]["responses"][held["$ref"].rpartition("/")[2]] if "$ref" in held else held)
+
+
+ONE = ("/predict", "/predict", "post")
+V2 = "/v2/models/{model}"
+GOOD: dict[str, tuple[str, str, str, int]] = {
+    "alive": ("/healthz", "/healthz", "get", 200),
+    "ready": ("/readyz", "/readyz", "get", 200),
+    "the document": ("/openapi.json", "/openapi.json", "get", 200),
+    "the model": ("/model", "/model", "get", 200),
+    "one image": (*ONE, 200),
+    "no image": (*ONE, 422),
+    "nothing": (*ONE, 400),
+    "json": (*ONE, 415),
+    "another model": ("/predict?model=x", "/predict", "post", 404),
+    "artifacts": ("/artifacts", "/artifacts", "get", 200),
+    "latest": ("/artifacts/colours/latest", "/artifacts/{name}/latest", "get", 200),
+    "a manifest": ("/artifacts/colours/1", "/artifacts/{name}/{version}", "get", 200),
+    "no version": ("/artifacts/colours/9", "/artifacts/{name}/{version}", "get", 404),
+    "v2": ("/v2", "/v2", "get", 200),
+    "v2 live": ("/v2/health/live", "/v2/health/live", "get", 200),
+    "v2 ready": ("/v2/health/ready", "/v2/health/ready", "get", 200),
+    "v2 model": ("/v2/models/colours", V2, "get", 200),
+    "v2 no model": ("/v2/models/x", V2, "get", 404),
+    "v2 model ready": ("/v2/models/colours/ready", f"{V2}/ready", "get", 200),
+    "v2 config": ("/v2/models/colours.pixels/config", f"{V2}/config", "get", 200),
+    "v2 statistics": ("/v2/models/stats", "/v2/models/stats", "get", 200),
+    "v2 inference": ("/v2/models/colours.pixels/infer", f"{V2}/infer", "post", 200),
+    "v2 no inference": ("/v2/models/colours/infer", f"{V2}/infer", "post", 400),
+    "v2 index": ("/v2/repository/index", "/v2/repository/index", "post", 200),
+    "v2 loading": ("/v2/repository/models/x/load", "/v2/repository/models/{model}/load", "post", 403),
+    "v2 logging": ("/v2/logging", "/v2/logging", "get", 501),
+}
+PIXELS = {"inputs": [{"name": "image", "shape": [1, 12, 16, 3], "datatype": "UINT8", "data": [200] * 576}]}
+
+
+@pytest.mark.parametrize("case", GOOD)
+def test_a_real_reply_is_as_it_is_told(site: Any, told: dict[str, Any], artifact_template: Path, case: str) -> None:
+    address, path, method, status = GOOD[case]
+    sent: dict[str, Any] = {
+        "one image": {"content": (artifact_template / "golden" / "0.jpg").read_bytes()},
+        "no image": {"content": b"text"},
+        "json": {"json": {}},
+        "v2 inference": {"json": PIXELS},
+        "v2 no inference": {"json": {}},
+    }.get(case, {})
+    reply = site.client.request(method, address, **sent)
+    assert reply.status_code == status
+    held = of_reply(told, path, method, status)
+    validator(told, held["content"]["application/json"]["schema"]).validate(reply.json())
+    assert [name for name, header in held["headers"].items() if header.get("required") and name not in reply.headers] == []
+
+
+PARTS = {"a part": ("bytes=3-9", 206), "all of it": ("bytes=0-", 206), "nothing of it": ("bytes=99999999-", 416)}
+
+
+@pytest.mark.parametrize(("header", "status"), PARTS.values(), ids=PARTS)
+def test_a_part_of_a_file_is_given_as_it_is_told(site: Any, told: dict[str, Any], header: str, status: int) -> None:
+    reply = site.client.get("/artifacts/colours/1/manifest.json", headers={"Range": header})
+    assert reply.status_code == status
+    held = of_reply(told, "/artifacts/{name}/{version}/{path}", "get", status)
+    assert reply.headers["content-type"] in held["content"]
+    for name, each in held["headers"].items():
+        jsonschema_rs.Draft202012Validator(each["schema"]).validate(reply.headers[name])
+
+
+def test_a_form_of_several_files_is_answered_as_it_is_told(site: Any, told: dict[str, Any], artifact_template: Path) -> None:
+    photo = (artifact_template / "golden" / "0.jpg").read_bytes()
+    files = [("file", ("a.jpg", photo)), ("file", ("b.jpg", b"text")), ("file", ("c.jpg", b""))]
+    reply = site.client.post("/predict", files=files)
+    schema = of_reply(told, "/predict", "post", 200)["content"]["application/json"]["schema"]
+    validator(told, schema).validate(reply.json())
+    assert [result.get("code") for result in reply.json()["results"]] == [None, "not_an_image", "image_empty"]
+
+
+def test_a_server_without_its_artifact_answers_as_it_is_told(tmp_path: Path, serving: Any) -> None:
+    with serving(tmp_path / "missing") as site:
+        told = site.client.get("/openapi.json").json()
+        for address, path in (
+            ("/readyz", "/readyz"),
+            ("/model", "/model"),
+            ("/v2/health/ready", "/v2/health/ready"),
+            ("/v2/models/missing", V2),
+            ("/v2/models/missing/ready", f"{V2}/ready"),
+        ):
+            schema = of_reply(told, path, "get", 503)["content"]["application/json"]["schema"]
+            validator(told, schema).validate(site.client.get(address).json())
+
+
+def test_where_tokens_are_wanted_it_says_so_and_of_which_addresses(
+    artifact_template: Path, tmp_path: Path, serving: Any
+) -> None:
+    (tmp_path / "tokens").write_text("a-token-of-enough-letters\n")
+    with serving(artifact_template, tokens=Tokens(tmp_path / "tokens")) as site:
+        refused = site.client.get("/openapi.json")
+        told = site.client.get("/openapi.json", headers={"Authorization": "Bearer a-token-of-enough-letters"}).json()
+    assert told["components"]["securitySchemes"]["bearer"] == {"type": "http", "scheme": "bearer"}
+    held = of_reply(told, "/openapi.json", "get", 401)
+    validator(told, held["content"]["application/json"]["schema"]).validate(refused.json())
+    free = {path for path, place in told["paths"].items() if place["get" if "get" in place else "post"].get("security") == []}
+    assert free == {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"} | PATHS
+
+
+def test_a_schema_can_refuse(told: dict[str, Any]) -> None:
+    error = {"error": "x", "code": "not_found", "request_id": "1"}
+    validator(told, {"$ref": "#/components/schemas/Error"}).validate(error)
+    for change in ({"code": "new"}, {"error": "two\nlines"}, {"more": 1}):
+        with pytest.raises(jsonschema_rs.ValidationError):
+            validator(told, {"$ref": "#/components/schemas/Error"}).validate(error | change)
+
+
+# The document and a fuzzer
+
+
+KNOWN: dict[str, list[str]] = {
+    "model": ["colours", "colours.pixels", "x"],
+    "name": ["colours", "x"],
+    "version": ["1", "2", "01"],
+    "path": ["labels.txt", "manifest.json", "golden/0.jpg", "x"],
+    "Range": ["bytes=0-", "bytes=3-9", "bytes=-9", "bytes=9-3", "bytes=99999999-", "x"],
+    "If-Match": ["*", '"x"'],
+}
+
+
+def aimed(told: dict[str, Any]) -> dict[str, Any]:
+    """The document with the names that this server has, so that more than refusals is reached."""
+    found = copy.deepcopy(told)
+    for place in found["paths"].values():
+        for held in (place, *(place[method] for method in place.keys() - {"parameters"})):
+            for parameter in held.get("parameters", []):
+                if parameter["name"] in KNOWN and parameter["in"] != "query":
+                    parameter["schema"] = {"enum": KNOWN[parameter["name"]]}
+    return found
+
+
+def fuzz(site: Any, told: dict[str, Any], mode: GenerationMode, *, examples: int) -> Counter[int]:
+    """Ask as the document says, or says not to; each answer is held against it. How often each status came."""
+    schema = schemathesis.openapi.from_dict(aimed(told))
+    statuses = Counter[int]()
+    planned = {501, 503, 504}  # what is not offered, and deadlines of a millisecond
+    with requests.Session() as session:
+        for found in schema.get_all_operations():
+            operation = found.ok()
+            if mode.is_negative and not operation.body:
+                continue  # hardly anything that could be sent is none of what it takes
+            varied = operation.method == "post" or (operation.method == "get" and operation.path_parameters)
+
+            @seed(20261126)
+            @settings(
+                max_examples=examples if varied else 2,
+                deadline=None,
+                database=None,
+                phases=[Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            )
+            @given(case=operation.as_strategy(generation_mode=mode))
+            def ask(case: Any) -> None:
+                response = case.call(base_url=site.url, session=session)
+                statuses[response.status_code] += 1
+                checks = [check for check in CHECKED if check.__name__ != NAMES[0] or response.status_code not in planned]
+                case.validate_response(response, checks=checks + (REJECTED if mode.is_negative else []))
+
+            ask()
+    return statuses
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+@pytest.mark.parametrize("examples", [pytest.param(30, id="30"), pytest.param(500, id="500", marks=pytest.mark.nightly)])
+def test_a_fuzzer_gets_what_the_document_says(
+    site: Any, told: dict[str, Any], mode: GenerationMode, examples: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    statuses = fuzz(site, told, mode, examples=examples)
+    print(mode.value, statuses.total(), dict(statuses))
+    assert ({400, 404} if mode.is_negative else {200, 400, 403, 404, 501}) <= statuses.keys()
+    assert [record for record in caplog.records if record.exc_info] == []
+    assert site.client.get("/readyz").status_code == 200

@@ -1,0 +1,329 @@
+"""The short way answers as the application does, takes what it should, and leaves nothing behind."""
+
+import contextlib
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from edgeline.serve.classifier import Classifier
+from edgeline.serve.http.app import Terms
+from edgeline.serve.http.auth import Tokens
+from edgeline.serve.inference.scheduler import Plan
+
+WAIT_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def photo(artifact_template: Path) -> bytes:
+    return (artifact_template / "golden" / "0.jpg").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def long_way(artifact_template: Path, serving: Any) -> Iterator[Any]:
+    with serving(artifact_template) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def short_way(artifact_template: Path, serving: Any) -> Iterator[Any]:
+    with serving(artifact_template, express=True) as site:
+        yield watched(site)
+
+
+def watched(site: Any) -> Any:
+    """Note in `site.taken` which requests took the short way."""
+    site.taken, real = [], site.server.connections.express
+
+    def note(request: Any) -> bool:
+        site.taken.append(real(request))
+        return bool(site.taken[-1])
+
+    site.server.connections.express = note
+    return site
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < end
+        threading.Event().wait(0.01)
+
+
+def request(body: bytes, target: str = "/predict", *lines: str, method: str = "POST", version: str = "1.1") -> bytes:
+    head = [f"{method} {target} HTTP/{version}", "Host: x", f"Content-Length: {len(body)}", *lines]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+@contextlib.contextmanager
+def connected(site: Any) -> Iterator[socket.socket]:
+    url = httpx.URL(site.url)
+    with socket.create_connection((url.host, url.port), timeout=WAIT_S) as client:
+        yield client
+
+
+def answer(client: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """One answer from the socket, and not a byte of the next."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += client.recv(1) or pytest.fail(f"the end after {data!r}")
+    status, *lines = data.decode().rstrip().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
+    body = b""
+    while len(body) < int(headers["content-length"]):
+        body += client.recv(int(headers["content-length"]) - len(body)) or pytest.fail("the end within a body")
+    return int(status.split()[1]), headers, body
+
+
+def ask(site: Any, data: bytes) -> tuple[int, dict[str, str], bytes]:
+    with connected(site) as client:
+        client.sendall(data)
+        return answer(client)
+
+
+def without_chance(told: tuple[int, dict[str, str], bytes]) -> tuple[int, dict[str, str], Any]:
+    """An answer without what two of them never share: times, ids that nobody named, patience."""
+    status, headers, body = told
+    chance = {"date", "x-request-id", "server-timing", "retry-after"}
+    kept = {name: value for name, value in headers.items() if name not in chance} | {"names": str(sorted(headers))}
+    content = json.loads(body)
+    return status, kept, {name: value for name, value in content.items() if name != "request_id"}
+
+
+IMAGE = "Content-Type: image/jpeg"
+TAKEN = {
+    "an image": ("/predict", IMAGE),
+    "an image of no type": ("/predict",),
+    "plain bytes": ("/predict", "Content-Type: application/octet-stream"),
+    "two classes": ("/predict?top_k=2", IMAGE),
+    "more classes than there are": ("/predict?top_k=999", IMAGE),
+    "an id": ("/predict", IMAGE, "X-Request-Id: abc"),
+    "an id that is none": ("/predict", IMAGE, "X-Request-Id: a b"),
+    "the last of its connection": ("/predict", IMAGE, "Connection: close"),
+}
+LEFT = {
+    "no number of classes": ("/predict?top_k=0", IMAGE),
+    "two numbers of classes": ("/predict?top_k=1&top_k=2", IMAGE),
+    "a model": ("/predict?model=nobody", IMAGE),
+    "another address": ("/predict/", IMAGE),
+    "a type that is not read": ("/predict", "Content-Type: text/plain"),
+    "a compressed body": ("/predict", IMAGE, "Content-Encoding: gzip"),
+    "a time of its own": ("/predict", IMAGE, "X-Request-Timeout-Ms: 9000"),
+    "a form without a boundary": ("/predict", "Content-Type: multipart/form-data"),
+}
+
+
+@pytest.mark.parametrize("lines", TAKEN.values(), ids=TAKEN)
+def test_a_plain_request_takes_the_short_way_and_gets_the_same_answer(
+    lines: tuple[str, ...], photo: bytes, short_way: Any, long_way: Any
+) -> None:
+    data = request(photo, *lines)
+    told = ask(short_way, data)
+    assert short_way.taken[-1]
+    assert told[0] == 200
+    assert without_chance(told) == without_chance(ask(long_way, data))
+    assert re.fullmatch(r"queue;dur=[\d.]+, decode;dur=[\d.]+, infer;dur=[\d.]+", told[1]["server-timing"])
+    if "X-Request-Id: abc" in lines:
+        assert told[1]["x-request-id"] == "abc"
+
+
+@pytest.mark.parametrize("lines", LEFT.values(), ids=LEFT)
+def test_an_unusual_request_is_left_to_the_application(
+    lines: tuple[str, ...], photo: bytes, short_way: Any, long_way: Any
+) -> None:
+    data = request(photo, *lines)
+    told = ask(short_way, data)
+    assert not short_way.taken[-1]
+    assert without_chance(told) == without_chance(ask(long_way, data))
+
+
+def test_a_small_body_that_comes_in_pieces_takes_the_short_way(photo: bytes, short_way: Any) -> None:
+    seen, data = len(short_way.taken), request(photo, "/predict", IMAGE)
+    with connected(short_way) as client:
+        for start in range(0, len(data), 100):
+            client.sendall(data[start : start + 100])
+            short_way.client.get("/healthz")  # by now it has come
+        assert answer(client)[0] == 200
+    assert short_way.taken[seen:].count(True) == 1
+
+
+def test_a_large_body_that_comes_in_pieces_is_left_to_the_application(photo: bytes, short_way: Any) -> None:
+    seen, large = len(short_way.taken), photo + bytes(2**17)
+    data = request(large, "/predict", IMAGE)
+    with connected(short_way) as client:
+        client.sendall(data[:-1])
+        until(lambda: short_way.service.budget.held == len(large) - 1)
+        client.sendall(data[-1:])
+        assert answer(client)[0] == 200
+    assert len(short_way.taken) == seen
+
+
+@pytest.mark.parametrize("body", [b"", b"no image", b"\xff\xd8\xff"], ids=["empty", "no image", "cut off"])
+def test_a_bad_image_gets_the_error_that_the_application_gives(body: bytes, short_way: Any, long_way: Any) -> None:
+    data = request(body, "/predict", IMAGE, "X-Request-Id: abc")
+    told = ask(short_way, data)
+    assert short_way.taken[-1]
+    assert without_chance(told) == without_chance(ask(long_way, data))
+    assert told[0] in (400, 422)
+    assert json.loads(told[2])["request_id"] == told[1]["x-request-id"] == "abc"
+
+
+def test_requests_that_come_at_once_are_answered_in_their_order(photo: bytes, short_way: Any) -> None:
+    asked = [request(photo, f"/predict?top_k={number}", IMAGE) for number in (1, 2, 3)]
+    with connected(short_way) as client:
+        client.sendall(b"".join(asked))
+        told = [len(json.loads(answer(client)[2])["predictions"]) for _ in asked]
+        client.sendall(asked[0])
+        assert len(json.loads(answer(client)[2])["predictions"]) == 1
+    assert told == [1, 2, 3]
+
+
+def test_the_oldest_version_of_http_ends_with_its_answer(photo: bytes, short_way: Any) -> None:
+    with connected(short_way) as client:
+        client.sendall(request(photo, "/predict", IMAGE, version="1.0"))
+        status, headers, _ = answer(client)
+        assert (status, headers["connection"], client.recv(1)) == (200, "close", b"")
+
+
+def counted(site: Any, name: str, **labels: str) -> float:
+    read = site.client.get("/metrics").text
+    shown = "{" + ",".join(f'{key}="{value}"' for key, value in labels.items()) + "}" if labels else ""
+    [value] = re.findall(rf"(?m)^{re.escape(name + shown)} (\S+)$", read) or ["0"]
+    return float(value)
+
+
+def test_every_answer_is_counted(photo: bytes, short_way: Any) -> None:
+    names = [
+        ("edgeline_requests_total", {"method": "POST", "route": "/predict", "status": "200"}),
+        ("edgeline_requests_total", {"method": "POST", "route": "/predict", "status": "422"}),
+        ("edgeline_rejected_total", {"reason": "not_an_image"}),
+        ("edgeline_request_seconds_count", {"route": "/predict"}),
+        ("edgeline_decode_seconds_count", {}),
+    ]
+    before = [counted(short_way, name, **labels) for name, labels in names]
+    for _ in range(3):
+        ask(short_way, request(photo, "/predict", IMAGE))
+    ask(short_way, request(b"no image", "/predict", IMAGE))
+    after = [counted(short_way, name, **labels) for name, labels in names]
+    assert [a - b for a, b in zip(after, before, strict=True)] == [3, 1, 1, 4, 3]
+    assert short_way.service.budget.held == short_way.service.engine.in_flight == 0
+
+
+class Stuck(Classifier):
+    """Decodes nothing until it is let go."""
+
+    go_on: threading.Event
+
+    def pixels(self, image: bytes) -> np.ndarray:
+        assert self.go_on.wait(WAIT_S)
+        return super().pixels(image)
+
+
+@pytest.fixture
+def stuck(artifact_template: Path) -> Iterator[Callable[[Path], Classifier]]:
+    Stuck.go_on = threading.Event()
+    yield lambda path: Stuck.open(path, threads=1, prove=False)
+    Stuck.go_on.set()
+
+
+ONE = Plan(runners=1, threads=1)
+
+
+@pytest.mark.parametrize("others", [0, 1, 3])
+def test_the_work_for_a_client_that_has_gone_is_dropped(
+    stuck: Any, artifact_template: Path, photo: bytes, serving: Any, others: int
+) -> None:
+    with serving(artifact_template, open_classifier=stuck, express=True, plan=ONE) as site:
+        engine, budget = site.service.engine, site.service.budget
+        with connected(site) as first, connected(site) as second:
+            first.sendall(request(photo, "/predict", IMAGE))
+            until(lambda: engine.in_flight == 1 and engine.waiting == 0)
+            second.sendall(request(photo, "/predict", IMAGE) * (1 + others))
+            until(lambda: engine.waiting == 1)
+            assert budget.held == 2 * len(photo)
+            second.close()
+            until(lambda: engine.in_flight == 1)
+            assert budget.held == len(photo)
+            Stuck.go_on.set()
+            assert answer(first)[0] == 200
+        until(lambda: engine.waiting == 0)
+        assert (engine.totals.abandoned, engine.totals.images, budget.held) == (1, 1, 0)
+
+
+def test_a_full_engine_refuses_at_once_and_the_connection_goes_on(
+    stuck: Any, artifact_template: Path, photo: bytes, serving: Any
+) -> None:
+    with serving(artifact_template, open_classifier=stuck, express=True, plan=ONE, queue=1) as site:
+        engine, data = site.service.engine, request(photo, "/predict", IMAGE)
+        with connected(site) as first, connected(site) as second, connected(site) as third:
+            first.sendall(data)
+            until(lambda: engine.in_flight == 1 and engine.waiting == 0)
+            second.sendall(data)
+            until(lambda: engine.waiting == 1)
+            third.sendall(data)
+            status, headers, body = answer(third)
+            assert (status, json.loads(body)["code"]) == (503, "overloaded")
+            assert int(headers["retry-after"]) >= 0
+            Stuck.go_on.set()
+            assert (answer(first)[0], answer(second)[0]) == (200, 200)
+            third.sendall(data)
+            assert answer(third)[0] == 200
+        assert counted(site, "edgeline_rejected_total", reason="overloaded") == engine.totals.rejected == 1
+
+
+def test_what_is_due_is_told_so_and_what_is_not_waits_on(
+    stuck: Any, artifact_template: Path, photo: bytes, serving: Any
+) -> None:
+    with serving(artifact_template, open_classifier=stuck, express=True, plan=ONE, terms=Terms(deadline_s=0.3)) as site:
+        started = ask(site, request(photo, "/predict", IMAGE))
+        waiting = ask(site, request(photo, "/predict", IMAGE))
+        assert [(told[0], json.loads(told[2])["code"]) for told in (started, waiting)] == [
+            (504, "deadline_exceeded"),
+            (503, "deadline_exceeded"),
+        ]
+        assert (site.service.engine.totals.expired, site.service.budget.held) == (2, 0)
+        Stuck.go_on.set()
+
+
+def test_a_stopping_server_ends_the_connection_with_the_answer(
+    stuck: Any, artifact_template: Path, photo: bytes, serving: Any
+) -> None:
+    with serving(artifact_template, open_classifier=stuck, express=True, plan=ONE) as site, connected(site) as client:
+        client.sendall(request(photo, "/predict", IMAGE))
+        until(lambda: site.service.engine.in_flight == 1)
+        site.server.stop()
+        until(lambda: site.server.connections.closing)
+        Stuck.go_on.set()
+        status, headers, _ = answer(client)
+        assert (status, headers["connection"]) == (200, "close")
+
+
+# Tokens
+
+
+def test_who_names_a_token_is_answered_the_short_way_and_who_does_not_is_not(
+    artifact_template: Path, photo: bytes, serving: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "tokens").write_text("a-token-of-enough-letters\n")
+    with (
+        serving(artifact_template, express=True, tokens=Tokens(tmp_path / "tokens")) as site,
+        connected(watched(site)) as client,
+    ):
+        for lines, status, short in (
+            (["Authorization: Bearer a-token-of-enough-letters"], 200, True),
+            (["Authorization: Bearer another-token-of-letters"], 401, False),
+            ([], 401, False),
+            (["Authorization: Bearer a-token-of-enough-letters"] * 2, 401, False),
+        ):
+            client.sendall(request(photo, "/predict", *lines))
+            found, _, body = answer(client)
+            assert (found, site.taken.pop()) == (status, short), lines
+            assert (b"predictions" in body) == short

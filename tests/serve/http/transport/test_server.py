@@ -1,0 +1,228 @@
+"""`edgeline serve` as a process: signals, addresses, memory."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from edgeline.serve.errors import ConfigError
+from edgeline.serve.http.transport.server import accept_rest, is_exposed, listen, url_of
+from tests.support.processes import DEADLINE_S, MAIN, ROOT, connect, is_accepting, line_of, read_all, started, wait_until_ready
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_with_code_0_after_the_accepted_request(artifact_template: Path, number: signal.Signals) -> None:
+    photo = (artifact_template / "golden" / "0.jpg").read_bytes()
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(photo)
+    with started(artifact_template) as (process, url):
+        wait_until_ready(url)
+        with connect(url) as connection, connect(url):  # the second one stays silent
+            connection.sendall(head + photo[:100])
+            assert httpx.get(f"{url}/healthz").status_code == 200  # the loop has seen the head by now
+            process.send_signal(number)
+            deadline = time.monotonic() + DEADLINE_S
+            while is_accepting(url):
+                assert time.monotonic() < deadline
+            connection.sendall(photo[100:])
+            answer = read_all(connection)
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert b'"label":"red"' in answer
+        assert process.wait(DEADLINE_S) == 0
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_a_signal_right_after_the_address_is_printed_ends_it_with_code_0(artifact_template: Path) -> None:
+    with started(artifact_template) as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_S) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the filter is Linux's")
+def test_of_connections_at_the_end_every_one_is_taken_or_never_made() -> None:
+    with listen("127.0.0.1", 0) as listener, contextlib.ExitStack() as stack:
+        listener.setblocking(False)
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+        assert len([stack.enter_context(each) for each in accept_rest(listener)]) == 3
+        with pytest.raises(TimeoutError):
+            socket.create_connection(listener.getsockname(), timeout=0.1)
+
+
+def test_a_stuck_client_is_given_up_after_the_grace_period(artifact_template: Path) -> None:
+    with started(artifact_template, "--grace", "1") as (process, url):
+        wait_until_ready(url)
+        with connect(url) as connection:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+            assert httpx.get(f"{url}/healthz").status_code == 200
+            start = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(DEADLINE_S) == 0
+            assert time.monotonic() - start < 14  # `body_s` would end it after 15
+
+
+STUCK = """
+import threading
+from edgeline.serve.http import main as serving
+from edgeline.serve.classifier import Classifier
+
+def pixels(*_):
+    print("stuck", flush=True)
+    threading.Event().wait()
+
+Classifier.pixels, serving.CLOSE_S = pixels, 0.2
+from edgeline.flows.cli.main import main; main()
+"""
+
+
+def test_a_stuck_decoder_does_not_keep_the_process(artifact_template: Path) -> None:
+    with started(artifact_template, "--grace", "1", main=[sys.executable, "-c", STUCK]) as (process, url):
+        wait_until_ready(url)
+        with connect(url) as connection:
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\na")
+            assert line_of(process.stdout) == "stuck\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(DEADLINE_S) == 1
+            assert "did not end in the grace period" in (process.stderr.read() if process.stderr else "")
+
+
+def test_a_missing_artifact_leaves_it_alive_with_the_reason(tmp_path: Path) -> None:
+    with started(tmp_path / "absent") as (process, url):
+        deadline = time.monotonic() + DEADLINE_S
+        while (reply := httpx.get(f"{url}/readyz")).json()["code"] == "loading":
+            assert time.monotonic() < deadline
+        assert (reply.status_code, reply.json()["code"]) == (503, "artifact_invalid")
+        assert "no artifact at absent" in reply.json()["error"]
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_S) == 0
+        assert "no artifact at" in (process.stderr.read() if process.stderr else "")
+
+
+def test_the_store_that_the_artifact_lies_in_is_offered(artifact_template: Path) -> None:
+    with started(artifact_template.parent) as (_, url):
+        assert httpx.get(f"{url}/artifacts").json()["artifacts"] == [{"name": "colours", "versions": [1], "latest": 1}]
+
+
+def test_another_store_may_be_named(artifact_template: Path, tmp_path: Path) -> None:
+    with started(artifact_template, "--store", str(tmp_path)) as (_, url):
+        assert httpx.get(f"{url}/artifacts").json() == {"artifacts": []}
+
+
+def test_limits_are_settable(artifact_template: Path) -> None:
+    photo = (artifact_template / "golden" / "0.jpg").read_bytes()
+    with started(artifact_template, "--max-pixels", "1000", "--max-bytes", "5000", "--threads", "1") as (_, url):
+        wait_until_ready(url)
+        assert httpx.post(f"{url}/predict", content=photo).json()["code"] == "image_too_large"
+        assert httpx.post(f"{url}/predict", content=bytes(5001)).json()["code"] == "body_too_large"
+
+
+def test_listening_to_other_machines_is_warned_of_in_one_line(artifact_template: Path) -> None:
+    with started(artifact_template, "--host", "0.0.0.0", "--metrics-port", "0") as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_S) == 0
+        warning, *_ = (process.stderr.read() if process.stderr else "").splitlines()
+        assert re.fullmatch(
+            r"edgeline: http://0\.0\.0\.0:\d+ can be reached from other machines, and has no authentication", warning
+        )
+
+
+def test_listening_to_this_machine_is_not_warned_of(artifact_template: Path) -> None:
+    with started(artifact_template) as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_S) == 0
+        assert "authentication" not in (process.stderr.read() if process.stderr else "")
+
+
+def test_a_taken_port_is_said_in_one_line(artifact_template: Path) -> None:
+    with listen("127.0.0.1", 0) as taken:
+        port = str(taken.getsockname()[1])
+        command = [*MAIN, "serve", str(artifact_template), "--port", port]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert re.fullmatch(r"edgeline: cannot listen on 127.0.0.1 port \d+: Address already in use; .*\n", ended.stderr)
+
+
+@pytest.mark.parametrize("package", ["starlette", "httptools", "prometheus_client", "python_multipart"])
+def test_a_missing_extra_is_named_in_one_line(artifact_template: Path, package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from edgeline.flows.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "serve", str(artifact_template), "--port", "0"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert ended.returncode == 1
+    assert re.fullmatch(r"edgeline: .*'edgeline\[http\]'.*\n", ended.stderr)
+
+
+def memory_of(process: subprocess.Popen[str], name: str) -> int:
+    found = re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+    assert found
+    return int(found[1]) * 1024
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads memory from /proc")
+def test_memory_is_bounded_under_endless_bodies_and_bombs(artifact_template: Path) -> None:
+    limit = 4 * 2**20
+    with started(artifact_template, "--max-bytes", str(limit)) as (process, url):
+        wait_until_ready(url)
+        httpx.post(f"{url}/predict", content=(artifact_template / "golden" / "0.jpg").read_bytes())
+        before = memory_of(process, "VmRSS")
+        for _ in range(3):
+            with connect(url) as connection, contextlib.suppress(ConnectionError):
+                connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+                for _ in range(1000):
+                    connection.sendall(b"10000\r\n" + bytes(2**16) + b"\r\n")
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert memory_of(process, "VmHWM") - before < 5 * limit
+
+
+def test_as_many_connections_are_taken_as_there_are_descriptors_for() -> None:
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
+        "from edgeline.serve.http.transport.connections import ConnectionLimits\nfrom serve.http.server import affordable\n"
+        "print(affordable(ConnectionLimits()), affordable(ConnectionLimits(max_connections=10)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.stdout == "96 10\n", done.stderr
+
+
+ADDRESSES = {"127.0.0.1": False, "127.0.0.2": False, "0.0.0.0": True, "localhost": False}
+
+
+@pytest.mark.parametrize(("host", "exposed"), ADDRESSES.items())
+def test_an_address_knows_whether_others_reach_it(host: str, exposed: bool) -> None:
+    with listen(host, 0) as listener:
+        assert is_exposed(listener) is exposed
+        assert re.fullmatch(r"http://[\d.]+:\d+", url_of(listener))
+
+
+def test_an_ipv6_address_is_written_in_brackets() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6")
+    try:
+        listener = listen("::1", 0)
+    except ConfigError:
+        pytest.skip("no IPv6 loopback on this machine")
+    with listener:
+        assert re.fullmatch(r"http://\[::1\]:\d+", url_of(listener))
+        assert not is_exposed(listener)
+
+
+@pytest.mark.parametrize("host", ["256.1.1.1", "no.such.host.invalid", "203.0.113.1"])
+def test_an_address_of_another_machine_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError, match=f"cannot listen on {host}") as refusal:
+        listen(host, 0)
+    assert refusal.value.code == "address_unusable"
+
+
+def test_a_connection_sends_the_second_part_of_an_answer_at_once() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()[:2]):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -1,0 +1,141 @@
+"""Frames of a camera: of objects with OpenCV's methods, and of a film that OpenCV reads, where it is installed."""
+
+import os
+import queue
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgeline.serve.errors import InputError, MissingExtraError
+from edgeline.serve.inputs.camera import film_frames, from_camera, live_frames, load_cv2
+from edgeline.serve.inputs.images import Picture
+from edgeline.serve.inputs.shutdown import Stop
+
+needs_cv2 = pytest.mark.skipif(find_spec("cv2") is None, reason="OpenCV is not installed")
+
+
+@pytest.fixture(name="stop")
+def never_asked() -> Any:
+    reader, writer = os.pipe()
+    yield Stop(reader)
+    os.close(reader)
+    os.close(writer)
+
+
+class Camera:
+    """Gives the frames that the test lets it see, and the number of each as its shade of blue."""
+
+    def __init__(self) -> None:
+        self.light: queue.Queue[bool] = queue.Queue()
+        self.number = 0
+        self.released = False
+
+    def read(self) -> tuple[bool, Any]:
+        if self.number:
+            self.light.task_done()  # who asks for another frame is done with the one before
+        if not self.light.get(timeout=20):
+            return False, None
+        self.number += 1
+        return True, np.full((6, 8, 3), (self.number, 0, 0), np.uint8)
+
+    def get(self, clock: int) -> float:
+        return 40.0 * self.number
+
+    def release(self) -> None:
+        self.released = True
+
+
+def level(picture: Picture) -> tuple[int, ...]:
+    assert isinstance(picture.content, Image.Image)
+    return picture.content.getpixel((0, 0))  # type: ignore[return-value]
+
+
+def test_the_newest_frame_wins_and_blue_is_blue(stop: Stop) -> None:
+    camera = Camera()
+    frames = live_frames(camera, "0", every_s=0, stop=stop)
+    camera.light.put(True)
+    first = next(frames)
+    assert (first.where, level(first)) == ({"frame": 1}, (0, 0, 1))
+    for _ in range(5):
+        camera.light.put(True)
+    camera.light.join()
+    newest = next(frames)
+    assert (newest.where, level(newest)) == ({"frame": 6}, (0, 0, 6))
+    camera.light.put(False)
+    with pytest.raises(InputError, match="gives no more frames") as refusal:
+        next(frames)
+    assert refusal.value.code == "camera_stopped"
+    assert camera.released
+
+
+def test_a_camera_that_says_nothing_is_given_up(stop: Stop) -> None:
+    camera = Camera()
+    with pytest.raises(InputError, match="the camera 7 gave no frame for 0.05 s"):
+        next(live_frames(camera, "7", every_s=0, stop=stop, silence_s=0.05))
+    camera.light.put(False)
+
+
+def test_a_camera_whose_driver_fails_is_given_up(stop: Stop) -> None:
+    camera = Camera()
+    camera.read = lambda: 1 / 0  # type: ignore[assignment, return-value]
+    with pytest.raises(InputError, match="gives no more frames"):
+        next(live_frames(camera, "7", every_s=0, stop=stop))
+
+
+def test_a_frame_of_another_kind_is_told_in_its_place(stop: Stop) -> None:
+    camera = Camera()
+    camera.read = lambda: (True, np.zeros((6, 8), np.uint16))  # type: ignore[method-assign]
+    picture = next(live_frames(camera, "7", every_s=0, stop=stop))
+    assert isinstance(picture.content, InputError)
+    assert "uint16" in str(picture.content)
+
+
+@pytest.mark.parametrize(("every_s", "expected"), [(0, [1, 2, 3, 4, 5, 6]), (0.08, [1, 3, 5]), (0.1, [1, 4, 6]), (9, [1])])
+def test_of_a_film_every_frame_comes_whose_time_has_come(stop: Stop, every_s: float, expected: list[int]) -> None:
+    camera = Camera()
+    for seen in (True,) * 6 + (False,):
+        camera.light.put(seen)
+    frames = film_frames(camera, "film", every_s=every_s, stop=stop, clock=0)
+    assert [frame.where["frame"] for frame in frames] == expected
+    assert camera.released
+
+
+def test_a_film_without_a_frame_is_no_success(stop: Stop) -> None:
+    camera = Camera()
+    camera.light.put(False)
+    with pytest.raises(InputError, match="film holds no frame"):
+        list(film_frames(camera, "film", every_s=0, stop=stop, clock=0))
+
+
+def test_without_opencv_the_extra_is_named(stop: Stop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'edgeline\[camera\]'"):
+        next(from_camera("0", every_s=0, stop=stop))
+
+
+@needs_cv2
+def test_a_film_is_read_in_its_colours(stop: Stop, tmp_path: Path) -> None:
+    cv2 = load_cv2()
+    path = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 48))
+    for red in (0, 100, 200):
+        writer.write(np.full((48, 64, 3), (0, 0, red), np.uint8))
+    writer.release()
+    frames = list(from_camera(str(path), every_s=0, stop=stop))
+    assert [frame.where["frame"] for frame in frames] == [1, 2, 3]
+    for red, frame in zip((0, 100, 200), frames, strict=True):
+        np.testing.assert_allclose(level(frame), (red, 0, 0), atol=8)
+
+
+@needs_cv2
+@pytest.mark.parametrize("source", ["97", "/dev/no-such-camera", "setup"])
+def test_a_camera_that_is_not_there_is_said_in_one_line(stop: Stop, source: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match=f"the camera {source} cannot be opened") as refusal:
+        next(from_camera(source, every_s=0, stop=stop))
+    assert refusal.value.code == "camera_unusable"
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,63 @@
+"""Paths through a pipe, one a line."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from edgeline.serve.errors import InputError
+from edgeline.serve.inputs.images import MAX_PATH_BYTES, Picture, from_lines
+
+LIMIT = 10_000
+
+
+@pytest.fixture(name="folder")
+def three_files(tmp_path: Path) -> Path:
+    for name in ("a", "b c", os.fsdecode(b"\xff")):
+        (tmp_path / name).write_bytes(os.fsencode(name))
+    return tmp_path
+
+
+def read(text: bytes, size: int = 7, limit: int = LIMIT) -> list[Picture]:
+    return list(from_lines((text[at : at + size] for at in range(0, len(text), size)), limit))
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n"])
+def test_every_line_is_a_path_whatever_the_chunks(folder: Path, size: int, end: bytes) -> None:
+    names = [b"a", b"b c", b"\xff"]
+    text = b"\n".join(os.fsencode(folder) + b"/" + name for name in names) + end
+    pictures = read(text, size)
+    assert [picture.content for picture in pictures] == names
+    assert pictures[1].where == {"path": f"{folder}/b c"}
+
+
+def test_what_cannot_be_read_is_told_in_its_place(folder: Path) -> None:
+    (folder / "large").write_bytes(bytes(LIMIT + 1))
+    names = ["a", "absent", "", "large", ".", "nul\0", "b c"]
+    pictures = read("\n".join(f"{folder}/{name}" if name else "" for name in names).encode() + b"\n-")
+    codes = [picture.content.code if isinstance(picture.content, InputError) else "" for picture in pictures]
+    unreadable = "image_unreadable"
+    assert codes == ["", unreadable, "image_too_large", unreadable, unreadable, "", unreadable], "- is a path here"
+
+
+def test_an_endless_line_is_told_of_once_and_not_kept(folder: Path) -> None:
+    line = b"x" * (20 * MAX_PATH_BYTES)
+    pictures = read(line + b"\n" + os.fsencode(folder) + b"/a", 2**16)
+    assert [len(str(picture.where["path"])) for picture in pictures] == [83, len(f"{folder}/a")]
+    assert isinstance(pictures[0].content, InputError)
+    assert pictures[1].content == b"a"
+
+
+def test_no_lines_are_no_pictures() -> None:
+    assert read(b"") == []
+    assert read(b"\n\n") == []
+
+
+def test_a_file_is_never_held_longer_than_it_is_answered(folder: Path) -> None:
+    """One is read when it is asked for, so a list of a million costs no memory."""
+    pictures = from_lines([os.fsencode(folder) + b"/a\n" + os.fsencode(folder) + b"/b c\n"], LIMIT)
+    assert next(pictures).content == b"a"
+    shutil.rmtree(folder)
+    assert isinstance(next(pictures).content, InputError)

@@ -1,0 +1,35 @@
+"""What a model costs here: every figure is there, of the right process."""
+
+from pathlib import Path
+
+import pytest
+
+from edgeline.serve.preprocess import PreprocessSpec
+from edgeline.serve.runtime.benchmark import cold_start, costs
+from edgeline.serve.runtime.session import usable_cores
+
+SPEC = PreprocessSpec(height=12, width=16)
+
+
+@pytest.fixture(scope="module")
+def model(artifact_template: Path) -> Path:
+    return artifact_template / "model.onnx"
+
+
+def test_times_are_of_one_thread_and_of_all_with_the_command_that_takes_them_again(
+    model: Path, artifact_template: Path
+) -> None:
+    found = costs(model, "onnx", (artifact_template / "golden" / "0.jpg").read_bytes(), SPEC, variant="onnx-fp32")
+    assert list(found["latency"]) == list(dict.fromkeys(["threads_1", f"threads_{usable_cores()}"]))
+    for latency in found["latency"].values():
+        assert 0 < latency["p50_ms"] <= latency["p95_ms"]
+        assert latency["runs"] == found["taken"]["options"]["runs"] == 50
+    assert found["taken"]["command"] == "edgeline check ARTIFACT --variant onnx-fp32 --time"
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+def test_a_cold_start_is_a_process_of_its_own(model: Path, saturates: bool) -> None:
+    started = cold_start(model, "onnx", SPEC, saturates=saturates)
+    assert started.keys() == {"import_ms", "load_ms", "first_answer_ms", "peak_mb"}
+    assert 20 < started["peak_mb"] < 400
+    assert all(value > 0 for value in started.values())

@@ -1,0 +1,347 @@
+"""Optimised graphs on disk: the same answers to the last bit, and nothing from there is believed."""
+
+import json
+import logging
+import os
+import resource
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgeline.serve.artifact.manifest import Variant
+from edgeline.serve.classifier import Classifier
+from edgeline.serve.errors import ArtifactError, GoldenError
+from edgeline.serve.runtime import graph_cache as optimised
+from edgeline.serve.runtime import session as runtime
+from edgeline.serve.runtime.graph_cache import Optimised, key_of, processor_line
+from edgeline.serve.runtime.session import create_session
+
+ROOT = Path(__file__).resolve().parents[3]
+LABELS = ("red", "green", "blue", "dark")
+OPEN = """
+import sys
+from pathlib import Path
+from edgeline.serve.classifier import Classifier
+for _ in range(int(sys.argv[3])):
+    print(Classifier.open(sys.argv[1], threads=1, cache=Path(sys.argv[2])).proof.samples)
+"""
+
+pytestmark = pytest.mark.skipif(not processor_line(), reason="graphs are kept only where the processor is known")
+
+
+def conv_model(*, int8: bool, seed: int = 0) -> bytes:
+    """A convolution under the graph contract, float32 or quantised: the optimiser fuses it, and changes its layout."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    draw = np.random.default_rng(seed)
+    head = draw.normal(size=(32, 4)).astype(np.float32)
+    held = {"scale": np.array(255, np.float32), "bias": draw.normal(size=32).astype(np.float32), "head": head}
+    nodes = [
+        helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["levels", "scale"], ["levels01"]),
+        helper.make_node("Transpose", ["levels01"], ["planes"], perm=[0, 3, 1, 2]),
+    ]
+    if int8:
+        held |= {"step": np.array(1 / 255, np.float32), "zero": np.array(0, np.uint8)}
+        held |= {"fine": np.array(0.01, np.float32), "none": np.array(0, np.int8)}
+        held |= {"weights8": draw.integers(-60, 60, (32, 3, 3, 3)).astype(np.int8), "wide": np.array(0.05, np.float32)}
+        held["bias"] = np.round(held["bias"] / (0.01 / 255)).astype(np.int32)
+        held |= {"bias_step": np.array(0.01 / 255, np.float32), "none32": np.array(0, np.int32)}
+        nodes += [
+            helper.make_node("QuantizeLinear", ["planes", "step", "zero"], ["planes8"]),
+            helper.make_node("DequantizeLinear", ["planes8", "step", "zero"], ["input"]),
+            helper.make_node("DequantizeLinear", ["weights8", "fine", "none"], ["weights"]),
+            helper.make_node("DequantizeLinear", ["bias", "bias_step", "none32"], ["bias32"]),
+            helper.make_node("Conv", ["input", "weights", "bias32"], ["conv"], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["conv"], ["relu"]),
+            helper.make_node("QuantizeLinear", ["relu", "wide", "zero"], ["relu8"]),
+            helper.make_node("DequantizeLinear", ["relu8", "wide", "zero"], ["features"]),
+        ]
+    else:
+        held["weights"] = draw.normal(size=(32, 3, 3, 3)).astype(np.float32)
+        nodes += [
+            helper.make_node("Conv", ["planes", "weights", "bias"], ["conv"], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["conv"], ["features"]),
+        ]
+    nodes += [
+        helper.make_node("GlobalAveragePool", ["features"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "head"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    outputs = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 4]) for n in ("probabilities", "logits")]
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 12, 16, 3])
+    graph = helper.make_graph(nodes, "conv", [image], outputs, [numpy_helper.from_array(v, k) for k, v in held.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    model.producer_name = "as it was"
+    helper.set_model_props(model, {"edgeline.labels": "\n".join(LABELS)})
+    return bytes(model.SerializeToString())
+
+
+@pytest.fixture(params=["float32", "int8"])
+def artifact(request: pytest.FixtureRequest, make_artifact: Callable[..., Path], seal: Callable[..., Path]) -> Path:
+    """An artifact of a convolution, in float32 or int8."""
+    return with_model(make_artifact(), conv_model(int8=request.param == "int8"), seal, precision=request.param)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def with_model(folder: Path, model: bytes, seal: Callable[..., Path], **variant: Any) -> Path:
+    """Another model in an artifact, and golden samples as it answers them."""
+    told = json.loads((folder / "golden" / "golden.json").read_text())
+    session = create_session(model, threads=1)
+    for sample in told["samples"]:
+        pixels = np.asarray(Image.open(folder / sample["pixels"]))
+        [probabilities], [logits] = session.run(["probabilities", "logits"], {"image": pixels[None]})
+        sample |= {"probabilities": probabilities.tolist(), "logits": logits.tolist()}
+        sample["label"] = LABELS[int(probabilities.argmax())]
+    (folder / "golden" / "golden.json").write_text(json.dumps(told))
+    (folder / "model.onnx").write_bytes(model)
+    [held] = json.loads((folder / "manifest.json").read_text())["variants"]
+    return seal(folder, variants=[held | variant])
+
+
+def kept_in(cache: Path, ending: str = "onnx") -> list[Path]:
+    return sorted((cache / "optimised").glob(f"*.{ending}"))
+
+
+def answers(classifier: Classifier) -> list[bytes]:
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 12, 16, 3), dtype=np.uint8)
+    return [array.tobytes() for array in classifier.answer(pixels)]
+
+
+def test_what_is_kept_answers_as_the_model_to_the_last_bit(artifact: Path, cache: Path) -> None:
+    expected = answers(Classifier.open(artifact, threads=1))
+    assert answers(Classifier.open(artifact, threads=1, cache=cache)) == expected
+    [file] = kept_in(cache)
+    before = file.stat().st_mtime_ns
+    for threads in (1, 2):
+        again = Classifier.open(artifact, threads=threads, cache=cache)
+        assert answers(again) == expected
+        assert again.proof is not None
+    assert [(path, path.stat().st_mtime_ns) for path in kept_in(cache)] == [(file, before)], "read, not made again"
+    assert sorted(path.suffix for path in file.parent.iterdir()) == [".json", ".onnx"], "nothing half done is left"
+    assert stat.S_IMODE(cache.stat().st_mode) == stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_what_is_kept_is_optimised_and_keeps_its_metadata(artifact: Path, cache: Path) -> None:
+    import onnx
+
+    Classifier.open(artifact, threads=1, cache=cache)
+    before, after = onnx.load(artifact / "model.onnx"), onnx.load(kept_in(cache)[0])
+    assert [node.op_type for node in after.graph.node] != [node.op_type for node in before.graph.node]
+    assert list(after.metadata_props) == list(before.metadata_props)
+
+
+def test_threads_change_nothing_in_what_is_kept(artifact: Path, tmp_path: Path) -> None:
+    for threads in (1, 2, 3):
+        Classifier.open(artifact, threads=threads, cache=tmp_path / str(threads))
+    one, *others = [kept_in(tmp_path / str(threads))[0].read_bytes() for threads in (1, 2, 3)]
+    assert others == [one, one]
+
+
+DAMAGE: dict[str, Callable[[Path, Path], object]] = {
+    "a bit is turned": lambda file, note: file.write_bytes(file.read_bytes()[:-9] + b"\x55" + file.read_bytes()[-8:]),
+    "a text that nobody reads": lambda file, note: file.write_bytes(file.read_bytes().replace(b"as it was", b"as it is!")),
+    "half of it is there": lambda file, note: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "the graph is gone": lambda file, note: file.unlink(),
+    "the note is gone": lambda file, note: note.unlink(),
+    "the note is no JSON": lambda file, note: note.write_text("{"),
+    "the note is a list": lambda file, note: note.write_text("[]"),
+    "the note says less": lambda file, note: note.write_text('{"size": 3}'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_what_is_not_what_was_kept_is_made_anew(artifact: Path, cache: Path, damage: Callable[[Path, Path], object]) -> None:
+    expected = answers(Classifier.open(artifact, threads=1, cache=cache))
+    [file], [note] = kept_in(cache), kept_in(cache, "json")
+    held = file.read_bytes(), note.read_bytes()
+    damage(file, note)
+    assert answers(Classifier.open(artifact, threads=1, cache=cache)) == expected
+    assert (file.read_bytes(), note.read_bytes()) == held
+
+
+def forge(cache: Path, data: bytes) -> None:
+    """Put other bytes there, with a note that fits: what only this user, or a broken runtime, can do."""
+    [file], [note] = kept_in(cache), kept_in(cache, "json")
+    file.write_bytes(data)
+    note.write_text(json.dumps({"size": len(data), "sha256": optimised.hashlib.sha256(data).hexdigest()}))
+
+
+def test_a_file_that_does_not_load_is_made_anew(artifact: Path, cache: Path) -> None:
+    expected = answers(Classifier.open(artifact, threads=1, cache=cache))
+    forge(cache, b"no model at all")
+    assert answers(Classifier.open(artifact, threads=1, cache=cache)) == expected
+    assert kept_in(cache)[0].read_bytes() != b"no model at all"
+
+
+def test_golden_samples_refuse_a_wrong_graph_from_the_cache(
+    artifact: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = answers(Classifier.open(artifact, threads=1, cache=cache))
+    forge(cache, conv_model(int8=False, seed=1))
+    assert answers(Classifier.open(artifact, threads=1, cache=cache)) == expected
+    assert "differs" in caplog.text
+
+
+def test_the_contract_is_checked_on_what_is_kept(artifact: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Classifier.open(artifact, threads=1, cache=cache)
+    data = kept_in(cache)[0].read_bytes()
+    assert data.count(b"red\ngreen") == 1
+    forge(cache, data.replace(b"red\ngreen", b"green\nred"))
+    Classifier.open(artifact, threads=1, cache=cache)
+    assert "exported for other labels" in caplog.text
+    assert kept_in(cache)[0].read_bytes() == data
+
+
+def test_an_artifact_that_does_not_prove_itself_is_refused_and_not_kept(
+    artifact: Path, cache: Path, seal: Callable[..., Path]
+) -> None:
+    (artifact / "model.onnx").write_bytes(conv_model(int8=False, seed=1))
+    seal(artifact)
+    with pytest.raises(GoldenError):
+        Classifier.open(artifact, threads=1, cache=cache)
+    assert list((cache / "optimised").iterdir()) == []
+
+
+def test_a_model_that_does_not_load_is_refused_as_without_a_cache(
+    artifact: Path, cache: Path, seal: Callable[..., Path]
+) -> None:
+    (artifact / "model.onnx").write_bytes(b"no model")
+    seal(artifact)
+    with pytest.raises(ArtifactError, match="cannot load the model"):
+        Classifier.open(artifact, threads=1, cache=cache)
+    assert list((cache / "optimised").iterdir()) == []
+
+
+def test_what_changes_the_graph_changes_the_name_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    ort = runtime.load_onnxruntime()
+    names = [key_of("a" * 64, "one processor", True)]
+    assert key_of("a" * 64, "one processor", True) == names[0]
+    names += [key_of("b" * 64, "one processor", True), key_of("a" * 64, "another", True)]
+    with monkeypatch.context() as other:
+        other.setattr(ort, "__version__", "1.0")
+        names.append(key_of("a" * 64, "one processor", True))
+    with monkeypatch.context() as other:
+        other.setattr(runtime, "SETTINGS", {**runtime.SETTINGS, "session.more": "1"})
+        names.append(key_of("a" * 64, "one processor", True))
+    monkeypatch.setattr(runtime, "multiplies_exactly", lambda: False)
+    names.append(key_of("a" * 64, "one processor", True))
+    assert len(set(names)) == len(names)
+    assert key_of("a" * 64, "one processor", False) == names[0], "a model that cannot saturate needs no exact setting"
+
+
+def test_a_processor_that_is_not_known_keeps_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x86").write_text("processor\t: 0\nmodel name\t: A\ncpu MHz\t: 1\nflags\t: avx2 fma\n\nprocessor\t: 1\n")
+    (tmp_path / "later").write_text("processor\t: 0\nmodel name\t: A\ncpu MHz\t: 2\nflags\t: avx2 fma\n\nprocessor\t: 1\n")
+    (tmp_path / "other").write_text("processor\t: 0\nmodel name\t: A\ncpu MHz\t: 1\nflags\t: avx2 avx512f\n")
+    (tmp_path / "mute").write_text("processor\t: 0\n")
+    x86, later, other, mute, absent = (processor_line(tmp_path / n) for n in ("x86", "later", "other", "mute", "absent"))
+    assert x86 == later != other
+    assert (mute, absent) == ("", "")
+
+
+def test_other_formats_and_precisions_are_not_kept(cache: Path) -> None:
+    def place(format: str, precision: str) -> Optimised | None:
+        variant = Variant(name="x", file="x", format=format, precision=precision, max_batch=1, verification={})
+        return Optimised.of(cache, "a" * 64, variant)
+
+    assert place("onnx", "float32") is not None
+    assert place("onnx", "int8") is not None
+    for format, precision in (("ort", "float32"), ("ort", "int8"), ("openvino", "float32"), ("onnx", "float16 weights")):
+        assert place(format, precision) is None
+
+
+def test_two_processes_at_once_leave_one_whole_file(artifact: Path, cache: Path) -> None:
+    command = [sys.executable, "-c", OPEN, str(artifact), str(cache), "3"]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate() for process in both]
+    assert told == [("4\n4\n4\n", "")] * 2
+    assert len(kept_in(cache)) == 1
+    assert len(list((cache / "optimised").iterdir())) == 2
+    assert answers(Classifier.open(artifact, threads=1, cache=cache)) == answers(Classifier.open(artifact, threads=1))
+
+
+@pytest.mark.parametrize("part", [".", "optimised"])
+def test_a_folder_that_others_may_write_to_is_not_used(
+    artifact: Path, cache: Path, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Classifier.open(artifact, threads=1, cache=cache)
+    [file], [note] = kept_in(cache), kept_in(cache, "json")
+    used = note.stat().st_mtime_ns
+    os.chmod(cache / part, 0o770)
+    Classifier.open(artifact, threads=1, cache=cache)
+    assert note.stat().st_mtime_ns == used
+    assert [record.message for record in caplog.records if "is not used" in record.message] == [
+        f"{cache / part} is not used: it is no folder of this user's alone; chmod go-w it, or name another"
+    ]
+    assert file.exists()
+
+
+def test_a_place_that_cannot_be_written_costs_nothing_but_the_gain(artifact: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    expected = answers(Classifier.open(artifact, threads=1))
+    # The second is this user's and writable to nobody, not even to root.
+    for place in (tmp_path / "file" / "cache", Path(f"/proc/{os.getpid()}"), Path(os.devnull)):
+        assert answers(Classifier.open(artifact, threads=1, cache=place)) == expected
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_is_read_only_is_still_read(artifact: Path, cache: Path) -> None:
+    Classifier.open(artifact, threads=1, cache=cache)
+    os.chmod(cache / "optimised", 0o500)
+    assert Classifier.open(artifact, threads=1, cache=cache).proof is not None
+    kept_in(cache)[0].read_bytes()
+    os.chmod(cache / "optimised", 0o700)
+
+
+def test_a_full_disk_costs_nothing_but_the_gain(artifact: Path, cache: Path) -> None:
+    def no_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    command = [sys.executable, "-c", OPEN, str(artifact), str(cache), "2"]
+    ended = subprocess.run(command, cwd=ROOT, preexec_fn=no_room, capture_output=True, text=True, check=False)
+    assert ended.stdout == "4\n4\n", ended.stderr
+    assert kept_in(cache) == []
+
+
+def test_what_was_not_used_for_longest_goes_first(
+    artifact: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    Classifier.open(artifact, threads=1, cache=cache)
+    [own], folder = kept_in(cache), cache / "optimised"
+    for age in range(1, 20):
+        for ending in ("onnx", "json"):
+            (folder / f"{age:02}.{ending}").write_bytes(b"x" * 1000)
+            os.utime(folder / f"{age:02}.{ending}", (1e9 - age, 1e9 - age))
+    for name in ("left.partial", "left.note"):
+        (folder / name).write_bytes(b"")
+        os.utime(folder / name, (1e9, 1e9))
+    (folder / "now.partial").write_bytes(b"")
+    own.unlink()
+    Classifier.open(artifact, threads=1, cache=cache)  # made anew, and room made
+    assert kept_in(cache) == sorted([own, *(folder / f"{age:02}.onnx" for age in range(1, optimised.MOST_FILES))])
+    assert [path.stem for path in kept_in(cache, "json")] == [path.stem for path in kept_in(cache)]
+    assert [path.name for path in folder.iterdir() if path.suffix in (".partial", ".note")] == ["now.partial"]
+    monkeypatch.setattr(optimised, "MOST_BYTES", own.stat().st_size + 2500)
+    own.unlink()
+    Classifier.open(artifact, threads=1, cache=cache)
+    assert kept_in(cache) == sorted([own, folder / "01.onnx", folder / "02.onnx"])
+
+
+def test_without_a_folder_nothing_is_kept(artifact: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    Classifier.open(artifact, threads=1)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,216 @@
+"""Every planted fault: what it is, who must catch it, and the words that name its cause.
+
+Write the page with `python -m tests.support.faults.table > docs/faults.md`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tests.support.faults import artifact, graph, preprocessing, quantisation, weights
+
+AREAS = ("graph", "weights", "preprocessing", "labels", "quantisation parameters", "metadata", "files")
+GATES = {
+    "reference": "`edgeline verify`, on the reference",
+    "int8": "`edgeline verify`, on the int8 variant",
+    "witness": "`edgeline verify`, on the pixels of training",
+    "check": "`edgeline check`",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One planted fault."""
+
+    area: str
+    plant: Callable[..., Any]
+    gate: str
+    """A key of `GATES`."""
+    words: str
+    """Of the message that must name the cause; `…` stands for anything."""
+    on_device: bool = True
+    """Of a fault of the reference or of preprocessing: whether a device's golden samples must see it too."""
+
+    @property
+    def name(self) -> str:
+        return str(self.plant.__name__).replace("_", " ")
+
+    @property
+    def pattern(self) -> str:
+        return re.sub(r"(\\ )?…(\\ )?", ".*", re.escape(self.words))
+
+
+NOT_ALIKE = "does not give what PyTorch gives: …"
+FIRST = NOT_ALIKE + "the first of 50 layers to diverge is "
+PIXELS = "preprocessing is not what the model was trained with: …"
+INT8 = "the int8 file's quantisation is wrong: "
+BLOCK = quantisation.BLOCK
+
+FAULTS: tuple[Fault, ...] = (
+    *(
+        Fault("graph", plant, "reference", words)
+        for plant, words in (
+            (graph.rows_for_columns, FIRST + "backbone.conv_stem"),
+            (graph.symmetric_padding, FIRST + "backbone.conv_stem"),
+            (graph.activations_without_their_cap, FIRST + "backbone.blocks.0.0.conv_dw"),
+            (graph.maximum_for_average, FIRST + "head.1"),
+            (graph.batch_norm_in_training_mode, FIRST + "head.1"),
+            (graph.no_softmax, "do not sum to 1 … is the softmax missing"),
+            (graph.outputs_exchanged, "do not sum to 1 … is the softmax missing"),
+            (graph.temperature_ignored, NOT_ALIKE),
+            (graph.temperature_ignored_in_the_logits_alone, NOT_ALIKE),
+        )
+    ),
+    Fault("graph", graph.answers_that_depend_on_the_batch, "reference", NOT_ALIKE, on_device=False),
+    Fault("graph", graph.softmax_over_the_batch, "reference", "do not sum to 1", on_device=False),
+    Fault("graph", graph.the_batch_fixed, "reference", "image has the fixed batch 1, it must be free"),
+    Fault("graph", graph.a_batch_that_the_exporter_froze_inside, "reference", "Reshape", on_device=False),
+    Fault("graph", graph.the_batch_fixed, "int8", "image has the fixed batch 1, it must be free"),
+    Fault("graph", graph.no_softmax, "int8", "do not sum to 1 … is the softmax missing"),
+    *(
+        Fault("weights", plant, "reference", words)
+        for plant, words in (
+            (weights.blue_for_red, FIRST + "backbone.conv_stem"),
+            (weights.no_mean, FIRST + "backbone.conv_stem"),
+            (weights.no_std, FIRST + "backbone.conv_stem"),
+            (weights.the_mean_and_std_of_other_weights, FIRST + "backbone.conv_stem"),
+            (weights.head_shifted_by_one, FIRST + "head.1"),
+            (weights.head_of_an_older_run, FIRST + "head.1"),
+            (weights.the_sign_bit_of_one_weight, FIRST + "backbone.conv_stem"),
+            (weights.weights_rounded_to_half_precision, FIRST + "backbone.conv_stem"),
+            (
+                weights.the_same_answer_for_every_image,
+                "gives the same answer for every image…" + FIRST[len(NOT_ALIKE) :] + "head.1",
+            ),
+            (weights.a_weight_that_is_not_a_number, "weights that are not finite: network.head.1.weight"),
+            (weights.weights_in_another_file, "weights lie in another file: network.head.1.weight"),
+        )
+    ),
+    Fault(
+        "weights",
+        weights.one_depthwise_channel_off_by_a_twentieth,
+        "reference",
+        FIRST + "backbone.blocks.4.0.conv_dw",
+        on_device=False,
+    ),
+    *(
+        Fault("preprocessing", plant, "witness", PIXELS + words)
+        for plant, words in (
+            (preprocessing.ignored_exif, "exif_rotated … turned or mirrored, as if its EXIF orientation were not read"),
+            (preprocessing.exchanged_red_and_blue, "scene … red and blue are exchanged"),
+            (preprocessing.bilinear_for_bicubic, "scene … its crop and its filter"),
+            (preprocessing.nearest_for_bicubic, "huge … its crop and its filter"),
+            (preprocessing.no_antialias, "huge … its crop and its filter"),
+            (preprocessing.squashed_without_a_crop, "scene … its crop and its filter"),
+            (preprocessing.the_whole_shorter_side, "scene … its crop and its filter"),
+            (preprocessing.cut_a_pixel_beside, "scene … its crop and its filter"),
+        )
+    ),
+    Fault("preprocessing", preprocessing.resized_before_the_cut, "witness", PIXELS + "scene", on_device=False),
+    Fault("preprocessing", preprocessing.shrunk_in_two_steps, "witness", PIXELS + "huge", on_device=False),
+    Fault("preprocessing", preprocessing.clipped_16_bits, "witness", PIXELS + "grey_16_bit", on_device=False),
+    Fault("preprocessing", preprocessing.dropped_alpha, "witness", PIXELS + "alpha", on_device=False),
+    Fault("preprocessing", artifact.another_filter, "check", "this machine's preprocessing gives other pixels"),
+    Fault("preprocessing", artifact.another_crop, "check", "this machine's preprocessing gives other pixels"),
+    Fault("preprocessing", artifact.pictures_as_blue_green_red, "check", "preprocess: color must be 'RGB', got 'BGR'"),
+    *(
+        Fault("labels", plant, "check", words)
+        for plant, words in (
+            (artifact.labels_shifted_by_one, "was exported for other labels, or for another order of them"),
+            (artifact.labels_shifted_by_one_and_the_models_own_removed, "they are not in the model's order"),
+            (artifact.a_labels_file_in_another_order, "labels.txt does not list the labels that the manifest names"),
+            (artifact.a_label_twice, "labels named twice: bark"),
+            (artifact.a_label_too_many, "its manifest promises"),
+        )
+    ),
+    *(
+        Fault("quantisation parameters", plant, "int8", words)
+        for plant, words in (
+            (
+                quantisation.an_activations_zero_point_off_by_one,
+                INT8 + "hardtanh_5 is quantised from … zero point 1), its Clip ends at 0 and 6",
+            ),
+            (
+                quantisation.an_activations_scale_doubled,
+                INT8 + "hardtanh_5 is quantised from 0 to … its Clip ends at 0 and 6",
+            ),
+            (
+                quantisation.a_zero_point_read_otherwise_than_written,
+                INT8 + "getitem_141_DequantizeLinear reads … with zero point",
+            ),
+            (quantisation.a_scale_read_otherwise_than_written, INT8 + "getitem_141_DequantizeLinear reads … with scale"),
+            (quantisation.a_convolutions_output_without_its_scale, "Node (getitem_141_DequantizeLinear)'s input 1"),
+            (quantisation.a_scale_that_is_not_a_number, "weights that are not finite: hardtanh_5_scale"),
+            (
+                quantisation.per_channel_scales_permuted,
+                INT8 + f"{BLOCK}.conv_dw.weight … their scales are another channel's each",
+            ),
+            (quantisation.weights_scale_doubled, INT8 + f"{BLOCK}.conv_pw.weight … their scale is 2 times what fits"),
+            (quantisation.the_scale_of_another_layer, INT8 + "network.backbone.blocks.4.1.conv_pw.weight … their scale is"),
+            (quantisation.integers_rolled, INT8 + f"{BLOCK}.conv_pw.weight … other weights, or in another order"),
+            (quantisation.integers_of_the_head_rolled, INT8 + "network.head.1.weight … other weights, or in another order"),
+            (quantisation.integers_of_a_layer_all_zero, INT8 + "network.backbone.conv_head.weight … other weights"),
+            (quantisation.asymmetric_weights, INT8 + f"{BLOCK}.conv_dw.weight has zero point 3, weights of int8 are symmetric"),
+            (
+                quantisation.the_scale_of_a_bias_doubled,
+                INT8 + f"the bias of … ({BLOCK}.conv_dw.weight_bias) has 2 times the scale",
+            ),
+            (quantisation.biases_of_other_channels, "layers to diverge is backbone.blocks.4.0.conv_dw"),
+            (
+                quantisation.the_pictures_zero_point_128_for_127,
+                INT8 + "the picture's bytes are read with zero point 128 … mean 127",
+            ),
+            (quantisation.the_pictures_scale_of_other_weights, INT8 + "the picture's bytes are read with … scale 0.01735"),
+            (
+                quantisation.softmax_quantised,
+                INT8 + "fault_real is quantised (fault_Dequantize); temperature and softmax stay float",
+            ),
+        )
+    ),
+    *(
+        Fault("metadata", plant, "check", words)
+        for plant, words in (
+            (artifact.a_schema_of_the_future, "manifest.json has schema 'edgeline.artifact/2'"),
+            (artifact.a_variant_that_names_another_file, "variant onnx-fp32: model.onxx is not among the files"),
+            (artifact.an_accuracy_that_is_not_a_number, "it holds NaN, which JSON does not have"),
+            (artifact.a_size_that_is_not_the_models, "its manifest promises …240, 240, 3"),
+            (artifact.a_tolerance_that_tolerates_all, "golden/golden.json cannot be read: tolerance must be a number"),
+        )
+    ),
+    *(
+        Fault("files", plant, "check", words)
+        for plant, words in (
+            (artifact.one_bit, "model.onnx: … bytes with sha256 … copy the artifact again"),
+            (artifact.a_model_cut_short, "model.onnx: 1,000 bytes, the manifest names"),
+            (artifact.a_file_that_is_missing, "card.md: No such file"),
+            (artifact.a_file_too_many, "holds files that its manifest does not name: golden/extra.png"),
+            (artifact.a_link_for_a_file, "model.onnx is a link; an artifact holds plain files only"),
+            (artifact.two_golden_pictures_exchanged, "this machine's preprocessing gives other pixels"),
+            (artifact.the_model_of_an_older_run, "the model or the runtime computes something else here"),
+        )
+    ),
+)
+
+
+def markdown() -> str:
+    """The page."""
+    counts = Counter(fault.area for fault in FAULTS)
+    lines = [
+        "# Planted faults\n",
+        "Written by `python -m tests.support.faults.table > docs/faults.md`; do not edit by hand.\n",
+        f"{len(FAULTS)} faults are planted, one at a time, in what a right run made: "
+        + ", ".join(f"{counts[area]} in {area}" for area in AREAS)
+        + ". `tests/export/verification/test_planted_faults.py` holds each against the gate or the command that "
+        "must catch it, and asserts the "
+        "words of the message that name the cause (`…` stands for figures and more). What has no fault passes the same gates "
+        "there.\n",
+        "| area | fault | caught by | the message says |\n|---|---|---|---|",
+        *(f"| {fault.area} | {fault.name} | {GATES[fault.gate]} | {fault.words} |" for fault in FAULTS),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

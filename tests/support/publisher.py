@@ -1,0 +1,137 @@
+"""Publishes a small artifact again and again, as a process of its own, and has something go wrong at every turn.
+
+    python publisher.py publish STORE TEMPLATE CONTENT...        one publication a content, as soon as it reads a line
+    python publisher.py FAULT FOLDER TEMPLATE [first]            prints what each fault left behind, as JSON
+
+FAULT is `kill`, `EIO` (one call fails) or `ENOSPC` (every call from then on fails). A call is whatever asks the system for
+something in the store: to open, make, rename, remove, list, lock or flush something, and to write the second half of a file.
+For each of them in turn a store is made, empty with `first` and else with one version, a child process publishes into it and
+has its fault at that call, and then another child publishes the same without any.
+"""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgeline.export.publishing.store import publish_folder
+from edgeline.serve.artifact.reader import open_artifact, versions
+from edgeline.serve.errors import EdgelineError
+from edgeline.serve.runtime.session import load_onnxruntime
+
+CALLS = {
+    *("open", "os.mkdir", "os.rename", "os.chmod", "os.remove", "os.rmdir", "os.scandir", "os.listdir"),
+    *("fcntl.flock", "os.fsync", "write"),
+}
+
+
+def writer(template: Path, content: str) -> Callable[[Path, int], None]:
+    """What `publish_folder` calls: copies a template, each file in two halves, and writes a manifest for it."""
+
+    def write(folder: Path, version: int) -> None:
+        manifest = json.loads((template / "manifest.json").read_text())
+        (folder / "golden").mkdir()
+        for entry in manifest["files"]:
+            data = (template / entry["path"]).read_bytes()
+            with (folder / entry["path"]).open("wb", buffering=0) as file:
+                file.write(data[: len(data) // 2])
+                sys.audit("write", str(folder / entry["path"]))
+                file.write(data[len(data) // 2 :])
+        manifest |= {"version": version, "provenance": {"content_sha256": content}}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    return write
+
+
+def plant(fault: str, at: int, folder: Path) -> None:
+    """Have the `at`-th call of this process that concerns the store go wrong. There is no way back."""
+    seen = 0
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        if event not in CALLS or (isinstance(arguments[0], str) and not arguments[0].startswith(str(folder))):
+            return
+        seen += 1
+        if seen < at or (fault == "EIO" and seen > at):
+            return
+        if seen == at:
+            (folder.parent / "call").write_bytes(event.encode())
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(getattr(errno, fault), os.strerror(getattr(errno, fault)))
+
+    sys.addaudithook(hook)
+
+
+def in_child(action: Callable[[], object], told: Path) -> str:
+    """Run something in a process of its own, and return what it came to."""
+    if (child := os.fork()) == 0:
+        try:
+            action()
+            said = "done"
+        except EdgelineError as error:
+            said = f"{type(error).__name__}: {error}"
+        except BaseException:
+            said = traceback.format_exc()
+        descriptor = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.write(descriptor, said.encode())
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return "killed" if os.WIFSIGNALED(status) else told.read_text()
+
+
+def shown(folder: Path) -> list[str]:
+    """What readers find: the contents of the versions, each of them whole."""
+    artifacts = [open_artifact(folder / str(version)) for version in versions(folder)]
+    return [artifact.manifest.provenance["content_sha256"] for artifact in artifacts]
+
+
+def main(fault: str, root: Path, template: Path, *, first: bool) -> list[dict[str, Any]]:
+    load_onnxruntime()  # once, rather than in every child
+    # A killed process loses nothing that it handed to the system, so only the call matters here, and not the waiting.
+    os.fsync = lambda descriptor: sys.audit("os.fsync", descriptor)
+    base = root / "base"
+    base.mkdir()
+    if not first:
+        old = base / "store" / "colours"
+        in_child(lambda: publish_folder(old, "old", writer(template, "old")), root / "told")
+        (old / ".staging-1-left").mkdir()
+        (old / ".staging-1-left" / "labels.txt").write_text("re")
+    found = []
+    for at in range(1, 1000):
+        shutil.copytree(base, root / str(at))
+        folder = root / str(at) / "store" / "colours"
+
+        def publish(folder: Path = folder) -> None:
+            publish_folder(folder, "new", writer(template, "new"))
+
+        def publish_badly(folder: Path = folder, at: int = at) -> None:
+            plant(fault, at, folder.parent)
+            publish(folder)
+
+        outcome = in_child(publish_badly, root / "told")
+        if not (call := root / str(at) / "call").exists():
+            return found
+        entry = {"call": call.read_text(), "outcome": outcome, "shown": shown(folder)}
+        entry |= {"then": in_child(publish, root / "told"), "then_shown": shown(folder)}
+        found.append(entry | {"left": sorted(path.name for path in folder.iterdir())})
+        shutil.rmtree(root / str(at))
+    raise AssertionError("it never ends")
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "publish":
+        folder, template = Path(sys.argv[2]) / "colours", Path(sys.argv[3])
+        load_onnxruntime()
+        print("ready", flush=True)
+        sys.stdin.readline()
+        published = [publish_folder(folder, content, writer(template, content)) for content in sys.argv[4:]]
+        print(json.dumps([[int(target.name), reused] for target, reused in published]))
+    else:
+        print(json.dumps(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), first=sys.argv[4:] == ["first"])))

@@ -1,0 +1,210 @@
+"""HTTP over plain sockets, and a server whose application misbehaves where it is asked to."""
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+
+from starlette.types import Receive, Scope, Send
+
+from edgeline.serve.http.transport.connections import ConnectionLimits, Connections
+from edgeline.serve.http.transport.server import ACCEPTS, Server, listen
+
+WAIT_S = 20.0
+GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
+LAST = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+MEDIUM = 3 * 2**20 - 4096
+"""Bytes of an answer whose last piece, as answers are written, is a large one."""
+PATIENT = ConnectionLimits()
+
+
+def post(body: bytes, path: bytes = b"/echo", more: bytes = b"") -> bytes:
+    return b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n%b\r\n%b" % (path, len(body), more, body)
+
+
+@dataclass
+class App:
+    """Answers with what it was asked; some paths misbehave on purpose."""
+
+    seen: list[str] = field(default_factory=list)
+    messages: int = 0
+    gone: threading.Event = field(default_factory=threading.Event)
+    let_go: threading.Event = field(default_factory=threading.Event)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        self.seen.append(path)
+        if path == "/deaf":  # answers without reading
+            await self.reply(send, b"deaf")
+        elif path == "/wait":
+            try:
+                while not self.let_go.is_set():
+                    await asyncio.sleep(0.005)
+            except asyncio.CancelledError:
+                self.gone.set()
+                raise
+            await self.reply(send, b"waited")
+        elif path == "/large":
+            await self.reply(send, bytes(64 * 2**20))
+        elif path == "/medium":
+            await self.reply(send, bytes(MEDIUM))
+        elif path == "/stream":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for piece in (b"one", b"", b"two"):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body"})
+        elif path == "/broken":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
+            await send({"type": "http.response.body", "body": b"short"})
+        elif path == "/split":
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"a\r\nSet-Cookie: b")]})
+        elif path == "/listen":  # answers while it waits for the client's end, as starlette's streams do
+            listening = asyncio.create_task(self.listen(receive))
+            await asyncio.sleep(0)
+            await self.reply(send, b"listened")
+            await listening
+        elif path == "/bug":
+            raise RuntimeError("a bug")
+        else:
+            body = b""
+            while True:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return
+                body += message["body"]
+                if not message["more_body"]:
+                    break
+            told = {"path": path, "method": scope["method"], "query": scope["query_string"].decode(), "length": len(body)}
+            await self.reply(send, json.dumps(told).encode())
+
+    async def listen(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            self.messages += 1
+
+    async def reply(self, send: Send, body: bytes) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
+
+
+@dataclass
+class Place:
+    """A running server."""
+
+    port: int
+    app: App
+    connections: Connections
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=WAIT_S)
+
+    def raw(self, request: bytes) -> bytes:
+        with self.connect() as connection:
+            connection.sendall(request)
+            return read_all(connection)
+
+    def settles(self, count: int) -> bool:
+        """Whether so many connections are open, soon."""
+        until = time.monotonic() + WAIT_S
+        while len(self.connections.open) != count and time.monotonic() < until:
+            self.raw(LAST)
+        return len(self.connections.open) == count
+
+
+def read_all(connection: socket.socket) -> bytes:
+    pieces: list[bytes] = []
+    with contextlib.suppress(ConnectionError):  # a reset after the answer takes nothing back
+        pieces.extend(iter(lambda: connection.recv(65536), b""))
+    return b"".join(pieces)
+
+
+def statuses(answer: bytes) -> list[int]:
+    return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", answer)]
+
+
+def code_of(answer: bytes) -> str:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in head
+    assert b"connection: close" in head
+    told = json.loads(body)
+    assert told.keys() == {"error", "code", "request_id"}
+    assert b"\r\nx-request-id: %b\r\n" % told["request_id"].encode() in head
+    return str(told["code"])
+
+
+@contextlib.contextmanager
+def running(limits: ConnectionLimits, grace_s: float = 0.2) -> Iterator[Place]:
+    app = App()
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    server = Server(app, grace_s=grace_s, limits=limits)
+    thread = threading.Thread(target=server.run, args=(listener,))
+    thread.start()
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S):
+            pass
+        yield Place(port, app, server.connections)
+    finally:
+        app.let_go.set()
+        until = time.monotonic() + WAIT_S
+        while server._loop is None:
+            assert time.monotonic() < until
+        server.stop()
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+
+
+@dataclass
+class Loop:
+    """A server on the test's own event loop: what clients do between two `await`s comes to it all at once."""
+
+    app: App
+    connections: Connections
+    address: tuple[str, int]
+    refused: list[str] = field(default_factory=list)
+    clients: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def connect(self, data: bytes = b"") -> socket.socket:
+        """A client that has sent something."""
+        client = self.clients.enter_context(socket.socket())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        client.settimeout(WAIT_S)
+        client.connect(self.address)
+        client.setblocking(False)
+        assert client.send(data) == len(data)
+        return client
+
+    async def read_all(self, client: socket.socket) -> bytes:
+        """Everything that comes before the end."""
+        data, loop = b"", asyncio.get_running_loop()
+        with contextlib.suppress(ConnectionError):
+            while piece := await asyncio.wait_for(loop.sock_recv(client, 65536), WAIT_S):
+                data += piece
+        return data
+
+    async def until(self, true: Callable[[], object]) -> None:
+        """Give the server turns until something is so."""
+        end = time.monotonic() + WAIT_S
+        while not true():
+            assert time.monotonic() < end
+            await asyncio.sleep(0.001)
+
+
+@contextlib.asynccontextmanager
+async def on_this_loop(limits: ConnectionLimits = PATIENT) -> AsyncIterator[Loop]:
+    app = App()
+    connections = Connections(app, limits)
+    server = await asyncio.get_running_loop().create_server(connections, "127.0.0.1", 0, backlog=ACCEPTS)
+    place = Loop(app, connections, server.sockets[0].getsockname())
+    connections.refused = place.refused.append
+    try:
+        with place.clients:
+            yield place
+    finally:
+        app.let_go.set()
+        server.close()
+        await place.until(lambda: not connections.open)
