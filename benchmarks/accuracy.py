@@ -12,8 +12,8 @@ from pathlib import Path
 
 from common import SHARED, photos, report
 
-from edgeline.flows.steps import run_line
-from edgeline.flows.summary import summarise
+from edgeline.flows.steps import run_pipeline
+from edgeline.flows.summary import summarize
 from edgeline.pipeline.config import load_config
 
 DATA = ("hymenoptera", "flowers17", "xsdd_steel", "digits")
@@ -57,7 +57,7 @@ def measure(data: str, model: str, seeds: int, artifacts: str) -> dict[str, obje
     name = f"{Path(data).name}-{model}".lower().replace("_", "-")
     settings = SETTINGS.get((Path(data).name, model), [])
     runs = [
-        summarise(*run_line(load_config(None, settings, data=data, model=model, seed=seed, name=name, artifacts=artifacts)))
+        summarize(*run_pipeline(load_config(None, settings, data=data, model=model, seed=seed, name=name, artifacts=artifacts)))
         for seed in range(seeds)
     ]
     accuracies = [run["shipped_top1"]["value"] for run in runs]

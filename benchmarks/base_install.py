@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common import Clock, report
 
-from edgeline.flows.steps import run_line
+from edgeline.flows.steps import run_pipeline
 from edgeline.pipeline.config import load_config
 from edgeline.pipeline.data.samples import read_prepared
 
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--artifacts", default="artifacts", help="where the digits' artifact is, or will be made")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    run, steps = run_line(load_config(data="digits", artifacts=arguments.artifacts))
+    run, steps = run_pipeline(load_config(data="digits", artifacts=arguments.artifacts))
     artifact, image = steps[-1].folder.resolve(), read_prepared(run.step("prepare")).of("test")[0].path
     with tempfile.TemporaryDirectory() as temporary:
         python = install(Path(temporary))

@@ -16,8 +16,8 @@ import numpy as np
 from common import photos, report
 
 from edgeline.export.graph.cam_outputs import plain
-from edgeline.export.graph.to_onnx import Deployed, export
-from edgeline.flows.steps import run_line
+from edgeline.export.graph.to_onnx import CalibratedModel, export
+from edgeline.flows.steps import run_pipeline
 from edgeline.pipeline.config import load_config
 from edgeline.pipeline.models.backbones import build
 from edgeline.serve.artifact.reader import open_artifact
@@ -49,7 +49,7 @@ def main() -> None:
 def made(work: Path) -> Path:
     """An artifact that explains itself."""
     config = load_config(None, ["export.explain=true"], data=photos("hymenoptera"), artifacts=str(work), name="explain")
-    _, steps = run_line(config)
+    _, steps = run_pipeline(config)
     return steps[-1].folder
 
 
@@ -58,7 +58,7 @@ def untrained(classes: int) -> bytes:
     network, spec = build("efficientnet_lite0", "imagenet", classes=classes)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        export(Deployed(network, 1.0), spec, path, classes=classes, opset=18, metadata={}, explain=True)
+        export(CalibratedModel(network, 1.0), spec, path, classes=classes, opset=18, metadata={}, explain=True)
         return path.read_bytes()
 
 

@@ -1,10 +1,10 @@
 """From a trained checkpoint to a verified artifact with float32, int8 and ORT files, beside ultralytics' classifier export.
 
 Two pairs. `yolo11n-cls` is what ultralytics offers for a small device; it has about half of EfficientNet-Lite0's multiply-adds,
-the next size up has twice as many, so the pair errs in its favour. `mobilenet_v2` is one network in both: torchvision's layers
+the next size up has twice as many, so the pair errs in its favor. `mobilenet_v2` is one network in both: torchvision's layers
 under ultralytics' own classifier, which differs in one activation. Both start from a checkpoint on disk in a fresh process,
 imports counted, and take turns; both calibrate on the same photos. ultralytics writes ONNX in float32 and int8 (ONNX Runtime's
-quantiser at its defaults, but for convolutions and matrices only); with `--openvino` its int8 for OpenVINO too. It knows no ORT
+quantizer at its defaults, but for convolutions and matrices only); with `--openvino` its int8 for OpenVINO too. It knows no ORT
 format. What each checked of what it wrote is told, for ultralytics as the source of the named release has it: it runs one black
 picture before it exports, for the outputs' shape, and compares nothing. So is what became of a checkpoint with one weight that
 is no number. ultralytics is installed in an environment of its own, and kept from the network.
@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgeline.export.parity.compare import Outputs
-from edgeline.export.parity.similarity import drop_between, liken
+from edgeline.export.parity.similarity import compare_outputs, drop_between
 from edgeline.export.quantization.search import choose_calibration
 from edgeline.flows.steps import evaluate, train
 from edgeline.flows.steps import export as export_step
@@ -138,9 +138,9 @@ def compare(run: Run, model: str, theirs: Any, rounds: int, folder: Path) -> dic
     answers = theirs("answer")
     found = dict(np.load(folder / "answers.npz"))
     outputs = {name: Outputs(found[name], np.log(np.maximum(found[name], 1e-30))) for name in ("float32", "int8")}
-    likeness = liken(outputs["float32"], outputs["int8"])
+    similarity = compare_outputs(outputs["float32"], outputs["int8"])
     drop = drop_between(outputs["float32"], outputs["int8"], found["targets"])
-    theirs_int8 = {"drop_points": drop["drop_points"], "agreement": likeness.top1_agreement, **answers}
+    theirs_int8 = {"drop_points": drop["drop_points"], "agreement": similarity.top1_agreement, **answers}
     ours_int8 = read_int8(run)
     row |= {"multiply_adds": [multiply_adds(run), answers["multiply_adds"]], "int8": [ours_int8, theirs_int8]}
     row["nan_weight"] = [refusal(run), theirs("nan")["outcome"]]
@@ -171,7 +171,7 @@ def read_int8(run: Run) -> dict[str, Any]:
     entry = next(e for e in entries if e["name"] == "onnx-int8")
     figures = {"judged_images": found["judged_on"]["images"], "passed": entry["passed"], "problems": entry["problems"]}
     if entry["passed"]:
-        figures |= {"drop_points": entry["accuracy"]["drop_points"], "agreement": entry["likeness"]["top1_agreement"]}
+        figures |= {"drop_points": entry["accuracy"]["drop_points"], "agreement": entry["similarity"]["top1_agreement"]}
         figures["time_ratio"] = 1 / found["speedup"]
     return figures
 

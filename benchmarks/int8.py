@@ -1,4 +1,4 @@
-"""int8 on networks with their own 1,000 ImageNet classes: accuracy, likeness, size and speed beside float32.
+"""int8 on networks with their own 1,000 ImageNet classes: accuracy, similarity, size and speed beside float32.
 
 Every fourth photo of the sample calibrates, the others judge. All recipes are shown, the one that ships by default last. The
 photos are probably ImageNet's own training images: they tell how like int8 is to float32, not how good either is.
@@ -15,11 +15,11 @@ from common import SHARED, report
 from torch import nn
 
 from edgeline.export.graph.precision import halve, to_ort
-from edgeline.export.graph.to_onnx import Deployed, export
+from edgeline.export.graph.to_onnx import CalibratedModel, export
 from edgeline.export.parity.compare import Outputs, in_batches
-from edgeline.export.parity.similarity import drop_between, liken
+from edgeline.export.parity.similarity import compare_outputs, drop_between
 from edgeline.export.quantization.search import time_in_turn
-from edgeline.export.quantization.static_int8 import Recipe, input_means, integer_share, make_ready, measure_ranges, quantise
+from edgeline.export.quantization.static_int8 import Recipe, input_means, integer_share, make_ready, measure_ranges, quantize
 from edgeline.pipeline.models.backbones import Network, load, remove_classifier
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
 from edgeline.serve.runtime.session import create_session
@@ -53,14 +53,14 @@ def main() -> None:
 
 
 def measure(model: str, folder: Path) -> list[dict[str, object]]:
-    """Quantise one network in every way."""
+    """Quantize one network in every way."""
     reference, spec = export_with_own_classes(model)
     calibration, judged, targets_N = read_photos(folder, spec)
     ready = make_ready(reference)
     ranges = {name: measure_ranges(ready, in_batches(calibration, 8), name) for name in {r.ranges for r in RECIPES}}
     means = input_means(ready, in_batches(calibration, 8))
     models = {"float32": reference, "fp16 weights": halve(reference), "ORT float32": to_ort(reference)[0]}
-    models |= {recipe.name: quantise(ready, ranges[recipe.ranges], recipe, means) for recipe in RECIPES}
+    models |= {recipe.name: quantize(ready, ranges[recipe.ranges], recipe, means) for recipe in RECIPES}
     models["ORT int8"] = to_ort(models[RECIPES[-1].name])[0]
     expected = run(reference, judged)
     times = time_in_turn(models, judged[0][None], runs=100)
@@ -86,15 +86,15 @@ def read_photos(folder: Path, spec: PreprocessSpec) -> tuple[list[np.ndarray], l
 
 def judge(expected: Outputs, observed: Outputs, targets_N: np.ndarray) -> dict[str, object]:
     """What a variant's answers are beside the reference's."""
-    likeness, drop = liken(expected, observed), drop_between(expected, observed, targets_N)
+    similarity, drop = compare_outputs(expected, observed), drop_between(expected, observed, targets_N)
     return {
         "top1": drop["top1"],
         "drop_points": drop["drop_points"],
         "drop_interval_points": drop["drop_interval_points"],
-        "agreement": likeness.top1_agreement,
-        "clear_agreement": likeness.clear_agreement,
-        "sqnr_db": likeness.sqnr_db,
-        "kl": likeness.kl,
+        "agreement": similarity.top1_agreement,
+        "clear_agreement": similarity.clear_agreement,
+        "sqnr_db": similarity.sqnr_db,
+        "kl": similarity.kl,
         "images": len(targets_N),
     }
 
@@ -120,11 +120,11 @@ def export_with_own_classes(model: str) -> tuple[bytes, PreprocessSpec]:
     pretrained = load(model, "imagenet")
     linear = [layer for layer in pretrained.module.modules() if isinstance(layer, nn.Linear)][-1]
     features = remove_classifier(pretrained.module, model)
-    network = Network(pretrained.module, features, linear.out_features, 0.0, pretrained.normalisation).eval()
+    network = Network(pretrained.module, features, linear.out_features, 0.0, pretrained.normalization).eval()
     network.classifier.load_state_dict(linear.state_dict())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        export(Deployed(network, 1.0), pretrained.preprocess, path, classes=linear.out_features, opset=18, metadata={})
+        export(CalibratedModel(network, 1.0), pretrained.preprocess, path, classes=linear.out_features, opset=18, metadata={})
         return path.read_bytes(), pretrained.preprocess
 
 

@@ -1,6 +1,6 @@
 """int8 as edgeline makes it beside int8 as NNCF makes it for OpenVINO, on networks with their own 1,000 ImageNet classes.
 
-The same float32 file, the same photos to calibrate on and to judge, the same judge as `int8.py`. NNCF quantises for OpenVINO
+The same float32 file, the same photos to calibrate on and to judge, the same judge as `int8.py`. NNCF quantizes for OpenVINO
 in three ways, and for ONNX Runtime in the best of them; OpenVINO also runs edgeline's own file. Both runtimes answer one
 image on one thread in turn, in one process. OpenVINO and NNCF are installed in an environment of their own, which gets the
 float32 file and arrays of pixels and gives arrays back. Times are beside ONNX Runtime's float32.
@@ -20,7 +20,7 @@ from common import SHARED, install, report
 from int8 import export_with_own_classes, judge, read_photos, show
 
 from edgeline.export.parity.compare import Outputs, in_batches
-from edgeline.export.quantization.static_int8 import Recipe, input_means, make_ready, measure_ranges, quantise
+from edgeline.export.quantization.static_int8 import Recipe, input_means, make_ready, measure_ranges, quantize
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = {
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def measure(model: str, photos: Path, folder: Path, python: Path) -> tuple[list[dict[str, object]], dict[str, str]]:
-    """Quantise one network in every way of both; returns the rows and the others' versions."""
+    """Quantize one network in every way of both; returns the rows and the others' versions."""
     reference, spec = export_with_own_classes(model)
     calibration, judged, targets_N = read_photos(photos, spec)
     ready = make_ready(reference)
@@ -62,7 +62,7 @@ def measure(model: str, photos: Path, folder: Path, python: Path) -> tuple[list[
     for name, recipe in OURS.items():
         if recipe is not None:
             ranges = measure_ranges(ready, in_batches(calibration, 8), recipe.ranges)
-        data = reference if recipe is None else quantise(ready, ranges, recipe, means)
+        data = reference if recipe is None else quantize(ready, ranges, recipe, means)
         (folder / f"{name}.onnx").write_bytes(data)
     np.save(folder / "calibration.npy", calibration)
     np.save(folder / "judged.npy", judged)
@@ -75,7 +75,7 @@ def measure(model: str, photos: Path, folder: Path, python: Path) -> tuple[list[
         ms, size = others["p50_ms"][name], others["bytes"][name]
         row = {"model": model, "variant": name} | judge(answers["float32"], observed, targets_N)
         row |= {"size_ratio": size / len(reference), "p50_ms": ms, "time_ratio": ms / others["p50_ms"]["float32"]}
-        rows.append(row | {"seconds_to_quantise": others["seconds"].get(name)})
+        rows.append(row | {"seconds_to_quantize": others["seconds"].get(name)})
         show(rows[-1])
     return rows, others["versions"]
 

@@ -49,10 +49,10 @@ def main() -> None:
         sizes[name] = sum((folder / f"{name}{suffix}").stat().st_size for suffix in (".xml", ".bin"))
         models[name] = in_openvino(ov.compile_model(model, "CPU", OPTIONS))
     start = time.monotonic()
-    quantised = nncf.quantize(onnx.load(folder / "float32.onnx"), dataset, subset_size=len(calibration), **MIXED)
+    quantized = nncf.quantize(onnx.load(folder / "float32.onnx"), dataset, subset_size=len(calibration), **MIXED)
     name = "NNCF mixed in ONNX Runtime"
     seconds[name] = time.monotonic() - start
-    onnx.save(quantised, folder / f"{name}.onnx")
+    onnx.save(quantized, folder / f"{name}.onnx")
     models[name], sizes[name] = in_onnxruntime(folder / f"{name}.onnx", plain=True), (folder / f"{name}.onnx").stat().st_size
 
     for name, run in models.items():

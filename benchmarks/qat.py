@@ -1,6 +1,6 @@
 """int8 with tuned weights beside int8 that is only rounded: how like float32 each is on the test split, and what tuning takes.
 
-By default the digits at 64 pixels on MobileNetV2, whose int8 form misses the bars. `--run` takes a run that is exported
+By default the digits at 64 pixels on MobileNetV2, whose int8 form misses the thresholds. `--run` takes a run that is exported
 already instead.
 """
 
@@ -15,10 +15,10 @@ import numpy as np
 from common import SHARED, report
 
 from edgeline.export.parity.compare import Outputs, in_batches
-from edgeline.export.parity.similarity import drop_between, liken
+from edgeline.export.parity.similarity import compare_outputs, drop_between
 from edgeline.export.quantization.qat import tune, tuning_of
 from edgeline.export.quantization.search import base_recipe, choose_calibration
-from edgeline.export.quantization.static_int8 import input_means, make_ready, measure_ranges, quantise
+from edgeline.export.quantization.static_int8 import input_means, make_ready, measure_ranges, quantize
 from edgeline.flows.steps import AFTER_PREPARE
 from edgeline.pipeline.config import load_config
 from edgeline.pipeline.data.prepare import prepare
@@ -56,26 +56,26 @@ def exported(arguments: argparse.Namespace, artifacts: str) -> Run:
 
 
 def measure(run: Run, epochs: int) -> tuple[list[dict[str, object]], dict[str, object]]:
-    """Quantise a run's file with and without tuning."""
+    """Quantize a run's file with and without tuning."""
     prepared, reference = read_prepared(run.step("prepare")), (run.step("export") / "model.onnx").read_bytes()
     tuning = tuning_of(run, reference)
     batches = partial(stream_pixels, choose_calibration(prepared.of("train"), 128), tuning.spec, CPU_BATCH)
     ready, plain = make_ready(reference), base_recipe(run.config.export)
     ranges, means = measure_ranges(ready, batches(), "minmax"), input_means(ready, batches())
     corrected = replace(plain, correct_bias=True)
-    models = {recipe.name: quantise(ready, ranges, recipe, means) for recipe in (plain, corrected)}
+    models = {recipe.name: quantize(ready, ranges, recipe, means) for recipe in (plain, corrected)}
     tuned = tune(tuning, ready, models[corrected.name], epochs)
     recipe = replace(plain, tuned=epochs)
-    models[recipe.name] = quantise(tuned.ready, ranges, recipe)
+    models[recipe.name] = quantize(tuned.ready, ranges, recipe)
     test = prepared.of("test")
     pixels = [pixels_HW3 for batch_NHW3 in stream_pixels(test, tuning.spec, CPU_BATCH) for pixels_HW3 in batch_NHW3]
     targets_N, expected = np.array([sample.index for sample in test]), outputs(reference, pixels)
     rows = []
     for name, model in models.items():
         observed = outputs(model, pixels)
-        likeness, drop = liken(expected, observed), drop_between(expected, observed, targets_N)
-        figures = {"sqnr_db": likeness.sqnr_db, "agreement": likeness.top1_agreement, "clear": likeness.clear_agreement}
-        figures |= {"kl": likeness.kl, "drop_points": drop["drop_points"]}
+        similarity, drop = compare_outputs(expected, observed), drop_between(expected, observed, targets_N)
+        figures = {"sqnr_db": similarity.sqnr_db, "agreement": similarity.top1_agreement, "clear": similarity.clear_agreement}
+        figures |= {"kl": similarity.kl, "drop_points": drop["drop_points"]}
         rows.append({"recipe": name, "images": len(test), **figures})
         print(f"{name:40}", *(f"{key} {value:.4f}" for key, value in figures.items()), flush=True)
     return rows, tuned.report

@@ -2,7 +2,7 @@
 
 The line runs with all variants; the figures are those of its own verification, on images it held out. Weights are ImageNet's
 where they can be had. Elsewhere the backbone is random and the row says so: its accuracy says nothing of the network, its
-sizes, times and likeness do. A fresh network's batch norms are no measure either, its features come out near 1e-10 and every
+sizes, times and similarity do. A fresh network's batch norms are no measure either, its features come out near 1e-10 and every
 photo looks the same; so a random backbone first gets its batch norm statistics from training photos, and is then given to
 the line as a file of weights. A run that is there already is reused: name a folder with `--artifacts` and go on where it
 stopped.
@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from edgeline.export.quantization.search import time_in_turn
-from edgeline.export.quantization.static_int8 import Recipe, integer_share, make_ready, measure_ranges, quantise
-from edgeline.flows.steps import run_line
+from edgeline.export.quantization.static_int8 import Recipe, integer_share, make_ready, measure_ranges, quantize
+from edgeline.flows.steps import run_pipeline
 from edgeline.pipeline.config import load_config
 from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.data.samples import Sample, read_prepared, stream_pixels
-from edgeline.pipeline.data.stress_images import hard_set
+from edgeline.pipeline.data.stress_images import stress_images
 from edgeline.pipeline.evaluation.metrics import wilson_interval
 from edgeline.pipeline.models.backbones import build, load
 from edgeline.pipeline.models.checkpoint import read_settings
@@ -98,7 +98,7 @@ def run_and_read(options: dict[str, Any], settings: list[str]) -> list[dict[str,
     name = f"{Path(options['data']).name}-{options['model']}".lower().replace("_", "-")
     wanted = [f"export.variants={json.dumps(VARIANTS)}", *settings]
     try:
-        run, _ = run_line(load_config(None, wanted, name=name, **options))
+        run, _ = run_pipeline(load_config(None, wanted, name=name, **options))
     except EdgelineError as error:
         return [{"variant": "float32", "made": False, "why": str(error)}]
     model, spec = (run.step("export") / "model.onnx").read_bytes(), read_settings(run.step("train")).preprocess
@@ -106,7 +106,7 @@ def run_and_read(options: dict[str, Any], settings: list[str]) -> list[dict[str,
     variants = json.loads((run.step("variants") / "variants.json").read_text())
     tried = {entry["recipe"]: entry for entry in variants["int8"].get("tried", [])}
     chosen = variants["int8"].get("chosen")
-    image, reference = hard_set()["scene"], verification["test_accuracy"]
+    image, reference = stress_images()["scene"], verification["test_accuracy"]
     rows = [
         {
             "variant": "float32",
@@ -126,7 +126,7 @@ def run_and_read(options: dict[str, Any], settings: list[str]) -> list[dict[str,
             if entry["name"] == "onnx-int8":
                 rows[-1] |= plain_int8(model, read_prepared(run.step("prepare")).of("train")[:32], spec)
             continue
-        drop, likeness, latency = entry["accuracy"], entry["likeness"], entry["latency"]
+        drop, similarity, latency = entry["accuracy"], entry["similarity"], entry["latency"]
         row = {
             "variant": entry["name"],
             "made": True,
@@ -134,13 +134,13 @@ def run_and_read(options: dict[str, Any], settings: list[str]) -> list[dict[str,
             "interval": wilson_interval(round(drop["top1"] * drop["images"]), drop["images"]),
             "drop_points": drop["drop_points"],
             "drop_interval_points": drop["drop_interval_points"],
-            "images": likeness["images"],
+            "images": similarity["images"],
             "bytes": entry["bytes"],
             "one_thread": {key: latency["threads_1"][key] for key in ("p50_ms", "p95_ms")},
             "all_threads": {key: latency[f"threads_{usable_cores()}"][key] for key in ("p50_ms", "p95_ms")},
             "start": entry["start"],
         }
-        row |= {key: likeness[key] for key in ("sqnr_db", "top1_agreement", "clear_agreement", "kl", "max_difference")}
+        row |= {key: similarity[key] for key in ("sqnr_db", "top1_agreement", "clear_agreement", "kl", "max_difference")}
         if entry["precision"] == "int8" and chosen is not None:
             row |= {"recipe": chosen, "integer_share": tried[chosen]["integer_share"], "speedup": variants["int8"]["speedup"]}
         rows.append(row)
@@ -150,7 +150,7 @@ def run_and_read(options: dict[str, Any], settings: list[str]) -> list[dict[str,
 def plain_int8(reference: bytes, samples: list[Sample], spec: PreprocessSpec) -> dict[str, float]:
     """What int8 would be in speed, where it is not shipped: for some networks that alone is reason enough."""
     ready = make_ready(reference)
-    model = quantise(ready, measure_ranges(ready, stream_pixels(samples, spec, 8), "minmax"), Recipe())
+    model = quantize(ready, measure_ranges(ready, stream_pixels(samples, spec, 8), "minmax"), Recipe())
     image_1HW3 = next(iter(stream_pixels(samples[:1], spec, 1)))
     found = time_in_turn({"float32": reference, "int8": model}, image_1HW3)
     share = integer_share(reference, model, spec.height, spec.width)

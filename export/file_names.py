@@ -1,4 +1,4 @@
-"""Names of steps and files that this layer's steps hand on; free of torch, so that a reused step is recognised at once."""
+"""Names of steps and files that this layer's steps hand on; free of torch, so that a reused step is recognized at once."""
 
 MODEL = "model.onnx"
 VERIFICATION = "verification.json"

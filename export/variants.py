@@ -17,9 +17,9 @@ from edgeline.export import file_names
 from edgeline.export.converters.convert import SOURCES, Write, convert
 from edgeline.export.graph.cam_outputs import add_outputs, plain
 from edgeline.export.graph.precision import halve, to_ort
-from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.quantization.search import TIMED_RUNS, Choice, Tuned, choose_calibration, choose_int8
-from edgeline.export.quantization.static_int8 import Quantisable, saturates
+from edgeline.export.quantization.static_int8 import Quantizable, saturates
 from edgeline.pipeline.data.samples import read_prepared, stream_pixels
 from edgeline.pipeline.evaluation.evaluate import read_evaluation
 from edgeline.pipeline.models.checkpoint import load_checkpoint, read_settings
@@ -93,7 +93,7 @@ def build_variants(run: Run, folder: Path) -> None:
 
 
 def _explaining(run: Run, model: bytes) -> bytes:
-    """An int8 file with the outputs that its reference has; they were taken out before it was quantised."""
+    """An int8 file with the outputs that its reference has; they were taken out before it was quantized."""
     if not run.config.export.explain:
         return model
     spec = read_settings(run.step("train")).preprocess
@@ -107,14 +107,16 @@ def _explaining(run: Run, model: bytes) -> bytes:
 def _choose(run: Run, reference: bytes) -> Choice:
     prepared = read_prepared(run.step("prepare"))
     spec = read_settings(run.step("train")).preprocess
-    config, bars = run.config.export, run.config.verify.int8
-    return choose_int8(reference, spec, prepared.of("train"), prepared.of("val"), config, bars, partial(_tune, run, reference))
+    config, thresholds = run.config.export, run.config.verify.int8
+    return choose_int8(
+        reference, spec, prepared.of("train"), prepared.of("val"), config, thresholds, partial(_tune, run, reference)
+    )
 
 
-def _tune(run: Run, reference: bytes, ready: Quantisable, quantised: bytes, epochs: int) -> Tuned:
+def _tune(run: Run, reference: bytes, ready: Quantizable, quantized: bytes, epochs: int) -> Tuned:
     from edgeline.export.quantization.qat import tune, tuning_of  # most runs never get here
 
-    return tune(tuning_of(run, reference), ready, quantised, epochs)
+    return tune(tuning_of(run, reference), ready, quantized, epochs)
 
 
 def _sources(run: Run, model: bytes) -> Mapping[str, Write]:
@@ -126,7 +128,7 @@ def _sources(run: Run, model: bytes) -> Mapping[str, Write]:
     def write_program(path: Path) -> None:
         network, checkpoint = load_checkpoint(run.step("train"))
         temperature = read_evaluation(run.step("evaluate")).calibration.temperature
-        deployed = Deployed(network, temperature).eval().to(memory_format=torch.contiguous_format)
+        deployed = CalibratedModel(network, temperature).eval().to(memory_format=torch.contiguous_format)
         image_1HW3 = torch.zeros(1, checkpoint.preprocess.height, checkpoint.preprocess.width, 3, dtype=torch.uint8)
         torch.export.save(torch.export.export(deployed, (image_1HW3,)), path)
 

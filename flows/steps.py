@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from edgeline.pipeline.config import LineConfig
+from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.data.prepare import find_run, prepare
 from edgeline.pipeline.models.weights import weights_identity
 from edgeline.pipeline.runs.receipts import is_current
@@ -67,7 +67,7 @@ def publish(run: Run) -> StepResult:
 AFTER_PREPARE: Mapping[str, Callable[[Run], StepResult]] = {**{step.name: step.execute for step in STEPS}, "publish": publish}
 
 
-def is_up_to_date(config: LineConfig) -> bool:
+def is_up_to_date(config: PipelineConfig) -> bool:
     """Whether every step's result, the published artifact too, is there already for this configuration and data."""
     from edgeline.export.publishing.publish import content_digest
     from edgeline.export.publishing.store import find_content
@@ -83,10 +83,10 @@ def is_up_to_date(config: LineConfig) -> bool:
     return find_content(config.store / config.artifact_name, content_digest(run)) is not None
 
 
-def run_line(
-    config: LineConfig,
+def run_pipeline(
+    config: PipelineConfig,
     *,
-    call_prepare: Callable[[LineConfig], tuple[Run, StepResult]] = prepare,
+    call_prepare: Callable[[PipelineConfig], tuple[Run, StepResult]] = prepare,
     call: Callable[[str, Run], StepResult] = lambda name, run: AFTER_PREPARE[name](run),
 ) -> tuple[Run, list[StepResult]]:
     """Run every step in order.

@@ -14,7 +14,7 @@ from edgeline.pipeline.runs.run import Run, StepResult
 MEGABYTE = 1e6
 
 
-def summarise(run: Run, steps: list[StepResult]) -> dict[str, Any]:
+def summarize(run: Run, steps: list[StepResult]) -> dict[str, Any]:
     """The figures of a run as JSON types.
 
     Args:

@@ -62,7 +62,7 @@ class PreprocessConfig(Step):
         0.0,
         ge=0,
         le=1,
-        description="Share of the shorter side that the centred crop keeps; 0 takes what the weights were evaluated with. "
+        description="Share of the shorter side that the centered crop keeps; 0 takes what the weights were evaluated with. "
         "1 where what matters may lie at the edge.",
     )
     interpolation: Literal["own", "bilinear", "bicubic", "lanczos"] = Field(
@@ -118,7 +118,7 @@ class TrainConfig(Step):
     )
     augment: Literal["none", "light", "flip"] = Field(
         "light",
-        description="`light`: random crop and colour; `flip`: that and mirror images; `none`. "
+        description="`light`: random crop and color; `flip`: that and mirror images; `none`. "
         "Digits and text must not be mirrored.",
     )
     layer_decay: float = Field(
@@ -205,10 +205,10 @@ class ExportConfig(Step):
     )
 
 
-class Bars(Step):
+class Int8Thresholds(Step):
     """What an int8 variant must hold against PyTorch, on the held-out images and the hard set."""
 
-    min_sqnr_db: float = Field(15.0, description="Signal to quantisation noise ratio of the logits, in decibels.")
+    min_sqnr_db: float = Field(15.0, description="Signal to quantization noise ratio of the logits, in decibels.")
     min_agreement: float = Field(0.96, ge=0, le=1, description="Share of images with the same best class.")
     min_clear_agreement: float = Field(
         0.99, ge=0, le=1, description="The same over the images on which the best two classes are over 0.1 apart."
@@ -218,10 +218,10 @@ class Bars(Step):
     max_drop: float = Field(1.0, ge=0, description="Points of accuracy lost on the held-out images, paired.")
 
 
-class HalfBars(Bars):
+class Fp16Thresholds(Int8Thresholds):
     """What the half-precision variant must hold."""
 
-    min_sqnr_db: float = Field(40.0, description="Signal to quantisation noise ratio of the logits, in decibels.")
+    min_sqnr_db: float = Field(40.0, description="Signal to quantization noise ratio of the logits, in decibels.")
     min_agreement: float = Field(0.99, ge=0, le=1, description="Share of images with the same best class.")
     min_clear_agreement: float = Field(
         1.0, ge=0, le=1, description="The same over the images on which the best two classes are over 0.1 apart."
@@ -248,8 +248,12 @@ class VerifyConfig(Step):
     margin: float = Field(
         1e-3, ge=0, le=1e-3, description="A best class may differ only where the best two are closer than this."
     )
-    int8: Bars = Field(default_factory=Bars, description="Bars of the int8 variants, against PyTorch.")
-    fp16: HalfBars = Field(default_factory=HalfBars, description="Bars of the half-precision variant, against PyTorch.")
+    int8: Int8Thresholds = Field(
+        default_factory=Int8Thresholds, description="Thresholds of the int8 variants, against PyTorch."
+    )
+    fp16: Fp16Thresholds = Field(
+        default_factory=Fp16Thresholds, description="Thresholds of the half-precision variant, against PyTorch."
+    )
 
 
 class PublishConfig(Step):
@@ -269,7 +273,7 @@ class PublishConfig(Step):
     )
 
 
-class LineConfig(Step):
+class PipelineConfig(Step):
     """One run of the line."""
 
     data: str = Field(
@@ -327,7 +331,7 @@ class LineConfig(Step):
         return self.cache / "environments"
 
 
-def load_config(file: Path | None = None, overrides: list[str] | None = None, **options: Any) -> LineConfig:
+def load_config(file: Path | None = None, overrides: list[str] | None = None, **options: Any) -> PipelineConfig:
     """Build a configuration from a file, then `key=value` overrides, then options, later ones winning.
 
     Args:
@@ -350,14 +354,14 @@ def load_config(file: Path | None = None, overrides: list[str] | None = None, **
     return parse_config(values)
 
 
-def parse_config(values: dict[str, Any]) -> LineConfig:
+def parse_config(values: dict[str, Any]) -> PipelineConfig:
     """Validate a configuration given as plain values.
 
     Raises:
         ConfigError: with every problem found.
     """
     try:
-        config = LineConfig.model_validate(values)
+        config = PipelineConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError("; ".join(_describe(problem) for problem in error.errors())) from error
     if not NAME.fullmatch(config.artifact_name):
@@ -402,7 +406,7 @@ def _parse(value: str) -> Any:
 def _describe(problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        model: Any = LineConfig
+        model: Any = PipelineConfig
         for part in problem["loc"][:-1]:
             model = model.model_fields[part].annotation
         near = difflib.get_close_matches(str(problem["loc"][-1]), model.model_fields, n=1, cutoff=0.5)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from edgeline.pipeline.config import LineConfig
+from edgeline.pipeline.config import PipelineConfig
 
 INTRODUCTION = """\
 # Settings
@@ -38,7 +38,7 @@ images = 1000
 
 def config_markdown() -> str:
     """The page."""
-    return "\n".join([INTRODUCTION, *_section("", LineConfig)])
+    return "\n".join([INTRODUCTION, *_section("", PipelineConfig)])
 
 
 def _section(name: str, model: type[BaseModel]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from edgeline.serve.errors import ArtifactError, InputError
 from edgeline.serve.explain import EMBEDDING, EVIDENCE, METHOD, Features, Region, more_outputs, read_features, region_of
 from edgeline.serve.preprocess import Limits, preprocess
 from edgeline.serve.runtime.backends import load
-from edgeline.serve.runtime.graph_cache import Optimised
+from edgeline.serve.runtime.graph_cache import Optimized
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Classifier:
             threads: for one image; by default as many as this process may use.
             limits: what images are refused.
             prove: run the golden samples. Turn off only to find out *why* they fail.
-            cache: a folder to keep the optimised graph in, so that it opens
+            cache: a folder to keep the optimized graph in, so that it opens
                 faster the next time; see `serve.runtime.graph_cache`.
 
         Raises:
@@ -102,7 +102,7 @@ class Classifier:
         artifact = open_artifact(Path(path))
         chosen = artifact.manifest.variant(variant)
         # What does not prove itself is not kept, and what is kept proves itself again.
-        kept = Optimised.of(cache, artifact.manifest.file(chosen.file).sha256, chosen) if prove else None
+        kept = Optimized.of(cache, artifact.manifest.file(chosen.file).sha256, chosen) if prove else None
         if kept is None:
             session = load(chosen, artifact.read, threads, saturates=chosen.saturates)
             return cls(artifact, chosen, session, limits)._checked(prove)

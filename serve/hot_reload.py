@@ -1,6 +1,6 @@
 """Follow a name's folder in a store: when a newer version is published there, load it beside and change over.
 
-    follower = Follower(Path("artifacts/store/birds"), Classifier.open, tell)
+    follower = VersionWatcher(Path("artifacts/store/birds"), Classifier.open, tell)
     follower.start()
     follower.classifier          # asked for anew for every image
 
@@ -28,7 +28,7 @@ CLOSE_S = 10.0
 Files = frozenset[tuple[str, int, int]]
 
 
-class Follower:
+class VersionWatcher:
     """The newest version that proved itself."""
 
     def __init__(self, folder: Path, open_classifier: Callable[[Path], Classifier], tell: Callable[[str], None]) -> None:

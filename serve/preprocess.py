@@ -8,11 +8,11 @@ and is compared by digest on load.
 
 The order matters and is the contract for every port of it (`docs/artifact.md`):
 1. read size and format from the header; refuse what is over the limits before any pixel is decoded;
-2. decode the first frame whole; a truncated file is an error, never a grey half. A JPEG is decoded at 1/8, 1/4 or 1/2 of its
+2. decode the first frame whole; a truncated file is an error, never a gray half. A JPEG is decoded at 1/8, 1/4 or 1/2 of its
    size, by fewer terms of its cosine transform, as far as `jpeg_scale` says that this leaves at least twice what is needed;
 3. turn upright by the EXIF orientation;
 4. bring to 8-bit RGB: 16-bit is scaled, not clipped; transparency is composited on `background`; CMYK is converted;
-5. cut the centred rectangle of the model's aspect that covers `crop_fraction` of the picture, in whole pixels;
+5. cut the centered rectangle of the model's aspect that covers `crop_fraction` of the picture, in whole pixels;
 6. resize it to the model's resolution, antialiased.
 
 Cutting before resizing is one resampling of fewer pixels, needs no intermediate of the picture's own aspect (a 1 x 10,000
@@ -91,7 +91,7 @@ class PreprocessSpec:
     width: int
     """Columns of the model's input."""
     crop_fraction: float = 0.875
-    """Share of the picture's shorter side that the centred crop keeps; 1.0 keeps all of it."""
+    """Share of the picture's shorter side that the centered crop keeps; 1.0 keeps all of it."""
     interpolation: str = "bicubic"
     """`bilinear`, `bicubic` (a = -0.5) or `lanczos` (3 lobes), as Pillow names them."""
     antialias: bool = True
@@ -101,7 +101,7 @@ class PreprocessSpec:
     color: str = "RGB"
     """Channel order."""
     background: tuple[int, int, int] = (255, 255, 255)
-    """Colour under transparent pixels."""
+    """Color under transparent pixels."""
     jpeg_decoding: str = "scaled"
     """`scaled`: a JPEG much larger than the model's input is decoded smaller, see `jpeg_scale`; `full`: never.
 
@@ -300,7 +300,7 @@ def _reduce(image: Image.Image, spec: PreprocessSpec) -> Box | None:
     scale = jpeg_scale(width, height, spec)
     if scale == 1:
         return None
-    # Pillow takes a size and chooses the largest scale that stays above it, which is this one. No other colour mode is asked
+    # Pillow takes a size and chooses the largest scale that stays above it, which is this one. No other color mode is asked
     # for: the decoder would convert by itself.
     image.draft(None, (image.width // scale, image.height // scale))
     return reduced_box(width, height, orientation, scale, spec)
@@ -330,8 +330,8 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
         return image
     if image.mode.startswith("I;16"):
         # convert("RGB") would clip every value over 255 to white: scale the 16 bits to 8 instead.
-        grey = np.asarray(image, dtype=np.uint16)
-        return Image.fromarray(((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
+        gray = np.asarray(image, dtype=np.uint16)
+        return Image.fromarray(((gray.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ImageError(
             f"the image has mode {image.mode} (32 bits a pixel), whose range is unknown; save it with 8 or 16 bits",

@@ -20,7 +20,7 @@ from edgeline.serve.runtime.session import create_session
 
 SPEC = PreprocessSpec(height=12, width=16)
 LABELS = ("red", "green", "blue", "dark")
-COLOURS = {"red": (200, 40, 30), "green": (30, 190, 50), "blue": (40, 30, 210), "dark": (15, 12, 10)}
+COLORS = {"red": (200, 40, 30), "green": (30, 190, 50), "blue": (40, 30, 210), "dark": (15, 12, 10)}
 ROLES = {"labels.txt": "labels", "model.onnx": "model", "evaluation.json": "evaluation", "card.md": "card"}
 
 # As the command line does, before anything loads PyTorch; subprocesses inherit it.
@@ -43,9 +43,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 MakeArtifact = Callable[..., Path]
 
 
-def photo(colour: tuple[int, int, int], orientation: int = 1, size: tuple[int, int] = (40, 30)) -> bytes:
+def photo(color: tuple[int, int, int], orientation: int = 1, size: tuple[int, int] = (40, 30)) -> bytes:
     """A JPEG with a dark corner, so that turning it wrongly shows, and an EXIF orientation."""
-    picture = Image.new("RGB", size, colour)
+    picture = Image.new("RGB", size, color)
     picture.paste((0, 0, 0), (0, 0, size[0] // 2, size[1] // 3))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -54,8 +54,8 @@ def photo(colour: tuple[int, int, int], orientation: int = 1, size: tuple[int, i
     return file.getvalue()
 
 
-def colour_model() -> bytes:
-    """An ONNX model under the graph contract that names the colour of a picture, by its mean."""
+def color_model() -> bytes:
+    """An ONNX model under the graph contract that names the color of a picture, by its mean."""
     from onnx import TensorProto, helper, numpy_helper
 
     weights = np.array([[8, -4, -4, -6], [-4, 8, -4, -6], [-4, -4, 8, -6]], np.float32)
@@ -67,7 +67,7 @@ def colour_model() -> bytes:
             helper.make_node("Gemm", ["mean01", "weights", "bias"], ["logits"]),
             helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
         ],
-        "colours",
+        "colors",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SPEC.height, SPEC.width, 3])],
         [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", len(LABELS)])
@@ -102,15 +102,15 @@ def reseal(folder: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def artifact_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole artifact in `<store>/colours/1`; copy it before changing anything."""
-    folder = tmp_path_factory.mktemp("template") / "colours" / "1"
+    """A whole artifact in `<store>/colors/1`; copy it before changing anything."""
+    folder = tmp_path_factory.mktemp("template") / "colors" / "1"
     (folder / "golden").mkdir(parents=True)
-    model = colour_model()
+    model = color_model()
     session = create_session(model, threads=1)
     samples = []
     for index, label in enumerate(LABELS):
         # The last one is large enough to be decoded at an eighth.
-        data = photo(COLOURS[label], orientation=6, size=(40, 30) if label != LABELS[-1] else (640, 480))
+        data = photo(COLORS[label], orientation=6, size=(40, 30) if label != LABELS[-1] else (640, 480))
         pixels = preprocess(data, SPEC)
         [probabilities], [logits] = session.run(["probabilities", "logits"], {"image": pixels[None]})
         names = {"file": f"golden/{index}.jpg", "pixels": f"golden/{index}.png"}
@@ -122,7 +122,7 @@ def artifact_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "golden" / "golden.json").write_text(json.dumps(golden))
     (folder / "model.onnx").write_bytes(model)
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS))
-    (folder / "card.md").write_text("# Colours\n")
+    (folder / "card.md").write_text("# Colors\n")
     (folder / "manifest.json").write_bytes(_manifest().to_json())
     return reseal(folder)
 
@@ -135,9 +135,9 @@ def seal() -> Callable[..., Path]:
 
 @pytest.fixture
 def make_artifact(artifact_template: Path, tmp_path: Path) -> MakeArtifact:
-    """A factory of artifacts of one's own: `make_artifact(name="colours", version=1, **manifest_fields)`, its folder."""
+    """A factory of artifacts of one's own: `make_artifact(name="colors", version=1, **manifest_fields)`, its folder."""
 
-    def make(name: str = "colours", version: int = 1, store: Path | None = None, **fields: Any) -> Path:
+    def make(name: str = "colors", version: int = 1, store: Path | None = None, **fields: Any) -> Path:
         folder = (store or tmp_path / "store") / name / str(version)
         shutil.copytree(artifact_template, folder)
         return reseal(folder, name=name, version=version, **fields)
@@ -151,7 +151,7 @@ def _manifest() -> Manifest:
     variant = Variant(name="onnx-fp32", file="model.onnx", format="onnx", precision="float32", max_batch=4, verification=gate)
     shape = ["batch", SPEC.height, SPEC.width, 3]
     return Manifest(
-        name="colours",
+        name="colors",
         version=1,
         created="2026-11-01T12:00:00+00:00",
         labels=LABELS,
@@ -164,5 +164,5 @@ def _manifest() -> Manifest:
         files=(entry,),
         metrics={"accuracy": 1.0},
         verification={"passed": True},
-        provenance={"model": "mean colour"},
+        provenance={"model": "mean color"},
     )

@@ -33,7 +33,7 @@ import numpy as np  # noqa: E402
 from common import SHARED, install  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from edgeline.flows.steps import run_line  # noqa: E402
+from edgeline.flows.steps import run_pipeline  # noqa: E402
 from edgeline.pipeline.config import load_config  # noqa: E402
 from edgeline.serve.runtime.provenance import runtime_options, taken  # noqa: E402
 
@@ -134,7 +134,7 @@ def artifact(given: Path | None, model: str = "efficientnet_lite0", weights: str
         name=name,
         artifacts=store,
     )
-    return run_line(config)[1][-1].folder.resolve()
+    return run_pipeline(config)[1][-1].folder.resolve()
 
 
 def photo(given: Path | None, folder: Path) -> Path:

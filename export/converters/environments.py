@@ -101,7 +101,7 @@ def install(python: Path, packages: Sequence[str]) -> None:
 
 
 @contextmanager
-def lend_serve() -> Iterator[dict[str, str]]:
+def expose_device_package() -> Iterator[dict[str, str]]:
     """Lend this package's `serve`, and nothing that lies beside it, to another Python.
 
     Yields:
@@ -136,7 +136,7 @@ def opened(format: str, path: Path, environments: Path, threads: int | None = No
         return
     python = environment(format, environments)
     command = [str(python), "-P", "-m", "edgeline.serve.runtime.backends", format, str(path), str(threads or usable_cores())]
-    with lend_serve() as variables, tempfile.TemporaryFile() as said:
+    with expose_device_package() as variables, tempfile.TemporaryFile() as said:
         child = subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said)
         with child:
             try:
@@ -186,7 +186,7 @@ def time_there(format: str, path: Path, spec: PreprocessSpec, environments: Path
     """
     arguments = start_arguments(path, format, spec, threads, runs=RUNS)
     command = [str(environment(format, environments)), "-P", "-m", "edgeline.serve.runtime.benchmark", *arguments]
-    with lend_serve() as variables:
+    with expose_device_package() as variables:
         try:
             done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=TIMED_S)
         except subprocess.TimeoutExpired as error:

@@ -3,7 +3,7 @@
 Started by `export.converters.convert` in the environment that has coremltools.
 
 The input is an RGB picture of the model's size, so that an app hands over a pixel buffer; what Core ML reads from it is 0 to
-255, and normalisation is in the network.
+255, and normalization is in the network.
 """
 
 import hashlib

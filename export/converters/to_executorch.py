@@ -21,21 +21,21 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 CLAMPS = {getattr(torch.ops.aten, name).default for name in ("relu", "relu_", "hardtanh", "hardtanh_")}
 
 
-def quantise(network: Any, calibration_NHW3: np.ndarray) -> Any:
-    """Quantise a network after training.
+def quantize(network: Any, calibration_NHW3: np.ndarray) -> Any:
+    """Quantize a network after training.
 
     Args:
         network: of one uint8 image (1, H, W, 3).
         calibration_NHW3: images that show the ranges of its activations.
     """
-    # Left alone, the quantiser fuses ReLU only. A ReLU6 would be stored with the range from before it was cut off: a
+    # Left alone, the quantizer fuses ReLU only. A ReLU6 would be stored with the range from before it was cut off: a
     # MobileNet loses 11 dB so.
     xnnpack_quantizer_utils.is_relu_node = lambda node: node.op == "call_function" and node.target in CLAMPS
-    quantiser = XNNPACKQuantizer()
-    quantiser.set_global(get_symmetric_quantization_config(is_per_channel=True))
+    quantizer = XNNPACKQuantizer()
+    quantizer.set_global(get_symmetric_quantization_config(is_per_channel=True))
     linear = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=True)
-    quantiser.set_operator_type(torch.ops.aten.linear.default, linear)
-    prepared = prepare_pt2e(network, quantiser)
+    quantizer.set_operator_type(torch.ops.aten.linear.default, linear)
+    prepared = prepare_pt2e(network, quantizer)
     with torch.no_grad():
         for pixels_HW3 in calibration_NHW3:
             prepared(torch.from_numpy(pixels_HW3[None]))
@@ -48,6 +48,6 @@ if __name__ == "__main__":
     calibration_NHW3 = np.load(Path(folder, "calibration.npy")) if precision == "int8" else None
     if calibration_NHW3 is not None:
         example = (torch.from_numpy(calibration_NHW3[:1]),)
-        program = torch.export.export(quantise(program.module(), calibration_NHW3), example)
+        program = torch.export.export(quantize(program.module(), calibration_NHW3), example)
     lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
     Path(path).write_bytes(lowered.to_executorch().buffer)

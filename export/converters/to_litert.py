@@ -2,7 +2,7 @@
 
 One input `image`, uint8 [1, H, W, 3], and two float32 outputs, `probabilities` and `logits`, by these names in its signature.
 int8 is static, with ranges from the calibration images. What becomes a logit stays float: a linear layer's weights are int8 and
-its input is quantised as it comes, its output is not. The softmax is float.
+its input is quantized as it comes, its output is not. The softmax is float.
 """
 
 import os
@@ -43,13 +43,13 @@ def convert(program: Path, path: Path) -> None:
     model.export(str(path))
 
 
-def quantise(float32: Path, pixels_NHW3: np.ndarray, path: Path) -> None:
+def quantize(float32: Path, pixels_NHW3: np.ndarray, path: Path) -> None:
     """Write the int8 file of a float32 one."""
     operator, never = qtyping.TFLOperationName, "no_quantize"
     chosen = quantizer.Quantizer(str(float32))
     chosen.add_static_config(".*", operator.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
     chosen.add_dynamic_config(".*", operator.FULLY_CONNECTED, num_bits=8)
-    # Its file does not run where a tensor that is an output, and the softmax's input too, is quantised.
+    # Its file does not run where a tensor that is an output, and the softmax's input too, is quantized.
     for kept in (operator.INPUT, operator.OUTPUT, operator.SOFTMAX):
         chosen.update_quantization_recipe(".*", kept, algorithm_key=never)
     images = [{"image": image_HW3[None]} for image_HW3 in pixels_NHW3]
@@ -65,7 +65,7 @@ def main(folder: Path, precision: str, path: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         float32 = Path(scratch, "model.tflite")
         convert(folder / "program.pt2", float32)
-        quantise(float32, np.load(folder / "calibration.npy"), path)
+        quantize(float32, np.load(folder / "calibration.npy"), path)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ weights, and x86-avx2, 7-bit ones). Logit differences as shares of the largest, 
     ort-int8    7 bits    none needed: 0
     ort-int8    8 bits    exact: 0.29, refused
 
-So 7-bit weights give the very same without the setting, and 8-bit ones with it; but a file in ORT's own format is optimised
+So 7-bit weights give the very same without the setting, and 8-bit ones with it; but a file in ORT's own format is optimized
 already and does not heed the setting, so with 8-bit weights it is none for such a processor. An int8 variant took 50 to 150 s
 on two cores with twenty processes waiting for them.
 """

@@ -1,6 +1,6 @@
 """Why does a file from elsewhere not give what its reference gives? The usual suspects, tried one after the other.
 
-Each is a change after which the two agree: another order of the channels, another normalisation, another order of the
+Each is a change after which the two agree: another order of the channels, another normalization, another order of the
 classes, another scale of the logits. Beside them, the first layer whose output differs, where both sides name their layers.
 
 Shapes: N images, K classes.
@@ -19,7 +19,7 @@ from edgeline.export.parity.compare import Outputs
 from edgeline.export.parity.layerwise import FLOAT_DB, IMAGES, Layer, first_diverging, layers_of
 from edgeline.export.parity.similarity import sqnr_db
 
-NORMALISATIONS = {
+NORMALIZATIONS = {
     "mean 0.485,0.456,0.406 and std 0.229,0.224,0.225 (ImageNet's)": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "mean 0.5 and std 0.5": ((0.5,) * 3, (0.5,) * 3),
     "values of 0 to 1 (mean 0 and std 1)": ((0.0,) * 3, (1.0,) * 3),
@@ -81,7 +81,7 @@ def diverging_layer(pair: Pair, pixels: Sequence[np.ndarray]) -> tuple[str, dict
             layers.append(Layer(path, node, max(sqnr_db(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs)))
     if not layers:
         return "the two share no names of layers: no layer is named", None
-    first = first_diverging(layers, quantised=pair.precision != "float32")
+    first = first_diverging(layers, quantized=pair.precision != "float32")
     report = {"first": None if first is None else asdict(first), "layers": [asdict(layer) for layer in layers]}
     if first is None:
         return "", report
@@ -89,23 +89,23 @@ def diverging_layer(pair: Pair, pixels: Sequence[np.ndarray]) -> tuple[str, dict
 
 
 def _other_feed(pair: Pair, pixels: Sequence[np.ndarray], expected_NK: np.ndarray, observed_NK: np.ndarray) -> str:
-    # A file of bytes normalises for itself, so it is its reference that must be fed otherwise.
+    # A file of bytes normalizes for itself, so it is its reference that must be fed otherwise.
     fed = pair.file if pair.file.port.dtype != "uint8" else pair.reference
     given = pair.feed
     asked = {"BGR instead of RGB": Feed(given.mean[::-1], given.std[::-1], bgr=True)}
     if fed.port.dtype != "uint8":
         asked["BGR instead of RGB, with mean and std in the order RGB"] = replace(given, bgr=True)
-        asked |= {words: Feed(mean, std) for words, (mean, std) in NORMALISATIONS.items()}
+        asked |= {words: Feed(mean, std) for words, (mean, std) in NORMALIZATIONS.items()}
         asked |= {
             f"BGR instead of RGB, {words}": Feed(mean[::-1], std[::-1], bgr=True)
-            for words, (mean, std) in NORMALISATIONS.items()
+            for words, (mean, std) in NORMALIZATIONS.items()
         }
     for words, feed in asked.items():
         if feed == given:
             continue
         logits_NK = pair.logits(fed, pixels, feed)
         if pair.agree(*((expected_NK, logits_NK) if fed is pair.file else (logits_NK, observed_NK))):
-            return f"the two agree if {fed.name} is fed {words}: they expect another order of channels or normalisation"
+            return f"the two agree if {fed.name} is fed {words}: they expect another order of channels or normalization"
     return ""
 
 

@@ -34,7 +34,7 @@ class Port:
 
     layout: Literal["NCHW", "NHWC"]
     dtype: str
-    """`float32` or `float16`, normalised; or `uint8`, as they are."""
+    """`float32` or `float16`, normalized; or `uint8`, as they are."""
     height: int
     width: int
     batch: int | None

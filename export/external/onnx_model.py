@@ -59,7 +59,7 @@ def open_onnx(path: Path, data: bytes, size: tuple[int, int] | None = None) -> P
 
 
 def in_session(program: Program, *, threads: int | None = None, level: str = "all") -> Program:
-    """The same ONNX file, run with other threads or at another level of graph optimisation."""
+    """The same ONNX file, run with other threads or at another level of graph optimization."""
     assert program.model is not None
     return replace(program, outputs=_runner(create_session(program.model, threads=threads, level=level)))
 

@@ -2,9 +2,9 @@
 
 Real photos go through the one preprocessing; the file and its reference (TorchScript, an exported PyTorch program, or
 another ONNX file) are given the same pixels, each in the layout and type that it takes. Float against float must be equal,
-at the bars of `export.parity.compare`; a file of lower precision must be like it, at those of `export.parity.similarity`. And
-however the file is run (batch, threads, level of graph optimisation), it must answer alike. Without a reference only that is
-judged.
+at the thresholds of `export.parity.compare`; a file of lower precision must be like it, at those of
+`export.parity.similarity`. And however the file is run (batch, threads, level of graph optimization), it must answer alike.
+Without a reference only that is judged.
 
 Shapes: N images, H x W the model's input, K classes.
 """
@@ -19,21 +19,21 @@ from typing import Any
 import numpy as np
 from scipy.special import softmax
 
-from edgeline.export.external.diagnose import NORMALISATIONS, Pair, diverging_layer, suspect
+from edgeline.export.external.diagnose import NORMALIZATIONS, Pair, diverging_layer, suspect
 from edgeline.export.external.model import Feed, Program, kind_of, read_file
 from edgeline.export.external.onnx_model import in_session, nan_weights, open_onnx, operators_of
 from edgeline.export.external.torch_model import open_torch
 from edgeline.export.parity.compare import MIN_SPREAD, Outputs, compare
-from edgeline.export.parity.similarity import liken, sqnr_db, unmet
+from edgeline.export.parity.similarity import compare_outputs, failed_thresholds, sqnr_db
 from edgeline.export.verification.variants import LEVELS, PROBED, logit_difference
 from edgeline.pipeline.config import VerifyConfig
-from edgeline.pipeline.data.stress_images import hard_set, witness
-from edgeline.pipeline.data.unlabelled import read_photos
+from edgeline.pipeline.data.stress_images import preprocessing_fingerprint, stress_images
+from edgeline.pipeline.data.unlabeled import read_photos
 from edgeline.serve.errors import VerificationError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.provenance import DEVICE, runtime_options, taken
 
-IMAGENET = Feed(*next(iter(NORMALISATIONS.values())))
+IMAGENET = Feed(*next(iter(NORMALIZATIONS.values())))
 PRECISIONS = ("int8", "float16", "float32")
 ALIKE = {"float32": 1e-4, "float16": 1e-3, "int8": 5e-3}
 """How far a logit may move when only the way of running changes, as a share of the largest: about a step of int8."""
@@ -65,7 +65,7 @@ def verify_foreign(request: Request) -> dict[str, Any]:
     """Judge an ONNX file from elsewhere.
 
     Returns:
-        The report; `passed` says whether all bars hold, `problems` which do not, `notes` what was taken for granted.
+        The report; `passed` says whether all thresholds hold, `problems` which do not, `notes` what was taken for granted.
 
     Raises:
         VerificationError: one of the files cannot be judged at all.
@@ -81,7 +81,7 @@ def verify_foreign(request: Request) -> dict[str, Any]:
         interpolation=request.interpolation,
     )
     photos = read_photos(request.data, spec, request.config.images)
-    hard = witness(spec)
+    hard = preprocessing_fingerprint(spec)
     names = [*(f"hard:{name}" for name in hard), *photos.names]
     pixels = [*hard.values(), *photos.pixels]
     judged = _judge(program, reference, names, pixels, request)
@@ -91,11 +91,11 @@ def verify_foreign(request: Request) -> dict[str, Any]:
         "file": _describe(request.file, program),
         "against": _describe(request.against, reference) if reference and request.against else None,
         "preprocess": spec.to_dict(),
-        "normalisation": {"mean": request.feed.mean, "std": request.feed.std, "of": "values of 0 to 1"},
+        "normalization": {"mean": request.feed.mean, "std": request.feed.std, "of": "values of 0 to 1"},
         "images": {
             "photos": len(photos.names),
             "found": photos.found,
-            "hard_set": len(hard),
+            "stress_images": len(hard),
             "unreadable": [{"image": name, "why": why} for name, why in photos.unreadable],
         },
         **judged,
@@ -138,7 +138,7 @@ def _judge(
             code="classes_differ",
         )
     report: dict[str, Any] = {"precision": precision, "batches": list(scores), "problems": problems}
-    report |= dict.fromkeys(("scores", "levels_sqnr_db", "likeness", "bars", "comparisons", "divergence"))
+    report |= dict.fromkeys(("scores", "levels_sqnr_db", "similarity", "thresholds", "comparisons", "divergence"))
     if found := _nan_weights(program) + _broken(program, scores[first], names) + _broken(reference, truth_NK, names):
         problems += found
         return report
@@ -155,7 +155,7 @@ def _judge(
         unlike, figures = _hold(pair, view(truth_NK), observed, names, config)
         report |= figures
         if unlike:
-            place, report["divergence"] = diverging_layer(pair, pixels[len(hard_set()) :])
+            place, report["divergence"] = diverging_layer(pair, pixels[len(stress_images()) :])
             problems += [*unlike, *suspect(pair, pixels[:PROBED]), *([place] if place else [])]
     return report
 
@@ -181,7 +181,7 @@ def _other_ways(
     view: Callable[[np.ndarray], Outputs],
     observed: dict[int, Outputs],
 ) -> tuple[list[str], dict[str, float]]:
-    """What changes with the batch, when asked again, on one thread, and at other levels of optimisation (SQNR in dB)."""
+    """What changes with the batch, when asked again, on one thread, and at other levels of optimization (SQNR in dB)."""
     first, probed = next(iter(observed)), pixels[:PROBED]
     usual = Outputs(observed[first].probabilities_NK[:PROBED], observed[first].logits_NK[:PROBED])
     tolerance = ALIKE[program.precision] * _largest(observed[first])
@@ -193,33 +193,33 @@ def _other_ways(
         other = view(in_session(program, level=level).ask(probed, feed, first))
         levels_db[level] = sqnr_db(usual.logits_NK.astype(np.float64), other.logits_NK.astype(np.float64))
         if program.precision == "float32":  # what lower precisions round otherwise there is told, not judged
-            moved[f"at the level {level} of graph optimisation"] = logit_difference(usual, other)
+            moved[f"at the level {level} of graph optimization"] = logit_difference(usual, other)
     problems = [
         f"{program.name} gives other answers {how}: a logit moves by {by:.2g}, at most {tolerance:.2g} is allowed"
         for how, by in moved.items()
         if by > tolerance
     ]
     if problems and "DynamicQuantizeLinear" in operators_of(program):
-        problems.append("it quantises dynamically: one scale for a whole batch, so an image's answer depends on the others")
+        problems.append("it quantizes dynamically: one scale for a whole batch, so an image's answer depends on the others")
     return problems, levels_db
 
 
 def _hold(
     pair: Pair, expected: Outputs, observed: dict[int, Outputs], names: Sequence[str], config: VerifyConfig
 ) -> tuple[list[str], dict[str, Any]]:
-    """Hold the file's answers against the reference's, at the bars of the lower of their precisions."""
-    likeness = liken(expected, next(iter(observed.values())))
+    """Hold the file's answers against the reference's, at the thresholds of the lower of their precisions."""
+    similarity = compare_outputs(expected, next(iter(observed.values())))
     if pair.precision != "float32":
-        bars = config.int8 if pair.precision == "int8" else config.fp16
-        held = bars.model_dump(exclude={"max_drop"})  # the photos have no labels
-        return unmet(likeness, None, bars), {"likeness": likeness.figures, "bars": held}
+        thresholds = config.int8 if pair.precision == "int8" else config.fp16
+        held = thresholds.model_dump(exclude={"max_drop"})  # the photos have no labels
+        return failed_thresholds(similarity, None, thresholds), {"similarity": similarity.figures, "thresholds": held}
     comparisons = [
         compare(names, expected, other, config, batch=batch, reference=pair.reference.name) for batch, other in observed.items()
     ]
     # What is wrong at every batch size is said once.
     unlike = next(([f"batch {c.batch}: {problem}" for problem in c.problems] for c in comparisons if c.problems), [])
     held = {"max_difference": config.max_difference, "margin": config.margin, "top1_agreement_over_margin": 1.0}
-    return unlike, {"likeness": likeness.figures, "bars": held, "comparisons": [asdict(c) for c in comparisons]}
+    return unlike, {"similarity": similarity.figures, "thresholds": held, "comparisons": [asdict(c) for c in comparisons]}
 
 
 def _open_reference(request: Request, program: Program) -> Program | None:

@@ -32,7 +32,7 @@ PASSED = ("Div", "Gemm", "Reshape", "Flatten", "Squeeze", "Identity", "QuantizeL
 
 
 def add_outputs(model: ModelProto, height: int, width: int) -> ModelProto:
-    """Give a model under the graph contract, float or quantised, the two outputs.
+    """Give a model under the graph contract, float or quantized, the two outputs.
 
     Args:
         model: left as it is.
@@ -50,7 +50,7 @@ def add_outputs(model: ModelProto, height: int, width: int) -> ModelProto:
     temperature = next((node for node in path if node.op_type == "Div"), None)
     size = helper.make_tensor(PREFIX + "size", TensorProto.INT64, [4], [0, 0, 1, 1])
     graph.initializer.append(size)
-    # A quantised tensor is read a second time, by a DequantizeLinear of its own: with two readers the first would no longer
+    # A quantized tensor is read a second time, by a DequantizeLinear of its own: with two readers the first would no longer
     # be merged into the integer operator behind it.
     map_NChw, features_NC, weight_KC, *bias_K = (
         _read_again(graph, producers, name) for name in (pooling.input[0], *linear.input)

@@ -45,7 +45,7 @@ def halve(reference: bytes) -> bytes:
 
 
 def to_ort(model: bytes) -> tuple[bytes, str]:
-    """Write a model in ONNX Runtime's format, optimised as far as every processor can run it.
+    """Write a model in ONNX Runtime's format, optimized as far as every processor can run it.
 
     The layout that only x86 knows is left out: a file that has it does not load on ARM.
 

@@ -1,7 +1,7 @@
 """Write a checkpoint as one ONNX file under the graph contract.
 
 One input `image`, uint8 [batch, H, W, 3]: RGB bytes at the model's resolution. Two outputs, float32 [batch, K]: `logits`,
-already divided by the temperature, and `probabilities`, their softmax. Normalisation is inside. Only the batch is free. A file
+already divided by the temperature, and `probabilities`, their softmax. Normalization is inside. Only the batch is free. A file
 that explains itself has two more; see `export.graph.cam_outputs`.
 """
 
@@ -30,7 +30,7 @@ from edgeline.serve.errors import ConfigError, ExportError
 from edgeline.serve.preprocess import PreprocessSpec
 
 
-class Deployed(nn.Module):
+class CalibratedModel(nn.Module):
     """The network as it ships: uint8 pixels to calibrated logits and probabilities."""
 
     def __init__(self, network: Network, temperature: float) -> None:
@@ -63,7 +63,7 @@ def build_export(run: Run, folder: Path) -> None:
     temperature = read_evaluation(run.step("evaluate")).calibration.temperature
     with waiting("exporting to ONNX"):
         export(
-            Deployed(network, temperature),
+            CalibratedModel(network, temperature),
             checkpoint.preprocess,
             folder / file_names.MODEL,
             classes=len(checkpoint.labels),
@@ -85,7 +85,7 @@ def metadata_of(run: Run, checkpoint: Checkpoint, temperature: float) -> dict[st
 
 
 def export(
-    deployed: Deployed,
+    deployed: CalibratedModel,
     spec: PreprocessSpec,
     path: Path,
     *,
@@ -150,7 +150,7 @@ def _first_cause(error: BaseException) -> BaseException:
 
 
 def _pooling(opset: int) -> Any:
-    """Keep the pooling one operator: decomposed, it becomes a ReduceMean that quantisers and phones do not know.
+    """Keep the pooling one operator: decomposed, it becomes a ReduceMean that quantizers and phones do not know.
 
     At the one resolution that a model has, adaptive pooling is global, nothing at all, or of a fixed window.
     """

@@ -72,7 +72,7 @@ def compare(
         names: of the images.
         expected: what PyTorch gave.
         observed: what is to be judged.
-        config: the bars.
+        config: the thresholds.
         batch: the batch size of the observed ones, for the report.
         reference: who gave the expected ones, for the report.
 

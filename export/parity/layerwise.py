@@ -16,7 +16,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.parity.similarity import sqnr_db
 from edgeline.pipeline.evaluation.plots import write_divergence_png
 from edgeline.pipeline.training.features import fold_batch_norm
@@ -44,7 +44,7 @@ class Layer:
     sqnr_db: float
 
 
-def locate(deployed: Deployed, model: bytes, spec: PreprocessSpec, pixels_NHW3: np.ndarray) -> list[Layer]:
+def locate(deployed: CalibratedModel, model: bytes, spec: PreprocessSpec, pixels_NHW3: np.ndarray) -> list[Layer]:
     """Compare every convolution and linear layer, in the graph's order.
 
     Args:
@@ -65,16 +65,22 @@ def locate(deployed: Deployed, model: bytes, spec: PreprocessSpec, pixels_NHW3: 
     return layers
 
 
-def first_diverging(layers: list[Layer], *, quantised: bool) -> Layer | None:
+def first_diverging(layers: list[Layer], *, quantized: bool) -> Layer | None:
     """The first layer out of tolerance, None where there is none."""
-    if not quantised:
+    if not quantized:
         return next((layer for layer in layers if layer.sqnr_db < FLOAT_DB), None)
     falls = [(before.sqnr_db - layer.sqnr_db, layer) for before, layer in zip(layers, layers[1:], strict=False)]
     return next((layer for fall, layer in falls if fall > FALL_DB), None)
 
 
 def find_divergence(
-    deployed: Deployed, model: bytes, spec: PreprocessSpec, pixels_NHW3: np.ndarray, plot: Path | None, *, quantised: bool
+    deployed: CalibratedModel,
+    model: bytes,
+    spec: PreprocessSpec,
+    pixels_NHW3: np.ndarray,
+    plot: Path | None,
+    *,
+    quantized: bool,
 ) -> tuple[str, dict[str, Any]]:
     """Say in a sentence where a file diverges, with the figures of every layer, and plot them.
 
@@ -82,7 +88,7 @@ def find_divergence(
         The sentence, empty where no layer is out of tolerance, and what goes into the report.
     """
     layers = locate(deployed, model, spec, pixels_NHW3[:IMAGES])
-    first = first_diverging(layers, quantised=quantised)
+    first = first_diverging(layers, quantized=quantized)
     if plot is not None and layers:
         write_divergence_png(plot, [layer.sqnr_db for layer in layers], [layer.module for layer in layers])
     report = {"first": None if first is None else asdict(first), "layers": [asdict(layer) for layer in layers]}
@@ -102,7 +108,7 @@ def layers_of(model: onnx.ModelProto) -> list[tuple[str, str, str]]:
         if node.op_type not in ("Conv", "Gemm", "MatMul"):
             continue
         name = node.input[1]
-        while name in producers and producers[name].input:  # an int8 file dequantises its weights first
+        while name in producers and producers[name].input:  # an int8 file dequantizes its weights first
             name = producers[name].input[0]
         path = name.removesuffix("_half").removesuffix("_quantized").removesuffix(".weight")
         found.append((path, node.name, node.output[0]))
@@ -116,12 +122,14 @@ def run_tensors(model: bytes, tensors: list[str], feed: dict[str, np.ndarray]) -
     for name in dict.fromkeys(tensors):
         if name not in own:
             parsed.graph.output.append(onnx.ValueInfoProto(name=name))
-    # Unoptimised, or the layers would be fused with what follows them, and an int8 file's would hold no floats.
+    # Unoptimized, or the layers would be fused with what follows them, and an int8 file's would hold no floats.
     session = create_session(parsed.SerializeToString(), level="disable_all")
     return dict(zip(tensors, session.run(tensors, feed), strict=True))
 
 
-def _run_pytorch(deployed: Deployed, spec: PreprocessSpec, pixels_NHW3: np.ndarray, wanted: set[str]) -> dict[str, np.ndarray]:
+def _run_pytorch(
+    deployed: CalibratedModel, spec: PreprocessSpec, pixels_NHW3: np.ndarray, wanted: set[str]
+) -> dict[str, np.ndarray]:
     network = fold_batch_norm(deployed.network, spec)
     found: dict[str, np.ndarray] = {}
 

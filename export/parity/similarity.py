@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from edgeline.export.parity.compare import Outputs
-from edgeline.pipeline.config import Bars
+from edgeline.pipeline.config import Int8Thresholds
 from edgeline.pipeline.evaluation.metrics import paired_drop, wilson_interval
 
 CLEAR = 0.1
@@ -21,7 +21,7 @@ EXACT_DB = 200.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Likeness:
+class OutputSimilarity:
     """What a comparison of a variant with the reference found."""
 
     images: int
@@ -54,7 +54,7 @@ class Likeness:
         return bool(np.isfinite([self.sqnr_db, self.kl, self.max_difference, self.cosine]).all())
 
 
-def liken(expected: Outputs, observed: Outputs) -> Likeness:
+def compare_outputs(expected: Outputs, observed: Outputs) -> OutputSimilarity:
     """Compare a variant's outputs with the reference's, float32 (N, K) each."""
     reference_NK, logits_NK = (outputs.logits_NK.astype(np.float64) for outputs in (expected, observed))
     margin_N = np.diff(np.sort(expected.probabilities_NK, axis=1)[:, -2:], axis=1).ravel()
@@ -66,7 +66,7 @@ def liken(expected: Outputs, observed: Outputs) -> Likeness:
     most = min(TOP, reference_NK.shape[1] - 1)
     best_NT, other_NT = (np.argsort(-array_NK, axis=1, kind="stable")[:, :most] for array_NK in (reference_NK, logits_NK))
     shared = np.mean([len(set(a) & set(b)) / most for a, b in zip(best_NT.tolist(), other_NT.tolist(), strict=True)])
-    return Likeness(
+    return OutputSimilarity(
         images=len(same_N),
         sqnr_db=sqnr_db(reference_NK, logits_NK),
         cosine=float(((reference_NK * logits_NK).sum(1) / np.maximum(norms_N, np.finfo(float).tiny)).mean()),
@@ -81,7 +81,7 @@ def liken(expected: Outputs, observed: Outputs) -> Likeness:
 
 
 def sqnr_db(expected: np.ndarray, observed: np.ndarray) -> float:
-    """Signal to quantisation noise ratio of two arrays of one shape, in decibels, at most `EXACT_DB`; its negative for NaN."""
+    """Signal to quantization noise ratio of two arrays of one shape, in decibels, at most `EXACT_DB`; its negative for NaN."""
     with np.errstate(invalid="ignore", over="ignore"):
         noise = float(np.square(expected - observed).sum())
     signal = float(np.square(expected).sum())
@@ -109,30 +109,32 @@ def drop_between(expected: Outputs, observed: Outputs, targets_N: np.ndarray) ->
     }
 
 
-def unmet(likeness: Likeness, drop: dict[str, Any] | None, bars: Bars) -> list[str]:
-    """Which bars a variant misses, each in words; nothing where it holds."""
-    if not likeness.finite:
+def failed_thresholds(similarity: OutputSimilarity, drop: dict[str, Any] | None, thresholds: Int8Thresholds) -> list[str]:
+    """Which thresholds a variant misses, each in words; nothing where it holds."""
+    if not similarity.finite:
         return ["its outputs hold NaN or infinity"]
     missed = []
-    if likeness.sqnr_db < bars.min_sqnr_db:
-        missed.append(f"SQNR {likeness.sqnr_db:.1f} dB, at least {bars.min_sqnr_db:g} are asked")
-    if likeness.top1_agreement < bars.min_agreement:
+    if similarity.sqnr_db < thresholds.min_sqnr_db:
+        missed.append(f"SQNR {similarity.sqnr_db:.1f} dB, at least {thresholds.min_sqnr_db:g} are asked")
+    if similarity.top1_agreement < thresholds.min_agreement:
         missed.append(
-            f"same best class on {likeness.top1_agreement:.2%} of images, at least {bars.min_agreement:.2%} are asked"
+            f"same best class on {similarity.top1_agreement:.2%} of images, at least {thresholds.min_agreement:.2%} are asked"
         )
-    if likeness.clear_agreement < bars.min_clear_agreement:
+    if similarity.clear_agreement < thresholds.min_clear_agreement:
         missed.append(
-            f"same best class on {likeness.clear_agreement:.2%} of the images that the reference is clear on (margin over "
-            f"{CLEAR:g}), {bars.min_clear_agreement:.2%} are asked"
+            f"same best class on {similarity.clear_agreement:.2%} of the images that the reference is clear on (margin over "
+            f"{CLEAR:g}), {thresholds.min_clear_agreement:.2%} are asked"
         )
-    if likeness.kl > bars.max_kl:
-        missed.append(f"KL divergence {likeness.kl:.3g}, at most {bars.max_kl:g} is allowed")
-    if likeness.max_difference > bars.max_difference:
-        missed.append(f"a probability differs by {likeness.max_difference:.2g}, at most {bars.max_difference:g} is allowed")
-    if drop is not None and drop["drop_points"] > bars.max_drop:
+    if similarity.kl > thresholds.max_kl:
+        missed.append(f"KL divergence {similarity.kl:.3g}, at most {thresholds.max_kl:g} is allowed")
+    if similarity.max_difference > thresholds.max_difference:
+        missed.append(
+            f"a probability differs by {similarity.max_difference:.2g}, at most {thresholds.max_difference:g} is allowed"
+        )
+    if drop is not None and drop["drop_points"] > thresholds.max_drop:
         low, high = drop["drop_interval_points"]
         missed.append(
             f"accuracy drops by {drop['drop_points']:.2f} points (95 % interval {low:.2f} to {high:.2f}), at most "
-            f"{bars.max_drop:g} are allowed"
+            f"{thresholds.max_drop:g} are allowed"
         )
     return missed

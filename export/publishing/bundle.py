@@ -13,7 +13,7 @@ import onnx
 
 from edgeline.export import file_names
 from edgeline.export.graph.cam_outputs import shapes_of
-from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.publishing import golden, report
 from edgeline.export.publishing.drift_baseline import write_reference
 from edgeline.export.publishing.variant_table import figures
@@ -74,7 +74,7 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
     shipped = [entry for entry in verification["variants"] if entry["passed"] is not False]
     for entry in shipped:
         _copy_variant(run.step("variants"), folder, entry)
-    deployed = Deployed(network, evaluation.calibration.temperature)
+    deployed = CalibratedModel(network, evaluation.calibration.temperature)
     golden.write_golden(
         folder,
         deployed,

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from edgeline.export.converters.environments import FOLDER, opened
-from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.publishing.report import write_golden_page
 from edgeline.pipeline.config import PublishConfig
 from edgeline.pipeline.data.samples import ADMITTED, Sample, map_ahead, read_image
@@ -44,7 +44,7 @@ TOLERANCES = {"int8": INT8_TOLERANCES, "float16": FLOAT16_TOLERANCES}
 
 def write_golden(
     folder: Path,
-    deployed: Deployed,
+    deployed: CalibratedModel,
     spec: PreprocessSpec,
     labels: Sequence[str],
     samples: Sequence[Sample],
@@ -185,7 +185,7 @@ def _encode(image: Image.Image, suffix: str, *, orientation: int | None = None) 
     return buffer.getvalue()
 
 
-def _answer(deployed: Deployed, spec: PreprocessSpec, labels: Sequence[str], data: bytes, suffix: str) -> dict[str, Any]:
+def _answer(deployed: CalibratedModel, spec: PreprocessSpec, labels: Sequence[str], data: bytes, suffix: str) -> dict[str, Any]:
     pixels_HW3 = preprocess(data, spec)
     with torch.inference_mode():
         [probabilities_K], [logits_K] = (output.numpy() for output in deployed(torch.from_numpy(np.stack([pixels_HW3]))))

@@ -126,10 +126,10 @@ that another filter, crop, order of channels or model shows. Do not widen a tole
 | what differs | look at |
 |---|---|
 | pixels of `{turned}` only | the EXIF orientation is ignored, or applied twice |
-| pixels of the JPEGs only | the decoder: colour management, or a decoder that scales while it decodes |
+| pixels of the JPEGs only | the decoder: color management, or a decoder that scales while it decodes |
 | pixels of all, edges shimmer | resizing without antialiasing; a graphics library's scaler does that |
 | pixels of all, shifted | the crop: whole pixels, halves rounded to even, left and top rounded down |
-| probabilities, though the pixels agree | the order of channels or axes, a second normalisation, another model file |
+| probabilities, though the pixels agree | the order of channels or axes, a second normalization, another model file |
 | logits only | the same, hidden by a model that is sure; or lower precision: a delegate, an accelerator, half floats |
 | int8 only, on x86 | a processor without VNNI, whose products saturate: `session.x64quantprecision` = 1 |
 """

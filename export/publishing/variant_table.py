@@ -21,11 +21,11 @@ def figures(entry: dict[str, Any]) -> dict[str, Any]:
     """
     if entry["passed"] is None:
         return {name: entry[name] for name in ("passed", "not_run", "structure", "bytes")}
-    likeness = entry["likeness"]
+    similarity = entry["similarity"]
     kept = ("bytes", "accuracy", "latency", "start", "taken")
     return {
         "passed": entry["passed"],
-        **{name: likeness[name] for name in ("images", "max_difference", "top1_agreement", "sqnr_db", "kl")},
+        **{name: similarity[name] for name in ("images", "max_difference", "top1_agreement", "sqnr_db", "kl")},
         **{name: entry[name] for name in kept},
         **({"saturates": entry["saturates"]} if "saturates" in entry else {}),
     }
@@ -89,17 +89,17 @@ def origins(verification: dict[str, Any], provenance: dict[str, Any]) -> list[di
 
 
 def _row(entry: dict[str, Any]) -> dict[str, str]:
-    likeness, accuracy, start = entry["likeness"], entry["accuracy"], entry["start"]
+    similarity, accuracy, start = entry["similarity"], entry["accuracy"], entry["start"]
     times = {f"ms, {_threads(key)}": f"{t['p50_ms']:.1f} / {t['p95_ms']:.1f}" for key, t in entry["latency"].items()}
     return {
         "Variant": entry["name"],
         "MB": f"{entry['bytes'] / 1e6:.1f}",
         "Accuracy, %": "" if accuracy is None else _with_interval(accuracy["top1"], accuracy["top1_interval"], 100),
         "Lost, points": "" if accuracy is None else _with_interval(accuracy["drop_points"], accuracy["drop_interval_points"]),
-        "Same class, %": f"{100 * likeness['top1_agreement']:.2f}",
-        "SQNR, dB": f"{likeness['sqnr_db']:.0f}",
-        "KL": f"{likeness['kl']:.1g}",
-        "Largest difference": f"{likeness['max_difference']:.1g}",
+        "Same class, %": f"{100 * similarity['top1_agreement']:.2f}",
+        "SQNR, dB": f"{similarity['sqnr_db']:.0f}",
+        "KL": f"{similarity['kl']:.1g}",
+        "Largest difference": f"{similarity['max_difference']:.1g}",
         **times,
         "Start, ms": f"{start['import_ms'] + start['load_ms'] + start['first_answer_ms']:.0f}",
         "Peak, MB": f"{start['peak_mb']:.0f}",
@@ -109,10 +109,10 @@ def _row(entry: dict[str, Any]) -> dict[str, str]:
 def _not_run_line(entry: dict[str, Any]) -> str:
     structure = entry["structure"]
     found = f"its inputs, outputs and {structure['weights']} weights are those of the network"
-    if likeness := structure.get("likeness"):
+    if similarity := structure.get("similarity"):
         found += (
-            f"; its graph, computed by PyTorch, gives the same best class on {likeness['top1_agreement']:.2%} of "
-            f"{likeness['images']} images, SQNR {likeness['sqnr_db']:.0f} dB"
+            f"; its graph, computed by PyTorch, gives the same best class on {similarity['top1_agreement']:.2%} of "
+            f"{similarity['images']} images, SQNR {similarity['sqnr_db']:.0f} dB"
         )
     return (
         f"{entry['name']} ({entry['bytes'] / 1e6:.1f} MB) is shipped and was not run here ({entry['not_run']}): {found}; "

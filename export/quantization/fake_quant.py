@@ -21,9 +21,9 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.parity.similarity import sqnr_db
-from edgeline.export.quantization.static_int8 import Quantisable
+from edgeline.export.quantization.static_int8 import Quantizable
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.training.features import fold_batch_norm
 from edgeline.serve.errors import ExportError
@@ -60,9 +60,9 @@ class Layer(NamedTuple):
     result: str
 
 
-def read_layers(model: ModelProto, quantised: bytes) -> dict[str, Layer]:
+def read_layers(model: ModelProto, quantized: bytes) -> dict[str, Layer]:
     """The layers of a float file by their path in the PyTorch network, and how its int8 form rounds each."""
-    int8 = onnx.load_model_from_string(quantised).graph
+    int8 = onnx.load_model_from_string(quantized).graph
     numbers = {tensor.name: numpy_helper.to_array(tensor) for tensor in int8.initializer}
     producers = {output: node for node in int8.node for output in node.output}
     roundings = {node.input[0]: node for node in int8.node if node.op_type == "QuantizeLinear"}
@@ -77,7 +77,7 @@ def read_layers(model: ModelProto, quantised: bytes) -> dict[str, Layer]:
         layers[path] = Layer(
             node,
             _rounding(weight, numbers, symmetric=True),
-            _dequantised(bias[0], numbers) if bias else None,
+            _dequantized(bias[0], numbers) if bias else None,
             _rounding(into, numbers),
             _rounding(roundings.get(result), numbers),
             producers[into.input[0]].input[0] if into is not None and into.input[0] in producers else "",
@@ -99,16 +99,16 @@ def _rounding(node: NodeProto | None, numbers: dict[str, np.ndarray], *, symmetr
     return Rounding(scale, int(zero_point[0]), lowest, highest, axis)
 
 
-def _dequantised(node: NodeProto | None, numbers: dict[str, np.ndarray]) -> np.ndarray | None:
+def _dequantized(node: NodeProto | None, numbers: dict[str, np.ndarray]) -> np.ndarray | None:
     if node is None or node.op_type != "DequantizeLinear":
         return None
     return (numbers[node.input[0]] * numbers[node.input[1]].astype(np.float64)).astype(np.float32)
 
 
 def as_in_file(
-    deployed: Deployed, spec: PreprocessSpec, ready: Quantisable, layers: dict[str, Layer], pixels_NHW3: np.ndarray
+    deployed: CalibratedModel, spec: PreprocessSpec, ready: Quantizable, layers: dict[str, Layer], pixels_NHW3: np.ndarray
 ) -> Network:
-    """A copy of the network with the float file's own weights and normalisation.
+    """A copy of the network with the float file's own weights and normalization.
 
     Args:
         deployed: the network, left as it is.
@@ -240,7 +240,7 @@ def _rounded(values: Tensor, how: Rounding) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(values, float(how.scale[0]), how.zero_point, how.lowest, how.highest)
 
 
-def with_weights(ready: Quantisable, network: Network, layers: dict[str, Layer]) -> Quantisable:
+def with_weights(ready: Quantizable, network: Network, layers: dict[str, Layer]) -> Quantizable:
     """A copy of the float file with what a simulated network has learned, before it is rounded."""
     model = copy.deepcopy(ready.model)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.quantization.fake_quant import as_in_file, read_layers, simulate, with_weights
 from edgeline.export.quantization.search import Tuned
-from edgeline.export.quantization.static_int8 import Quantisable
+from edgeline.export.quantization.static_int8 import Quantizable
 from edgeline.pipeline.data.samples import Sample, read_prepared, stream_pixels
 from edgeline.pipeline.evaluation.evaluate import read_evaluation
 from edgeline.pipeline.models.checkpoint import load_checkpoint
@@ -45,7 +45,7 @@ class Tuning:
 
     reference: bytes
     """The float32 file: its logits are what is learned."""
-    deployed: Deployed
+    deployed: CalibratedModel
     spec: PreprocessSpec
     samples: Sequence[Sample]
     """Training images."""
@@ -62,7 +62,7 @@ def tuning_of(run: Run, reference: bytes) -> Tuning:
     config = run.config.train
     return Tuning(
         reference=reference,
-        deployed=Deployed(network, read_evaluation(run.step("evaluate")).calibration.temperature),
+        deployed=CalibratedModel(network, read_evaluation(run.step("evaluate")).calibration.temperature),
         spec=checkpoint.preprocess,
         samples=read_prepared(run.step("prepare")).of("train"),
         augment=config.augment if config.views or config.strategy != "head" else "none",
@@ -71,17 +71,17 @@ def tuning_of(run: Run, reference: bytes) -> Tuning:
     )
 
 
-def tune(tuning: Tuning, ready: Quantisable, quantised: bytes, epochs: int) -> Tuned:
+def tune(tuning: Tuning, ready: Quantizable, quantized: bytes, epochs: int) -> Tuned:
     """Fine-tune the weights of a file for the int8 form that it was given.
 
     Args:
         tuning: the run's network and training images.
         ready: the float32 file, as `export.quantization.static_int8.make_ready` gives it.
-        quantised: its int8 form: what is simulated, and whose biases are where the learning starts.
+        quantized: its int8 form: what is simulated, and whose biases are where the learning starts.
         epochs: passes over the training images, or over `MOST_IMAGES` of them drawn anew each time.
 
     Returns:
-        A copy of `ready` with the tuned weights, to be quantised by the same recipe, its biases not corrected again.
+        A copy of `ready` with the tuned weights, to be quantized by the same recipe, its biases not corrected again.
 
     Raises:
         DataError: an image is gone or changed.
@@ -89,7 +89,7 @@ def tune(tuning: Tuning, ready: Quantisable, quantised: bytes, epochs: int) -> T
         TrainingError: the loss is not finite, or memory is short.
     """
     start = time.monotonic()
-    layers = read_layers(ready.model, quantised)
+    layers = read_layers(ready.model, quantized)
     pixels_NHW3 = next(stream_pixels(tuning.samples[:BATCH], tuning.spec, BATCH))
     network = as_in_file(tuning.deployed, tuning.spec, ready, layers, pixels_NHW3)
     learned = simulate(network, layers, pixels_NHW3)
@@ -120,7 +120,7 @@ def tune(tuning: Tuning, ready: Quantisable, quantised: bytes, epochs: int) -> T
 
 
 def distance(logits_NK: Tensor, expected_NK: Tensor) -> Tensor:
-    """What the bars measure of logits: their noise as a share of the signal, and the divergence of the probabilities."""
+    """What the thresholds measure of logits: their noise as a share of the signal, and the divergence of the probabilities."""
     noise = (logits_NK - expected_NK).square().sum() / expected_NK.square().sum()
     log_p_NK, log_q_NK = expected_NK.log_softmax(1), logits_NK.log_softmax(1)
     return noise + functional.kl_div(log_q_NK, log_p_NK, reduction="batchmean", log_target=True)
@@ -146,6 +146,6 @@ def _check_finite(loss: float, epoch: int) -> None:
     if not math.isfinite(loss):
         raise TrainingError(
             f"tuning for int8: the loss became {loss} in epoch {epoch}; set export.qat_epochs=0, or look for images of "
-            "constant colour",
+            "constant color",
             code="loss_not_finite",
         )

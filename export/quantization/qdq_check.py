@@ -1,11 +1,11 @@
-"""The static half of the gate for an int8 file: do its quantisation parameters agree, with each other and with the reference?
+"""The static half of the gate for an int8 file: do its quantization parameters agree, with each other and with the reference?
 
-Likeness alone does not see all of it: a zero point that is off by one costs a few decibels of many, and a doubled scale
+OutputSimilarity alone does not see all of it: a zero point that is off by one costs a few decibels of many, and a doubled scale
 looks like a poor calibration. What is checked here holds of every recipe, so a breach is a fault and has a name:
 - a tensor is read with the scale and zero point that it was written with, and every DequantizeLinear has them;
-- where the quantiser dropped a ReLU or a Clip, the tensor's range stands for it and must not reach beyond its bounds;
+- where the quantizer dropped a ReLU or a Clip, the tensor's range stands for it and must not reach beyond its bounds;
 - int8 weights are symmetric, and come near the reference's; a bias is in steps of input scale times weight scale;
-- the picture's bytes mean what the reference's normalisation makes of them;
+- the picture's bytes mean what the reference's normalization makes of them;
 - temperature and softmax take and give floats;
 - what the file leaves float stays float in the graph that ONNX Runtime makes of it.
 """
@@ -18,7 +18,7 @@ import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from edgeline.export.parity.similarity import sqnr_db
-from edgeline.export.quantization.static_int8 import INTEGER_OPERATORS, optimised_graph, with_scalar_input
+from edgeline.export.quantization.static_int8 import INTEGER_OPERATORS, optimized_graph, with_scalar_input
 from edgeline.serve.errors import ExportError
 
 MIN_WEIGHTS_DB = 15.0
@@ -43,8 +43,8 @@ class _File:
         return scale, zero_point
 
 
-def check_quantised(model: bytes, reference: bytes) -> None:
-    """Check an int8 file's quantisation parameters.
+def check_quantized(model: bytes, reference: bytes) -> None:
+    """Check an int8 file's quantization parameters.
 
     Args:
         model: the int8 file's bytes, which `export.graph.contract.check_graph` let pass.
@@ -56,7 +56,7 @@ def check_quantised(model: bytes, reference: bytes) -> None:
     ready = with_scalar_input(onnx.load_model_from_string(reference))
     file = _parse(onnx.load_model_from_string(model))
     if problems := _lacking(file):  # nothing else can be read then
-        raise ExportError("the int8 file's quantisation is wrong: " + "; ".join(problems), code="quantisation")
+        raise ExportError("the int8 file's quantization is wrong: " + "; ".join(problems), code="quantization")
     problems = [
         *_picture(file, ready.scale, ready.zero_point),
         *_end(file),
@@ -66,22 +66,22 @@ def check_quantised(model: bytes, reference: bytes) -> None:
         *_biases(file),
     ]
     problems += [
-        f"the runtime quantises {name}, which the file leaves float; its session settings are not serve.runtime's"
-        for name in requantised(model)
+        f"the runtime quantizes {name}, which the file leaves float; its session settings are not serve.runtime's"
+        for name in requantized(model)
     ]
     if problems:
         shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise ExportError(f"the int8 file's quantisation is wrong: {shown}; make the variants again", code="quantisation")
+        raise ExportError(f"the int8 file's quantization is wrong: {shown}; make the variants again", code="quantization")
 
 
-def requantised(model: bytes) -> list[str]:
+def requantized(model: bytes) -> list[str]:
     """Weights that are float in the file, of layers that the runtime computes in integers all the same."""
     file = _parse(onnx.load_model_from_string(model))
     left = [n for n in file.nodes if n.op_type in ("Conv", "Gemm", "MatMul") and n.input[1] in file.tensors]
     if not left:
         return []
     # The runtime names weights that it rounds itself after the node: `node_Conv_818_weight_q`.
-    read = [name for n in optimised_graph(model).graph.node if n.op_type in INTEGER_OPERATORS for name in n.input]
+    read = [name for n in optimized_graph(model).graph.node if n.op_type in INTEGER_OPERATORS for name in n.input]
     return sorted(node.input[1] for node in left if any(name.startswith(f"{node.name}_weight") for name in read))
 
 
@@ -129,7 +129,7 @@ def _ranges(file: _File, reference: _File) -> Iterator[str]:
         least, most = _bounds(activation, reference)
         if low < least - SLACK * float(scale) or high > most * (1 + OVER):
             yield (
-                f"{node.input[0]} is quantised from {low:.4g} to {high:.4g} (scale {float(scale):.4g}, zero point "
+                f"{node.input[0]} is quantized from {low:.4g} to {high:.4g} (scale {float(scale):.4g}, zero point "
                 f"{int(zero_point)}), its {activation.op_type} ends at {least:g} and {most:g}"
             )
 
@@ -195,7 +195,7 @@ def _picture(file: _File, scale: float, zero_point: int) -> Iterator[str]:
             if int(found_zero_point) != zero_point or not np.isclose(found_scale, scale, rtol=SLACK):
                 yield (
                     f"the picture's bytes are read with zero point {int(found_zero_point)} and scale {float(found_scale):.4g}, "
-                    f"the normalisation has mean {zero_point} and 1 / std {scale:.4g}"
+                    f"the normalization has mean {zero_point} and 1 / std {scale:.4g}"
                 )
 
 
@@ -206,7 +206,7 @@ def _end(file: _File) -> Iterator[str]:
         node = file.producers.get(name)
         for kind in (node, readers.get(name)):
             if kind is not None and kind.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                yield f"{name} is quantised ({kind.name}); temperature and softmax stay float"
+                yield f"{name} is quantized ({kind.name}); temperature and softmax stay float"
                 return
         name = node.input[0] if node is not None and node.op_type in ("Softmax", "Div", "Identity") else None
 

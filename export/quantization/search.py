@@ -1,4 +1,4 @@
-"""Choose how to quantise, by measuring: the fastest recipe that loses next to nothing, or none.
+"""Choose how to quantize, by measuring: the fastest recipe that loses next to nothing, or none.
 
 Ranges come from training images, balanced over the classes. Each recipe is judged on validation images, through ONNX Runtime
 at the settings that ship; neither touches the test split, which the gate uses afterwards. The slower recipes are tried where
@@ -18,19 +18,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeline.export.parity.compare import Outputs, in_batches
-from edgeline.export.parity.similarity import drop_between, liken, sqnr_db, unmet
+from edgeline.export.parity.similarity import compare_outputs, drop_between, failed_thresholds, sqnr_db
 from edgeline.export.quantization.static_int8 import (
-    Quantisable,
+    Quantizable,
     Ranges,
     Recipe,
     input_means,
     integer_share,
     make_ready,
     measure_ranges,
-    quantise,
+    quantize,
     saturates,
 )
-from edgeline.pipeline.config import Bars, ExportConfig
+from edgeline.pipeline.config import ExportConfig, Int8Thresholds
 from edgeline.pipeline.data.samples import Sample, stream_pixels
 from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.atomic_files import digest_of
@@ -39,7 +39,7 @@ from edgeline.serve.errors import DataError, ExportError, TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.session import create_session, multiplies_exactly
 
-JUDGED = 512
+VALIDATION_IMAGES = 512
 """Validation images that recipes are judged on, at most."""
 SENSITIVITY_IMAGES = 16
 EXCLUDED = (1, 2, 4, 8)
@@ -61,13 +61,13 @@ class Choice:
 
 
 class Tuned(NamedTuple):
-    """A file ready for quantisation whose weights were tuned for it, and how the tuning went."""
+    """A file ready for quantization whose weights were tuned for it, and how the tuning went."""
 
-    ready: Quantisable
+    ready: Quantizable
     report: dict[str, Any]
 
 
-Tune = Callable[[Quantisable, bytes, int], Tuned]
+Tune = Callable[[Quantizable, bytes, int], Tuned]
 """From a file, its int8 form and a number of epochs: `export.quantization.qat.tune`, which needs
 PyTorch, on a run's network."""
 
@@ -78,10 +78,10 @@ def choose_int8(
     train: Sequence[Sample],
     val: Sequence[Sample],
     config: ExportConfig,
-    bars: Bars,
+    thresholds: Int8Thresholds,
     tune: Tune | None = None,
 ) -> Choice:
-    """Quantise the reference in several ways and choose one.
+    """Quantize the reference in several ways and choose one.
 
     Args:
         reference: the float32 ONNX file's bytes.
@@ -89,16 +89,16 @@ def choose_int8(
         train: calibration images are drawn from these.
         val: the recipes are judged on these.
         config: target, largest drop and effort.
-        bars: the gate's own, held here already, so that what is chosen is not refused there.
+        thresholds: the gate's own, held here already, so that what is chosen is not refused there.
         tune: fine-tunes the weights for a recipe, where the network is at hand.
 
     Raises:
         DataError: too few training images to calibrate on.
-        ExportError: the network cannot be quantised.
+        ExportError: the network cannot be quantized.
     """
     calibration = choose_calibration(train, config.calibration_images)
     batches = partial(stream_pixels, calibration, spec, CPU_BATCH)
-    judged = list(val[:JUDGED])
+    judged = list(val[:VALIDATION_IMAGES])
     pixels = [pixels_HW3 for batch_NHW3 in stream_pixels(judged, spec, CPU_BATCH) for pixels_HW3 in batch_NHW3]
     targets_N = np.array([sample.index for sample in judged])
     ready = make_ready(reference)
@@ -117,7 +117,7 @@ def choose_int8(
             if model is None:
                 continue
             observed = _run(create_session(model), pixels)
-            entry = _judge(recipe, model, reference, spec, expected, observed, targets_N, config, bars)
+            entry = _judge(recipe, model, reference, spec, expected, observed, targets_N, config, thresholds)
             tried.append(entry)
             if entry["holds"]:
                 holding[recipe] = model
@@ -133,9 +133,9 @@ def choose_int8(
         "chosen": None,
     }
     if not holding:
-        best = max(tried, key=lambda entry: float(entry["likeness"]["sqnr_db"]))
+        best = max(tried, key=lambda entry: float(entry["similarity"]["sqnr_db"]))
         untuned = f"; {tuning['failed']}" if "failed" in tuning else ""
-        why = f"no recipe holds; the nearest, {best['recipe']}: {'; '.join(best['unmet'])}{untuned}"
+        why = f"no recipe holds; the nearest, {best['recipe']}: {'; '.join(best['failed_thresholds'])}{untuned}"
         return Choice(None, report | {"why": why})
     return _fastest(reference, holding, tried, report, pixels[0][None], config)
 
@@ -186,7 +186,7 @@ def choose_calibration(train: Sequence[Sample], count: int) -> list[Sample]:
 class _Measured:
     """What calibration images showed, measured once for all recipes that ask."""
 
-    def __init__(self, ready: Quantisable, batches: Any) -> None:
+    def __init__(self, ready: Quantizable, batches: Any) -> None:
         self.ready, self.batches = ready, batches
         self._ranges: dict[str, Ranges] = {}
         self._means: dict[str, np.ndarray] | None = None
@@ -207,18 +207,18 @@ def _make(recipe: Recipe, measured: _Measured, tune: Tune | None, tuning: dict[s
     """The int8 file of a recipe, None where its weights cannot be tuned; `tuning` is told how that went."""
     ready, ranges = measured.ready, measured.ranges(recipe.ranges)
     if not recipe.tuned:
-        return quantise(ready, ranges, recipe, measured.means if recipe.correct_bias else None)
+        return quantize(ready, ranges, recipe, measured.means if recipe.correct_bias else None)
     if tune is None:
         return None
     # The biases that undo the rounding of today's weights are where the learning starts; afterwards they are learned ones.
-    simulated = quantise(ready, ranges, replace(recipe, correct_bias=True), measured.means)
+    simulated = quantize(ready, ranges, replace(recipe, correct_bias=True), measured.means)
     try:
         tuned = tune(ready, simulated, recipe.tuned)
     except (ExportError, TrainingError) as error:
         tuning["failed"] = str(error)  # what was tried before keeps its figures
         return None
     tuning.update(tuned.report)
-    return quantise(tuned.ready, ranges, recipe)  # the ranges that were simulated: the weights were tuned for them
+    return quantize(tuned.ready, ranges, recipe)  # the ranges that were simulated: the weights were tuned for them
 
 
 def _judge(
@@ -230,20 +230,20 @@ def _judge(
     observed: Outputs,
     targets_N: np.ndarray,
     config: ExportConfig,
-    bars: Bars,
+    thresholds: Int8Thresholds,
 ) -> dict[str, Any]:
-    likeness, drop = liken(expected, observed), drop_between(expected, observed, targets_N)
-    missed = unmet(likeness, drop, bars.model_copy(update={"max_drop": config.max_drop}))
+    similarity, drop = compare_outputs(expected, observed), drop_between(expected, observed, targets_N)
+    missed = failed_thresholds(similarity, drop, thresholds.model_copy(update={"max_drop": config.max_drop}))
     if config.target == "x86-avx2" and saturates(model):
         missed.append("two products may exceed 16 bits, so x86 without VNNI would answer otherwise")
     return {
         "recipe": recipe.name,
         "holds": not missed,
-        "unmet": missed,
+        "failed_thresholds": missed,
         "bytes": len(model),
         "size_ratio": len(model) / len(reference),
         "integer_share": integer_share(reference, model, spec.height, spec.width),
-        "likeness": likeness.figures,
+        "similarity": similarity.figures,
         "accuracy": drop,
     }
 
@@ -261,7 +261,7 @@ def _fastest(
     Recipes that are run by the same kernels are equally fast, whatever a busy machine would make of their times: only the most
     exact of them is timed.
     """
-    sqnr = {entry["recipe"]: float(entry["likeness"]["sqnr_db"]) for entry in tried}
+    sqnr = {entry["recipe"]: float(entry["similarity"]["sqnr_db"]) for entry in tried}
     exact = {recipe.kernels: recipe for recipe in sorted(holding, key=lambda recipe: sqnr[recipe.name])}
     times = time_in_turn({"float32": reference, **{recipe.name: holding[recipe] for recipe in exact.values()}}, pixels_1HW3)
     taken = {recipe.name: times[exact[recipe.kernels].name] for recipe in holding}
@@ -302,7 +302,7 @@ def time_in_turn(models: dict[str, bytes], pixels_1HW3: np.ndarray, runs: int = 
 def _without_worst(measured: _Measured, pixels: Sequence[np.ndarray], config: ExportConfig) -> list[Recipe]:
     """Recipes that leave the most sensitive convolutions in float, a few more each time.
 
-    A layer's sensitivity is what quantising it alone does to the logits.
+    A layer's sensitivity is what quantizing it alone does to the logits.
     """
     ready = measured.ready
     base = base_recipe(config)
@@ -313,7 +313,7 @@ def _without_worst(measured: _Measured, pixels: Sequence[np.ndarray], config: Ex
     sqnr = {}
     for name in track(nodes, "measuring each layer's sensitivity", len(nodes)):
         alone = replace(base, exclude=(*others, *(n for n in nodes if n != name)))
-        sqnr[name] = sqnr_db(expected_NK, _run(create_session(quantise(ready, ranges, alone)), pixels).logits_NK)
+        sqnr[name] = sqnr_db(expected_NK, _run(create_session(quantize(ready, ranges, alone)), pixels).logits_NK)
     worst = sorted(nodes, key=lambda name: sqnr[name])
     corrected = replace(base, correct_bias=True)
     return [replace(corrected, exclude=tuple(worst[:count])) for count in EXCLUDED if count < len(nodes)]

@@ -1,7 +1,7 @@
-"""Quantise the reference ONNX file to int8: weights and activations, statically, as QuantizeLinear and DequantizeLinear pairs.
+"""Quantize the reference ONNX file to int8: weights and activations, statically, as QuantizeLinear and DequantizeLinear pairs.
 
-Three things here are not what ONNX Runtime's quantiser does by itself, and each was measured (see ADR 0010):
-- the picture's own bytes are the first quantised tensor, so nothing is computed in float before the first convolution;
+Three things here are not what ONNX Runtime's quantizer does by itself, and each was measured (see ADR 0010):
+- the picture's own bytes are the first quantized tensor, so nothing is computed in float before the first convolution;
 - the last layer gives float logits, and the softmax stays float, so probabilities keep their full resolution;
 - a layer that is left out stays float on the device too (`serve.runtime.session.SETTINGS`).
 
@@ -24,7 +24,7 @@ from edgeline.serve.errors import ExportError
 from edgeline.serve.runtime.session import load_onnxruntime, session_options
 
 FLOAT_OPERATORS = ("Cast", "Sub", "Div", "Transpose", "Softmax")
-"""What stays float: the normalisation, whose place the bytes take, and the temperature and softmax at the end."""
+"""What stays float: the normalization, whose place the bytes take, and the temperature and softmax at the end."""
 INTEGER_OPERATORS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulInteger", "ConvInteger")
 HIGHEST_BYTE = 255
 PAIR_LIMIT = 32767
@@ -36,7 +36,7 @@ Ranges = Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """One way to quantise."""
+    """One way to quantize."""
 
     activations: Literal["uint8", "int8"] = "uint8"
     weights: Literal["int8", "uint8"] = "int8"
@@ -70,24 +70,24 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Quantisable:
-    """The reference, made ready: shapes inferred, its normalisation one scale and one whole zero point."""
+class Quantizable:
+    """The reference, made ready: shapes inferred, its normalization one scale and one whole zero point."""
 
     model: ModelProto
     pixels: str
-    """The tensor that holds the normalised pixels."""
+    """The tensor that holds the normalized pixels."""
     scale: float
     zero_point: int
-    """normalised = (byte - zero_point) * scale"""
+    """normalized = (byte - zero_point) * scale"""
 
 
-def make_ready(reference: bytes) -> Quantisable:
-    """Make the reference fit for quantisation.
+def make_ready(reference: bytes) -> Quantizable:
+    """Make the reference fit for quantization.
 
     Raises:
-        ExportError: its first layer is not a normalisation and a convolution, so the bytes cannot be taken directly.
+        ExportError: its first layer is not a normalization and a convolution, so the bytes cannot be taken directly.
     """
-    load_onnxruntime()  # before the quantiser imports it: its telemetry must be off by then
+    load_onnxruntime()  # before the quantizer imports it: its telemetry must be off by then
     from onnxruntime.quantization import quant_pre_process
 
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -98,11 +98,11 @@ def make_ready(reference: bytes) -> Quantisable:
     return with_scalar_input(model)
 
 
-def with_scalar_input(model: ModelProto) -> Quantisable:
-    """Give the normalisation one mean and one standard deviation for all channels.
+def with_scalar_input(model: ModelProto) -> Quantizable:
+    """Give the normalization one mean and one standard deviation for all channels.
 
     Where it has three of each, the first convolution's weights take the deviations, and its bias the means. At the border,
-    where padding stands for a pixel of the mean colour, that is off by the difference of the means: what the judge measures
+    where padding stands for a pixel of the mean color, that is off by the difference of the means: what the judge measures
     includes it.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -112,7 +112,7 @@ def with_scalar_input(model: ModelProto) -> Quantisable:
     sub = producers.get(div.input[0]) if div is not None else None
     if conv is None or div is None or sub is None or (div.op_type, sub.op_type) != ("Div", "Sub"):
         raise ExportError(
-            "int8 needs a network that begins with the normalisation and a convolution; leave onnx-int8 out of export.variants"
+            "int8 needs a network that begins with the normalization and a convolution; leave onnx-int8 out of export.variants"
         )
     mean_C, std_C = (numpy_helper.to_array(weights[node.input[1]]).astype(np.float64).ravel() for node in (sub, div))
     mean, std = round(float(mean_C.mean())), float(std_C.mean())
@@ -128,10 +128,10 @@ def with_scalar_input(model: ModelProto) -> Quantisable:
             shape = tuple(weights[node.input[1]].dims)
             value = np.full(shape, number, np.float32)
             weights[node.input[1]].CopyFrom(numpy_helper.from_array(value, node.input[1]))
-    return Quantisable(model, div.output[0], 1 / std, mean)
+    return Quantizable(model, div.output[0], 1 / std, mean)
 
 
-def measure_ranges(ready: Quantisable, batches: Iterable[np.ndarray], method: str) -> Ranges:
+def measure_ranges(ready: Quantizable, batches: Iterable[np.ndarray], method: str) -> Ranges:
     """Run calibration images and take every tensor's range, one batch in memory at a time.
 
     Args:
@@ -174,7 +174,7 @@ def _reader(batch_NHW3: np.ndarray) -> Any:
     return OneBatch()
 
 
-def quantise(ready: Quantisable, ranges: Ranges, recipe: Recipe, means: Mapping[str, np.ndarray] | None = None) -> bytes:
+def quantize(ready: Quantizable, ranges: Ranges, recipe: Recipe, means: Mapping[str, np.ndarray] | None = None) -> bytes:
     """Write the int8 model of one recipe.
 
     Args:
@@ -215,40 +215,40 @@ def quantise(ready: Quantisable, ranges: Ranges, recipe: Recipe, means: Mapping[
             options,
         )
         quantizer.quantize_model()
-    quantised = quantizer.model.model
+    quantized = quantizer.model.model
     if not signed:
-        _feed_bytes(quantised, ready.pixels)
+        _feed_bytes(quantized, ready.pixels)
     quantizer.model.topological_sort()
-    quantised.producer_name = "edgeline"
+    quantized.producer_name = "edgeline"
     # The preparation imported every domain of the installed runtime, at versions that an older one refuses to load.
-    for imported in [entry for entry in quantised.opset_import if entry.domain]:
-        quantised.opset_import.remove(imported)
-    for entry in [e for e in quantised.metadata_props if not e.key.startswith("edgeline.")]:
-        quantised.metadata_props.remove(entry)
-    return bytes(quantised.SerializeToString(deterministic=True))
+    for imported in [entry for entry in quantized.opset_import if entry.domain]:
+        quantized.opset_import.remove(imported)
+    for entry in [e for e in quantized.metadata_props if not e.key.startswith("edgeline.")]:
+        quantized.metadata_props.remove(entry)
+    return bytes(quantized.SerializeToString(deterministic=True))
 
 
 def _feed_bytes(model: ModelProto, pixels: str) -> None:
-    """Cut Cast, Sub, Div and QuantizeLinear out: (byte - mean) / std, quantised with that scale and zero point, is the byte."""
+    """Cut Cast, Sub, Div and QuantizeLinear out: (byte - mean) / std, quantized with that scale and zero point, is the byte."""
     producers = {output: node for node in model.graph.node for output in node.output}
-    quantise_pixels = [node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == pixels]
-    if not quantise_pixels:
+    quantize_pixels = [node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == pixels]
+    if not quantize_pixels:
         return  # the first convolution was left out, and reads the float pixels
     div = producers[pixels]
     sub = producers[div.input[0]]
     cast = producers[sub.input[0]]
     for node in model.graph.node:
         for index, name in enumerate(node.input):
-            if name == quantise_pixels[0].output[0]:
+            if name == quantize_pixels[0].output[0]:
                 node.input[index] = cast.input[0]
-    for node in (div, sub, cast, quantise_pixels[0]):
+    for node in (div, sub, cast, quantize_pixels[0]):
         model.graph.node.remove(node)
     unused = {tensor.name for tensor in model.graph.initializer} - {name for node in model.graph.node for name in node.input}
     for tensor in [t for t in model.graph.initializer if t.name in unused]:
         model.graph.initializer.remove(tensor)
 
 
-def input_means(ready: Quantisable, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+def input_means(ready: Quantizable, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
     """The mean of every convolution's input channels over calibration images, by the tensor's name: float32 (C,)."""
     ort = load_onnxruntime()
     model = copy.deepcopy(ready.model)
@@ -293,7 +293,7 @@ def _rounded(kernel_OCHW: np.ndarray, recipe: Recipe) -> np.ndarray:
 
 
 def saturates(model: bytes) -> bool:
-    """Whether x86 without VNNI could compute something else: two products of neighbouring weights over 16 bits.
+    """Whether x86 without VNNI could compute something else: two products of neighboring weights over 16 bits.
 
     A bound, not a simulation: it holds for every picture and every order in which a kernel may pair the weights of a channel.
     """
@@ -317,26 +317,26 @@ def _largest_pair(rows: np.ndarray) -> int:
     return max(int(np.sort(np.clip(sign * rows, 0, None), axis=1)[:, -2:].sum(1).max()) for sign in (1, -1))
 
 
-def integer_share(reference: bytes, quantised: bytes, height: int, width: int) -> float:
+def integer_share(reference: bytes, quantized: bytes, height: int, width: int) -> float:
     """Share of the reference's multiply-adds that ONNX Runtime really computes in integers.
 
     Counted in the graph that the runtime makes of the file, not in the file: a pair of operators that is not fused stays float.
     """
     operations = _multiply_adds(reference, height, width)
-    optimised = optimised_graph(quantised)
+    optimized = optimized_graph(quantized)
     integer = 0
     for weight, count in operations.items():
-        used_by = [n for n in optimised.graph.node if any(i == weight or i.startswith(f"{weight}_") for i in n.input)]
+        used_by = [n for n in optimized.graph.node if any(i == weight or i.startswith(f"{weight}_") for i in n.input)]
         integer += count if any(node.op_type in INTEGER_OPERATORS for node in used_by) else 0
     return integer / sum(operations.values())
 
 
-def optimised_graph(model: bytes) -> ModelProto:
+def optimized_graph(model: bytes) -> ModelProto:
     """What ONNX Runtime makes of a model at the settings that ship, without its weights' data."""
     ort = load_onnxruntime()
     with tempfile.TemporaryDirectory() as folder:
         options = session_options(threads=1)
-        options.optimized_model_filepath = str(Path(folder, "optimised.onnx"))
+        options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
         ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         return onnx.load(options.optimized_model_filepath)
 

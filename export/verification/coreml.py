@@ -22,8 +22,8 @@ from onnx import numpy_helper
 from edgeline.export.converters.convert import script_path
 from edgeline.export.converters.environments import environment
 from edgeline.export.parity.compare import Outputs
-from edgeline.export.parity.similarity import liken, unmet
-from edgeline.pipeline.config import Bars
+from edgeline.export.parity.similarity import compare_outputs, failed_thresholds
+from edgeline.pipeline.config import Int8Thresholds
 from edgeline.serve.errors import ArtifactError
 from edgeline.serve.preprocess import PreprocessSpec
 
@@ -45,7 +45,7 @@ def check_structure(
     spec: PreprocessSpec,
     expected: Outputs,
     pixels: Sequence[np.ndarray],
-    bars: Bars,
+    thresholds: Int8Thresholds,
     environments: Path,
 ) -> tuple[dict[str, Any], list[str]]:
     """Hold a package against the contract and the reference.
@@ -56,11 +56,11 @@ def check_structure(
         spec: gives H and W.
         expected: what PyTorch gives for the images.
         pixels: of each image, uint8 (H, W, 3).
-        bars: what the graph's answers must hold.
+        thresholds: what the graph's answers must hold.
         environments: the folder of environments.
 
     Returns:
-        What was found, `weights` being the number of arrays that were compared, and `likeness` None where the graph has
+        What was found, `weights` being the number of arrays that were compared, and `similarity` None where the graph has
         operators that are not computed here; and the problems.
 
     Raises:
@@ -84,11 +84,11 @@ def check_structure(
         problems.append(f"it needs operators that Core ML does not have: {', '.join(custom)}")
     weights = layer_weights(model)
     problems += compare_weights(weights, found)
-    facts |= {"weights": len(weights), "likeness": None}
+    facts |= {"weights": len(weights), "similarity": None}
     if observed is not None:
-        likeness = liken(Outputs(expected.probabilities_NK[:COMPUTED], expected.logits_NK[:COMPUTED]), observed)
-        facts["likeness"] = likeness.figures
-        problems += [f"computed by PyTorch, {problem}" for problem in unmet(likeness, None, bars)]
+        similarity = compare_outputs(Outputs(expected.probabilities_NK[:COMPUTED], expected.logits_NK[:COMPUTED]), observed)
+        facts["similarity"] = similarity.figures
+        problems += [f"computed by PyTorch, {problem}" for problem in failed_thresholds(similarity, None, thresholds)]
         if facts["largest"] > FLOAT16_MAX:
             problems.append(f"a number in it reaches {facts['largest']:.3g}, float16 ends at {FLOAT16_MAX:g}")
     return facts, problems

@@ -1,8 +1,8 @@
 """The gate for the variants: each from its file's bytes to probabilities, on the same images as the reference.
 
-Equality is not asked of them but likeness to PyTorch, at bars that depend on the precision (`pipeline.config.Bars`). What
-must not change the answers at all is how a variant is run: the batch size, the number of threads. What a lower level of
-graph optimisation changes is told: for int8 it is the rounding of a simulation in float.
+Equality is not asked of them but similarity to PyTorch, at thresholds that depend on the precision
+(`pipeline.config.Int8Thresholds`). What must not change the answers at all is how a variant is run: the batch size, the number
+of threads. What a lower level of graph optimization changes is told: for int8 it is the rounding of a simulation in float.
 
 Shapes: N images, K classes, H x W the model's input.
 """
@@ -20,16 +20,16 @@ import numpy as np
 from edgeline.export import file_names
 from edgeline.export.converters.environments import FOLDER, PACKAGES, opened, time_there
 from edgeline.export.graph.contract import check_graph
-from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.parity.compare import MIN_SPREAD, Outputs, run_session
 from edgeline.export.parity.layerwise import IMAGES, find_divergence
-from edgeline.export.parity.similarity import drop_between, liken, sqnr_db, unmet
-from edgeline.export.quantization.qdq_check import check_quantised
+from edgeline.export.parity.similarity import compare_outputs, drop_between, failed_thresholds, sqnr_db
+from edgeline.export.quantization.qdq_check import check_quantized
 from edgeline.export.quantization.static_int8 import saturates
 from edgeline.export.variants import KINDS
 from edgeline.export.verification.coreml import check_structure
 from edgeline.export.verification.explanations import Evidence, judge_evidence
-from edgeline.pipeline.config import Bars, VerifyConfig
+from edgeline.pipeline.config import Int8Thresholds, VerifyConfig
 from edgeline.pipeline.progress import track
 from edgeline.serve.errors import EdgelineError
 from edgeline.serve.preprocess import PreprocessSpec
@@ -39,8 +39,10 @@ from edgeline.serve.runtime.provenance import taken
 from edgeline.serve.runtime.session import create_session, usable_cores
 
 PROBED = 24
-"""Images that the other thread counts and optimisation levels are tried on."""
-FLOAT32 = Bars(min_sqnr_db=100, min_agreement=0.99, min_clear_agreement=1, max_kl=1e-6, max_difference=1e-4, max_drop=0)
+"""Images that the other thread counts and optimization levels are tried on."""
+FLOAT32 = Int8Thresholds(
+    min_sqnr_db=100, min_agreement=0.99, min_clear_agreement=1, max_kl=1e-6, max_difference=1e-4, max_drop=0
+)
 """A float32 file in another format computes the same; 120 dB were seen."""
 REFERENCE = {"name": "onnx-fp32", "file": file_names.MODEL, "format": "onnx", "precision": "float32"}
 LEVELS = ("extended", "disable_all")
@@ -52,7 +54,7 @@ class Measure:
 
     reference: bytes
     """The float32 ONNX file that they were made of."""
-    deployed: Deployed
+    deployed: CalibratedModel
     """The network, to find where a variant that fails diverges from it."""
     spec: PreprocessSpec
     pixels: Sequence[np.ndarray]
@@ -68,7 +70,7 @@ class Measure:
     metadata: dict[str, str]
     """What each file must say of its origin."""
     config: VerifyConfig
-    """Batches and bars."""
+    """Batches and thresholds."""
     opset: int | None
     """The operator set that a file may use at most; any where None."""
     environments: Path = FOLDER
@@ -100,11 +102,11 @@ def verify_variants(made: Sequence[dict[str, Any]], folder: Path, measure: Measu
             found |= _judge(entry, folder / entry["file"], measure)
         except EdgelineError as error:  # it breaks the contract, or does not load or run
             found |= {"passed": False, "problems": [str(error)]}
-        if not found["passed"] and entry["format"] == "onnx" and "likeness" in found:
-            quantised = entry["precision"] == "int8"
+        if not found["passed"] and entry["format"] == "onnx" and "similarity" in found:
+            quantized = entry["precision"] == "int8"
             images_NHW3 = np.stack(measure.pixels[:IMAGES])
             place, found["divergence"] = find_divergence(
-                measure.deployed, model, measure.spec, images_NHW3, None, quantised=quantised
+                measure.deployed, model, measure.spec, images_NHW3, None, quantized=quantized
             )
             found["problems"] += [place] if place else []
         judged.append(entry | found)
@@ -118,7 +120,7 @@ def _judge(entry: dict[str, Any], path: Path, measure: Measure) -> dict[str, Any
     if kind.format == "onnx":
         check_graph(path.read_bytes(), spec, classes=expected.logits_NK.shape[1], opset=measure.opset)
         if kind.precision == "int8":
-            check_quantised(path.read_bytes(), measure.reference)
+            check_quantized(path.read_bytes(), measure.reference)
     at_risk = kind.precision == "int8" and entry.get("saturates") is not False
     if kind.format in ("onnx", "ort"):  # the other formats have no room for what a file says of itself
         problems = _strangers(create_session(path.read_bytes()), measure.metadata)
@@ -131,7 +133,7 @@ def _judge(entry: dict[str, Any], path: Path, measure: Measure) -> dict[str, Any
             spec=spec,
             expected=expected,
             pixels=pixels,
-            bars=config.fp16,
+            thresholds=config.fp16,
             environments=measure.environments,
         )
         if (why := not_run_here(kind.format)) is not None:
@@ -149,14 +151,14 @@ def _judge(entry: dict[str, Any], path: Path, measure: Measure) -> dict[str, Any
         alone = run_session(session, pixels[:PROBED], 1)
     if (difference := logit_difference(_first(observed), alone)) > _tolerance(kind.precision, observed):
         problems.append(f"one thread gives other answers than {usable_cores()}: a logit differs by {difference:.2g}")
-    likeness = liken(expected, observed)
+    similarity = compare_outputs(expected, observed)
     drop = _accuracy(observed, measure)
-    bars = {"int8": config.int8, "float32": FLOAT32}.get(kind.precision, config.fp16)
-    problems += unmet(likeness, drop, bars)
+    thresholds = {"int8": config.int8, "float32": FLOAT32}.get(kind.precision, config.fp16)
+    problems += failed_thresholds(similarity, drop, thresholds)
     explanation = None
     if measure.evidence is not None and kind.format in ("onnx", "ort"):
         session = create_session(path.read_bytes(), saturates=at_risk)
-        explanation, unlike = judge_evidence(session, measure.evidence, kind.precision, min_sqnr_db=bars.min_sqnr_db)
+        explanation, unlike = judge_evidence(session, measure.evidence, kind.precision, min_sqnr_db=thresholds.min_sqnr_db)
         problems += unlike
     if (most := float(np.abs(observed.probabilities_NK.sum(1) - 1).max())) > 1e-3:
         problems.append(f"the file's probabilities do not sum to 1 (off by {most:.3g}); is the softmax missing?")
@@ -165,8 +167,8 @@ def _judge(entry: dict[str, Any], path: Path, measure: Measure) -> dict[str, Any
     return {
         "passed": not problems,
         "problems": problems,
-        "bars": bars.model_dump(),
-        "likeness": likeness.figures,
+        "thresholds": thresholds.model_dump(),
+        "similarity": similarity.figures,
         "explanation": explanation,
         "accuracy": drop,
         "levels_sqnr_db": _levels(path.read_bytes(), observed, pixels) if kind.format == "onnx" else {},
@@ -191,7 +193,7 @@ def describe_reference(observed: Outputs, measure: Measure) -> dict[str, Any]:
         "problems": [],
         "bytes": len(measure.reference),
         "sha256": hashlib.sha256(measure.reference).hexdigest(),
-        "likeness": liken(measure.expected, observed).figures,
+        "similarity": compare_outputs(measure.expected, observed).figures,
         "accuracy": _accuracy(observed, measure),
         **taken,
     }
@@ -222,7 +224,7 @@ def _accuracy(observed: Outputs, measure: Measure) -> dict[str, Any] | None:
 
 
 def _levels(model: bytes, observed: Outputs, pixels: Sequence[np.ndarray]) -> dict[str, float]:
-    """What other levels of graph optimisation make of an ONNX file; the other formats are optimised already."""
+    """What other levels of graph optimization make of an ONNX file; the other formats are optimized already."""
     found = {}
     for level in LEVELS:
         outputs = run_session(create_session(model, level=level), pixels[:PROBED], 1)

@@ -22,14 +22,14 @@ import torch
 from edgeline.export import file_names
 from edgeline.export.converters.environments import FOLDER
 from edgeline.export.graph.contract import check_graph
-from edgeline.export.graph.to_onnx import Deployed, metadata_of
+from edgeline.export.graph.to_onnx import CalibratedModel, metadata_of
 from edgeline.export.parity.compare import Outputs, compare, in_batches, raise_problems, run_session
 from edgeline.export.parity.layerwise import IMAGES, PLOT, find_divergence
 from edgeline.export.verification.explanations import Evidence, expect_evidence, judge_evidence
 from edgeline.export.verification.variants import FLOAT32, Measure, describe_reference, verify_variants
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import ADMITTED, Sample, map_ahead, read_image, read_prepared
-from edgeline.pipeline.data.stress_images import WITNESS, check_witness, hard_set
+from edgeline.pipeline.data.stress_images import WITNESS, check_preprocessing, stress_images
 from edgeline.pipeline.evaluation.evaluate import read_evaluation
 from edgeline.pipeline.evaluation.metrics import wilson_interval
 from edgeline.pipeline.models.checkpoint import load_checkpoint
@@ -63,12 +63,12 @@ def build_verification(run: Run, folder: Path) -> None:
     temperature = evaluation.calibration.temperature
     samples = choose_samples([*prepared.of("test"), *prepared.of("val")], run.config.verify.images)
     report = verify(
-        Deployed(network, temperature),
+        CalibratedModel(network, temperature),
         onnx_path.read_bytes(),
         checkpoint.preprocess,
         samples,
         run.config.verify,
-        witness=run.step("train") / WITNESS,
+        preprocessing_fingerprint=run.step("train") / WITNESS,
         opset=run.config.export.opset,
         metadata=metadata_of(run, checkpoint, temperature),
         explain=run.config.export.explain,
@@ -91,13 +91,13 @@ def choose_samples(samples: Sequence[Sample], most: int) -> list[Sample]:
 
 
 def verify(
-    deployed: Deployed,
+    deployed: CalibratedModel,
     model: bytes,
     spec: PreprocessSpec,
     samples: Sequence[Sample],
     config: VerifyConfig,
     *,
-    witness: Path | None = None,
+    preprocessing_fingerprint: Path | None = None,
     opset: int | None = None,
     metadata: dict[str, str] | None = None,
     explain: bool = False,
@@ -112,8 +112,8 @@ def verify(
         model: the ONNX file's bytes.
         spec: the preprocessing of both.
         samples: held-out images.
-        config: the bars.
-        witness: the hard set's pixels at training time; checked where given.
+        config: the thresholds.
+        preprocessing_fingerprint: the hard set's pixels at training time; checked where given.
         opset: the operator set that the file may use at most; any where not given.
         metadata: what the file must say of its origin; checked where given.
         explain: whether it must give evidence and embedding, and PyTorch's.
@@ -122,8 +122,8 @@ def verify(
         plot: where to draw how the error grows along the network, should the file fail.
 
     Returns:
-        The report that becomes `verification.json`; `passed` says whether the file held all bars, and each of `variants` says
-        so for itself.
+        The report that becomes `verification.json`; `passed` says whether the file held all thresholds, and each of `variants`
+        says so for itself.
 
     Raises:
         ExportError: the file breaks the graph contract, so it is not run at all.
@@ -131,8 +131,8 @@ def verify(
     """
     classes = deployed.network.classifier.out_features
     graph = check_graph(model, spec, classes=classes, opset=opset)
-    pixel_drift = check_witness(witness, spec) if witness is not None else None
-    names = [*(f"hard:{name}" for name in hard_set()), *(sample.name for sample in samples)]
+    pixel_drift = check_preprocessing(preprocessing_fingerprint, spec) if preprocessing_fingerprint is not None else None
+    names = [*(f"hard:{name}" for name in stress_images()), *(sample.name for sample in samples)]
     expected, pixels = run_pytorch(deployed, spec, samples)
     session = create_session(model)
     comparisons = []
@@ -147,14 +147,14 @@ def verify(
     problems += _strangers({entry.key: entry.value for entry in graph.metadata_props}, metadata or {})
     divergence = None
     if problems:
-        place, divergence = find_divergence(deployed, model, spec, np.stack(pixels[:IMAGES]), plot, quantised=False)
+        place, divergence = find_divergence(deployed, model, spec, np.stack(pixels[:IMAGES]), plot, quantized=False)
         problems += [place] if place else []
     # The samples follow the hard set; only they have labels.
-    own_NK = observed.probabilities_NK[len(hard_set()) :]
+    own_NK = observed.probabilities_NK[len(stress_images()) :]
     tested = [(sample, row_K) for sample, row_K in zip(samples, own_NK, strict=True) if sample.split == "test"]
     correct = sum(int(row_K.argmax()) == sample.index for sample, row_K in tested)
     made = {} if variants is None else json.loads((variants / file_names.VARIANTS).read_text(encoding="utf-8"))
-    labelled = [(len(hard_set()) + position, s.index) for position, s in enumerate(samples) if s.split == "test"]
+    labeled = [(len(stress_images()) + position, s.index) for position, s in enumerate(samples) if s.split == "test"]
     reference, judged = None, []
     if not problems:
         held_against = Measure(
@@ -164,8 +164,8 @@ def verify(
             pixels=pixels,
             expected=expected,
             evidence=evidence,
-            tested=labelled,
-            scene=hard_set()["scene"],
+            tested=labeled,
+            scene=stress_images()["scene"],
             metadata=metadata or {},
             config=config,
             opset=opset,
@@ -180,8 +180,8 @@ def verify(
         "model_sha256": hashlib.sha256(model).hexdigest(),
         "passed": not problems,
         "problems": problems,
-        "bars": {"max_difference": config.max_difference, "margin": config.margin, "top1_agreement_over_margin": 1.0},
-        "images": {"held_out": len(samples), "hard_set": len(hard_set())},
+        "thresholds": {"max_difference": config.max_difference, "margin": config.margin, "top1_agreement_over_margin": 1.0},
+        "images": {"held_out": len(samples), "stress_images": len(stress_images())},
         "test_accuracy": None if not tested else _accuracy(correct, len(tested)),
         "max_difference": max(c.max_difference for c in comparisons),
         "max_logit_difference": max(c.max_logit_difference for c in comparisons),
@@ -197,14 +197,14 @@ def verify(
     }
 
 
-def run_pytorch(deployed: Deployed, spec: PreprocessSpec, samples: Sequence[Sample]) -> tuple[Outputs, list[np.ndarray]]:
+def run_pytorch(deployed: CalibratedModel, spec: PreprocessSpec, samples: Sequence[Sample]) -> tuple[Outputs, list[np.ndarray]]:
     """Preprocess the hard set and the samples, and run PyTorch on them.
 
     Returns:
         What it gives, and each image's pixels, uint8 (H, W, 3).
     """
     deployed.eval()
-    readers: list[Callable[[], bytes]] = [lambda data=data: data for data in hard_set().values()]  # type: ignore[misc]
+    readers: list[Callable[[], bytes]] = [lambda data=data: data for data in stress_images().values()]  # type: ignore[misc]
     readers += [lambda sample=sample: read_image(sample) for sample in samples]  # type: ignore[misc]
     pixels = list(map_ahead(lambda read: preprocess(read(), spec, ADMITTED), readers, ahead=64))
     rows = []
@@ -216,7 +216,7 @@ def run_pytorch(deployed: Deployed, spec: PreprocessSpec, samples: Sequence[Samp
 
 
 def _judge_evidence(
-    deployed: Deployed, session: Any, pixels: Sequence[np.ndarray], config: VerifyConfig
+    deployed: CalibratedModel, session: Any, pixels: Sequence[np.ndarray], config: VerifyConfig
 ) -> tuple[Evidence, dict[str, Any], list[str]]:
     expected = expect_evidence(deployed.network, deployed.temperature, pixels)
     bar, most = FLOAT32.min_sqnr_db, config.max_difference

@@ -15,7 +15,7 @@ from edgeline.serve.errors import ConfigError, VerificationError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgeline.pipeline.config import LineConfig
+    from edgeline.pipeline.config import PipelineConfig
     from edgeline.pipeline.runs.run import Run, StepResult
 
 Data = Annotated[
@@ -75,11 +75,11 @@ def run(
 
         edgeline run --config edgeline.toml --seed 1 --json
     """
-    from edgeline.flows.summary import summarise
+    from edgeline.flows.summary import summarize
 
     settings = _load(config, overrides, data, name, model, weights, strategy, seed, artifacts)
     finished, steps = _run_line(settings, prefect)
-    summary = summarise(finished, steps)
+    summary = summarize(finished, steps)
     if as_json:
         print(json.dumps(summary))
         return
@@ -177,7 +177,7 @@ def variants(folder: RunFolder, as_json: Json = False) -> None:
     tried = report.get("int8", {}).get("tried", [])
     lines = [
         f"int8 {entry['recipe']}: accuracy drop {entry['accuracy']['drop_points']:.2f} points, SQNR "
-        f"{entry['likeness']['sqnr_db']:.1f} dB, {entry['integer_share']:.0%} of the multiply-adds in integers"
+        f"{entry['similarity']['sqnr_db']:.1f} dB, {entry['integer_share']:.0%} of the multiply-adds in integers"
         for entry in tried
     ]
     lines += [f"{v['name']}: {v['file']}" if v["made"] else f"{v['name']}: {v['why']}" for v in report["variants"]]
@@ -227,13 +227,13 @@ def verify(
 ) -> None:
     """Hold a run's ONNX file and its variants against PyTorch, from image bytes to probabilities.
 
-    Exit code 0 only if all bars are held. With `--target` a published artifact answers its golden samples under qemu: `arm64`
-    with the ARM build of ONNX Runtime, `x86-avx2` as on x86 without VNNI, whose int8 products saturate; int8 is then also tried
-    without the setting that makes them exact, which decides nothing. That takes `qemu-user-static` and some minutes.
+    Exit code 0 only if all thresholds are held. With `--target` a published artifact answers its golden samples under qemu:
+    `arm64` with the ARM build of ONNX Runtime, `x86-avx2` as on x86 without VNNI, whose int8 products saturate; int8 is then
+    also tried without the setting that makes them exact, which decides nothing. That takes `qemu-user-static` and some minutes.
 
     With `--onnx` any classifier's ONNX file is held against the program it was made from, on photos of yours: float must
-    equal it, int8 and half precision must be like it, and every batch size, thread count and level of optimisation must give
-    the same. What is wrong is named: the order of channels or classes, the normalisation, the first layer that differs.
+    equal it, int8 and half precision must be like it, and every batch size, thread count and level of optimization must give
+    the same. What is wrong is named: the order of channels or classes, the normalization, the first layer that differs.
 
         edgeline verify artifacts/runs/photos-0123456789ab
 
@@ -284,7 +284,7 @@ def verify(
     report = json.loads((result.folder / "verification.json").read_text(encoding="utf-8"))
     lines = [
         f"passed: {sum(report['images'].values())} images, batches {', '.join(str(c['batch']) for c in report['comparisons'])}",
-        f"max difference {report['max_difference']:.2g} (bar {report['bars']['max_difference']:g})",
+        f"max difference {report['max_difference']:.2g} (bar {report['thresholds']['max_difference']:g})",
         f"same best class {report['top1_agreement']:.2%}",
         *remarks(report),
     ]
@@ -342,7 +342,7 @@ def _load(
     strategy: str | None,
     seed: int | None,
     artifacts: str | None,
-) -> "LineConfig":
+) -> "PipelineConfig":
     from edgeline.pipeline.config import load_config
 
     overrides = [*(overrides or []), *([f"train.strategy={strategy}"] if strategy else [])]
@@ -350,16 +350,16 @@ def _load(
     return load_config(config, overrides, **options)
 
 
-def _run_line(settings: "LineConfig", prefect: bool) -> "tuple[Run, list[StepResult]]":
-    from edgeline.flows.steps import is_up_to_date, run_line
+def _run_line(settings: "PipelineConfig", prefect: bool) -> "tuple[Run, list[StepResult]]":
+    from edgeline.flows.steps import is_up_to_date, run_pipeline
 
     if not prefect:
-        return run_line(settings)
+        return run_pipeline(settings)
     from edgeline.flows.orchestration.server import configured_url
 
     # With nothing to do, an embedded server would take longer to start than the whole line, and be gone at once.
     if configured_url() is None and is_up_to_date(settings):
-        return run_line(settings)
+        return run_pipeline(settings)
     from edgeline.flows.orchestration.server import run_with_prefect
 
     return run_with_prefect(settings)

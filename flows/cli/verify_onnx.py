@@ -53,27 +53,28 @@ def verify_file(file: Path, options: dict[str, Any], as_json: bool) -> None:
 
 def lines_of(report: dict[str, Any]) -> list[str]:
     """A report for people: what was fed, what was found, what was taken for granted."""
-    spec, norm, images, likeness = (report[key] for key in ("preprocess", "normalisation", "images", "likeness"))
+    spec, norm, images, similarity = (report[key] for key in ("preprocess", "normalization", "images", "similarity"))
     lines = [f"{entry['name']}: {entry['kind']}, {entry['precision']}, takes {entry['takes']}" for entry in _files(report)]
     lines.append(
-        f"fed {images['photos']} photos and a hard set of {images['hard_set']}, {spec['height']} x {spec['width']}, crop "
+        f"fed {images['photos']} photos and a hard set of {images['stress_images']}, {spec['height']} x {spec['width']}, crop "
         f"{spec['crop_fraction']:g}, {spec['interpolation']}; mean {_numbers(norm['mean'])}, std {_numbers(norm['std'])}"
     )
     if unreadable := images["unreadable"]:
         named = "; ".join(f"{entry['image']}: {entry['why']}" for entry in unreadable[:3])
         lines.append(f"{len(unreadable)} files cannot be read and are left out ({named})")
     lines.append(f"run at batch {', '.join(map(str, report['batches']))}")
-    if likeness is not None:
+    if similarity is not None:
         lines.append(
-            f"compared as {report['precision']}, by {report['scores']}: same best class {likeness['top1_agreement']:.2%} "
-            f"({likeness['flips']} flips, the clearest by {likeness['largest_flipped_margin']:.2g}), SQNR "
-            f"{likeness['sqnr_db']:.1f} dB, cosine {likeness['cosine']:.6f}, KL {likeness['kl']:.2g}, a probability differs by "
-            f"at most {likeness['max_difference']:.2g}"
+            f"compared as {report['precision']}, by {report['scores']}: same best class {similarity['top1_agreement']:.2%} "
+            f"({similarity['flips']} flips, the clearest by {similarity['largest_flipped_margin']:.2g}), SQNR "
+            f"{similarity['sqnr_db']:.1f} dB, cosine {similarity['cosine']:.6f}, KL {similarity['kl']:.2g}, a "
+            f"probability differs by "
+            f"at most {similarity['max_difference']:.2g}"
         )
-        lines.append("bars: " + ", ".join(f"{name} {value:g}" for name, value in report["bars"].items()))
+        lines.append("thresholds: " + ", ".join(f"{name} {value:g}" for name, value in report["thresholds"].items()))
     if levels := report["levels_sqnr_db"]:
         said = ", ".join(f"{level} {db:.0f} dB" for level, db in levels.items())
-        lines.append(f"other levels of graph optimisation beside the one that ships: {said} (200 is equal)")
+        lines.append(f"other levels of graph optimization beside the one that ships: {said} (200 is equal)")
     lines += [f"note: {note}" for note in report["notes"]]
     return [*lines, "passed" if report["passed"] else "failed"]
 

@@ -23,7 +23,7 @@ from edgeline.serve.errors import ConfigError, EdgelineError
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
-    from edgeline.pipeline.config import LineConfig
+    from edgeline.pipeline.config import PipelineConfig
 
 CRON = "0 3 * * *"
 TIMEZONE = "Europe/Prague"
@@ -37,7 +37,7 @@ JOB = {
 
 
 @dataclass(frozen=True, slots=True)
-class Deployed:
+class DeploymentInfo:
     """What is on the server now."""
 
     deployment: str
@@ -89,8 +89,8 @@ def deploy_command(
 
 
 def deploy(
-    config: "LineConfig", *, name: str = DEPLOYMENT, cron: str = CRON, timezone: str = TIMEZONE, pool: str = POOL
-) -> Deployed:
+    config: "PipelineConfig", *, name: str = DEPLOYMENT, cron: str = CRON, timezone: str = TIMEZONE, pool: str = POOL
+) -> DeploymentInfo:
     """Create the deployment `edgeline/<name>`, or change it.
 
     Args:
@@ -126,10 +126,10 @@ def deploy(
     except (httpx.HTTPError, RuntimeError, ValueError) as error:  # of the network; of Prefect's checks, there and here
         reason = " ".join(str(error).split())[:500]
         raise EdgelineError(f"{server} refuses the deployment: {reason}", code="deploy_failed") from error
-    return Deployed(f"edgeline/{name}", identity, cron, timezone, pool, server, parameters)
+    return DeploymentInfo(f"edgeline/{name}", identity, cron, timezone, pool, server, parameters)
 
 
-def absolute(config: "LineConfig") -> dict[str, Any]:
+def absolute(config: "PipelineConfig") -> dict[str, Any]:
     """A configuration as parameters: what differs from the defaults, with absolute paths.
 
     Defaults are left to the edgeline that runs it, as for `edgeline run`; the form shows them.

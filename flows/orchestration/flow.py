@@ -13,14 +13,14 @@ from prefect.context import FlowRunContext
 
 from edgeline.flows.orchestration.report import report
 from edgeline.flows.orchestration.tasks import AFTER_PREPARE, prepare
-from edgeline.flows.steps import run_line
-from edgeline.pipeline.config import LineConfig, parse_config
+from edgeline.flows.steps import run_pipeline
+from edgeline.pipeline.config import PipelineConfig, parse_config
 from edgeline.pipeline.runs.run import Run, StepResult
 from edgeline.serve.errors import ConfigError, EdgelineError
 
 
 @flow(name="edgeline", flow_run_name="{config.artifact_name}")
-def edgeline(config: LineConfig) -> tuple[Run, list[StepResult]]:
+def edgeline(config: PipelineConfig) -> tuple[Run, list[StepResult]]:
     """Run the line: prepare, train, evaluate, export, make variants, verify, publish.
 
     Args:
@@ -37,7 +37,7 @@ def edgeline(config: LineConfig) -> tuple[Run, list[StepResult]]:
     _check(config)
     log = get_run_logger()
 
-    def call_prepare(config: LineConfig) -> tuple[Run, StepResult]:
+    def call_prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
         run, result = prepare(config).result()
         log.info("%s", _told(result))
         return run, result
@@ -47,7 +47,7 @@ def edgeline(config: LineConfig) -> tuple[Run, list[StepResult]]:
         log.info("%s", _told(result))
         return result
 
-    run, steps = run_line(config, call_prepare=call_prepare, call=call)
+    run, steps = run_pipeline(config, call_prepare=call_prepare, call=call)
     report(run, steps)
     return run, steps
 
@@ -59,7 +59,7 @@ def errors_in_one_line(record: logging.LogRecord) -> bool:
     return True
 
 
-def _check(config: LineConfig) -> None:
+def _check(config: PipelineConfig) -> None:
     """Refuse what the schema of the parameters cannot express."""
     parse_config(config.model_dump())
     context = FlowRunContext.get()

@@ -9,7 +9,7 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact, c
 from prefect.events import emit_event
 
 from edgeline.export.publishing.variant_table import CAPTION, remarks, rows
-from edgeline.flows.summary import read_verification, summarise, summary_rows
+from edgeline.flows.summary import read_verification, summarize, summary_rows
 from edgeline.pipeline.runs.run import Run, StepResult
 
 MAX_CLASSES = 30
@@ -27,7 +27,7 @@ def report(run: Run, steps: list[StepResult]) -> None:
         run: finished up to its last step.
         steps: what each left behind, `publish` last.
     """
-    summary = summarise(run, steps)
+    summary = summarize(run, steps)
     key = artifact_key(summary["name"])
     figures = [{"what": what, "how much": how_much} for what, how_much in summary_rows(summary)]
     create_table_artifact(

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from edgeline.flows.orchestration.embedded import EmbeddedServer
-from edgeline.pipeline.config import LineConfig
+from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.progress import waiting
 from edgeline.pipeline.runs.run import Run, StepResult
 from edgeline.serve.errors import ConfigError, EdgelineError
@@ -23,7 +23,7 @@ from edgeline.serve.errors import ConfigError, EdgelineError
 PROBE_S = 10.0
 
 
-def run_with_prefect(config: LineConfig) -> tuple[Run, list[StepResult]]:
+def run_with_prefect(config: PipelineConfig) -> tuple[Run, list[StepResult]]:
     """Run the line as a Prefect flow, on the configured server or else on an embedded one.
 
     The terminal stays ours: Prefect's log goes to the configured server, and nowhere else.
@@ -96,7 +96,7 @@ def opt_out() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
-def _run(config: LineConfig, url: str) -> tuple[Run, list[StepResult]]:
+def _run(config: PipelineConfig, url: str) -> tuple[Run, list[StepResult]]:
     import httpx
 
     from edgeline.flows.orchestration.flow import edgeline

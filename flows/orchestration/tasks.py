@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 
 from edgeline.flows import steps as line
-from edgeline.pipeline.config import LineConfig
+from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.data.prepare import prepare as prepare_samples
 from edgeline.pipeline.runs.run import Run, StepResult
 from edgeline.serve.errors import StoreError
@@ -40,7 +40,7 @@ def may_pass(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
 
 
 @task(task_run_name="prepare", cache_policy=NO_CACHE)
-def prepare(config: LineConfig) -> State[tuple[Run, StepResult]]:
+def prepare(config: PipelineConfig) -> State[tuple[Run, StepResult]]:
     """Find, open, compare and split the images; makes the run that the other tasks take."""
     run, result = prepare_samples(config)
     return _state(result, (run, result))

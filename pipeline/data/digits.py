@@ -1,6 +1,6 @@
 """The embedded data: scikit-learn's 1,797 handwritten digits as image files, so that the line runs without any photos.
 
-They are written as 8-bit grey PNG files in class folders, 8 x 8 pixels with a black margin of 4 around them, because the
+They are written as 8-bit gray PNG files in class folders, 8 x 8 pixels with a black margin of 4 around them, because the
 strokes touch the borders and preprocessing cuts those off; from there on they are treated like anybody's photos.
 
 Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository (1998),
@@ -67,5 +67,5 @@ def _write(folder: Path) -> None:
     for digit in range(10):
         (folder / str(digit)).mkdir(parents=True)
     for index, (pixels, digit) in enumerate(zip(digits.images, digits.target, strict=True)):
-        grey = np.rint(pixels * (255 / 16)).astype(np.uint8)
-        Image.fromarray(np.pad(grey, MARGIN)).save(folder / str(digit) / f"{index:04}.png")
+        gray = np.rint(pixels * (255 / 16)).astype(np.uint8)
+        Image.fromarray(np.pad(gray, MARGIN)).save(folder / str(digit) / f"{index:04}.png")

@@ -92,7 +92,7 @@ def find_source(data: str, artifacts: Path) -> Source:
     """Find the files of a data set.
 
     Args:
-        data: as in `LineConfig.data`. A folder that is itself called digits is `./digits`.
+        data: as in `PipelineConfig.data`. A folder that is itself called digits is `./digits`.
         artifacts: where the embedded data is written.
 
     Raises:

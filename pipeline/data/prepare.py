@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from edgeline.pipeline.config import LineConfig, PrepareConfig
+from edgeline.pipeline.config import PipelineConfig, PrepareConfig
 from edgeline.pipeline.data.deduplication import Resolved, resolve
 from edgeline.pipeline.data.discovery import Source, find_source
 from edgeline.pipeline.data.labels import some
-from edgeline.pipeline.data.report import summarise, write_rejected, write_resolved
+from edgeline.pipeline.data.report import summarize, write_rejected, write_resolved
 from edgeline.pipeline.data.samples import Sample, Split, write_samples
 from edgeline.pipeline.data.split import carve
 from edgeline.pipeline.data.validation import Opened, hash_files, open_images
@@ -32,7 +32,7 @@ from edgeline.serve.errors import DataError, ImageError
 from edgeline.serve.preprocess import Limits
 
 
-def prepare(config: LineConfig) -> tuple[Run, StepResult]:
+def prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
     """Find, open, compare and split a configuration's images, or find that this was done already.
 
     Returns:
@@ -53,14 +53,14 @@ def prepare(config: LineConfig) -> tuple[Run, StepResult]:
         samples = _samples(source, resolved, _split(source, resolved, config))
         write_samples(folder / "samples.csv", samples)
         write_resolved(folder, resolved, samples)
-        summary = {"fingerprint": fingerprint, "seed": config.seed, **summarise(source, opened, resolved, samples)}
+        summary = {"fingerprint": fingerprint, "seed": config.seed, **summarize(source, opened, resolved, samples)}
         write_json(folder / "summary.json", summary)
 
     result = build_or_reuse(run, "prepare", _key(config, source, fingerprint), build)
     return run, replace(result, seconds=time.monotonic() - start)
 
 
-def find_run(config: LineConfig) -> tuple[Run, str]:
+def find_run(config: PipelineConfig) -> tuple[Run, str]:
     """Hash a configuration's data and return the run that `prepare` would fill, with the key of its step.
 
     Raises:
@@ -70,14 +70,14 @@ def find_run(config: LineConfig) -> tuple[Run, str]:
     return create_run(config, fingerprint), _key(config, source, fingerprint)
 
 
-def _look(config: LineConfig) -> tuple[Source, Limits, list[str | ImageError], str]:
+def _look(config: PipelineConfig) -> tuple[Source, Limits, list[str | ImageError], str]:
     source = find_source(config.data, Path(config.artifacts))
     limits = Limits(max_bytes=config.prepare.max_bytes, max_pixels=config.prepare.max_pixels)
     hashes = hash_files([source.path(file) for file in source.files], limits)
     return source, limits, hashes, _fingerprint(source, hashes)
 
 
-def _key(config: LineConfig, source: Source, fingerprint: str) -> str:
+def _key(config: PipelineConfig, source: Source, fingerprint: str) -> str:
     inputs = {
         "fingerprint": fingerprint,
         "root": source.root,  # samples.csv holds absolute paths
@@ -115,7 +115,7 @@ def _check_opened(source: Source, opened: Opened, config: PrepareConfig, table: 
         raise DataError(f"no usable image in {' and '.join(bare)}; add some, or remove the split", code="empty_split")
 
 
-def _split(source: Source, resolved: Resolved, config: LineConfig) -> dict[str, Split]:
+def _split(source: Source, resolved: Resolved, config: PipelineConfig) -> dict[str, Split]:
     """The split of each kept picture, by its pixels."""
     shares = {"test": config.prepare.test_share, "val": config.prepare.val_share}
     roles = {source.role(given) for given in source.given}

@@ -30,7 +30,7 @@ def write_resolved(folder: Path, resolved: Resolved, samples: Sequence[Sample]) 
     _write_table(folder / "conflicts.csv", ("path", "label", "other_path", "other_label"), conflicts)
 
 
-def summarise(source: Source, opened: Opened, resolved: Resolved, samples: Sequence[Sample]) -> dict[str, Any]:
+def summarize(source: Source, opened: Opened, resolved: Resolved, samples: Sequence[Sample]) -> dict[str, Any]:
     """The numbers of the summary, and its warnings."""
     counts = {label: dict.fromkeys(SPLITS, 0) for label in source.labels}
     for sample in samples:

@@ -1,8 +1,8 @@
 """Images that break careless preprocessing, made the same on every machine, and what becomes of them.
 
 The gate runs them beside the user's own images. Their preprocessed pixels are also stored with a checkpoint as the
-*witness*: a change of preprocessing code or image library between training and verification shows as a difference there,
-which no hash of settings would tell.
+*preprocessing_fingerprint*: a change of preprocessing code or image library between training and verification shows as a
+difference there, which no hash of settings would tell.
 """
 
 import io
@@ -19,16 +19,16 @@ from edgeline.serve.artifact.golden import likely_fault
 from edgeline.serve.errors import VerificationError
 from edgeline.serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, preprocess
 
-WITNESS = "preprocess_witness.npz"
-MAX_WITNESS_DIFFERENCE = 1.0
+WITNESS = "preprocessing_fingerprint.npz"
+MAX_FINGERPRINT_DIFFERENCE = 1.0
 """Mean difference of an image's pixels, of 255, that another build of an image library may cause."""
 
 
 @cache
-def hard_set() -> dict[str, bytes]:
+def stress_images() -> dict[str, bytes]:
     """Encoded images by name. No name says more than what is hard about it."""
     scene = _scene(480, 360)
-    grey = np.asarray(scene.convert("L"))
+    gray = np.asarray(scene.convert("L"))
     alpha = Image.fromarray(np.tile(np.linspace(0, 255, 480, dtype=np.uint8), (360, 1)))
     noise = np.random.default_rng(0).integers(0, 256, (256, 320, 3), dtype=np.uint8)
     exif = Image.Exif()
@@ -43,44 +43,46 @@ def hard_set() -> dict[str, bytes]:
         "scene": _encode(scene, "PNG"),
         "exif_rotated": _encode(scene, "JPEG", quality=95, exif=exif),
         "cmyk": _encode(scene.convert("CMYK"), "JPEG", quality=95),
-        "grey": _encode(scene.convert("L"), "JPEG", quality=95),
-        "grey_16_bit": _encode(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"),
+        "gray": _encode(scene.convert("L"), "JPEG", quality=95),
+        "gray_16_bit": _encode(Image.fromarray(gray.astype(np.uint16) * 257), "PNG"),
         "alpha": _encode(_with_alpha(scene, alpha), "PNG"),
         "palette_alpha": _encode(scene.quantize(32), "PNG", transparency=3),
     }
 
 
-def witness(spec: PreprocessSpec) -> dict[str, np.ndarray]:
+def preprocessing_fingerprint(spec: PreprocessSpec) -> dict[str, np.ndarray]:
     """The hard set's pixels, uint8 (H, W, 3) each, by name."""
-    return {name: preprocess(data, spec) for name, data in hard_set().items()}
+    return {name: preprocess(data, spec) for name, data in stress_images().items()}
 
 
-def write_witness(path: Path, spec: PreprocessSpec) -> None:
-    """Keep the witness beside a checkpoint."""
-    pixels: dict[str, Any] = witness(spec)
+def write_preprocessing_fingerprint(path: Path, spec: PreprocessSpec) -> None:
+    """Keep the preprocessing_fingerprint beside a checkpoint."""
+    pixels: dict[str, Any] = preprocessing_fingerprint(spec)
     np.savez_compressed(path, **pixels)
 
 
-def check_witness(path: Path, spec: PreprocessSpec) -> float:
+def check_preprocessing(path: Path, spec: PreprocessSpec) -> float:
     """Compare the preprocessing of now with the one a checkpoint was trained with.
 
     Returns:
         The largest mean difference of an image's pixels, of 255.
 
     Raises:
-        VerificationError: a picture of the hard set comes out differently, or there is no whole witness.
+        VerificationError: a picture of the hard set comes out differently, or there is no whole preprocessing_fingerprint.
     """
     try:
         # From memory: np.load leaves a damaged file open.
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            then = {name: file[name] for name in hard_set()}
+            then = {name: file[name] for name in stress_images()}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise VerificationError(f"{path} is no whole witness ({error}); train again", code="preprocess_changed") from error
-    now = witness(spec)
+        raise VerificationError(
+            f"{path} is no whole preprocessing_fingerprint ({error}); train again", code="preprocess_changed"
+        ) from error
+    now = preprocessing_fingerprint(spec)
     differences = {name: _mean_difference(pixels_HW3, then[name]) for name, pixels_HW3 in now.items()}
     worst = max(differences, key=lambda name: differences[name])
-    if differences[worst] > MAX_WITNESS_DIFFERENCE:
-        off = [name for name in differences if differences[name] > MAX_WITNESS_DIFFERENCE]
+    if differences[worst] > MAX_FINGERPRINT_DIFFERENCE:
+        off = [name for name in differences if differences[name] > MAX_FINGERPRINT_DIFFERENCE]
         raise VerificationError(
             f"preprocessing is not what the model was trained with: {', '.join(off)} of the hard set differ, by "
             f"{differences[worst]:.1f} of 255 at worst ({worst}): {likely_fault(then[worst], now[worst])}; use the same "
@@ -97,7 +99,7 @@ def _mean_difference(now_HW3: np.ndarray, then_HW3: np.ndarray) -> float:
 
 
 def _scene(width: int, height: int) -> Image.Image:
-    """A coloured scene without any symmetry: gradients, fine stripes, and blocks of saturated colour in two corners."""
+    """A colored scene without any symmetry: gradients, fine stripes, and blocks of saturated color in two corners."""
     y, x = np.mgrid[0:height, 0:width] / max(width, height)
     stripes = 40 * np.sign(np.sin(2 * np.pi * 60 * (x + 0.37 * y)))
     pixels_HW3 = np.stack([220 * x + stripes, 40 + 200 * y, 190 - 150 * x * (1 - y) - stripes], axis=-1)

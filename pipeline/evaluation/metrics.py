@@ -34,9 +34,9 @@ def wilson_interval(correct: int, total: int, z: float = Z_95) -> tuple[float, f
     if not 0 <= correct <= total or total == 0:
         raise ValueError(f"need 0 <= correct <= total and a total over 0, got {correct} of {total}")
     share = correct / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    center = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def paired_drop(lost: int, gained: int, total: int, z: float = Z_95) -> tuple[float, float, float]:

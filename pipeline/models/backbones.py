@@ -48,7 +48,7 @@ TWO_OUTPUTS = ("googlenet", "inception_v3")
 
 
 @dataclass(frozen=True, slots=True)
-class Normalisation:
+class Normalization:
     """(pixel - mean) / std for each channel, in units of 0 to 255."""
 
     mean: tuple[float, float, float]
@@ -58,17 +58,17 @@ class Normalisation:
 class Network(nn.Module):
     """A backbone without its classifier, and a new head: uint8 pixels to logits."""
 
-    def __init__(self, backbone: nn.Module, features: int, classes: int, dropout: float, normalisation: Normalisation) -> None:
+    def __init__(self, backbone: nn.Module, features: int, classes: int, dropout: float, normalization: Normalization) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(features, classes))
-        self.register_buffer("mean", torch.tensor(normalisation.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(normalisation.std).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(normalization.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(normalization.std).view(1, 3, 1, 1))
         self.mean: Tensor
         self.std: Tensor
 
     def features(self, images_NCHW: Tensor) -> Tensor:
-        """Normalise pixels of 0 to 255 and run the backbone: float32 (N, D)."""
+        """Normalize pixels of 0 to 255 and run the backbone: float32 (N, D)."""
         features_ND: Tensor = self.backbone((images_NCHW - self.mean) / self.std)
         return features_ND
 
@@ -113,7 +113,7 @@ class Pretrained:
 
     module: nn.Module
     preprocess: PreprocessSpec
-    normalisation: Normalisation
+    normalization: Normalization
 
 
 def build(
@@ -137,7 +137,7 @@ def build(
     """
     pretrained = load(model, weights)
     features = remove_classifier(pretrained.module, model)
-    network = Network(pretrained.module, features, classes, dropout, pretrained.normalisation)
+    network = Network(pretrained.module, features, classes, dropout, pretrained.normalization)
     nn.init.zeros_(network.classifier.weight)
     nn.init.zeros_(network.classifier.bias)
     network = network.to(memory_format=torch.channels_last).eval()
@@ -204,7 +204,7 @@ def remove_classifier(module: nn.Module, model: str) -> int:
 
 
 def _check_features(network: Network, spec: PreprocessSpec, model: str) -> None:
-    """Run one grey image: the last linear layer of some networks is no classifier, or one of two."""
+    """Run one gray image: the last linear layer of some networks is no classifier, or one of two."""
     try:
         with torch.inference_mode():
             features_ND = network.features(torch.full((1, 3, spec.height, spec.width), 127.0))
@@ -221,7 +221,7 @@ def _no_classifier(model: str) -> ConfigError:
 def stages(backbone: nn.Module) -> list[Stage]:
     """Name a backbone's freezable stages, from the input to the head; each of its parameters is in one.
 
-    Containers at the top are opened one level (a block each); a normalisation layer belongs to the convolution before it.
+    Containers at the top are opened one level (a block each); a normalization layer belongs to the convolution before it.
     """
     found: list[Stage] = []
     for name, child in _blocks(backbone):
@@ -252,7 +252,7 @@ def _load_lite(model: str, weights: str) -> Pretrained:
         module.load_state_dict(_lite_state(model, module))
     elif weights != "none" and not is_file(weights):
         raise ConfigError(f"weights for {model} must be imagenet, none or a file, got {weights!r}")
-    return Pretrained(module, _timm_spec(config), Normalisation((LITE_MEAN,) * 3, (LITE_STD,) * 3))
+    return Pretrained(module, _timm_spec(config), Normalization((LITE_MEAN,) * 3, (LITE_STD,) * 3))
 
 
 def _lite_state(model: str, module: nn.Module) -> dict[str, Tensor]:
@@ -321,7 +321,7 @@ def _load_timm(name: str, weights: str) -> Pretrained:
             "file as weights"
         ) from error
     mean, std = (tuple(255 * v for v in values) for values in (config.mean, config.std))
-    return Pretrained(module, _timm_spec(config), Normalisation(mean, std))
+    return Pretrained(module, _timm_spec(config), Normalization(mean, std))
 
 
 def _timm_spec(config: Any) -> PreprocessSpec:
@@ -352,7 +352,7 @@ def _load_torchvision(model: str, weights: str) -> Pretrained:
     size, resize = preset.crop_size[0], preset.resize_size[0]
     spec = PreprocessSpec(height=size, width=size, crop_fraction=size / resize, interpolation=preset.interpolation.value)
     mean, std = (tuple(255 * v for v in values) for values in (preset.mean, preset.std))
-    return Pretrained(module, spec, Normalisation(mean, std))
+    return Pretrained(module, spec, Normalization(mean, std))
 
 
 def _download(weights: Any) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""How every step keeps its result: built aside, renamed into place, recognised by content, checked before reuse.
+"""How every step keeps its result: built aside, renamed into place, recognized by content, checked before reuse.
 
 A step's folder `<run>/<step>/` appears whole or not at all. Its `receipt.json` holds the key of everything the result
 depends on and the digest of every file in it. A step whose receipt has the key that is asked for, and whose files are

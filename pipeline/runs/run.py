@@ -7,7 +7,7 @@ The digest covers the data's content and every setting, so asking for the same a
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeline.pipeline.config import LineConfig, load_config
+from edgeline.pipeline.config import PipelineConfig, load_config
 from edgeline.pipeline.runs.atomic_files import digest_of, replace_file, write_json
 from edgeline.serve.errors import ConfigError, EdgelineError
 
@@ -17,7 +17,7 @@ class Run:
     """A run's folder and configuration; small enough to hand from process to process."""
 
     folder: Path
-    config: LineConfig
+    config: PipelineConfig
 
     def step(self, name: str) -> Path:
         """The folder of a step's result."""
@@ -35,7 +35,7 @@ class StepResult:
     seconds: float
 
 
-def create_run(config: LineConfig, fingerprint: str) -> Run:
+def create_run(config: PipelineConfig, fingerprint: str) -> Run:
     """Return the run of a configuration on data of this fingerprint, made where it does not exist yet.
 
     Raises:

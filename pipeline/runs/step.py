@@ -2,7 +2,7 @@
 
 A step is described by data (`Step`). Its key covers the results it reads, its settings by value, the code of its build
 function with everything that code imports, and the versions of the libraries that do the work. An unchanged step is
-recognised from the key within milliseconds, without importing the module that builds it.
+recognized from the key within milliseconds, without importing the module that builds it.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from edgeline.pipeline.config import LineConfig
+from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.runs.atomic_files import digest_of
 from edgeline.pipeline.runs.code_digest import code_digest
 from edgeline.pipeline.runs.receipts import result_digest, run_step
@@ -38,7 +38,7 @@ class Step:
     """Settings it depends on, as dotted names: `seed`, `train`, `export.opset`."""
     packages: tuple[str, ...] = ()
     """Distributions whose version matters."""
-    external: Callable[[LineConfig], Mapping[str, str]] | None = None
+    external: Callable[[PipelineConfig], Mapping[str, str]] | None = None
     """Digests of files that the settings name."""
 
     def key(self, run: Run) -> str:

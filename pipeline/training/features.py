@@ -84,7 +84,7 @@ def compute_features(
 
 
 def backbone_digest(network: Network) -> str:
-    """SHA-256 of a backbone's structure, weights and normalisation."""
+    """SHA-256 of a backbone's structure, weights and normalization."""
     digest = hashlib.sha256(repr(network.backbone).encode())
     state = {**network.backbone.state_dict(), "mean": network.mean, "std": network.std}
     for name, tensor in state.items():

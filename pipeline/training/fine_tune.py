@@ -72,7 +72,7 @@ def fit(
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
     course, best = _resume(folder, network, optimizer, scaler)
     steps = math.ceil(len(train) / config.batch_size)
-    while len(course.history) < epochs and not course.is_over(config.patience):
+    while len(course.history) < epochs and not course.should_stop(config.patience):
         epoch = len(course.history) + 1
         torch.manual_seed(seed * 100_003 + epoch)
         release(network, config, epoch, epochs)
@@ -106,7 +106,7 @@ def fit(
 
 
 def parameter_groups(network: Network, config: TrainConfig) -> list[dict[str, Any]]:
-    """The optimiser's groups, from the input to the head, each with its peak learning rate under `peak`."""
+    """The optimizer's groups, from the input to the head, each with its peak learning rate under `peak`."""
     rate = config.learning_rate or (FULL_LEARNING_RATE if config.strategy == "full" else LEARNING_RATE)
     named = stages(network.backbone)
     groups = []

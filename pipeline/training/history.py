@@ -36,7 +36,7 @@ class Fit:
         self.best_loss, self.best_epoch = val_loss, epoch
         return True
 
-    def is_over(self, patience: int) -> bool:
+    def should_stop(self, patience: int) -> bool:
         """Whether validation has not improved for that many epochs."""
         return len(self.history) - self.best_epoch >= patience
 
@@ -49,6 +49,6 @@ def check_finite(loss: float, epoch: int) -> None:
     """
     if not math.isfinite(loss):
         raise TrainingError(
-            f"the loss became {loss} in epoch {epoch}; lower train.learning_rate, or look for images of constant colour",
+            f"the loss became {loss} in epoch {epoch}; lower train.learning_rate, or look for images of constant color",
             code="loss_not_finite",
         )

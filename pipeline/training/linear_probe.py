@@ -44,7 +44,7 @@ def fit(
 ) -> Fit:
     """Train a network's head in place on cached features.
 
-    The features are centred, and scaled by one number so that the learning rate means the same for every backbone; both
+    The features are centered, and scaled by one number so that the learning rate means the same for every backbone; both
     are folded into the layer at the end.
 
     Raises:
@@ -83,7 +83,7 @@ def fit(
 
 
 class FeatureRows:
-    """Rows of feature tables as tensors, centred and scaled, read as they are asked for."""
+    """Rows of feature tables as tensors, centered and scaled, read as they are asked for."""
 
     def __init__(self, tables: list[np.ndarray], mean_D: Tensor, scale: float) -> None:
         self.tables, self.mean_D, self.scale = tables, mean_D, scale
@@ -131,7 +131,7 @@ def fit_linear(
         if course.add(train_loss, val_loss, accuracy):
             best = {name: tensor.clone() for name, tensor in head.state_dict().items()}
             course.val_logits_NK = logits_NK.numpy()
-        if course.is_over(config.patience):
+        if course.should_stop(config.patience):
             break
     head.load_state_dict(best)
     return course

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.data.samples import Prepared, read_prepared
-from edgeline.pipeline.data.stress_images import WITNESS, write_witness
+from edgeline.pipeline.data.stress_images import WITNESS, write_preprocessing_fingerprint
 from edgeline.pipeline.models.backbones import Network, build
 from edgeline.pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from edgeline.pipeline.models.devices import choose_device, describe_device
@@ -31,7 +31,7 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 def build_checkpoint(run: Run, folder: Path) -> None:
     """Train as a run asks, and write the checkpoint into the step's folder.
 
-    `preprocess_witness.npz` goes with it: the pixels that the hard set has at this moment, for the gate to compare with.
+    `preprocessing_fingerprint.npz` goes with it: the pixels that the hard set has at this moment, for the gate to compare with.
 
     Raises:
         ConfigError, WeightsError, DataError, TrainingError: see there.
@@ -63,7 +63,7 @@ def build_checkpoint(run: Run, folder: Path) -> None:
     save_checkpoint(folder, network, checkpoint)
     targets_N = np.array([sample.index for sample in prepared.of("val")])
     np.savez_compressed(folder / CALIBRATION, logits=fit.val_logits_NK, targets=targets_N)
-    write_witness(folder / WITNESS, spec)
+    write_preprocessing_fingerprint(folder / WITNESS, spec)
 
 
 def train(

@@ -79,7 +79,7 @@ def predict(
     variant: Variant = None,
     threads: Threads = None,
     cache: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep the optimised graph in this folder: the next start is faster.")
+        Path | None, typer.Option(metavar="DIR", help="Keep the optimized graph in this folder: the next start is faster.")
     ] = None,
     as_json: Annotated[
         bool | None,
@@ -171,9 +171,9 @@ def _opened(
     if not follow:
         classifier = open_classifier(artifact)
         return lambda: classifier
-    from edgeline.serve.hot_reload import Follower
+    from edgeline.serve.hot_reload import VersionWatcher
 
-    follower = Follower(artifact, open_classifier, _tell)
+    follower = VersionWatcher(artifact, open_classifier, _tell)
     follower.start()
     stack.callback(follower.close)
     return lambda: follower.classifier

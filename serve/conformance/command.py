@@ -105,11 +105,11 @@ def _print(report: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console, colours = Console(), {"passed": "green", "failed": "red", "skipped": "yellow"}
+    console, colors = Console(), {"passed": "green", "failed": "red", "skipped": "yellow"}
     table = Table("group", "check", "result", "what, and what was seen")
     for check in report["checks"]:
         text = f"{check['sentence']}\n{check['detail']}" if check["detail"] else check["sentence"]
-        result = f"[{colours[check['outcome']]}]{check['outcome']}[/]"
+        result = f"[{colors[check['outcome']]}]{check['outcome']}[/]"
         table.add_row(check["group"], check["id"], result, escape(text))
     console.print(table)
     for group, counted in report["counts"].items():

@@ -181,7 +181,7 @@ class _Statistic:
 
 
 def _step(rows: int, row_length: int) -> int:
-    """Between two values that are looked at: without a divisor in common with a row, so that every column and colour is met."""
+    """Between two values that are looked at: without a divisor in common with a row, so that every column and color is met."""
     step = max(1, rows * row_length // VALUES)
     while math.gcd(step, row_length) > 1:
         step -= 1

@@ -50,7 +50,7 @@ from edgeline.serve.inference.scheduler import Answer, Engine
 from edgeline.serve.preprocess import Limits
 
 if TYPE_CHECKING:
-    from edgeline.serve.inference.drift_observer import Observed
+    from edgeline.serve.inference.drift_observer import DriftObserver
 
 LOG = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ BIG_FORM = 64 * 2**10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Terms:
+class ServingLimits:
     """What a request may ask for, and how long it may take."""
 
     limits: Limits = Limits()
@@ -77,14 +77,14 @@ class Terms:
 class Service:
     """What the routes share: the models, the engine, and whether the server is about to stop."""
 
-    def __init__(self, models: Models, engine: Engine, terms: Terms) -> None:
+    def __init__(self, models: Models, engine: Engine, terms: ServingLimits) -> None:
         self.models = models
         self.engine = engine
         self.terms = terms
         self.budget = Budget(terms.held_bytes)
         self.stopping = False
         self.metrics = Metrics(engine, models, lambda: self.connections())
-        self.observed: Observed | None = None
+        self.observed: DriftObserver | None = None
         """Drift statistics, where they are kept."""
         self.connections: Callable[[], int] = lambda: 0
         """How many connections are open; the server sets it."""

@@ -1,6 +1,6 @@
 """The short way of the plain request: `POST /predict` whose body is one image and came whole, with its head.
 
-    server.connections.express = Express(service, tokens)
+    server.connections.express = FastPath(service, tokens)
 
 On the event loop it is not the work that takes time. A runner has just emptied the caches, and every line of Python that a
 request meets comes back from memory, at several times the cost of the same line in a loop. So this way is short. No task, no
@@ -33,7 +33,7 @@ UNUSUAL = frozenset((b"content-encoding", b"transfer-encoding", b"expect", b"upg
 """Headers that change what is to be done."""
 
 
-class Express:
+class FastPath:
     """Answers plain requests on the event loop's side of the engine."""
 
     def __init__(self, service: Service, tokens: Tokens | None = None) -> None:

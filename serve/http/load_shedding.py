@@ -16,7 +16,7 @@ from edgeline.serve.http.routes.predict import ENCODE
 ROUTE = "/predict"
 
 
-class Door:
+class LoadShedding:
     """An application in front of another: lets in what can be answered."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:

@@ -23,10 +23,10 @@ from starlette.types import ASGIApp
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.cli.options import printable
 from edgeline.serve.errors import ConfigError
-from edgeline.serve.http.app import Service, Terms, create_app, metrics_app
+from edgeline.serve.http.app import Service, ServingLimits, create_app, metrics_app
 from edgeline.serve.http.auth import Tokens
-from edgeline.serve.http.fast_path import Express
-from edgeline.serve.http.load_shedding import Door
+from edgeline.serve.http.fast_path import FastPath
+from edgeline.serve.http.load_shedding import LoadShedding
 from edgeline.serve.http.observability.logs import set_up_logs
 from edgeline.serve.http.routes.published_files import store_of
 from edgeline.serve.http.transport.connections import ConnectionLimits
@@ -90,7 +90,7 @@ class Opening:
     def open_with(self, path: Path, threads: int, *, prove: bool = True) -> Classifier:
         """Open an artifact with so many threads."""
         options = self.options
-        # Only while the server starts. Writing the optimised graph takes time in which no request is answered, and what comes
+        # Only while the server starts. Writing the optimized graph takes time in which no request is answered, and what comes
         # later is loaded just as the child that tried it did, which neither reads this folder nor could write to it. Of several
         # names that one start loads, all but the first were tried in a child too; what is kept of them was made by this
         # user's server from the very same file, and has proven itself.
@@ -143,12 +143,12 @@ def run(options: Options) -> None:
     )
     models.on_first = opening.first
     opening.starting = lambda: not models.ready
-    terms = Terms(limits=options.limits, deadline_s=options.deadline_s, challenger_share=options.challenger_share)
+    terms = ServingLimits(limits=options.limits, deadline_s=options.deadline_s, challenger_share=options.challenger_share)
     service = Service(models, engine, terms)
     if options.drift:
-        from edgeline.serve.inference.drift_observer import Observed
+        from edgeline.serve.inference.drift_observer import DriftObserver
 
-        service.observed = Observed()
+        service.observed = DriftObserver()
         engine.observe = service.observed.take
         service.metrics.drift = service.observed.distances
     at_end: list[Callable[[], None]] = []
@@ -170,7 +170,7 @@ def run(options: Options) -> None:
             served, provider = traced(app)
             at_end.append(provider.shutdown)
         elif tokens is None and not (options.cors or options.access_log):  # who may ask is for the application to say first
-            served = Door(app, service)
+            served = LoadShedding(app, service)
 
         def started() -> None:
             print(f"edgeline serves {_titles(options.artifacts)} on {url}", flush=True)
@@ -193,7 +193,7 @@ def run(options: Options) -> None:
         server = Server(served, hooks=hooks, grace_s=options.grace_s, limits=options.connections, tls=tls)
         server.connections.refused = service.refused
         if not (options.otel or options.cors or options.access_log):
-            server.connections.express = Express(service, tokens)
+            server.connections.express = FastPath(service, tokens)
         service.connections = lambda: len(server.connections.open)
         if metrics is not None:
             server.beside(metrics, metrics_app(service))

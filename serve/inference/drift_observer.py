@@ -19,7 +19,7 @@ from edgeline.serve.inference.scheduler import Answer, Job
 LOG = logging.getLogger(__name__)
 
 
-class Observed:
+class DriftObserver:
     """Statistics by classifier. `take` is called by the runners, the rest from anywhere."""
 
     def __init__(self) -> None:

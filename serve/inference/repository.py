@@ -25,7 +25,7 @@ from edgeline.serve.artifact.manifest import FILE_NAME
 from edgeline.serve.artifact.reader import is_version, resolve
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import ArtifactError, EdgelineError
-from edgeline.serve.inference.sandbox import try_out
+from edgeline.serve.inference.sandbox import validate_in_subprocess
 
 LOG = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ class Models:
         slot._seen = seen
         try:
             if self._begun:  # others are served already, if not under this name
-                try_out(folder, self._variant, max_pixels=self._max_pixels)
+                validate_in_subprocess(folder, self._variant, max_pixels=self._max_pixels)
             found = self._open(folder)
             self._check_name(slot, found)
         except EdgelineError as error:

@@ -30,7 +30,7 @@ ROOT = Path(str(edgeline.__file__)).parents[1]
 """The folder that holds the package, for the child's path."""
 
 
-def try_out(path: Path, variant: str | None = None, *, max_pixels: int, time_s: float = TIME_S) -> None:
+def validate_in_subprocess(path: Path, variant: str | None = None, *, max_pixels: int, time_s: float = TIME_S) -> None:
     """Have a child open an artifact and prove it.
 
     Args:
@@ -69,7 +69,7 @@ def try_out(path: Path, variant: str | None = None, *, max_pixels: int, time_s: 
     raise ArtifactError(told["error"], code=told["code"])
 
 
-def confine() -> None:
+def drop_privileges() -> None:
     """Take away what opening an artifact does not need."""
     for what, most in (
         (resource.RLIMIT_AS, MEMORY_BYTES),
@@ -89,7 +89,7 @@ def confine() -> None:
 
 def main(path: str, variant: str, max_pixels: str) -> int:
     """Open and prove an artifact; the exit code."""
-    confine()
+    drop_privileges()
     from edgeline.serve.classifier import Classifier
     from edgeline.serve.preprocess import Limits
 

@@ -97,7 +97,7 @@ class Job:
 
 
 @dataclass(slots=True)
-class Totals:
+class EngineStats:
     """What an engine has done since it started; counters only grow."""
 
     rejected: int = 0
@@ -117,7 +117,7 @@ class Engine:
     def __init__(self, *, queue_limit: int = 64) -> None:
         self.plan = Plan(runners=1, threads=1)
         self.queue_limit = queue_limit
-        self.totals = Totals()
+        self.totals = EngineStats()
         self.in_flight = 0
         self.observe: Callable[[Job, Answer], None] | None = None
         """Called in a runner's thread for every answer."""

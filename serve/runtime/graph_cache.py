@@ -1,8 +1,8 @@
-"""Optimised graphs kept on disk: ONNX Runtime takes half of its loading time to optimise the same graph the same way each time.
+"""Optimized graphs kept on disk: ONNX Runtime takes half of its loading time to optimize the same graph the same way each time.
 
-    kept = Optimised.of(cache, sha256, variant)      # None where nothing is kept
+    kept = Optimized.of(cache, sha256, variant)      # None where nothing is kept
     session = kept.load(threads)                     # None where there is nothing yet, or nothing that can be trusted
-    with kept.making(data, threads) as session:      # optimised anew; the next start finds it if this ends well
+    with kept.making(data, threads) as session:      # optimized anew; the next start finds it if this ends well
         ...
 
 A file is for one model file, runtime, processor and set of session settings: what ONNX Runtime makes of a graph at the level
@@ -37,7 +37,7 @@ LOG = logging.getLogger(__name__)
 LAYOUT = 1
 """Of these files; a change makes them all anew."""
 PRECISIONS = ("float32", "int8")
-"""What was measured to load faster from here; see docs/adr/0017-optimised-graphs-kept.md."""
+"""What was measured to load faster from here; see docs/adr/0017-optimized-graph-cache.md."""
 MOST_FILES = 16
 MOST_BYTES = 512 * 2**20
 """The files that were not used for longest go first."""
@@ -51,8 +51,8 @@ PROCESSOR = (
 
 
 @dataclass(frozen=True, slots=True)
-class Optimised:
-    """The optimised graph of one model file, as it is or would be kept."""
+class Optimized:
+    """The optimized graph of one model file, as it is or would be kept."""
 
     folder: Path
     key: str
@@ -67,13 +67,13 @@ class Optimised:
             sha256: of the variant's file.
             variant: of an artifact.
         """
-        # A file in ORT's own format is optimised already; other runtimes have caches of their own.
+        # A file in ORT's own format is optimized already; other runtimes have caches of their own.
         if cache is None or variant.format != "onnx" or variant.precision not in PRECISIONS:
             return None
         processor = processor_line()
         if not processor:
             return None  # a graph for a processor that is not known might be another's
-        folder = cache / "optimised"
+        folder = cache / "optimized"
         try:
             for each in (cache, folder):
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ class Optimised:
                     LOG.warning("%s is not used: it is no folder of this user's alone; chmod go-w it, or name another", each)
                     return None
         except OSError as error:
-            LOG.info("optimised graphs are not kept: %s", error.strerror)
+            LOG.info("optimized graphs are not kept: %s", error.strerror)
             return None
         return cls(folder, key_of(sha256, processor, variant.saturates), variant.saturates)
 
@@ -108,7 +108,7 @@ class Optimised:
             data = self.file.read_bytes() if self.file.lstat().st_size == told["size"] else b""
             if hashlib.sha256(data).hexdigest() != told["sha256"]:
                 raise ArtifactError("it is not what was kept")
-            # It was optimised when it was made. Once more changes nothing here; on another day it might.
+            # It was optimized when it was made. Once more changes nothing here; on another day it might.
             session = create_session(data, threads=threads, level="disable_all", saturates=self.saturates)
         except (OSError, ArtifactError, KeyError, TypeError) as error:
             self.discard(error)
@@ -119,7 +119,7 @@ class Optimised:
 
     @contextlib.contextmanager
     def making(self, data: bytes, threads: int | None = None) -> Iterator[Any]:
-        """A session of the model itself; what it was optimised to is kept when the block ends without an error.
+        """A session of the model itself; what it was optimized to is kept when the block ends without an error.
 
         Raises:
             ArtifactError: the runtime cannot load the model.
@@ -141,9 +141,9 @@ class Optimised:
             number, name = tempfile.mkstemp(prefix=f"{self.key}.", suffix=".partial", dir=self.folder)
             os.close(number)
             partial = Path(name)
-            return create_session(data, threads=threads, saturates=self.saturates, optimised=partial), partial
+            return create_session(data, threads=threads, saturates=self.saturates, optimized=partial), partial
         except (ArtifactError, OSError) as error:  # the disk, most likely; where it is the model, the same comes again
-            LOG.info("the optimised graph is not kept: %s", error)
+            LOG.info("the optimized graph is not kept: %s", error)
             if partial is not None:
                 _remove(partial)
         return create_session(data, threads=threads, saturates=self.saturates), None
@@ -158,13 +158,13 @@ class Optimised:
             partial.replace(self.file)
             note.replace(self.note)
         except OSError as error:
-            LOG.info("the optimised graph is not kept: %s", error)
+            LOG.info("the optimized graph is not kept: %s", error)
             _remove(partial, note)
         self._make_room()
 
     def discard(self, reason: object) -> None:
         """Delete what is kept."""
-        LOG.warning("the optimised graph %s is made anew: %s", self.file.name, reason)
+        LOG.warning("the optimized graph %s is made anew: %s", self.file.name, reason)
         _remove(self.note, self.file)
 
     def _make_room(self) -> None:
@@ -182,7 +182,7 @@ class Optimised:
 
 
 def key_of(sha256: str, processor: str, saturates: bool) -> str:
-    """The name of a model file's optimised graph: of all that it depends on."""
+    """The name of a model file's optimized graph: of all that it depends on."""
     ort = load_onnxruntime()
     runtime = [ort.__version__, ort.get_build_info()]
     told = [LAYOUT, sha256, runtime, platform.system(), processor, "all", session_settings(saturates)]

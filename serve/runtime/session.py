@@ -21,7 +21,7 @@ CPUINFO = Path("/proc/cpuinfo")
 # Session configuration entries; see onnxruntime_session_options_config_keys.h.
 SETTINGS = {
     "session.intra_op.allow_spinning": "0",  # waiting threads sleep: small machines have other work for those cores
-    # A layer that was left out of quantisation stays out: this optimiser would round its weights, the whole tensor alike.
+    # A layer that was left out of quantization stays out: this optimizer would round its weights, the whole tensor alike.
     "optimization.disable_specified_optimizers": "WeightBiasQuantization",
 }
 EXACT = {"session.x64quantprecision": "1"}
@@ -42,7 +42,7 @@ def load_onnxruntime() -> Any:
 
 
 def create_session(
-    model: bytes, *, threads: int | None = None, level: str = "all", saturates: bool = True, optimised: Path | None = None
+    model: bytes, *, threads: int | None = None, level: str = "all", saturates: bool = True, optimized: Path | None = None
 ) -> Any:
     """Create an inference session for the CPU with the settings that ship.
 
@@ -50,17 +50,17 @@ def create_session(
         model: the bytes of an ONNX or ORT file. Bytes, not a path: no external data can be reached, and what was hashed
             is what is loaded.
         threads: intra-op threads; by default as many as this process may use.
-        level: `all`, which ships, or for a comparison `extended`, `basic` or `disable_all` graph optimisations.
+        level: `all`, which ships, or for a comparison `extended`, `basic` or `disable_all` graph optimizations.
         saturates: False for an int8 model of which it is known that no two products exceed 16 bits; see `session_settings`.
-        optimised: a file for what the graph was optimised to.
+        optimized: a file for what the graph was optimized to.
 
     Raises:
         ArtifactError: the runtime cannot load the model, or cannot write that file.
     """
     ort = load_onnxruntime()
     options = session_options(threads, level, saturates)
-    if optimised is not None:
-        options.optimized_model_filepath = str(optimised)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
         options.add_session_config_entry("session.save_model_format", "ONNX")  # else the name's ending decides
     try:
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -339,7 +339,7 @@ SHAPES = {
     "lying, of odd size": (1603, 1197, 6),
     "upside down, of odd size": (1101, 1607, 3),
 }
-# Debian's libjpeg-turbo and Pillow's decode alike; the stand-in for Android's averages colours another way.
+# Debian's libjpeg-turbo and Pillow's decode alike; the stand-in for Android's averages colors another way.
 PHOTO_TOLERANCES = {"cpp_photo": 0.02, "kotlin_photo": 0.5}
 
 

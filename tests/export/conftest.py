@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from edgeline.export.graph.to_onnx import Deployed
-from edgeline.flows.steps import run_line
-from edgeline.pipeline.config import LineConfig, VerifyConfig, load_config
+from edgeline.export.graph.to_onnx import CalibratedModel
+from edgeline.flows.steps import run_pipeline
+from edgeline.pipeline.config import PipelineConfig, VerifyConfig, load_config
 from edgeline.pipeline.data.samples import Sample, read_prepared
 from edgeline.pipeline.evaluation.evaluate import read_evaluation
-from edgeline.pipeline.models.backbones import Network, Normalisation
+from edgeline.pipeline.models.backbones import Network, Normalization
 from edgeline.pipeline.models.checkpoint import load_checkpoint
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.preprocess import PreprocessSpec
@@ -44,7 +44,7 @@ SETTINGS = [
 
 
 def picture(label: str, index: int) -> Image.Image:
-    """A picture with the colours, the grain and the texture of its kind, and no symmetry."""
+    """A picture with the colors, the grain and the texture of its kind, and no symmetry."""
     chance = np.random.default_rng([LABELS.index(label), index])
     width, height = SIZES[index % len(SIZES)]
     y, x = np.mgrid[0:height, 0:width] / 240
@@ -93,7 +93,7 @@ class Finished:
     artifact: Path
 
     @property
-    def config(self) -> LineConfig:
+    def config(self) -> PipelineConfig:
         return self.run.config
 
     @property
@@ -101,8 +101,8 @@ class Finished:
         return (self.run.step("export") / "model.onnx").read_bytes()
 
     @property
-    def witness(self) -> Path:
-        return self.run.step("train") / "preprocess_witness.npz"
+    def preprocessing_fingerprint(self) -> Path:
+        return self.run.step("train") / "preprocessing_fingerprint.npz"
 
     @property
     def settings(self) -> list[str]:
@@ -124,15 +124,15 @@ class Finished:
 def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     artifacts = tmp_path_factory.mktemp("line")
     config = load_config(None, SETTINGS, data=str(photos), artifacts=str(artifacts))
-    run, steps = run_line(config)
+    run, steps = run_pipeline(config)
     return Finished(run, steps[-1].folder)
 
 
 @pytest.fixture(scope="session")
-def deployed(finished: Finished) -> Deployed:
+def deployed(finished: Finished) -> CalibratedModel:
     """PyTorch's side; tests must not change it."""
     network, _ = load_checkpoint(finished.run.step("train"))
-    return Deployed(network, read_evaluation(finished.run.step("evaluate")).calibration.temperature)
+    return CalibratedModel(network, read_evaluation(finished.run.step("evaluate")).calibration.temperature)
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +147,7 @@ def held_out(finished: Finished) -> list[Sample]:
 
 
 @pytest.fixture
-def bars(finished: Finished) -> VerifyConfig:
+def thresholds(finished: Finished) -> VerifyConfig:
     return finished.config.verify
 
 
@@ -189,14 +189,14 @@ TINY = PreprocessSpec(height=16, width=16)
 
 
 @pytest.fixture
-def tiny() -> Callable[[], Deployed]:
+def tiny() -> Callable[[], CalibratedModel]:
     """`tiny()`: a network of a few hundred weights for pixels of 16 x 16, not trained on anything."""
 
-    def make() -> Deployed:
+    def make() -> CalibratedModel:
         torch.manual_seed(0)
         layers = [nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         backbone = nn.Sequential(*layers)
-        network = Network(backbone, 8, len(LABELS), 0.2, Normalisation((127.0,) * 3, (128.0,) * 3))
-        return Deployed(network.eval(), 0.7)
+        network = Network(backbone, 8, len(LABELS), 0.2, Normalization((127.0,) * 3, (128.0,) * 3))
+        return CalibratedModel(network.eval(), 0.7)
 
     return make

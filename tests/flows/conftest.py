@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from edgeline.flows.orchestration.embedded import EmbeddedServer
-from edgeline.flows.steps import run_line
-from edgeline.pipeline.config import LineConfig, load_config
+from edgeline.flows.steps import run_pipeline
+from edgeline.pipeline.config import PipelineConfig, load_config
 
-COLOURS = {"warm": (200, 60, 40), "cold": (40, 70, 200)}
+COLORS = {"warm": (200, 60, 40), "cold": (40, 70, 200)}
 EACH = 20
 DATABASE = "prefect.db"
 DEADLINE_S = 60
@@ -79,10 +79,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes of small pictures, no two alike."""
     folder = tmp_path_factory.mktemp("data") / "tints"
     chance = random.Random(0)
-    for label, colour in COLOURS.items():
+    for label, color in COLORS.items():
         (folder / label).mkdir(parents=True)
         for index in range(EACH):
-            picture = Image.new("RGB", (40, 32), tuple(level + chance.randint(-30, 30) for level in colour))
+            picture = Image.new("RGB", (40, 32), tuple(level + chance.randint(-30, 30) for level in color))
             for _ in range(30):
                 picture.putpixel((chance.randrange(40), chance.randrange(32)), tuple(chance.randbytes(3)))
             picture.save(folder / label / f"{index}.png")
@@ -90,10 +90,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_config(photos: Path) -> Callable[[Path], LineConfig]:
+def small_config(photos: Path) -> Callable[[Path], PipelineConfig]:
     """`small_config(artifacts)`: what makes a run short."""
 
-    def configure(artifacts: Path) -> LineConfig:
+    def configure(artifacts: Path) -> PipelineConfig:
         return load_config(
             None, ["train.epochs=3", "publish.golden=2", "export.variants=[]"], data=str(photos), artifacts=str(artifacts)
         )
@@ -102,15 +102,15 @@ def small_config(photos: Path) -> Callable[[Path], LineConfig]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, small_config: Callable[[Path], LineConfig]) -> LineConfig:
+def finished(tmp_path_factory: pytest.TempPathFactory, small_config: Callable[[Path], PipelineConfig]) -> PipelineConfig:
     """A configuration whose run is done and published; shared, so tests that change its folders copy them."""
     config = small_config(tmp_path_factory.mktemp("finished"))
-    run_line(config)
+    run_pipeline(config)
     return config
 
 
 @pytest.fixture
-def unpublished(finished: LineConfig, tmp_path: Path) -> LineConfig:
+def unpublished(finished: PipelineConfig, tmp_path: Path) -> PipelineConfig:
     """A configuration whose run is done, in folders of its own, but not published."""
     shutil.copytree(Path(finished.artifacts) / "runs", tmp_path / "runs")
     return finished.model_copy(update={"artifacts": str(tmp_path)})

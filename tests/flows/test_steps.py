@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeline.flows.steps import is_up_to_date, run_line
-from edgeline.flows.summary import next_commands, summarise, summary_rows
-from edgeline.pipeline.config import LineConfig, load_config
+from edgeline.flows.steps import is_up_to_date, run_pipeline
+from edgeline.flows.summary import next_commands, summarize, summary_rows
+from edgeline.pipeline.config import PipelineConfig, load_config
 from edgeline.pipeline.runs.run import Run, StepResult
 
 pytestmark = pytest.mark.slow
@@ -35,42 +35,42 @@ SETTINGS = ["verify.images=20", "export.variants=[]"]
 
 
 @pytest.fixture(name="line", scope="module")
-def _line(tmp_path_factory: pytest.TempPathFactory) -> tuple[LineConfig, Run, list[StepResult]]:
+def _line(tmp_path_factory: pytest.TempPathFactory) -> tuple[PipelineConfig, Run, list[StepResult]]:
     base = tmp_path_factory.mktemp("line")
     config = load_config(None, SETTINGS, data=str(make_photos(base / "photos")), artifacts=str(base / "artifacts"))
-    return config, *run_line(config)
+    return config, *run_pipeline(config)
 
 
 @pytest.fixture(name="copied")
-def _copied(line: tuple[LineConfig, Run, list[StepResult]], tmp_path: Path) -> LineConfig:
+def _copied(line: tuple[PipelineConfig, Run, list[StepResult]], tmp_path: Path) -> PipelineConfig:
     """The finished line's configuration on a copy of its artifacts, to be spoiled."""
     config = line[0]
     shutil.copytree(config.artifacts, tmp_path / "artifacts")
     return config.model_copy(update={"artifacts": str(tmp_path / "artifacts")})
 
 
-def reused(config: LineConfig) -> dict[str, bool]:
-    return {step.name: step.reused for step in run_line(config)[1]}
+def reused(config: PipelineConfig) -> dict[str, bool]:
+    return {step.name: step.reused for step in run_pipeline(config)[1]}
 
 
-def test_the_line_ends_with_a_published_artifact(line: tuple[LineConfig, Run, list[StepResult]]) -> None:
+def test_the_line_ends_with_a_published_artifact(line: tuple[PipelineConfig, Run, list[StepResult]]) -> None:
     config, _, steps = line
     assert [step.name for step in steps] == ["prepare", "train", "evaluate", "export", "variants", "verify", "publish"]
     assert steps[-1].folder == config.store / "photos" / "1"
     assert not any(step.reused for step in steps)
 
 
-def test_again_with_nothing_changed_every_step_is_reused(line: tuple[LineConfig, Run, list[StepResult]]) -> None:
+def test_again_with_nothing_changed_every_step_is_reused(line: tuple[PipelineConfig, Run, list[StepResult]]) -> None:
     config = line[0]
     assert is_up_to_date(config)
     assert all(reused(config).values())
 
 
-def test_a_reused_line_never_imports_torch(line: tuple[LineConfig, Run, list[StepResult]]) -> None:
+def test_a_reused_line_never_imports_torch(line: tuple[PipelineConfig, Run, list[StepResult]]) -> None:
     config = line[0]
     program = (
-        "import sys; from edgeline.flows.steps import run_line; from edgeline.pipeline.config import load_config\n"
-        f"run_line(load_config(None, {SETTINGS!r}, data={config.data!r}, artifacts={config.artifacts!r}))\n"
+        "import sys; from edgeline.flows.steps import run_pipeline; from edgeline.pipeline.config import load_config\n"
+        f"run_pipeline(load_config(None, {SETTINGS!r}, data={config.data!r}, artifacts={config.artifacts!r}))\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
@@ -85,7 +85,9 @@ SPOILED = {
 
 
 @pytest.mark.parametrize(("path", "content", "redone"), SPOILED.values(), ids=SPOILED)
-def test_a_spoiled_result_is_noticed_and_made_again(copied: LineConfig, path: str, content: bytes | None, redone: str) -> None:
+def test_a_spoiled_result_is_noticed_and_made_again(
+    copied: PipelineConfig, path: str, content: bytes | None, redone: str
+) -> None:
     [run] = copied.runs.glob("photos-*")
     if content is None:
         (run / path).unlink()
@@ -99,21 +101,21 @@ def test_a_spoiled_result_is_noticed_and_made_again(copied: LineConfig, path: st
     assert done["publish"] or redone in ("verify", "evaluate")
 
 
-def test_a_changed_setting_redoes_its_step_and_the_ones_that_read_it(copied: LineConfig) -> None:
+def test_a_changed_setting_redoes_its_step_and_the_ones_that_read_it(copied: PipelineConfig) -> None:
     stricter = copied.model_copy(update={"verify": copied.verify.model_copy(update={"odd_batch": 3})})
     assert not is_up_to_date(stricter)
 
 
-def test_an_added_photo_is_noticed(copied: LineConfig, tmp_path: Path) -> None:
+def test_an_added_photo_is_noticed(copied: PipelineConfig, tmp_path: Path) -> None:
     shutil.copytree(copied.data, tmp_path / "photos")
     moved = copied.model_copy(update={"data": str(tmp_path / "photos")})
     Image.new("RGB", (40, 48), (250, 10, 10)).save(tmp_path / "photos" / "red" / "new.png")
     assert not is_up_to_date(moved)
 
 
-def test_the_summary_has_every_figure_and_says_what_to_do_next(line: tuple[LineConfig, Run, list[StepResult]]) -> None:
+def test_the_summary_has_every_figure_and_says_what_to_do_next(line: tuple[PipelineConfig, Run, list[StepResult]]) -> None:
     _, run, steps = line
-    summary = json.loads(json.dumps(summarise(run, steps)))
+    summary = json.loads(json.dumps(summarize(run, steps)))
     rows = dict(summary_rows(summary))
     assert rows["artifact"] == "photos version 1"
     assert "95 % interval" in rows["accuracy (test)"]
@@ -123,7 +125,7 @@ def test_the_summary_has_every_figure_and_says_what_to_do_next(line: tuple[LineC
     assert next_commands(summary, None)[0][0].endswith(f"edgeline serve {steps[-1].folder.parent}")
 
 
-def test_a_second_process_on_the_same_step_is_told_who_works_on_it(copied: LineConfig) -> None:
+def test_a_second_process_on_the_same_step_is_told_who_works_on_it(copied: PipelineConfig) -> None:
     [run] = copied.runs.glob("photos-*")
     program = (
         "import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX)\n"
@@ -136,7 +138,7 @@ def test_a_second_process_on_the_same_step_is_told_who_works_on_it(copied: LineC
         (run / "train" / "checkpoint.safetensors").unlink()
         start = time.monotonic()
         with pytest.raises(Exception, match="process 1 on elsewhere"):
-            run_line(copied)
+            run_pipeline(copied)
         assert time.monotonic() - start < 30
     finally:
         holder.kill()

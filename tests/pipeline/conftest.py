@@ -27,19 +27,19 @@ SPEC = PreprocessSpec(height=32, width=32)
 
 
 def draw(kind: str, number: int) -> Image.Image:
-    """A shape of any colour at any place; the number decides."""
+    """A shape of any color at any place; the number decides."""
     rng = random.Random(f"{kind} {number}")
     picture = Image.new("RGB", (80, 64), tuple(rng.randrange(60) for _ in range(3)))
     pen = ImageDraw.Draw(picture)
-    colour = tuple(rng.randrange(120, 256) for _ in range(3))
+    color = tuple(rng.randrange(120, 256) for _ in range(3))
     x, y, side = rng.randrange(14, 24), rng.randrange(8, 14), rng.randrange(30, 40)
     if kind == "disc":
-        pen.ellipse((x, y, x + side, y + side), fill=colour)
+        pen.ellipse((x, y, x + side, y + side), fill=color)
     elif kind == "frame":
-        pen.rectangle((x, y, x + side, y + side), outline=colour, width=5)
+        pen.rectangle((x, y, x + side, y + side), outline=color, width=5)
     else:
         for offset in range(0, side, 8):
-            pen.line((x, y + offset, x + side, y + offset), fill=colour, width=3)
+            pen.line((x, y + offset, x + side, y + offset), fill=color, width=3)
     return picture
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from edgeline.pipeline.config import LineConfig, load_config, parse_config
+from edgeline.pipeline.config import PipelineConfig, load_config, parse_config
 from edgeline.serve.artifact.manifest import NAME
 from edgeline.serve.errors import ConfigError
 
@@ -40,12 +40,12 @@ def test_a_file_may_be_of_three_kinds(tmp_path: Path, name: str, text: str) -> N
 
 
 def test_without_a_file_the_defaults_hold() -> None:
-    assert load_config() == LineConfig()
+    assert load_config() == PipelineConfig()
 
 
 def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").touch()
-    assert load_config(tmp_path / "empty.yaml") == LineConfig()
+    assert load_config(tmp_path / "empty.yaml") == PipelineConfig()
 
 
 def test_overrides_win_over_the_file_and_options_over_both(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_configuration_is_frozen() -> None:
         load_config().train.epochs = 5  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("model", list(models(LineConfig)), ids=lambda model: model.__name__)
+@pytest.mark.parametrize("model", list(models(PipelineConfig)), ids=lambda model: model.__name__)
 def test_every_field_is_described(model: type[BaseModel]) -> None:
     assert [name for name, field in model.model_fields.items() if not (field.description or "").endswith(".")] == []
 
@@ -163,7 +163,7 @@ def test_a_name_of_its_own_wins() -> None:
 
 @given(st.text(min_size=1).filter(lambda text: "\0" not in text and text.isprintable()))
 def test_any_data_gives_a_fit_name(data: str) -> None:
-    assert NAME.fullmatch(LineConfig(data=data).artifact_name)
+    assert NAME.fullmatch(PipelineConfig(data=data).artifact_name)
 
 
 @pytest.mark.parametrize("name", ["Capitals", "a b", "../up", "-a", "a" * 65, "ä"])

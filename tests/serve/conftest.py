@@ -21,8 +21,8 @@ from PIL import Image
 
 from edgeline.flows.cli.main import main
 from edgeline.serve.classifier import Classifier
-from edgeline.serve.http.app import Service, Terms, create_app
-from edgeline.serve.http.fast_path import Express
+from edgeline.serve.http.app import Service, ServingLimits, create_app
+from edgeline.serve.http.fast_path import FastPath
 from edgeline.serve.http.transport.connections import ConnectionLimits
 from edgeline.serve.http.transport.server import Hooks, Server, listen, url_of
 from edgeline.serve.inference.repository import Models
@@ -76,7 +76,7 @@ def _serving(
     connections: ConnectionLimits = ConnectionLimits(),
     challenger: Path | None = None,
     queue: int = 64,
-    terms: Terms | None = None,
+    terms: ServingLimits | None = None,
     express: bool = False,
     **options: Any,
 ) -> Iterator[Site]:
@@ -88,7 +88,7 @@ def _serving(
         return classifier
 
     models.on_first = first
-    service = Service(models, engine, terms or Terms(limits=limits, deadline_s=DEADLINE_S))
+    service = Service(models, engine, terms or ServingLimits(limits=limits, deadline_s=DEADLINE_S))
     started = threading.Event()
 
     def on_started() -> None:
@@ -104,7 +104,7 @@ def _serving(
     server = Server(app, hooks=Hooks(started=on_started, stopping=stopping), grace_s=DEADLINE_S, limits=connections)
     server.connections.refused = service.refused
     if express:
-        server.connections.express = Express(service, options.get("tokens"))
+        server.connections.express = FastPath(service, options.get("tokens"))
     service.connections = lambda: len(server.connections.open)
     thread = threading.Thread(target=server.run, args=(listener,), name="server under test")
     thread.start()
@@ -138,15 +138,15 @@ def site(artifact_template: Path) -> Iterator[Site]:
 
 @pytest.fixture(scope="session")
 def explaining_template(artifact_template: Path, seal: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole artifact that explains itself, in `<store>/colours/1`: its map is the picture, 3 x 4 places."""
+    """A whole artifact that explains itself, in `<store>/colors/1`: its map is the picture, 3 x 4 places."""
     from tests.support.explaining import explain_itself
 
-    folder = tmp_path_factory.mktemp("explaining") / "colours" / "1"
+    folder = tmp_path_factory.mktemp("explaining") / "colors" / "1"
     shutil.copytree(artifact_template, folder)
     return explain_itself(folder, seal)
 
 
-def _relabelled(folder: Path, labels: Sequence[str], evaluation: object, card: str | None) -> Path:
+def _relabeled(folder: Path, labels: Sequence[str], evaluation: object, card: str | None) -> Path:
     import onnx
     from onnx import numpy_helper
 
@@ -176,11 +176,11 @@ def _relabelled(folder: Path, labels: Sequence[str], evaluation: object, card: s
 
 
 @pytest.fixture
-def relabelled(make_artifact: Callable[..., Path], seal: Callable[..., Path]) -> Callable[..., Path]:
-    """`relabelled(labels, evaluation=None, card=None)`: the colours by other names; those after the fourth never win."""
+def relabeled(make_artifact: Callable[..., Path], seal: Callable[..., Path]) -> Callable[..., Path]:
+    """`relabeled(labels, evaluation=None, card=None)`: the colors by other names; those after the fourth never win."""
 
     def make(labels: Sequence[str], evaluation: object = None, card: str | None = None) -> Path:
-        folder = _relabelled(make_artifact(), labels, evaluation, card)
+        folder = _relabeled(make_artifact(), labels, evaluation, card)
         outputs = [{"name": n, "dtype": "float32", "shape": ["batch", len(labels)]} for n in ("probabilities", "logits")]
         return seal(folder, labels=list(labels), outputs=outputs)
 

@@ -44,7 +44,7 @@ def a_photo() -> bytes:
 
 @pytest.fixture
 def folder(explaining_template: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(explaining_template, tmp_path / "store" / "colours" / "1"))
+    return Path(shutil.copytree(explaining_template, tmp_path / "store" / "colors" / "1"))
 
 
 def test_the_evidence_is_what_the_linear_layer_makes_of_each_place(classifier: Classifier, photo: bytes) -> None:
@@ -309,7 +309,7 @@ def test_outputs_that_cannot_be_are_refused_in_one_line(
 
 def test_evidence_that_is_not_finite_is_not_given_out(folder: Path, seal: Any) -> None:
     def only_where_it_is_white(model: onnx.ModelProto) -> None:
-        """0 / 0 where all three colours are full, which no golden sample is."""
+        """0 / 0 where all three colors are full, which no golden sample is."""
         last = next(each for each in model.graph.node if each.name == "explain.evidence")
         last.output[0] = "sound"
         model.graph.node.extend(

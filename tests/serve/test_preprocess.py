@@ -32,8 +32,8 @@ def noise(height: int, width: int) -> Image.Image:
     return Image.fromarray(smooth).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def flat(mode: str, colour: Any) -> Image.Image:
-    return Image.new(mode, (9, 7), colour)
+def flat(mode: str, color: Any) -> Image.Image:
+    return Image.new(mode, (9, 7), color)
 
 
 def palette(transparent: int | None = None) -> bytes:
@@ -42,14 +42,14 @@ def palette(transparent: int | None = None) -> bytes:
     return encode(picture, **({} if transparent is None else {"transparency": transparent}))
 
 
-def grey16(value: int) -> bytes:
+def gray16(value: int) -> bytes:
     return encode(Image.fromarray(np.full((7, 9), value, np.uint16)))
 
 
 FRAMES: dict[str, Any] = {"save_all": True, "append_images": [flat("RGB", GREEN)], "duration": 100}
 MODES = {
     "L": (encode(flat("L", 100)), (100, 100, 100)),
-    "L with a transparent grey": (encode(flat("L", 100), transparency=100), (255, 255, 255)),
+    "L with a transparent gray": (encode(flat("L", 100), transparency=100), (255, 255, 255)),
     "LA, half transparent on white": (encode(flat("LA", (100, 128))), (177, 177, 177)),
     "1, black": (encode(flat("1", 0)), (0, 0, 0)),
     "1, white": (encode(flat("1", 1)), (255, 255, 255)),
@@ -58,12 +58,12 @@ MODES = {
     "RGBA, opaque": (encode(flat("RGBA", (*RED, 255))), RED),
     "RGBA, fully transparent": (encode(flat("RGBA", (*RED, 0))), (255, 255, 255)),
     "RGBA, half transparent": (encode(flat("RGBA", (*RED, 128))), (227, 147, 142)),
-    "RGB with a transparent colour": (encode(flat("RGB", RED), transparency=RED), (255, 255, 255)),
+    "RGB with a transparent color": (encode(flat("RGB", RED), transparency=RED), (255, 255, 255)),
     "CMYK JPEG": (encode(flat("CMYK", (0, 255, 255, 0)), "JPEG", quality=95), (255, 0, 0)),
-    "grey JPEG": (encode(flat("L", 100), "JPEG", quality=95), (100, 100, 100)),
-    "16-bit grey, middle": (grey16(32896), (128, 128, 128)),
-    "16-bit grey, dark": (grey16(257 * 5), (5, 5, 5)),
-    "16-bit grey, white": (grey16(65535), (255, 255, 255)),
+    "gray JPEG": (encode(flat("L", 100), "JPEG", quality=95), (100, 100, 100)),
+    "16-bit gray, middle": (gray16(32896), (128, 128, 128)),
+    "16-bit gray, dark": (gray16(257 * 5), (5, 5, 5)),
+    "16-bit gray, white": (gray16(65535), (255, 255, 255)),
     "BMP": (encode(flat("RGB", RED), "BMP"), RED),
     "animated GIF": (encode(flat("RGB", RED), "GIF", **FRAMES), RED),
     "animated WebP": (encode(flat("RGB", RED), "WEBP", lossless=True, **FRAMES), RED),
@@ -244,7 +244,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE)
-def test_a_truncated_file_is_an_error_and_never_a_grey_half(data: bytes) -> None:
+def test_a_truncated_file_is_an_error_and_never_a_gray_half(data: bytes) -> None:
     accepted = []
     for length in [*(len(data) * percent // 100 for percent in range(1, 100)), len(data) - 30]:
         try:
@@ -317,8 +317,8 @@ def lanczos(x: np.ndarray) -> np.ndarray:
 def resample(levels: np.ndarray, size: int, kernel: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Antialiased resampling of the first axis from the definition: a kernel as wide as the scale, weights that sum to 1."""
     scale = len(levels) / size
-    centres = (np.arange(size) + 0.5) * scale
-    weights = kernel((np.arange(len(levels)) + 0.5 - centres[:, None]) / max(scale, 1))
+    centers = (np.arange(size) + 0.5) * scale
+    weights = kernel((np.arange(len(levels)) + 0.5 - centers[:, None]) / max(scale, 1))
     weights /= weights.sum(axis=1, keepdims=True)
     return np.clip(np.rint(np.tensordot(weights, levels, 1)), 0, 255)
 
@@ -354,7 +354,7 @@ specs = st.builds(
 
 
 @given(sides, sides, specs)
-def test_the_crop_lies_inside_is_centred_and_keeps_the_aspect(width: int, height: int, spec: PreprocessSpec) -> None:
+def test_the_crop_lies_inside_is_centered_and_keeps_the_aspect(width: int, height: int, spec: PreprocessSpec) -> None:
     left, top, right, bottom = crop_box(width, height, spec)
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
@@ -421,10 +421,10 @@ def test_the_box_lies_within_the_smaller_picture(
 
 
 def photo_like(width: int, height: int) -> Image.Image:
-    """Lightness changes from pixel to pixel, colour over a wider range, as in photos: half of the decoders halve colour."""
+    """Lightness changes from pixel to pixel, color over a wider range, as in photos: half of the decoders halve color."""
     light = noise(height, width).convert("L")
-    colour = noise(height // 8, width // 8).resize((width, height), Image.Resampling.BICUBIC).convert("YCbCr")
-    return Image.merge("YCbCr", (light, *colour.split()[1:])).convert("RGB")
+    color = noise(height // 8, width // 8).resize((width, height), Image.Resampling.BICUBIC).convert("YCbCr")
+    return Image.merge("YCbCr", (light, *color.split()[1:])).convert("RGB")
 
 
 def levels_apart(one: np.ndarray, other: np.ndarray) -> float:
@@ -437,7 +437,7 @@ JPEGS: dict[str, tuple[str, dict[str, Any]]] = {
     "4:4:4": ("RGB", {"subsampling": 0}),
     "progressive": ("RGB", {"progressive": True}),
     "with restarts": ("RGB", {"restart_marker_rows": 1}),
-    "grey": ("L", {}),
+    "gray": ("L", {}),
     "CMYK": ("CMYK", {}),
 }
 

@@ -144,31 +144,31 @@ def test_a_jpeg_is_decoded_at_exactly_its_scale_and_else_as_ever(
 
 @few
 @given(large, st.tuples(levels, levels, levels), st.integers(1, 8), specs)
-def test_a_flat_jpeg_stays_that_colour_at_every_scale(
-    size: tuple[int, int], colour: tuple[int, int, int], orientation: int, spec: PreprocessSpec
+def test_a_flat_jpeg_stays_that_color_at_every_scale(
+    size: tuple[int, int], color: tuple[int, int, int], orientation: int, spec: PreprocessSpec
 ) -> None:
-    data = encode(Image.new("RGB", size, colour), "JPEG", quality=100, orientation=orientation)
+    data = encode(Image.new("RGB", size, color), "JPEG", quality=100, orientation=orientation)
     pixels = preprocess(data, spec).astype(int)
-    np.testing.assert_allclose(pixels, np.broadcast_to(colour, pixels.shape), rtol=0, atol=2)
+    np.testing.assert_allclose(pixels, np.broadcast_to(color, pixels.shape), rtol=0, atol=2)
 
 
 @few
 @given(sizes, st.tuples(levels, levels, levels), st.sampled_from(sorted(LOSSLESS)), specs)
-def test_a_flat_colour_stays_that_colour(
-    size: tuple[int, int], colour: tuple[int, int, int], kind: str, spec: PreprocessSpec
+def test_a_flat_color_stays_that_color(
+    size: tuple[int, int], color: tuple[int, int, int], kind: str, spec: PreprocessSpec
 ) -> None:
-    data = encode(Image.new("RGB", size, colour), kind, **LOSSLESS[kind])
-    np.testing.assert_array_equal(preprocess(data, spec), np.broadcast_to(colour, (spec.height, spec.width, 3)))
+    data = encode(Image.new("RGB", size, color), kind, **LOSSLESS[kind])
+    np.testing.assert_array_equal(preprocess(data, spec), np.broadcast_to(color, (spec.height, spec.width, 3)))
 
 
 @few
 @given(sizes, st.tuples(levels, levels, levels), levels, specs)
 def test_what_is_transparent_is_mixed_with_the_background(
-    size: tuple[int, int], colour: tuple[int, int, int], alpha: int, spec: PreprocessSpec
+    size: tuple[int, int], color: tuple[int, int, int], alpha: int, spec: PreprocessSpec
 ) -> None:
-    pixels = preprocess(encode(Image.new("RGBA", size, (*colour, alpha)), "PNG"), spec)
+    pixels = preprocess(encode(Image.new("RGBA", size, (*color, alpha)), "PNG"), spec)
     share = alpha / 255
-    expected = [share * c + (1 - share) * b for c, b in zip(colour, spec.background, strict=True)]
+    expected = [share * c + (1 - share) * b for c, b in zip(color, spec.background, strict=True)]
     np.testing.assert_allclose(pixels.astype(float), np.broadcast_to(expected, pixels.shape), rtol=0, atol=1)
 
 

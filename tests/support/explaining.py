@@ -1,4 +1,4 @@
-"""An artifact that explains itself, small enough to be reckoned by hand: colours, told from the mean of 3 x 4 places."""
+"""An artifact that explains itself, small enough to be reckoned by hand: colors, told from the mean of 3 x 4 places."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ TEMPERATURE = np.array(0.8, np.float32)
 
 
 def mapped_model() -> onnx.ModelProto:
-    """Each place's mean colour, averaged, and one linear layer: what a network of this kind is, without its convolutions."""
+    """Each place's mean color, averaged, and one linear layer: what a network of this kind is, without its convolutions."""
     classes = len(BIAS_K)
     nodes = [
         helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
@@ -34,7 +34,7 @@ def mapped_model() -> onnx.ModelProto:
     ]
     graph = helper.make_graph(
         nodes,
-        "colours by place",
+        "colors by place",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", ROWS * CELL, COLUMNS * CELL, 3])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", classes]) for name in ("probabilities", "logits")],
         [

@@ -99,14 +99,14 @@ def main(fault: str, root: Path, template: Path, *, first: bool) -> list[dict[st
     base = root / "base"
     base.mkdir()
     if not first:
-        old = base / "store" / "colours"
+        old = base / "store" / "colors"
         in_child(lambda: publish_folder(old, "old", writer(template, "old")), root / "told")
         (old / ".staging-1-left").mkdir()
         (old / ".staging-1-left" / "labels.txt").write_text("re")
     found = []
     for at in range(1, 1000):
         shutil.copytree(base, root / str(at))
-        folder = root / str(at) / "store" / "colours"
+        folder = root / str(at) / "store" / "colors"
 
         def publish(folder: Path = folder) -> None:
             publish_folder(folder, "new", writer(template, "new"))
@@ -127,7 +127,7 @@ def main(fault: str, root: Path, template: Path, *, first: bool) -> list[dict[st
 
 if __name__ == "__main__":
     if sys.argv[1] == "publish":
-        folder, template = Path(sys.argv[2]) / "colours", Path(sys.argv[3])
+        folder, template = Path(sys.argv[2]) / "colors", Path(sys.argv[3])
         load_onnxruntime()
         print("ready", flush=True)
         sys.stdin.readline()

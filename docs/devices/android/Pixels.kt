@@ -49,7 +49,7 @@ fun upright(from: Picture, orientation: Int): Picture {
     return Picture(width, height, rgb)
 }
 
-/** The centred rectangle of the model's aspect, in whole pixels of an upright picture of this size. */
+/** The centered rectangle of the model's aspect, in whole pixels of an upright picture of this size. */
 fun cropBox(width: Int, height: Int, spec: Spec): Box {
     val scale = min(width / spec.width.toDouble(), height / spec.height.toDouble()) * spec.cropFraction
     val across = max(1, round(spec.width * scale).toInt()) // halves to even
@@ -115,10 +115,10 @@ private fun tapsOf(from: Int, firstEdge: Double, lastEdge: Double, to: Int, inte
     val scale = (lastEdge - firstEdge) / to
     val stretch = max(scale, 1.0) // shrinking widens the filter: this is the antialiasing
     return List(to) { i ->
-        val centre = firstEdge + (i + 0.5) * scale
-        val first = max(0, (centre - reach * stretch + 0.5).toInt())
-        val end = min(from, (centre + reach * stretch + 0.5).toInt())
-        val weights = DoubleArray(end - first) { k -> weight((first + k - centre + 0.5) * (1 / stretch)) }
+        val center = firstEdge + (i + 0.5) * scale
+        val first = max(0, (center - reach * stretch + 0.5).toInt())
+        val end = min(from, (center + reach * stretch + 0.5).toInt())
+        val weights = DoubleArray(end - first) { k -> weight((first + k - center + 0.5) * (1 / stretch)) }
         val sum = weights.sum()
         Taps(first, IntArray(weights.size) { k -> round(weights[k] / sum * (1 shl BITS)).toInt() })
     }

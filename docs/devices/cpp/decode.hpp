@@ -43,8 +43,8 @@ inline bool is_jpeg(const Bytes& data) { return data.size() > 2 && data[0] == 0x
 inline Bytes jpeg_pixels(const Bytes& data, const Spec& spec) {
   if (data.size() > kMaxBytes) fail("too many bytes");
   const std::unique_ptr<void, int (*)(void*)> decoder(tjInitDecompress(), tjDestroy);
-  int width, height, subsampling, colours;
-  if (tjDecompressHeader3(decoder.get(), data.data(), data.size(), &width, &height, &subsampling, &colours))
+  int width, height, subsampling, colors;
+  if (tjDecompressHeader3(decoder.get(), data.data(), data.size(), &width, &height, &subsampling, &colors))
     fail(tjGetErrorStr2(decoder.get()));
   if (size_t(width) * height > kMaxPixels) fail("too many pixels");
   const int orientation = orientation_of(data);
@@ -53,7 +53,7 @@ inline Bytes jpeg_pixels(const Bytes& data, const Spec& spec) {
   // The library takes the largest of its scales that gives no more than this size.
   Picture picture{(width + scale - 1) / scale, (height + scale - 1) / scale, {}};
   picture.rgb.resize(size_t(3) * picture.width * picture.height);
-  // A warning is an error here: a truncated file would be grey from there on.
+  // A warning is an error here: a truncated file would be gray from there on.
   if (tjDecompress2(decoder.get(), data.data(), data.size(), picture.rgb.data(), picture.width, 0, picture.height, TJPF_RGB, 0))
     fail(tjGetErrorStr2(decoder.get()));
   return fit(upright(picture, orientation), reduced_box(upright_width, upright_height, orientation, scale, spec), spec);

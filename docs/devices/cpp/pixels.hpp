@@ -43,7 +43,7 @@ inline Picture upright(const Picture& from, int orientation) {  // the value of 
   return to;
 }
 
-// The centred rectangle of the model's aspect, in whole pixels of an upright picture of this size.
+// The centered rectangle of the model's aspect, in whole pixels of an upright picture of this size.
 inline Box crop_box(int width, int height, const Spec& spec) {
   const double scale = std::min(width / double(spec.width), height / double(spec.height)) * spec.crop_fraction;
   const int across = std::max(1, int(std::nearbyint(spec.width * scale)));
@@ -110,12 +110,12 @@ inline std::vector<Taps> taps_of(int from, double first_edge, double last_edge, 
   const double stretch = std::max(scale, 1.0);  // shrinking widens the filter: this is the antialiasing
   std::vector<Taps> all;
   for (int i = 0; i < to; i++) {
-    const double centre = first_edge + (i + 0.5) * scale;
-    const int first = std::max(0, int(centre - reach * stretch + 0.5));
-    const int end = std::min(from, int(centre + reach * stretch + 0.5));
+    const double center = first_edge + (i + 0.5) * scale;
+    const int first = std::max(0, int(center - reach * stretch + 0.5));
+    const int end = std::min(from, int(center + reach * stretch + 0.5));
     std::vector<double> weights;
     double sum = 0;
-    for (int k = first; k < end; k++) sum += weights.emplace_back(weight((k - centre + 0.5) * (1 / stretch)));
+    for (int k = first; k < end; k++) sum += weights.emplace_back(weight((k - center + 0.5) * (1 / stretch)));
     Taps taps{first, {}};
     for (double w : weights) taps.weights.push_back(int32_t(std::lround(w / sum * (1 << kBits))));
     all.push_back(taps);

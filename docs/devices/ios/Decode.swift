@@ -49,7 +49,7 @@ func decode(_ photo: Photo, background: [Int], scale: Int = 1) throws -> Picture
     guard image.width == width, image.height == height
     else { throw Failure(description: "\(photo.name): decoded to another size than 1/\(scale)") }
 
-    // Drawn in the picture's own colour space nothing is converted: the reference ignores profiles, too.
+    // Drawn in the picture's own color space nothing is converted: the reference ignores profiles, too.
     var space = CGColorSpaceCreateDeviceRGB()
     if let own = image.colorSpace, own.model == .rgb, own.supportsOutput { space = own }
     var rgba = [UInt8](repeating: 0, count: 4 * width * height)
@@ -66,7 +66,7 @@ func decode(_ photo: Photo, background: [Int], scale: Int = 1) throws -> Picture
     guard drawn else { throw Failure(description: "\(photo.name): cannot be drawn") }
     var picture = Picture(width: width, height: height, rgb: [UInt8](repeating: 0, count: 3 * width * height))
     for i in 0..<width * height {
-        let clear = 255 - Int(rgba[4 * i + 3])  // the colours are multiplied by alpha already
+        let clear = 255 - Int(rgba[4 * i + 3])  // the colors are multiplied by alpha already
         for c in 0..<3 { picture.rgb[3 * i + c] = UInt8(min(255, Int(rgba[4 * i + c]) + (background[c] * clear + 127) / 255)) }
     }
     return picture

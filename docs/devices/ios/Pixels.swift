@@ -57,7 +57,7 @@ func upright(_ from: Picture, orientation: Int) -> Picture {
     return Picture(width: width, height: height, rgb: rgb)
 }
 
-/// The centred rectangle of the model's aspect, in whole pixels of an upright picture of this size.
+/// The centered rectangle of the model's aspect, in whole pixels of an upright picture of this size.
 func cropBox(width: Int, height: Int, spec: Spec) -> Box {
     let scale = min(Double(width) / Double(spec.width), Double(height) / Double(spec.height)) * spec.cropFraction
     let across = max(1, Int((Double(spec.width) * scale).rounded(.toNearestOrEven)))
@@ -135,10 +135,10 @@ private func taps(from: Int, edges: (Double, Double), to: Int, interpolation: St
     let scale = (edges.1 - edges.0) / Double(to)
     let stretch = max(scale, 1)  // shrinking widens the filter: this is the antialiasing
     return (0..<to).map { i in
-        let centre = edges.0 + (Double(i) + 0.5) * scale
-        let first = max(0, Int(centre - reach * stretch + 0.5))
-        let end = min(from, Int(centre + reach * stretch + 0.5))
-        let weights = (first..<end).map { k in weight((Double(k) - centre + 0.5) * (1 / stretch)) }
+        let center = edges.0 + (Double(i) + 0.5) * scale
+        let first = max(0, Int(center - reach * stretch + 0.5))
+        let end = min(from, Int(center + reach * stretch + 0.5))
+        let weights = (first..<end).map { k in weight((Double(k) - center + 0.5) * (1 / stretch)) }
         let sum = weights.reduce(0, +)
         return Taps(first: first, weights: weights.map { Int(($0 / sum * Double(1 << bits)).rounded()) })
     }

@@ -48,7 +48,7 @@ def read_manifest(folder: Path) -> dict:
 
 
 def crop_box(width: int, height: int, spec: dict) -> tuple[float, float, float, float]:
-    """The centred rectangle of the model's aspect, in whole pixels of an upright picture: left, top, right, bottom."""
+    """The centered rectangle of the model's aspect, in whole pixels of an upright picture: left, top, right, bottom."""
     scale = min(width / spec["width"], height / spec["height"]) * spec["crop_fraction"]
     across, down = max(1, round(spec["width"] * scale)), max(1, round(spec["height"] * scale))
     left, top = (width - across) // 2, (height - down) // 2
@@ -89,8 +89,8 @@ def decode(data: bytes, spec: dict) -> tuple[Image.Image, tuple[float, float, fl
 def rgb_of(image: Image.Image, background: list[int]) -> Image.Image:
     """A picture in 8-bit RGB."""
     if image.mode.startswith("I;16"):
-        grey = np.asarray(image, dtype=np.uint16).astype(np.uint32)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+        gray = np.asarray(image, dtype=np.uint16).astype(np.uint32)
+        return Image.fromarray(((gray + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba).convert("RGB")

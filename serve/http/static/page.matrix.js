@@ -6,7 +6,7 @@ const MOST_IN_A_TABLE = 24;
 const MOST_MISTAKES = 12;
 const PICTURE_PX = 480;
 
-let drawAgain = () => {}; // the picture takes its colours from the page
+let drawAgain = () => {}; // the picture takes its colors from the page
 window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawAgain());
 
 /** Show the model's `confusion`: cells of [true, predicted, images] by class index, those of no images left out. */
@@ -63,13 +63,13 @@ function picture({ labels, cells, support }) {
   const step = side / labels.length;
 
   function draw() {
-    const colours = getComputedStyle(document.documentElement);
+    const colors = getComputedStyle(document.documentElement);
     const context = canvas.getContext("2d");
     context.clearRect(0, 0, side, side);
     for (const [truth, predicted, images] of cells) {
       const share = images / support[truth];
       context.globalAlpha = 0.45 + 0.55 * share;
-      context.fillStyle = colours.getPropertyValue(truth === predicted ? "--right-dot" : "--wrong-dot");
+      context.fillStyle = colors.getPropertyValue(truth === predicted ? "--right-dot" : "--wrong-dot");
       const size = Math.max(step, side / 200); // a single mistake among a thousand classes is still seen
       context.fillRect(predicted * step, truth * step, size, size);
     }

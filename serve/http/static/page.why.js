@@ -62,8 +62,8 @@ function draw(canvas, evidence, most) {
   [canvas.width, canvas.height] = [evidence[0].length, evidence.length];
   const image = new ImageData(canvas.width, canvas.height);
   evidence.flat().forEach((value, index) => {
-    const colour = value > 0 ? [255, 120, 0] : [0, 90, 255];
-    image.data.set([...colour, (MOST_ALPHA * Math.abs(value)) / most], 4 * index);
+    const color = value > 0 ? [255, 120, 0] : [0, 90, 255];
+    image.data.set([...color, (MOST_ALPHA * Math.abs(value)) / most], 4 * index);
   });
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
@@ -75,6 +75,6 @@ function inWords(evidence) {
   const [row, column] = [Math.floor(strongest / evidence[0].length), strongest % evidence[0].length];
   const third = (at, of, names) => names[Math.min(2, Math.floor((3 * (at + 0.5)) / of))];
   const vertical = third(row, evidence.length, ["top", "middle", "bottom"]);
-  const horizontal = third(column, evidence[0].length, ["left", "centre", "right"]);
+  const horizontal = third(column, evidence[0].length, ["left", "center", "right"]);
   return `most at the ${vertical}, ${horizontal}`;
 }

@@ -7,7 +7,7 @@ import pytest
 
 from edgeline.export.converters import environments
 from edgeline.export.converters.convert import convert
-from edgeline.export.converters.environments import environment, lend_serve, opened
+from edgeline.export.converters.environments import environment, expose_device_package, opened
 from edgeline.serve.errors import ArtifactError, ExportError
 from edgeline.serve.runtime.session import create_session
 
@@ -30,7 +30,7 @@ def test_an_environment_that_is_there_is_not_made_again(tmp_path: Path, monkeypa
 
 
 def test_nothing_but_serve_is_lent() -> None:
-    with lend_serve() as variables:
+    with expose_device_package() as variables:
         assert [path.name for path in Path(variables["PYTHONPATH"]).iterdir()] == ["serve"]
 
 

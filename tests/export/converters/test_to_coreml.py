@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.parity.compare import Outputs
 from edgeline.export.publishing.golden import FLOAT16_TOLERANCES, write_golden
 from edgeline.export.publishing.report import write_card, write_report
@@ -45,7 +45,7 @@ ENTRY: dict[str, Any] = {
     "passed": None,
     "problems": [],
     "not_run": WHY,
-    "structure": {"kind": "mlProgram", "weights": 100, "likeness": {"sqnr_db": 44.2, "top1_agreement": 1.0, "images": 24}},
+    "structure": {"kind": "mlProgram", "weights": 100, "similarity": {"sqnr_db": 44.2, "top1_agreement": 1.0, "images": 24}},
 }
 needs_coreml = pytest.mark.skipif(
     "coreml" not in os.environ.get("EDGELINE_TEST_FORMATS", ""),
@@ -74,13 +74,17 @@ def test_it_is_not_run_where_core_ml_is_not(tmp_path: Path) -> None:
     assert refusal.value.code == "not_run_here"
 
 
-JUDGED = {"whole": ([], None), "with a fault": (["its kind is neuralNetwork, expected mlProgram"], False)}
+VALIDATION_IMAGES = {"whole": ([], None), "with a fault": (["its kind is neuralNetwork, expected mlProgram"], False)}
 
 
 @elsewhere
-@pytest.mark.parametrize(("problems", "passed"), JUDGED.values(), ids=JUDGED)
+@pytest.mark.parametrize(("problems", "passed"), VALIDATION_IMAGES.values(), ids=VALIDATION_IMAGES)
 def test_the_gate_marks_what_holds_as_not_run_and_fails_what_does_not(
-    tiny: Callable[[], Deployed], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problems: list[str], passed: bool | None
+    tiny: Callable[[], CalibratedModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    problems: list[str],
+    passed: bool | None,
 ) -> None:
     # coreml_structure has tests of its own, for which coremltools is needed.
     monkeypatch.setattr(verify_variants, "check_structure", lambda *_, **__: (ENTRY["structure"], problems))
@@ -127,7 +131,7 @@ def test_the_mark_is_in_the_report_and_on_the_card(finished: Any, tmp_path: Path
 
 
 def test_its_golden_samples_are_pytorchs_with_a_tolerance_of_float16(
-    finished: Any, deployed: Deployed, spec: PreprocessSpec, held_out: list[Sample], tmp_path: Path
+    finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample], tmp_path: Path
 ) -> None:
     labels = json.loads((finished.artifact / "manifest.json").read_text())["labels"]
     variants = {"coreml-fp16": (tmp_path / "absent", "coreml", "float16")}
@@ -193,10 +197,10 @@ def convert_again(finished: Any, folder: Path) -> Path:
 
 
 @pytest.fixture(name="check", scope="module")
-def checking(finished: Any, deployed: Deployed, spec: PreprocessSpec, held_out: list[Sample]) -> Check:
+def checking(finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample]) -> Check:
     """`check(manifest, reference=..., spec=...)`: the facts and the problems of a package of the finished run."""
     expected, pixels = run_pytorch(deployed, spec, held_out)
-    right = {"spec": spec, "expected": expected, "pixels": pixels, "bars": finished.config.verify.fp16}
+    right = {"spec": spec, "expected": expected, "pixels": pixels, "thresholds": finished.config.verify.fp16}
 
     def check(manifest: Path, reference: bytes = finished.model, **changes: Any) -> tuple[dict[str, Any], list[str]]:
         return check_structure(manifest, reference, **(right | changes), environments=ENVIRONMENTS)
@@ -212,7 +216,7 @@ def test_a_package_takes_pictures_and_its_graph_is_the_network(package: Path, ch
     assert facts["input"] == ["image", spec.height, spec.width, "RGB"]
     assert facts["outputs"] == {name: [[1, 3], "FLOAT32"] for name in ("probabilities", "logits")}
     assert (facts["specification"], facts["weights"], facts["operators"]["conv"]) == (7, 100, 49)
-    assert facts["likeness"]["sqnr_db"] > 40
+    assert facts["similarity"]["sqnr_db"] > 40
 
 
 @needs_coreml
@@ -227,7 +231,7 @@ def test_a_package_of_the_same_network_has_the_same_bytes(package: Path, finishe
 @needs_coreml
 @pytest.mark.slow
 def test_a_package_of_another_network_or_size_is_named(
-    package: Path, check: Check, finished: Any, spec: PreprocessSpec, deployed: Deployed, held_out: list[Sample]
+    package: Path, check: Check, finished: Any, spec: PreprocessSpec, deployed: CalibratedModel, held_out: list[Sample]
 ) -> None:
     model = onnx.load_model_from_string(finished.model)
     [tensor] = [t for t in model.graph.initializer if t.name.endswith("blocks.4.0.conv_dw.weight")]

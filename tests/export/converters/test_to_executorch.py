@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from edgeline.export.converters.convert import convert
-from edgeline.export.converters.environments import environment, lend_serve, opened
-from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.converters.environments import environment, expose_device_package, opened
+from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.variants import KINDS, build_variants
 from edgeline.export.verification.variants import Measure, verify_variants
 from edgeline.export.verification.verify import run_pytorch
 from edgeline.pipeline.data.samples import Sample
-from edgeline.pipeline.data.stress_images import hard_set
+from edgeline.pipeline.data.stress_images import stress_images
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.errors import ExportError, MissingExtraError
 from edgeline.serve.preprocess import PreprocessSpec
@@ -67,7 +67,7 @@ def both_variants(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @needs_executorch
 @pytest.mark.slow
 def test_both_precisions_hold_against_pytorch(
-    made: Path, finished: Any, deployed: Deployed, spec: PreprocessSpec, held_out: list[Sample]
+    made: Path, finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample]
 ) -> None:
     expected, pixels = run_pytorch(deployed, spec, held_out)
     measure = Measure(
@@ -75,8 +75,8 @@ def test_both_precisions_hold_against_pytorch(
         spec=spec,
         pixels=pixels,
         expected=expected,
-        tested=[(len(hard_set()) + i, sample.index) for i, sample in enumerate(held_out)],
-        scene=hard_set()["scene"],
+        tested=[(len(stress_images()) + i, sample.index) for i, sample in enumerate(held_out)],
+        scene=stress_images()["scene"],
         metadata={},
         config=finished.config.verify,
         opset=None,
@@ -86,10 +86,10 @@ def test_both_precisions_hold_against_pytorch(
     entries = json.loads((made / "variants.json").read_text())["variants"]
     whole, int8 = verify_variants(entries, made, measure)
     assert (whole["passed"], whole["problems"]) == (True, [])
-    assert whole["likeness"]["sqnr_db"] > 100
+    assert whole["similarity"]["sqnr_db"] > 100
     assert whole["latency"]["threads_1"]["runs"] == 50
-    # Most of these few images are the hard set, flat colours and noise, on which int8 need not hold all of its bars.
-    assert int8["likeness"]["sqnr_db"] > 12
+    # Most of these few images are the hard set, flat colors and noise, on which int8 need not hold all of its thresholds.
+    assert int8["similarity"]["sqnr_db"] > 12
     assert not [problem for problem in int8["problems"] if "other answers" in problem]
     assert (made / "model.int8.pte").stat().st_size < 0.3 * (made / "model.pte").stat().st_size
 
@@ -117,7 +117,7 @@ assert _threadpool_get_thread_count() == threads
 @pytest.mark.slow
 def test_threads_may_share_a_program_and_their_number_is_what_is_asked_for(made: Path) -> None:
     python = environment("executorch", ENVIRONMENTS)
-    with lend_serve() as variables:
+    with expose_device_package() as variables:
         command = [str(python), "-P", "-c", SHARED, str(made / KINDS["executorch-int8"].file)]
         done = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from edgeline.export.converters.convert import convert
-from edgeline.export.converters.environments import PACKAGES, environment, lend_serve
-from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.converters.environments import PACKAGES, environment, expose_device_package
+from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.variants import build_variants
 from edgeline.flows import steps
 from edgeline.pipeline.runs.run import Run
@@ -83,7 +83,7 @@ def test_what_the_converter_refuses_leaves_the_variant_out_with_its_reason(
 
 
 def test_the_converter_finds_the_network_of_one_image_and_balanced_training_images(
-    run: Run, deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, deployed: CalibratedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {precision: tmp_path / precision for precision in ("float32", "int8")}
     for folder in given.values():
@@ -152,7 +152,7 @@ print(classifier.proof.samples, together == alone * 8)
 def test_a_file_proves_itself_on_a_device_and_threads_may_share_it(published: Path, environments: Path, name: str) -> None:
     """The device has numpy, Pillow and the runtime, and no ONNX Runtime."""
     python = environment("litert", environments)
-    with lend_serve() as variables:
+    with expose_device_package() as variables:
         command = [str(python), "-P", "-c", PROVE, str(published), name]
         done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     assert done.stdout == "5 True\n", done.stderr

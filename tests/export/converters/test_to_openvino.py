@@ -46,8 +46,8 @@ def test_openvino_variants_pass_the_gate_and_are_published_with_their_weights(
         redo(run.step(step))
     judged = json.loads((run.step("verify") / "verification.json").read_text())["variants"]
     assert [(entry["name"], entry["passed"]) for entry in judged] == [(name, True) for name in NAMES]
-    assert judged[0]["likeness"]["sqnr_db"] > 100
-    assert 15 < judged[1]["likeness"]["sqnr_db"] < 60
+    assert judged[0]["similarity"]["sqnr_db"] > 100
+    assert 15 < judged[1]["similarity"]["sqnr_db"] < 60
     assert {latency["runs"] for entry in judged for latency in entry["latency"].values()} == {50}
     artifact = publish(run).folder
     assert {path.name for path in artifact.glob("*.bin")} == {"model.bin", "model.int8.bin"}

@@ -9,7 +9,7 @@ import pytest
 
 from edgeline.export.emulation.avx2 import prepare_machine
 from edgeline.export.emulation.machine import Machine, check
-from edgeline.export.quantization.static_int8 import Recipe, make_ready, measure_ranges, quantise, saturates
+from edgeline.export.quantization.static_int8 import Recipe, make_ready, measure_ranges, quantize, saturates
 from edgeline.pipeline.data.samples import Sample, stream_pixels
 from edgeline.serve.errors import EdgelineError
 from edgeline.serve.preprocess import PreprocessSpec
@@ -64,8 +64,8 @@ def test_seven_bit_weights_need_no_exact_setting_and_eight_bit_ones_do(
     ready = make_ready(finished.model)
     pixels_NHW3 = next(stream_pixels(held_out, spec, 4))
     ranges = measure_ranges(ready, iter([pixels_NHW3]), "minmax")
-    seven = quantise(ready, ranges, Recipe(reduce_range=True, correct_bias=False))
-    eight = quantise(ready, ranges, Recipe())
+    seven = quantize(ready, ranges, Recipe(reduce_range=True, correct_bias=False))
+    eight = quantize(ready, ranges, Recipe())
     assert (saturates(seven), saturates(eight)) == (False, True)
     np.save(tmp_path / "pixels.npy", pixels_NHW3[:2])
     paths = [tmp_path / "seven.onnx", tmp_path / "eight.onnx"]

@@ -21,8 +21,8 @@ from edgeline.export.external.model import Port
 from edgeline.export.external.verify import IMAGENET, Request, as_outputs, is_distribution, verify_foreign
 from edgeline.export.graph.ort_tools import quiet
 from edgeline.pipeline.config import VerifyConfig
-from edgeline.pipeline.data.stress_images import witness
-from edgeline.pipeline.data.unlabelled import read_photos
+from edgeline.pipeline.data.stress_images import preprocessing_fingerprint
+from edgeline.pipeline.data.unlabeled import read_photos
 from edgeline.serve.errors import DataError, EdgelineError, VerificationError
 from edgeline.serve.preprocess import PreprocessSpec
 
@@ -70,7 +70,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shots(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few colourful photos in folders, and two files that are none."""
+    """A few colorful photos in folders, and two files that are none."""
     folder = tmp_path_factory.mktemp("shots")
     (folder / "deep" / "er").mkdir(parents=True)
     for index in range(6):
@@ -150,20 +150,23 @@ def put_before(*nodes: onnx.NodeProto, port: onnx.ValueInfoProto | None = None, 
     return edit
 
 
-def normalise(mean: tuple[float, ...], std: tuple[float, ...]) -> Edit:
-    nodes = [helper.make_node("Sub", ["taken", "shift"], ["centred"]), helper.make_node("Div", ["centred", "scale"], ["made"])]
+def normalize(mean: tuple[float, ...], std: tuple[float, ...]) -> Edit:
+    nodes = [
+        helper.make_node("Sub", ["taken", "shift"], ["centered"]),
+        helper.make_node("Div", ["centered", "scale"], ["made"]),
+    ]
     shaped = {"shift": np.reshape(mean, (3, 1, 1)), "scale": np.reshape(std, (3, 1, 1))}
     return put_before(*nodes, **shaped)
 
 
 def take_bytes(mean: tuple[float, ...], std: tuple[float, ...]) -> Edit:
-    """The network behind bytes of shape [batch, H, W, 3], normalised inside, as for a phone."""
+    """The network behind bytes of shape [batch, H, W, 3], normalized inside, as for a phone."""
     port = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])
     nodes = [
         helper.make_node("Cast", ["taken"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["floats"], ["turned"], perm=[0, 3, 1, 2]),
-        helper.make_node("Sub", ["turned", "shift"], ["centred"]),
-        helper.make_node("Div", ["centred", "scale"], ["made"]),
+        helper.make_node("Sub", ["turned", "shift"], ["centered"]),
+        helper.make_node("Div", ["centered", "scale"], ["made"]),
     ]
     shaped = {"shift": 255 * np.reshape(mean, (3, 1, 1)), "scale": 255 * np.reshape(std, (3, 1, 1))}
     return put_before(*nodes, port=port, **shaped)
@@ -194,7 +197,7 @@ def test_a_right_file_passes_at_every_batch(judge: Callable[..., dict[str, Any]]
     assert report["problems"] == []
     assert report["batches"] == [1, 7, 8]
     assert len(report["comparisons"]) == 3
-    assert report["likeness"]["sqnr_db"] > 100
+    assert report["similarity"]["sqnr_db"] > 100
 
 
 def test_what_cannot_be_read_is_counted_and_named(judge: Callable[..., dict[str, Any]]) -> None:
@@ -214,7 +217,7 @@ def test_a_fixed_batch_is_run_alone_and_said(judge: Callable[..., dict[str, Any]
 def test_without_a_reference_it_is_said_that_nothing_was_compared(judge: Callable[..., dict[str, Any]]) -> None:
     report = judge(against=None)
     assert report["passed"]
-    assert report["against"] is report["likeness"] is None
+    assert report["against"] is report["similarity"] is None
     assert "nothing was compared" in " ".join(report["notes"])
 
 
@@ -224,12 +227,12 @@ WRONG: dict[str, tuple[Edit, str, list[str]]] = {
         "model.onnx",
         ["fed BGR instead of RGB", "first of 3 layers to diverge is conv1 "],
     ),
-    "normalised once more inside": (
-        normalise(IMAGENET.mean, IMAGENET.std),
+    "normalized once more inside": (
+        normalize(IMAGENET.mean, IMAGENET.std),
         "model.pt2",
         ["values of 0 to 1", "first of 3 layers to diverge is conv1 "],
     ),
-    "bytes normalised for other weights": (
+    "bytes normalized for other weights": (
         take_bytes((0.5,) * 3, (0.5,) * 3),
         "model.ts",
         ["model.ts is fed mean 0.5 and std 0.5", "TorchScript does not tell"],
@@ -273,7 +276,7 @@ def test_an_int8_file_is_held_to_the_bars_of_int8(files: Path, shots: Path, tmp_
     name = onnx.load(files / "model.onnx").graph.input[0].name
     port = Port(layout="NCHW", dtype="float32", height=SIDE, width=SIDE, batch=None)
     spec = PreprocessSpec(height=SIDE, width=SIDE)
-    pixels = [*witness(spec).values(), *read_photos(shots, spec, 9).pixels]
+    pixels = [*preprocessing_fingerprint(spec).values(), *read_photos(shots, spec, 9).pixels]
 
     class Images(CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> dict[str, np.ndarray] | None:
@@ -285,8 +288,8 @@ def test_an_int8_file_is_held_to_the_bars_of_int8(files: Path, shots: Path, tmp_
     report = verify_foreign(Request(file=path, data=shots, against=files / "model.onnx", config=FEW))
     assert report["problems"] == []
     assert report["file"]["precision"] == report["precision"] == "int8"
-    assert 15 < report["likeness"]["sqnr_db"] < 60
-    assert report["bars"]["min_sqnr_db"] == 15
+    assert 15 < report["similarity"]["sqnr_db"] < 60
+    assert report["thresholds"]["min_sqnr_db"] == 15
 
 
 def test_a_batch_that_shares_its_scale_is_found_out(files: Path, shots: Path, tmp_path: Path) -> None:
@@ -315,8 +318,8 @@ def test_a_file_of_half_precision_is_held_to_the_bars_of_half_precision(judge: C
     report = judge(halve, "model.pt2")
     assert report["problems"] == []
     assert report["file"]["takes"] == f"float16 [batch, 3, {SIDE}, {SIDE}]"
-    assert report["bars"]["min_sqnr_db"] == 40
-    assert 40 < report["likeness"]["sqnr_db"] < 90
+    assert report["thresholds"]["min_sqnr_db"] == 40
+    assert 40 < report["similarity"]["sqnr_db"] < 90
     wrong = judge(every(change("conv2.weight", lambda w: 1.5 * w), halve), "model.pt2")
     assert "the first of 3 layers to diverge is conv2 " in wrong["problems"][-1]
 

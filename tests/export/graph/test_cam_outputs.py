@@ -16,14 +16,14 @@ from torch import nn
 
 from edgeline.export.graph.cam_outputs import add_outputs, plain, remove_outputs, shapes_of
 from edgeline.export.graph.contract import check_graph
-from edgeline.export.graph.to_onnx import Deployed, export
-from edgeline.export.quantization.static_int8 import INTEGER_OPERATORS, optimised_graph
+from edgeline.export.graph.to_onnx import CalibratedModel, export
+from edgeline.export.quantization.static_int8 import INTEGER_OPERATORS, optimized_graph
 from edgeline.export.verification.explanations import expect_evidence, judge_evidence, torch_evidence
 from edgeline.export.verification.verify import verify
 from edgeline.flows.steps import AFTER_PREPARE, export_key
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import ADMITTED, Sample, read_image, read_prepared
-from edgeline.pipeline.models.backbones import Network, Normalisation
+from edgeline.pipeline.models.backbones import Network, Normalization
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import ConfigError, ExportError
@@ -55,7 +55,9 @@ def test_the_file_keeps_its_contract_and_every_node(finished: Any, explained: by
     assert plain(finished.model) == finished.model
 
 
-def test_the_file_says_of_places_what_pytorch_says(deployed: Deployed, explained: bytes, pixels: list[np.ndarray]) -> None:
+def test_the_file_says_of_places_what_pytorch_says(
+    deployed: CalibratedModel, explained: bytes, pixels: list[np.ndarray]
+) -> None:
     expected = expect_evidence(deployed.network, deployed.temperature, pixels)
     found, problems = judge_evidence(create_session(explained), expected, "float32", min_sqnr_db=100, max_difference=1e-4)
     assert problems == []
@@ -64,7 +66,7 @@ def test_the_file_says_of_places_what_pytorch_says(deployed: Deployed, explained
     assert found["adds_up"] < 1e-5
 
 
-def test_pytorch_adds_up_too(deployed: Deployed, pixels: list[np.ndarray]) -> None:
+def test_pytorch_adds_up_too(deployed: CalibratedModel, pixels: list[np.ndarray]) -> None:
     pixels_NHW3 = np.stack(pixels)
     evidence_NKhw, _ = torch_evidence(deployed.network, deployed.temperature, pixels_NHW3)
     with torch.inference_mode():
@@ -118,7 +120,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found(fault: str, deployed: Deployed, explained: bytes, pixels: list[np.ndarray]) -> None:
+def test_a_planted_fault_is_found(fault: str, deployed: CalibratedModel, explained: bytes, pixels: list[np.ndarray]) -> None:
     plant, cause = FAULTS[fault]
     expected = expect_evidence(deployed.network, deployed.temperature, pixels)
     session = create_session(mutate(explained, plant))
@@ -128,13 +130,18 @@ def test_a_planted_fault_is_found(fault: str, deployed: Deployed, explained: byt
 
 
 def test_the_gate_asks_for_it_where_the_run_does(
-    deployed: Deployed, finished: Any, explained: bytes, spec: PreprocessSpec, held_out: list[Sample], bars: VerifyConfig
+    deployed: CalibratedModel,
+    finished: Any,
+    explained: bytes,
+    spec: PreprocessSpec,
+    held_out: list[Sample],
+    thresholds: VerifyConfig,
 ) -> None:
     few = held_out[:3]
-    good = verify(deployed, explained, spec, few, bars, explain=True)
+    good = verify(deployed, explained, spec, few, thresholds, explain=True)
     assert good["passed"]
     assert good["explanation"]["sqnr_db"] > 100
-    bad = verify(deployed, mutate(explained, FAULTS["rows and columns exchanged"][0]), spec, few, bars, explain=True)
+    bad = verify(deployed, mutate(explained, FAULTS["rows and columns exchanged"][0]), spec, few, thresholds, explain=True)
     assert not bad["passed"]
     assert "its evidence is not PyTorch's" in " ".join(bad["problems"])
 
@@ -161,16 +168,16 @@ def test_evidence_of_another_number_of_classes_breaks_the_contract(explained: by
 def test_a_network_with_more_than_a_linear_layer_is_told_so(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3, stride=2), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.Hardswish()]
-    network = Network(nn.Sequential(*layers), 8, 3, 0.0, Normalisation((127.0,) * 3, (128.0,) * 3)).eval()
+    network = Network(nn.Sequential(*layers), 8, 3, 0.0, Normalization((127.0,) * 3, (128.0,) * 3)).eval()
     spec = PreprocessSpec(height=16, width=16)
     with pytest.raises(ConfigError, match=r"set export\.explain = false") as refusal:
-        export(Deployed(network, 0.7), spec, tmp_path / "model.onnx", classes=3, opset=18, metadata={}, explain=True)
+        export(CalibratedModel(network, 0.7), spec, tmp_path / "model.onnx", classes=3, opset=18, metadata={}, explain=True)
     assert refusal.value.code == "not_explainable"
     with pytest.raises(ConfigError, match="no layer's output"):
         torch_evidence(network, 0.7, np.zeros((1, 16, 16, 3), np.uint8))
 
 
-def test_a_classifier_whose_bias_the_exporter_left_out_adds_up_too(tiny: Callable[[], Deployed], tmp_path: Path) -> None:
+def test_a_classifier_whose_bias_the_exporter_left_out_adds_up_too(tiny: Callable[[], CalibratedModel], tmp_path: Path) -> None:
     deployed = tiny()
     nn.init.zeros_(deployed.network.classifier.bias)
     spec = PreprocessSpec(height=16, width=16)
@@ -181,7 +188,7 @@ def test_a_classifier_whose_bias_the_exporter_left_out_adds_up_too(tiny: Callabl
     assert problems == []
 
 
-def test_a_last_map_of_one_place_says_nothing_of_where(tiny: Callable[[], Deployed], tmp_path: Path) -> None:
+def test_a_last_map_of_one_place_says_nothing_of_where(tiny: Callable[[], CalibratedModel], tmp_path: Path) -> None:
     spec = PreprocessSpec(height=4, width=4)  # the convolution leaves one place of it
     with pytest.raises(ConfigError, match="one place"):
         export(tiny(), spec, tmp_path / "model.onnx", classes=3, opset=18, metadata={}, explain=True)
@@ -217,7 +224,7 @@ def test_every_onnx_and_ort_variant_explains_itself(published: Run, store_folder
     for entry in report["variants"]:
         classifier = Classifier.open(store_folder, variant=entry["name"])
         assert classifier.explains
-        assert entry["explanation"]["sqnr_db"] > entry["bars"]["min_sqnr_db"]
+        assert entry["explanation"]["sqnr_db"] > entry["thresholds"]["min_sqnr_db"]
         [ours_Khw] = classifier.evidence(pixels[0][None])
         assert np.corrcoef(ours_Khw.ravel(), reference.ravel())[0, 1] > 0.98, entry["name"]
 
@@ -247,7 +254,7 @@ def test_the_features_are_those_of_the_training_images(published: Run, store_fol
 
 def test_the_outputs_leave_the_integer_operators_as_they_were(finished: Any, published: Run) -> None:
     def integers(path: Path) -> Counter[str]:
-        graph = optimised_graph(path.read_bytes()).graph
+        graph = optimized_graph(path.read_bytes()).graph
         return Counter(node.op_type for node in graph.node if node.op_type in INTEGER_OPERATORS)
 
     assert integers(published.step("variants") / "model.int8.onnx") == integers(

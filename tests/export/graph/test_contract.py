@@ -16,7 +16,7 @@ Graph = onnx.ModelProto
 
 
 def good() -> Graph:
-    """The smallest model under the contract: the mean colour, a matrix, a softmax."""
+    """The smallest model under the contract: the mean color, a matrix, a softmax."""
     graph = helper.make_graph(
         [
             helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
@@ -25,7 +25,7 @@ def good() -> Graph:
             helper.make_node("Gemm", ["mean", "weights"], ["logits"], name="gemm", alpha=0.01),
             helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
         ],
-        "mean colour",
+        "mean color",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 6, 8, 3])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2]) for name in ("probabilities", "logits")],
         [numpy_helper.from_array(np.eye(3, 2, dtype=np.float32), "weights")],
@@ -46,7 +46,7 @@ def node(graph: Graph, kind: str) -> onnx.NodeProto:
 
 
 def test_a_model_under_the_contract_passes() -> None:
-    assert check(good()).graph.name == "mean colour"
+    assert check(good()).graph.name == "mean color"
 
 
 def test_any_operator_set_passes_where_none_is_named() -> None:

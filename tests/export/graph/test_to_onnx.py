@@ -13,10 +13,10 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from edgeline.export.graph.contract import check_graph
-from edgeline.export.graph.to_onnx import Deployed, export, metadata_of
-from edgeline.pipeline.data.stress_images import hard_set
+from edgeline.export.graph.to_onnx import CalibratedModel, export, metadata_of
+from edgeline.pipeline.data.stress_images import stress_images
 from edgeline.pipeline.evaluation.evaluate import read_evaluation
-from edgeline.pipeline.models.backbones import Network, Normalisation
+from edgeline.pipeline.models.backbones import Network, Normalization
 from edgeline.pipeline.models.checkpoint import load_checkpoint
 from edgeline.pipeline.runs.atomic_files import file_digest
 from edgeline.serve.errors import ExportError
@@ -91,7 +91,9 @@ def test_no_node_and_no_value_carries_a_note_of_the_exporter(graph: onnx.ModelPr
     assert list(noted(graph)) == []
 
 
-def test_it_says_what_it_was_made_from(graph: onnx.ModelProto, finished: Any, spec: PreprocessSpec, deployed: Deployed) -> None:
+def test_it_says_what_it_was_made_from(
+    graph: onnx.ModelProto, finished: Any, spec: PreprocessSpec, deployed: CalibratedModel
+) -> None:
     assert {entry.key: entry.value for entry in graph.metadata_props} == {
         "edgeline.labels": "bark\nleaf\nsky",
         "edgeline.model": "efficientnet_lite0",
@@ -102,9 +104,9 @@ def test_it_says_what_it_was_made_from(graph: onnx.ModelProto, finished: Any, sp
 
 
 def test_logits_are_the_networks_own_over_the_temperature_and_probabilities_their_softmax(
-    finished: Any, spec: PreprocessSpec, deployed: Deployed
+    finished: Any, spec: PreprocessSpec, deployed: CalibratedModel
 ) -> None:
-    pixels_NHW3 = np.stack([preprocess(hard_set()[name], spec) for name in ("scene", "noise", "grey")])
+    pixels_NHW3 = np.stack([preprocess(stress_images()[name], spec) for name in ("scene", "noise", "gray")])
     probabilities_NK, logits_NK = create_session(finished.model).run(None, {"image": pixels_NHW3})
     with torch.inference_mode():
         own_NK = deployed.network(torch.from_numpy(pixels_NHW3)).numpy()
@@ -116,12 +118,12 @@ def test_logits_are_the_networks_own_over_the_temperature_and_probabilities_thei
 
 
 def test_exporting_again_gives_the_same_bytes_whatever_mode_the_network_was_left_in(
-    finished: Any, spec: PreprocessSpec, deployed: Deployed, tmp_path: Path
+    finished: Any, spec: PreprocessSpec, deployed: CalibratedModel, tmp_path: Path
 ) -> None:
     """In training mode batch norm and dropout would be exported as such."""
     network, checkpoint = load_checkpoint(finished.run.step("train"))
     temperature = read_evaluation(finished.run.step("evaluate")).calibration.temperature
-    left_training = Deployed(network, temperature).train()
+    left_training = CalibratedModel(network, temperature).train()
     path = tmp_path / "model.onnx"
     metadata = metadata_of(finished.run, checkpoint, temperature)
     export(left_training, spec, path, classes=3, opset=18, metadata=metadata)
@@ -140,9 +142,9 @@ class Pooled(nn.Module):
 SMALL = PreprocessSpec(height=16, width=16)
 
 
-def with_backbone(backbone: nn.Module, features: int) -> Deployed:
-    network = Network(backbone, features, 3, 0.0, Normalisation((127.0,) * 3, (128.0,) * 3))
-    return Deployed(network.eval(), 1.0)
+def with_backbone(backbone: nn.Module, features: int) -> CalibratedModel:
+    network = Network(backbone, features, 3, 0.0, Normalization((127.0,) * 3, (128.0,) * 3))
+    return CalibratedModel(network.eval(), 1.0)
 
 
 @pytest.mark.parametrize(("size", "operator"), [(1, "GlobalAveragePool"), (2, "AveragePool"), (16, "Identity")])
@@ -183,6 +185,6 @@ def test_a_network_that_cannot_be_exported_is_refused(tmp_path: Path, backbone: 
         export(with_backbone(backbone, features), SMALL, tmp_path / "model.onnx", classes=3, opset=18, metadata={})
 
 
-def test_a_network_of_another_number_of_classes_is_refused(tiny: Callable[[], Deployed], tmp_path: Path) -> None:
+def test_a_network_of_another_number_of_classes_is_refused(tiny: Callable[[], CalibratedModel], tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"probabilities is FLOAT \[batch, 3\], expected FLOAT \[batch, 4\]"):
         export(tiny(), SMALL, tmp_path / "model.onnx", classes=4, opset=18, metadata={})

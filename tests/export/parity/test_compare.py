@@ -30,8 +30,8 @@ def names(count: int) -> list[str]:
     return [f"image {index}" for index in range(count)]
 
 
-def judge(expected: Outputs, observed: Outputs, bars: VerifyConfig = BARS) -> Comparison:
-    return compare(names(len(observed.logits_NK)), expected, observed, bars, batch=7)
+def judge(expected: Outputs, observed: Outputs, thresholds: VerifyConfig = BARS) -> Comparison:
+    return compare(names(len(observed.logits_NK)), expected, observed, thresholds, batch=7)
 
 
 PLAIN = outputs([2, 0, 0], [0, 3, 0], [1, 0, 1.5], [0, 0.2, 0.1])

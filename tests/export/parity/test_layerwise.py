@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.parity.layerwise import FLOAT_DB, Layer, find_divergence, first_diverging, locate
 from edgeline.pipeline.data.samples import Sample, stream_pixels
 from edgeline.serve.preprocess import PreprocessSpec
@@ -32,12 +32,12 @@ def fifth_more(weights: np.ndarray) -> np.ndarray:
 
 
 def test_every_layer_of_a_right_file_gives_what_pytorch_gives(
-    finished: Any, deployed: Deployed, spec: PreprocessSpec, pixels: np.ndarray
+    finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, pixels: np.ndarray
 ) -> None:
     layers = locate(deployed, finished.model, spec, pixels)
     assert len(layers) == 50  # all of EfficientNet-Lite0's convolutions, and the head
     assert min(layer.sqnr_db for layer in layers) > FLOAT_DB + 10
-    assert first_diverging(layers, quantised=False) is None
+    assert first_diverging(layers, quantized=False) is None
 
 
 PLACES = ["backbone.conv_stem", "backbone.blocks.0.0.conv_dw", "backbone.blocks.4.0.conv_dw", "backbone.conv_head", "head.1"]
@@ -45,26 +45,26 @@ PLACES = ["backbone.conv_stem", "backbone.blocks.0.0.conv_dw", "backbone.blocks.
 
 @pytest.mark.parametrize("module", PLACES)
 def test_the_layer_whose_weights_differ_is_named(
-    finished: Any, deployed: Deployed, spec: PreprocessSpec, pixels: np.ndarray, module: str, tmp_path: Path
+    finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, pixels: np.ndarray, module: str, tmp_path: Path
 ) -> None:
     change = fifth_more if module != "head.1" else lambda weights: weights * 1.05
     model = with_weight(finished.model, f"network.{module}.weight", change)
-    sentence, report = find_divergence(deployed, model, spec, pixels, tmp_path / "plot.png", quantised=False)
+    sentence, report = find_divergence(deployed, model, spec, pixels, tmp_path / "plot.png", quantized=False)
     assert f"layers to diverge is {module} (ONNX node node_" in sentence
     assert report["first"]["module"] == module
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_another_normalisation_shows_at_the_first_layer(
-    finished: Any, deployed: Deployed, spec: PreprocessSpec, pixels: np.ndarray
+def test_another_normalization_shows_at_the_first_layer(
+    finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, pixels: np.ndarray
 ) -> None:
     model = with_weight(finished.model, "network.mean", lambda mean: mean + 3)
-    sentence, _ = find_divergence(deployed, model, spec, pixels, None, quantised=False)
+    sentence, _ = find_divergence(deployed, model, spec, pixels, None, quantized=False)
     assert "backbone.conv_stem" in sentence
 
 
 def test_an_int8_file_is_compared_layer_by_layer_too(
-    finished: Any, deployed: Deployed, spec: PreprocessSpec, pixels: np.ndarray
+    finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, pixels: np.ndarray
 ) -> None:
     model = (finished.run.step("variants") / "model.int8.onnx").read_bytes()
     layers = locate(deployed, model, spec, pixels)
@@ -74,5 +74,5 @@ def test_an_int8_file_is_compared_layer_by_layer_too(
 
 def test_in_an_int8_file_the_layer_counts_that_falls_off_from_the_one_before() -> None:
     layers = [Layer("a", "1", 38), Layer("b", "2", 33), Layer("c", "3", 12), Layer("d", "4", 11)]
-    assert first_diverging(layers, quantised=True) == layers[2]
-    assert first_diverging(layers[:2], quantised=True) is None
+    assert first_diverging(layers, quantized=True) == layers[2]
+    assert first_diverging(layers[:2], quantized=True) is None

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from edgeline.export.parity.compare import Outputs
-from edgeline.export.parity.similarity import EXACT_DB, drop_between, liken, sqnr_db, unmet
-from edgeline.pipeline.config import Bars, HalfBars
+from edgeline.export.parity.similarity import EXACT_DB, compare_outputs, drop_between, failed_thresholds, sqnr_db
+from edgeline.pipeline.config import Fp16Thresholds, Int8Thresholds
 from edgeline.pipeline.evaluation.metrics import paired_drop, softmax
 
 
@@ -27,11 +27,11 @@ def noisy(reference: Outputs, scale: float) -> Outputs:
 
 
 def test_a_model_is_like_itself_in_every_respect(reference: Outputs) -> None:
-    likeness = liken(reference, reference)
-    assert (likeness.top1_agreement, likeness.clear_agreement, likeness.top5_agreement, likeness.flips) == (1, 1, 1, 0)
-    assert (likeness.sqnr_db, likeness.kl, likeness.max_difference) == (EXACT_DB, 0, 0)
-    assert likeness.cosine == pytest.approx(1)
-    assert unmet(likeness, None, HalfBars()) == []
+    similarity = compare_outputs(reference, reference)
+    assert (similarity.top1_agreement, similarity.clear_agreement, similarity.top5_agreement, similarity.flips) == (1, 1, 1, 0)
+    assert (similarity.sqnr_db, similarity.kl, similarity.max_difference) == (EXACT_DB, 0, 0)
+    assert similarity.cosine == pytest.approx(1)
+    assert failed_thresholds(similarity, None, Fp16Thresholds()) == []
 
 
 @given(st.floats(0.001, 2))
@@ -42,7 +42,7 @@ def test_the_noise_ratio_is_that_of_the_noise(scale: float) -> None:
 
 
 def test_more_noise_is_less_like(reference: Outputs) -> None:
-    near, far = liken(reference, noisy(reference, 0.1)), liken(reference, noisy(reference, 1.0))
+    near, far = compare_outputs(reference, noisy(reference, 0.1)), compare_outputs(reference, noisy(reference, 1.0))
     assert near.sqnr_db > far.sqnr_db + 15
     assert near.kl < far.kl
     assert near.top1_agreement > far.top1_agreement
@@ -52,12 +52,12 @@ def test_more_noise_is_less_like(reference: Outputs) -> None:
 def test_a_flip_counts_by_how_clear_the_reference_was() -> None:
     expected = outputs(np.array([[0.0, 0.05, -9], [5, 0, -9], [0, 5, -9]]))
     tie_broken = outputs(np.array([[0.05, 0.0, -9], [5, 0, -9], [0, 5, -9]]))
-    likeness = liken(expected, tie_broken)
-    assert (likeness.flips, likeness.clear_agreement) == (1, 1)
-    assert likeness.top1_agreement == pytest.approx(2 / 3)
-    assert likeness.largest_flipped_margin == pytest.approx(0.025, abs=1e-3)
+    similarity = compare_outputs(expected, tie_broken)
+    assert (similarity.flips, similarity.clear_agreement) == (1, 1)
+    assert similarity.top1_agreement == pytest.approx(2 / 3)
+    assert similarity.largest_flipped_margin == pytest.approx(0.025, abs=1e-3)
     clear_flip = outputs(np.array([[0.0, 0.05, -9], [0, 5, -9], [0, 5, -9]]))
-    assert liken(expected, clear_flip).clear_agreement == 0.5
+    assert compare_outputs(expected, clear_flip).clear_agreement == 0.5
 
 
 def test_a_drop_is_of_the_same_images_and_has_an_interval() -> None:
@@ -81,29 +81,32 @@ def test_the_interval_of_a_drop_holds_it_and_turns_around_with_it(lost: int, gai
 
 
 MISSES = {
-    "noise": (Bars(min_sqnr_db=60), 0.1, "SQNR .* dB, at least 60 are asked"),
+    "noise": (Int8Thresholds(min_sqnr_db=60), 0.1, "SQNR .* dB, at least 60 are asked"),
     "another best class": (
-        Bars(min_agreement=1, min_clear_agreement=0, max_kl=9),
+        Int8Thresholds(min_agreement=1, min_clear_agreement=0, max_kl=9),
         1.0,
         r"same best class on .* 100\.00% are asked",
     ),
-    "a clear one": (Bars(min_agreement=0, min_clear_agreement=1, max_kl=9), 2.0, "that the reference is clear on"),
-    "divergence": (Bars(max_kl=1e-9), 0.1, "KL divergence .* at most 1e-09"),
-    "one probability": (Bars(max_difference=1e-3), 0.1, "a probability differs by .* at most 0.001"),
+    "a clear one": (Int8Thresholds(min_agreement=0, min_clear_agreement=1, max_kl=9), 2.0, "that the reference is clear on"),
+    "divergence": (Int8Thresholds(max_kl=1e-9), 0.1, "KL divergence .* at most 1e-09"),
+    "one probability": (Int8Thresholds(max_difference=1e-3), 0.1, "a probability differs by .* at most 0.001"),
 }
 
 
-@pytest.mark.parametrize(("bars", "scale", "words"), MISSES.values(), ids=MISSES)
-def test_a_missed_bar_is_told_with_its_figure(reference: Outputs, bars: Bars, scale: float, words: str) -> None:
+@pytest.mark.parametrize(("thresholds", "scale", "words"), MISSES.values(), ids=MISSES)
+def test_a_missed_bar_is_told_with_its_figure(reference: Outputs, thresholds: Int8Thresholds, scale: float, words: str) -> None:
     import re
 
-    assert any(re.search(words, problem) for problem in unmet(liken(reference, noisy(reference, scale)), None, bars))
+    assert any(
+        re.search(words, problem)
+        for problem in failed_thresholds(compare_outputs(reference, noisy(reference, scale)), None, thresholds)
+    )
 
 
 def test_lost_accuracy_is_told_with_its_interval(reference: Outputs) -> None:
     targets_N = reference.logits_NK.argmax(1)
     drop = drop_between(reference, noisy(reference, 2.0), targets_N)
-    [problem] = [p for p in unmet(liken(reference, reference), drop, Bars()) if "accuracy" in p]
+    [problem] = [p for p in failed_thresholds(compare_outputs(reference, reference), drop, Int8Thresholds()) if "accuracy" in p]
     assert f"drops by {drop['drop_points']:.2f} points" in problem
     assert "95 % interval" in problem
 
@@ -112,7 +115,7 @@ def test_a_number_that_is_none_fails_whatever_the_bars(reference: Outputs) -> No
     logits_NK = reference.logits_NK.copy()
     logits_NK[3, 2] = np.nan
     broken = Outputs(reference.probabilities_NK, logits_NK)
-    assert unmet(liken(reference, broken), None, Bars()) == ["its outputs hold NaN or infinity"]
+    assert failed_thresholds(compare_outputs(reference, broken), None, Int8Thresholds()) == ["its outputs hold NaN or infinity"]
 
 
 few = settings(max_examples=60, derandomize=True)
@@ -124,14 +127,14 @@ logits = st.tuples(st.integers(1, 12), st.integers(2, 9)).flatmap(
 @few
 @given(logits)
 def test_shares_are_shares_and_a_divergence_is_never_negative(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    likeness = liken(*map(outputs, pair))
-    for share in (likeness.top1_agreement, likeness.clear_agreement, likeness.top5_agreement, likeness.max_difference):
+    similarity = compare_outputs(*map(outputs, pair))
+    for share in (similarity.top1_agreement, similarity.clear_agreement, similarity.top5_agreement, similarity.max_difference):
         assert 0 <= share <= 1
-    assert likeness.flips == round(likeness.images * (1 - likeness.top1_agreement))
-    assert likeness.kl >= -1e-9
-    assert -1 - 1e-9 <= likeness.cosine <= 1 + 1e-9
-    assert 0 <= likeness.largest_flipped_margin <= 1
-    assert likeness.finite
+    assert similarity.flips == round(similarity.images * (1 - similarity.top1_agreement))
+    assert similarity.kl >= -1e-9
+    assert -1 - 1e-9 <= similarity.cosine <= 1 + 1e-9
+    assert 0 <= similarity.largest_flipped_margin <= 1
+    assert similarity.finite
 
 
 @few
@@ -140,11 +143,11 @@ def test_neither_the_order_of_the_images_nor_that_of_the_classes_matters(
     pair: tuple[np.ndarray, np.ndarray], random: Any
 ) -> None:
     rows, columns = (random.sample(range(size), size) for size in pair[0].shape)
-    plain = liken(*map(outputs, pair))
-    mixed = liken(*(outputs(logits_NK[rows]) for logits_NK in pair))
+    plain = compare_outputs(*map(outputs, pair))
+    mixed = compare_outputs(*(outputs(logits_NK[rows]) for logits_NK in pair))
     for name in ("sqnr_db", "cosine", "kl", "max_difference", "top1_agreement", "clear_agreement", "top5_agreement", "flips"):
         assert getattr(mixed, name) == pytest.approx(getattr(plain, name), rel=1e-6, abs=1e-9)
-    mixed = liken(*(outputs(logits_NK[:, columns]) for logits_NK in pair))
+    mixed = compare_outputs(*(outputs(logits_NK[:, columns]) for logits_NK in pair))
     for name in ("sqnr_db", "cosine", "kl", "max_difference"):  # equal logits are ordered by their place
         assert getattr(mixed, name) == pytest.approx(getattr(plain, name), rel=1e-5, abs=1e-6)
 

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.publishing.golden import CLEAR, MAX_SIDE, choose, write_golden
 from edgeline.pipeline.config import PublishConfig
 from edgeline.pipeline.data.samples import Sample
-from edgeline.pipeline.models.backbones import Network, Normalisation
+from edgeline.pipeline.models.backbones import Network, Normalization
 from edgeline.serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, jpeg_scale, preprocess
 
 LABELS = ("red", "green", "blue")
@@ -25,24 +25,24 @@ SPEC = PreprocessSpec(height=32, width=32)
 GPS = 0x8825
 
 
-class MeanColour(nn.Module):
+class MeanColor(nn.Module):
     """As good a backbone as any, and one can tell beforehand what it makes of a picture."""
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         return images_NCHW.mean((2, 3))
 
 
-@pytest.fixture(name="colours")
-def of_the_mean_colour() -> Deployed:
-    network = Network(MeanColour(), 3, 3, 0.0, Normalisation((0.0,) * 3, (255.0,) * 3))
+@pytest.fixture(name="colors")
+def of_the_mean_color() -> CalibratedModel:
+    network = Network(MeanColor(), 3, 3, 0.0, Normalization((0.0,) * 3, (255.0,) * 3))
     network.classifier.weight.data = 8 * torch.eye(3)
     network.classifier.bias.data.zero_()
-    return Deployed(network, 1.0)
+    return CalibratedModel(network, 1.0)
 
 
-def textured(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (90, 70), grain: float = 30) -> Image.Image:
+def textured(color: tuple[int, int, int], seed: int, size: tuple[int, int] = (90, 70), grain: float = 30) -> Image.Image:
     width, height = size
-    pixels = np.array(colour) + np.random.default_rng(seed).normal(0, grain, (height, width, 1))
+    pixels = np.array(color) + np.random.default_rng(seed).normal(0, grain, (height, width, 1))
     pixels[: height // 3, : width // 2] *= 0.6
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
@@ -84,13 +84,13 @@ Keep = Callable[..., Sample]
 
 
 @pytest.fixture(name="write")
-def writing(colours: Deployed, tmp_path: Path) -> Callable[..., tuple[Path, list[dict[str, Any]]]]:
+def writing(colors: CalibratedModel, tmp_path: Path) -> Callable[..., tuple[Path, list[dict[str, Any]]]]:
     """`write(samples, **settings)`: the artifact's folder and what `golden.json` says of its samples."""
 
     def make(samples: list[Sample], **settings: Any) -> tuple[Path, list[dict[str, Any]]]:
         folder = tmp_path / f"artifact-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        write_golden(folder, colours, SPEC, LABELS, samples, PublishConfig(**settings))
+        write_golden(folder, colors, SPEC, LABELS, samples, PublishConfig(**settings))
         return folder, json.loads((folder / "golden" / "golden.json").read_text())["samples"]
 
     return make
@@ -99,7 +99,7 @@ def writing(colours: Deployed, tmp_path: Path) -> Callable[..., tuple[Path, list
 Write = Callable[..., tuple[Path, list[dict[str, Any]]]]
 
 
-def test_each_sample_holds_what_pytorch_gives_for_exactly_its_bytes(write: Write, keep: Keep, colours: Deployed) -> None:
+def test_each_sample_holds_what_pytorch_gives_for_exactly_its_bytes(write: Write, keep: Keep, colors: CalibratedModel) -> None:
     folder, samples = write([keep(textured(SHADES[label], i), label) for i, label in enumerate(LABELS)], golden=4)
     assert len(samples) == 4
     for sample in samples:
@@ -108,7 +108,7 @@ def test_each_sample_holds_what_pytorch_gives_for_exactly_its_bytes(write: Write
         assert kept.format == "PNG"
         np.testing.assert_array_equal(pixels_HW3, np.array(kept))
         with torch.inference_mode():
-            probabilities_1K, logits_1K = colours(torch.from_numpy(pixels_HW3[None].copy()))
+            probabilities_1K, logits_1K = colors(torch.from_numpy(pixels_HW3[None].copy()))
         np.testing.assert_array_equal(np.float32(sample["probabilities"]), probabilities_1K[0].numpy())
         np.testing.assert_array_equal(np.float32(sample["logits"]), logits_1K[0].numpy())
         assert sample["label"] == LABELS[int(probabilities_1K.argmax())]
@@ -240,11 +240,11 @@ LARGE = {"a photo of twelve megapixels": ((4000, 3000), 2048, 2), "one that is t
 
 @pytest.mark.parametrize(("size", "side", "scale"), LARGE.values(), ids=LARGE)
 def test_the_turned_sample_is_large_enough_to_be_decoded_scaled_where_the_photo_is(
-    size: tuple[int, int], side: int, scale: int, keep: Keep, colours: Deployed, tmp_path: Path
+    size: tuple[int, int], side: int, scale: int, keep: Keep, colors: CalibratedModel, tmp_path: Path
 ) -> None:
     spec = PreprocessSpec(height=224, width=224)
     sample = keep(textured(SHADES["blue"], 0, size=size), "blue")
-    write_golden(tmp_path, colours, spec, LABELS, [sample], PublishConfig(golden=2))
+    write_golden(tmp_path, colors, spec, LABELS, [sample], PublishConfig(golden=2))
     turned = picture(tmp_path / "golden" / "0.turned.jpg")
     assert turned.height == side
     assert jpeg_scale(turned.height, turned.width, spec) == scale
@@ -290,13 +290,13 @@ def test_a_picture_that_need_not_be_shrunk_comes_after_one_that_must(keep: Keep)
 
 
 def test_pictures_that_the_model_hardly_knows_are_left_out_where_there_are_others(
-    write: Write, keep: Keep, colours: Deployed
+    write: Write, keep: Keep, colors: CalibratedModel
 ) -> None:
     doubtful = [keep(textured((120, 120, 60), i, (300, 240)), "red", "PNG") for i in range(3)]
     clear = [keep(textured(SHADES["red"], i, (100, 80), 5), "red", "PNG") for i in range(2)]
     for sample in doubtful:
         pixels_1HW3 = torch.from_numpy(preprocess(Path(sample.path).read_bytes(), SPEC)[None].copy())
-        second, first = colours(pixels_1HW3)[0][0].sort().values[-2:].tolist()
+        second, first = colors(pixels_1HW3)[0][0].sort().values[-2:].tolist()
         assert first - second < CLEAR
     _, samples = write([*doubtful, *clear], golden=3)
     assert all(max(sample["probabilities"]) > 0.9 for sample in samples)

@@ -40,7 +40,7 @@ def small_artifact(artifact_template: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(name="folder")
 def of_a_name(tmp_path: Path) -> Path:
-    return tmp_path / "store" / "colours"
+    return tmp_path / "store" / "colors"
 
 
 @pytest.fixture(name="publish")
@@ -159,7 +159,7 @@ def test_a_publisher_that_holds_no_lock_wins_the_number_and_loses_nothing(folder
         writer(template, "a")(staging, version)
         shutil.copytree(staging, folder / str(version))
 
-    with pytest.raises(StoreError, match=r"colours/1 was published by somebody who holds no lock on this store; publish again"):
+    with pytest.raises(StoreError, match=r"colors/1 was published by somebody who holds no lock on this store; publish again"):
         publish_folder(folder, "b", write)
     assert open_artifact(folder).manifest.provenance["content_sha256"] == "a"
     assert versions(folder) == [1]
@@ -223,16 +223,16 @@ def test_publishers_at_once_get_versions_of_their_own_and_each_is_whole(tmp_path
     assert taken[:rounds] == sorted(taken[:rounds])
     for who, mine in (("left", left), ("right", right)):
         for number, (version, _) in enumerate(mine):
-            artifact = open_artifact(tmp_path / "colours" / str(version))
+            artifact = open_artifact(tmp_path / "colors" / str(version))
             assert artifact.manifest.provenance["content_sha256"] == f"{who}{number}"
             assert artifact.manifest.version == version
-    assert sorted(path.name for path in (tmp_path / "colours").iterdir() if not path.name.isdigit()) == [".lock"]
+    assert sorted(path.name for path in (tmp_path / "colors").iterdir() if not path.name.isdigit()) == [".lock"]
 
 
 def test_publishers_of_the_same_content_at_once_get_the_same_version(tmp_path: Path, template: Path) -> None:
     found = at_once([start("publish", tmp_path, template, "a") for _ in range(3)])
     assert sorted(found) == [[[1, False]], [[1, True]], [[1, True]]]
-    assert versions(tmp_path / "colours") == [1]
+    assert versions(tmp_path / "colors") == [1]
 
 
 # A fault at every call to the system.

@@ -19,12 +19,20 @@ TAKEN = {
 
 def form(name: str, **changes: Any) -> dict[str, Any]:
     accuracy = {"top1": 0.9477, "top1_interval": [0.9, 0.97], "drop_points": 0.65, "drop_interval_points": [-1.5, 2.8]}
-    likeness = {"images": 213, "max_difference": 0.0312, "top1_agreement": 0.9953, "sqnr_db": 21.4, "kl": 0.00123}
+    similarity = {"images": 213, "max_difference": 0.0312, "top1_agreement": 0.9953, "sqnr_db": 21.4, "kl": 0.00123}
     times = {"p50_ms": 12.52, "p95_ms": 14.01, "preprocess_p50_ms": 3.0, "runs": 50}
     start = {"import_ms": 100.0, "load_ms": 50.0, "first_answer_ms": 20.4, "peak_mb": 70.6}
     latency = {"threads_1": times, "threads_2": times | {"p50_ms": 7.0}}
     costs = {"latency": latency, "start": start, "taken": TAKEN}
-    return {"name": name, "passed": True, "bytes": 3_812_345, "accuracy": accuracy, "likeness": likeness, **costs, **changes}
+    return {
+        "name": name,
+        "passed": True,
+        "bytes": 3_812_345,
+        "accuracy": accuracy,
+        "similarity": similarity,
+        **costs,
+        **changes,
+    }
 
 
 @pytest.fixture

@@ -14,25 +14,25 @@ from onnx import numpy_helper
 from PIL import Image
 from torch import Tensor, nn
 
-from edgeline.export.graph.to_onnx import Deployed, export
+from edgeline.export.graph.to_onnx import CalibratedModel, export
 from edgeline.export.parity.compare import Outputs, run_session
-from edgeline.export.parity.similarity import liken, sqnr_db
+from edgeline.export.parity.similarity import compare_outputs, sqnr_db
 from edgeline.export.quantization import search as autopilot
 from edgeline.export.quantization.fake_quant import as_in_file, read_layers, simulate
 from edgeline.export.quantization.qat import Tuning, tune
 from edgeline.export.quantization.search import Choice, choose_int8, ladder
 from edgeline.export.quantization.static_int8 import (
-    Quantisable,
+    Quantizable,
     Ranges,
     Recipe,
     input_means,
     make_ready,
     measure_ranges,
-    quantise,
+    quantize,
 )
-from edgeline.pipeline.config import Bars, ExportConfig
+from edgeline.pipeline.config import ExportConfig, Int8Thresholds
 from edgeline.pipeline.data.samples import Sample, stream_pixels
-from edgeline.pipeline.models.backbones import Network, Normalisation
+from edgeline.pipeline.models.backbones import Network, Normalization
 from edgeline.serve.errors import ExportError, TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.session import create_session
@@ -81,19 +81,19 @@ def pixels(samples: list[Sample]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Case:
-    deployed: Deployed
+    deployed: CalibratedModel
     reference: bytes
-    ready: Quantisable
+    ready: Quantizable
     ranges: Ranges
     means: dict[str, np.ndarray]
     tuning: Tuning
 
     def int8(self, recipe: Recipe) -> bytes:
-        return quantise(self.ready, self.ranges, recipe, self.means if recipe.correct_bias else None)
+        return quantize(self.ready, self.ranges, recipe, self.means if recipe.correct_bias else None)
 
     def tuned(self, epochs: int) -> tuple[bytes, dict[str, Any]]:
         tuned = tune(self.tuning, self.ready, self.int8(replace(RECIPE, correct_bias=True)), epochs)
-        return quantise(tuned.ready, self.ranges, RECIPE), tuned.report
+        return quantize(tuned.ready, self.ranges, RECIPE), tuned.report
 
 
 def small_network(pixels: np.ndarray) -> Network:
@@ -101,7 +101,7 @@ def small_network(pixels: np.ndarray) -> Network:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(), Residual(16, 48), Residual(16, 48)]
     layers += [nn.Conv2d(16, 64, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    network = Network(nn.Sequential(*layers), 64, 10, 0.0, Normalisation((127.0,) * 3, (128.0,) * 3))
+    network = Network(nn.Sequential(*layers), 64, 10, 0.0, Normalization((127.0,) * 3, (128.0,) * 3))
     for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
         norm.momentum = None  # the mean over all batches
     with torch.no_grad():
@@ -120,7 +120,7 @@ def small_network(pixels: np.ndarray) -> Network:
 @pytest.fixture(scope="module")
 def case(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Case:
     train = samples[:-64]
-    deployed = Deployed(small_network(next(stream_pixels(train, SPEC, 64))), 1.3)
+    deployed = CalibratedModel(small_network(next(stream_pixels(train, SPEC, 64))), 1.3)
     path = tmp_path_factory.mktemp("small") / "model.onnx"
     export(deployed, SPEC, path, classes=10, opset=18, metadata={})
     ready = make_ready(path.read_bytes())
@@ -175,9 +175,9 @@ def test_what_rounding_spoils_is_rescued_in_a_few_dozen_steps(
     int8, report = tuned
     expected = outputs(case.reference, pixels)
     untuned = [case.int8(replace(RECIPE, correct_bias=corrected)) for corrected in (False, True)]
-    before_db = max(liken(expected, outputs(model, pixels)).sqnr_db for model in untuned)
+    before_db = max(compare_outputs(expected, outputs(model, pixels)).sqnr_db for model in untuned)
     assert before_db < 15
-    assert liken(expected, outputs(int8, pixels)).sqnr_db > before_db + 3
+    assert compare_outputs(expected, outputs(int8, pixels)).sqnr_db > before_db + 3
     assert report["losses"][-1] < report["losses"][0] / 2
     assert (report["epochs"], report["images"]) == (4, len(case.tuning.samples))
 
@@ -202,16 +202,16 @@ def test_a_loss_that_is_no_number_stops_it_with_what_to_do(case: Case) -> None:
 
 
 def test_a_network_that_is_not_the_file_is_not_tuned(case: Case, samples: list[Sample]) -> None:
-    other = Deployed(small_network(next(stream_pixels(samples[:64], SPEC, 64))), case.deployed.temperature * 1.01)
+    other = CalibratedModel(small_network(next(stream_pixels(samples[:64], SPEC, 64))), case.deployed.temperature * 1.01)
     with pytest.raises(ExportError, match=r"does not compute what the ONNX file does \(SQNR 40 dB, at least 60 expected"):
         tune(replace(case.tuning, deployed=other), case.ready, case.int8(RECIPE), 1)
 
 
 def test_a_layer_that_the_network_lacks_is_named(case: Case) -> None:
     network = Network(
-        nn.Sequential(*list(case.deployed.network.backbone)[:4]), 16, 10, 0.0, Normalisation((127.0,) * 3, (128.0,) * 3)
+        nn.Sequential(*list(case.deployed.network.backbone)[:4]), 16, 10, 0.0, Normalization((127.0,) * 3, (128.0,) * 3)
     )  # type: ignore[arg-type]
-    other = Deployed(network.eval(), 1.0)
+    other = CalibratedModel(network.eval(), 1.0)
     with pytest.raises(ExportError, match=r"network.backbone.4.layers.0.weight of the ONNX file is not in the network"):
         tune(replace(case.tuning, deployed=other), case.ready, case.int8(RECIPE), 1)
 
@@ -231,10 +231,12 @@ LADDER = [(True, [Recipe()]), (False, [Recipe(tuned=4)])]
 
 
 def choose(case: Case, samples: list[Sample], tuning: Tuning | None, min_sqnr_db: float) -> Choice:
-    bars = Bars(min_sqnr_db=min_sqnr_db, min_agreement=0, min_clear_agreement=0, max_kl=9, max_difference=1, max_drop=100)
+    thresholds = Int8Thresholds(
+        min_sqnr_db=min_sqnr_db, min_agreement=0, min_clear_agreement=0, max_kl=9, max_difference=1, max_drop=100
+    )
     config = ExportConfig(calibration_images=24, min_speedup=0).model_copy(update={"max_drop": 100})  # no labels here
     fine_tune = partial(tune, tuning) if tuning else None
-    return choose_int8(case.reference, SPEC, case.tuning.samples, samples[-64:], config, bars, fine_tune)
+    return choose_int8(case.reference, SPEC, case.tuning.samples, samples[-64:], config, thresholds, fine_tune)
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 
 from edgeline.export.quantization import search as autopilot
 from edgeline.export.quantization.search import choose_calibration, choose_int8, ladder
-from edgeline.export.quantization.static_int8 import integer_share, measure_ranges, quantise
-from edgeline.pipeline.config import Bars, ExportConfig
+from edgeline.export.quantization.static_int8 import integer_share, measure_ranges, quantize
+from edgeline.pipeline.config import ExportConfig, Int8Thresholds
 from edgeline.pipeline.data.samples import Sample, read_prepared
 from edgeline.pipeline.runs.atomic_files import digest_of
 from edgeline.serve.errors import DataError
@@ -59,10 +59,10 @@ def test_every_recipe_that_was_tried_has_its_figures(report: dict[str, Any]) -> 
         "U8S8 channel average bias",
     ]
     for entry in report["tried"]:
-        assert entry["holds"] == (not entry["unmet"])
+        assert entry["holds"] == (not entry["failed_thresholds"])
         assert entry["integer_share"] == 1
         assert 0.2 < entry["size_ratio"] < 0.3
-        assert entry["likeness"]["sqnr_db"] > 10
+        assert entry["similarity"]["sqnr_db"] > 10
         assert entry["p50_ms"] > 0
     assert report["chosen"] in {entry["recipe"] for entry in report["tried"]}
     assert report["speedup"] > 0
@@ -82,12 +82,12 @@ def test_a_thorough_run_offers_every_kind_of_recipe() -> None:
 
 
 Choose = Any
-LENIENT = Bars(min_sqnr_db=5, min_agreement=0.5, min_clear_agreement=0.5, max_kl=1, max_difference=1)
+LENIENT = Int8Thresholds(min_sqnr_db=5, min_agreement=0.5, min_clear_agreement=0.5, max_kl=1, max_difference=1)
 
 
 @pytest.fixture(scope="module")
 def kept() -> dict[Any, Any]:
-    """What was measured and quantised once, for every test of this file."""
+    """What was measured and quantized once, for every test of this file."""
     return {}
 
 
@@ -97,7 +97,7 @@ def choose(
 ) -> Choose:
     """`choose(times, **settings)`: the autopilot on the shared run, with times as a machine might take them."""
 
-    def run(times: dict[str, float], bars: Bars | None = None, **settings: Any) -> Any:
+    def run(times: dict[str, float], thresholds: Int8Thresholds | None = None, **settings: Any) -> Any:
         def timed(models: dict[str, bytes], pixels: Any) -> dict[str, float]:
             return {name: next(ms for part, ms in times.items() if name.endswith(part)) for name in models}
 
@@ -113,17 +113,17 @@ def choose(
         monkeypatch.setattr(autopilot, "time_in_turn", timed)
         # Percentiles and entropies take half a minute: here the extremes stand for them.
         once("measure_ranges", lambda ready, batches, _: measure_ranges(ready, batches, "minmax"), lambda _: ())
-        once("quantise", quantise, lambda arguments: (arguments[2],))
+        once("quantize", quantize, lambda arguments: (arguments[2],))
         once("integer_share", integer_share, lambda arguments: (arguments[1],))
         config = ExportConfig(calibration_images=8, **settings)
-        return choose_int8(finished.model, spec, samples["train"], samples["val"], config, bars or LENIENT)
+        return choose_int8(finished.model, spec, samples["train"], samples["val"], config, thresholds or LENIENT)
 
     return run
 
 
 def test_of_recipes_for_the_same_kernels_the_most_exact_is_taken_however_busy_the_machine_is(choose: Choose) -> None:
     choice = choose({"float32": 10, "minmax": 4.0, "bias": 5.0})
-    ratios = {entry["recipe"]: entry["likeness"]["sqnr_db"] for entry in choice.report["tried"]}
+    ratios = {entry["recipe"]: entry["similarity"]["sqnr_db"] for entry in choice.report["tried"]}
     assert ratios[choice.report["chosen"]] == max(ratios.values()) > min(ratios.values())
     assert choice.model is not None
 
@@ -137,10 +137,10 @@ def test_a_faster_recipe_that_holds_wins_and_of_equally_fast_ones_the_more_exact
 
 def test_what_the_gate_would_refuse_is_not_chosen_and_the_ladder_is_climbed_for_it(choose: Choose) -> None:
     first = choose({"float32": 10, "": 5}).report["tried"]
-    needed = max(entry["likeness"]["sqnr_db"] for entry in first) + 0.01
-    choice = choose({"float32": 10, "": 5}, bars=LENIENT.model_copy(update={"min_sqnr_db": needed}))
+    needed = max(entry["similarity"]["sqnr_db"] for entry in first) + 0.01
+    choice = choose({"float32": 10, "": 5}, thresholds=LENIENT.model_copy(update={"min_sqnr_db": needed}))
     assert [entry["holds"] for entry in choice.report["tried"][:3]] == [False, False, False]
-    assert "SQNR" in choice.report["tried"][0]["unmet"][0]
+    assert "SQNR" in choice.report["tried"][0]["failed_thresholds"][0]
     assert len(choice.report["tried"]) > 3
 
 

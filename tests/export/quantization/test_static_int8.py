@@ -11,17 +11,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeline.export.graph.contract import check_graph
 from edgeline.export.parity.compare import Outputs, run_session
-from edgeline.export.parity.similarity import liken, sqnr_db
+from edgeline.export.parity.similarity import compare_outputs, sqnr_db
 from edgeline.export.quantization.static_int8 import (
-    Quantisable,
+    Quantizable,
     Ranges,
     Recipe,
     input_means,
     integer_share,
     make_ready,
     measure_ranges,
-    optimised_graph,
-    quantise,
+    optimized_graph,
+    quantize,
     saturates,
 )
 from edgeline.pipeline.data.samples import Sample, read_prepared, stream_pixels
@@ -36,12 +36,12 @@ def calibration(finished: Any) -> list[Sample]:
 
 
 @pytest.fixture(scope="module")
-def ready(finished: Any) -> Quantisable:
+def ready(finished: Any) -> Quantizable:
     return make_ready(finished.model)
 
 
 @pytest.fixture(scope="module")
-def ranges(ready: Quantisable, calibration: list[Sample], spec: PreprocessSpec) -> Ranges:
+def ranges(ready: Quantizable, calibration: list[Sample], spec: PreprocessSpec) -> Ranges:
     return measure_ranges(ready, stream_pixels(calibration, spec, 4), "minmax")
 
 
@@ -51,8 +51,8 @@ def pixels(held_out: list[Sample], spec: PreprocessSpec) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def int8(ready: Quantisable, ranges: Ranges) -> bytes:
-    return quantise(ready, ranges, Recipe())
+def int8(ready: Quantizable, ranges: Ranges) -> bytes:
+    return quantize(ready, ranges, Recipe())
 
 
 def operators(model: onnx.ModelProto) -> Counter[str]:
@@ -60,7 +60,7 @@ def operators(model: onnx.ModelProto) -> Counter[str]:
 
 
 def test_the_runtime_fuses_every_layer_into_integer_operators(finished: Any, int8: bytes, spec: PreprocessSpec) -> None:
-    found = operators(optimised_graph(int8))
+    found = operators(optimized_graph(int8))
     assert found == {
         "QLinearConv": 49,
         "QLinearAdd": 9,
@@ -74,7 +74,7 @@ def test_the_runtime_fuses_every_layer_into_integer_operators(finished: Any, int
     assert integer_share(finished.model, int8, spec.height, spec.width) == 1
 
 
-def test_the_bytes_of_the_picture_are_the_first_quantised_tensor(int8: bytes) -> None:
+def test_the_bytes_of_the_picture_are_the_first_quantized_tensor(int8: bytes) -> None:
     graph = onnx.load_model_from_string(int8).graph
     assert [node.op_type for node in graph.node if "image" in node.input] == ["Transpose"]
     [first] = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] == "permute"]
@@ -93,8 +93,8 @@ def test_it_is_little_over_a_quarter_of_the_size(finished: Any, int8: bytes) -> 
     assert len(int8) / len(finished.model) < 0.29
 
 
-def test_the_same_recipe_gives_the_same_bytes(ready: Quantisable, ranges: Ranges, int8: bytes) -> None:
-    assert quantise(ready, ranges, Recipe()) == int8
+def test_the_same_recipe_gives_the_same_bytes(ready: Quantizable, ranges: Ranges, int8: bytes) -> None:
+    assert quantize(ready, ranges, Recipe()) == int8
 
 
 def answers(model: bytes, pixels: list[np.ndarray]) -> Outputs:
@@ -104,7 +104,7 @@ def answers(model: bytes, pixels: list[np.ndarray]) -> Outputs:
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe(correct_bias=True)], ids=lambda recipe: recipe.name)
 def test_it_answers_much_as_the_reference_does(
     finished: Any,
-    ready: Quantisable,
+    ready: Quantizable,
     ranges: Ranges,
     calibration: list[Sample],
     spec: PreprocessSpec,
@@ -112,14 +112,14 @@ def test_it_answers_much_as_the_reference_does(
     recipe: Recipe,
 ) -> None:
     means = input_means(ready, stream_pixels(calibration, spec, 4)) if recipe.correct_bias else None
-    likeness = liken(answers(finished.model, pixels), answers(quantise(ready, ranges, recipe, means), pixels))
-    assert likeness.sqnr_db > 15
-    assert likeness.top1_agreement == 1
+    similarity = compare_outputs(answers(finished.model, pixels), answers(quantize(ready, ranges, recipe, means), pixels))
+    assert similarity.sqnr_db > 15
+    assert similarity.top1_agreement == 1
 
 
 def test_correcting_the_bias_brings_it_nearer_to_the_reference(
     finished: Any,
-    ready: Quantisable,
+    ready: Quantizable,
     ranges: Ranges,
     calibration: list[Sample],
     spec: PreprocessSpec,
@@ -128,32 +128,32 @@ def test_correcting_the_bias_brings_it_nearer_to_the_reference(
     means = input_means(ready, stream_pixels(calibration, spec, 4))
     expected = answers(finished.model, pixels)
     plain, corrected = (
-        liken(expected, answers(quantise(ready, ranges, recipe, means), pixels)).sqnr_db
+        compare_outputs(expected, answers(quantize(ready, ranges, recipe, means), pixels)).sqnr_db
         for recipe in (Recipe(), Recipe(correct_bias=True))
     )
     assert corrected > plain + 1
 
 
 def test_a_layer_that_is_left_out_stays_float_in_the_runtime_too(
-    finished: Any, ready: Quantisable, ranges: Ranges, spec: PreprocessSpec
+    finished: Any, ready: Quantizable, ranges: Ranges, spec: PreprocessSpec
 ) -> None:
     convolutions = [node.name for node in ready.model.graph.node if node.op_type == "Conv"]
-    partly = quantise(ready, ranges, Recipe(exclude=(convolutions[0], convolutions[20])))
-    found = operators(optimised_graph(partly))
+    partly = quantize(ready, ranges, Recipe(exclude=(convolutions[0], convolutions[20])))
+    found = operators(optimized_graph(partly))
     assert found["QLinearConv"] == 47
     share = integer_share(finished.model, partly, spec.height, spec.width)
     assert 0.9 < share < 1
 
 
 def test_eight_bit_weights_may_saturate_on_old_x86_and_seven_bit_ones_cannot(
-    ready: Quantisable, ranges: Ranges, int8: bytes
+    ready: Quantizable, ranges: Ranges, int8: bytes
 ) -> None:
     assert saturates(int8)
-    assert not saturates(quantise(ready, ranges, Recipe(reduce_range=True)))
+    assert not saturates(quantize(ready, ranges, Recipe(reduce_range=True)))
 
 
 def test_ranges_of_one_batch_at_a_time_are_those_of_all_at_once(
-    ready: Quantisable, ranges: Ranges, calibration: list[Sample], spec: PreprocessSpec
+    ready: Quantizable, ranges: Ranges, calibration: list[Sample], spec: PreprocessSpec
 ) -> None:
     at_once = measure_ranges(ready, stream_pixels(calibration, spec, len(calibration)), "minmax")
     for name, _ in ranges.items():
@@ -162,7 +162,7 @@ def test_ranges_of_one_batch_at_a_time_are_those_of_all_at_once(
 
 @pytest.mark.parametrize("method", ["average", "percentile", "entropy"])
 def test_other_ways_to_take_ranges_stay_within_the_extremes(
-    ready: Quantisable, ranges: Ranges, calibration: list[Sample], spec: PreprocessSpec, method: str
+    ready: Quantizable, ranges: Ranges, calibration: list[Sample], spec: PreprocessSpec, method: str
 ) -> None:
     found = measure_ranges(ready, stream_pixels(calibration[:4], spec, 4), method)
     narrower = 0
@@ -177,7 +177,7 @@ def test_other_ways_to_take_ranges_stay_within_the_extremes(
 
 
 def network_with(mean: list[float], std: list[float], *, bias: bool = True, first: str = "Conv") -> bytes:
-    """uint8 NHWC, a normalisation, one convolution of 3 x 3 with padding, pooling and a linear layer."""
+    """uint8 NHWC, a normalization, one convolution of 3 x 3 with padding, pooling and a linear layer."""
     chance = np.random.default_rng(0)
     tensors = {
         "mean": np.array(mean, np.float32).reshape(1, -1, 1, 1),
@@ -224,7 +224,7 @@ def test_three_means_and_deviations_move_into_the_first_convolution() -> None:
     expected, observed = (
         create_session(model).run(["logits"], {"image": batch})[0] for model in (reference, moved.model.SerializeToString())
     )
-    assert sqnr_db(expected, observed) > 20  # but for the border, where padding has the mean's colour
+    assert sqnr_db(expected, observed) > 20  # but for the border, where padding has the mean's color
     inside = np.full((1, 24, 24, 3), 114, np.uint8)
     assert moved.pixels == "div"
     assert np.isfinite(create_session(moved.model.SerializeToString()).run(["logits"], {"image": inside})[0]).all()
@@ -233,15 +233,15 @@ def test_three_means_and_deviations_move_into_the_first_convolution() -> None:
 def test_such_a_network_takes_the_bytes_directly_too() -> None:
     reference = network_with(*IMAGENET)
     moved = make_ready(reference)
-    int8 = quantise(moved, measure_ranges(moved, noise(4), "minmax"), Recipe())
-    assert operators(optimised_graph(int8)).keys() & {"QuantizeLinear", "Cast", "Sub"} == set()
+    int8 = quantize(moved, measure_ranges(moved, noise(4), "minmax"), Recipe())
+    assert operators(optimized_graph(int8)).keys() & {"QuantizeLinear", "Cast", "Sub"} == set()
     [batch] = noise(1)
     expected, observed = (create_session(model).run(["logits"], {"image": batch})[0] for model in (reference, int8))
     assert sqnr_db(expected, observed) > 15
 
 
 UNFIT = {
-    "no convolution first": ({"first": "Identity"}, "begins with the normalisation and a convolution"),
+    "no convolution first": ({"first": "Identity"}, "begins with the normalization and a convolution"),
     "no bias to move the means into": ({"bias": False}, "needs a first convolution with a bias"),
 }
 

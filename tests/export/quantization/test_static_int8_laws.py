@@ -87,7 +87,7 @@ def test_seven_bits_never_saturate(weights: np.ndarray) -> None:
 
 
 def beginning(mean: list[float], std: list[float], padding: int) -> bytes:
-    """A normalisation and a convolution of 3 x 3."""
+    """A normalization and a convolution of 3 x 3."""
     chance = np.random.default_rng(0)
     tensors = {
         "mean": np.array(mean, np.float32).reshape(1, 3, 1, 1),

@@ -2,7 +2,8 @@
 
 `faults.table` lists them all. A fault of the reference is shown to change answers, to be refused before anything is
 published, and to be refused by the artifact's own golden samples, had it been published with all hashes right. Faults of
-preprocessing are planted in its code: the witness of the checkpoint refuses them at the gate, golden samples on a device.
+preprocessing are planted in its code: the preprocessing_fingerprint of the checkpoint refuses them at the gate, golden samples
+on a device.
 """
 
 import hashlib
@@ -21,15 +22,15 @@ import pytest
 import torch
 from torch import nn
 
-from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.parity.compare import Outputs, raise_problems
-from edgeline.export.quantization.qdq_check import check_quantised, requantised
+from edgeline.export.quantization.qdq_check import check_quantized, requantized
 from edgeline.export.verification.variants import Measure, verify_variants
 from edgeline.export.verification.verify import run_pytorch, verify
 from edgeline.flows.cli import main as cli
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import Sample, read_image
-from edgeline.pipeline.data.stress_images import check_witness, hard_set
+from edgeline.pipeline.data.stress_images import check_preprocessing, stress_images
 from edgeline.serve import preprocess
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import EdgelineError, ExportError, GoldenError, VerificationError
@@ -37,7 +38,7 @@ from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime import session as runtime
 from edgeline.serve.runtime.session import create_session
 from tests.support.faults import graph as graphs
-from tests.support.faults import quantisation, weights
+from tests.support.faults import quantization, weights
 from tests.support.faults.surgery import divisor, mutate, rewrite
 from tests.support.faults.table import AREAS, FAULTS, Fault, markdown
 
@@ -52,10 +53,10 @@ def of(gate: str, *, on_device: bool = False) -> Any:
     return pytest.mark.parametrize("fault", chosen, ids=[fault.name for fault in chosen])
 
 
-class Remembering(Deployed):
+class Remembering(CalibratedModel):
     """PyTorch's side, which computes an answer once: no fault of these touches it."""
 
-    def __init__(self, deployed: Deployed) -> None:
+    def __init__(self, deployed: CalibratedModel) -> None:
         super().__init__(deployed.network, deployed.temperature)
         self.known: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -67,16 +68,16 @@ class Remembering(Deployed):
 
 
 @pytest.fixture(scope="module")
-def reference(deployed: Deployed) -> Deployed:
+def reference(deployed: CalibratedModel) -> CalibratedModel:
     return Remembering(deployed)
 
 
 @pytest.fixture
-def gate(reference: Deployed, spec: PreprocessSpec, held_out: list[Sample], bars: VerifyConfig) -> Gate:
+def gate(reference: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample], thresholds: VerifyConfig) -> Gate:
     """`gate(model)`: verify an ONNX file as a run would, and raise what is wrong with it."""
 
     def hold(model: bytes) -> dict[str, Any]:
-        report = verify(reference, model, spec, held_out, bars, opset=18)
+        report = verify(reference, model, spec, held_out, thresholds, opset=18)
         raise_problems(report)
         return report
 
@@ -90,12 +91,12 @@ def int8(finished: Any) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def seen(deployed: Deployed, spec: PreprocessSpec, held_out: list[Sample]) -> tuple[Outputs, list[np.ndarray]]:
+def seen(deployed: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample]) -> tuple[Outputs, list[np.ndarray]]:
     return run_pytorch(deployed, spec, held_out)
 
 
 @pytest.fixture
-def int8_gate(finished: Any, deployed: Deployed, spec: PreprocessSpec, seen: Any, tmp_path: Path) -> Gate:
+def int8_gate(finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, seen: Any, tmp_path: Path) -> Gate:
     """`int8_gate(model)`: what a run's gate says of an int8 file, made of the reference."""
     measure = Measure(
         reference=finished.model,
@@ -104,7 +105,7 @@ def int8_gate(finished: Any, deployed: Deployed, spec: PreprocessSpec, seen: Any
         pixels=seen[1],
         expected=seen[0],
         tested=[],
-        scene=hard_set()["scene"],
+        scene=stress_images()["scene"],
         metadata={},
         config=finished.config.verify,
         opset=18,
@@ -142,7 +143,7 @@ def largest_change(before: bytes, after: bytes, pixels: np.ndarray) -> float:
 
 @pytest.fixture
 def pixels(held_out: list[Sample], spec: PreprocessSpec) -> np.ndarray:
-    files = [*map(read_image, held_out[:2]), hard_set()["scene"]]
+    files = [*map(read_image, held_out[:2]), stress_images()["scene"]]
     return np.stack([preprocess.preprocess(data, spec) for data in files])
 
 
@@ -168,7 +169,7 @@ def test_an_export_without_a_fault_passes(finished: Any, gate: Gate, artifact: P
     assert report["passed"]
     assert report["max_difference"] < 1e-5
     assert report["max_logit_difference"] < 1e-5
-    assert check_witness(finished.witness, Classifier.open(artifact).manifest.preprocess) == 0
+    assert check_preprocessing(finished.preprocessing_fingerprint, Classifier.open(artifact).manifest.preprocess) == 0
 
 
 def test_an_int8_file_without_a_fault_passes(int8: bytes, int8_gate: Gate) -> None:
@@ -203,18 +204,18 @@ def test_an_int8_file_with_a_fault_does_not_pass_the_gate(int8: bytes, int8_gate
     assert re.search(fault.pattern, "; ".join(judged["problems"])), judged["problems"]
 
 
-@of("witness")
+@of("preprocessing_fingerprint")
 def test_preprocessing_with_a_fault_does_not_pass_the_gate(
     finished: Any,
-    reference: Deployed,
+    reference: CalibratedModel,
     spec: PreprocessSpec,
-    bars: VerifyConfig,
+    thresholds: VerifyConfig,
     monkeypatch: pytest.MonkeyPatch,
     fault: Fault,
 ) -> None:
     fault.plant(monkeypatch)
     with pytest.raises(VerificationError, match=fault.pattern) as refusal:
-        verify(reference, finished.model, spec, [], bars, witness=finished.witness)
+        verify(reference, finished.model, spec, [], thresholds, preprocessing_fingerprint=finished.preprocessing_fingerprint)
     assert refusal.value.code == "preprocess_changed"
 
 
@@ -241,7 +242,7 @@ def test_an_artifact_that_was_published_with_it_does_not_prove_itself(
         Classifier.open(artifact)
 
 
-@of("witness", on_device=True)
+@of("preprocessing_fingerprint", on_device=True)
 def test_a_device_with_the_fault_does_not_prove_an_artifact(
     finished: Any, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
@@ -251,7 +252,7 @@ def test_a_device_with_the_fault_does_not_prove_an_artifact(
 
 
 def test_another_int8_file_in_a_published_artifact_fails_its_golden_samples(artifact: Path, int8: bytes, seal: Seal) -> None:
-    (artifact / "model.int8.onnx").write_bytes(mutate(int8, quantisation.per_channel_scales_permuted))
+    (artifact / "model.int8.onnx").write_bytes(mutate(int8, quantization.per_channel_scales_permuted))
     seal(artifact)
     assert Classifier.open(artifact).proof is not None  # the reference is as it was
     with pytest.raises(GoldenError, match="differs by"):
@@ -261,33 +262,33 @@ def test_another_int8_file_in_a_published_artifact_fails_its_golden_samples(arti
 # Faults that need another set-up than the run's own files.
 
 
-def test_a_layer_that_was_left_out_and_that_the_runtime_quantises_all_the_same_is_named(
+def test_a_layer_that_was_left_out_and_that_the_runtime_quantizes_all_the_same_is_named(
     finished: Any, int8: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    partly = mutate(int8, lambda graph: quantisation.leave_float(graph, finished.model))
-    check_quantised(partly, finished.model)
-    assert requantised(partly) == []
+    partly = mutate(int8, lambda graph: quantization.leave_float(graph, finished.model))
+    check_quantized(partly, finished.model)
+    assert requantized(partly) == []
     monkeypatch.delitem(runtime.SETTINGS, "optimization.disable_specified_optimizers")
     with pytest.raises(
-        ExportError, match=rf"the runtime quantises {quantisation.BLOCK}\.conv_dw\.weight, which the file leaves"
+        ExportError, match=rf"the runtime quantizes {quantization.BLOCK}\.conv_dw\.weight, which the file leaves"
     ):
-        check_quantised(partly, finished.model)
+        check_quantized(partly, finished.model)
 
 
 def test_probabilities_rounded_to_half_precision_are_refused(
-    finished: Any, deployed: Deployed, spec: PreprocessSpec, bars: VerifyConfig
+    finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, thresholds: VerifyConfig
 ) -> None:
     """Zeros and ones survive any rounding, so the model is made less sure first."""
     temperature = 100 * deployed.temperature
     unsure = mutate(finished.model, lambda graph: rewrite(graph, divisor(graph), lambda _: temperature))
-    less_sure = Remembering(Deployed(deployed.network, temperature))
-    assert verify(less_sure, unsure, spec, [], bars)["passed"]
+    less_sure = Remembering(CalibratedModel(deployed.network, temperature))
+    assert verify(less_sure, unsure, spec, [], thresholds)["passed"]
     with pytest.raises(VerificationError, match="the probabilities of .* images differ by over 0.0001"):
-        raise_problems(verify(less_sure, mutate(unsure, graphs.probabilities_rounded_to_half_precision), spec, [], bars))
+        raise_problems(verify(less_sure, mutate(unsure, graphs.probabilities_rounded_to_half_precision), spec, [], thresholds))
 
 
 def test_another_batch_norm_epsilon_is_refused(
-    finished: Any, gate: Gate, pixels: np.ndarray, deployed: Deployed, artifact: Path, seal: Seal
+    finished: Any, gate: Gate, pixels: np.ndarray, deployed: CalibratedModel, artifact: Path, seal: Seal
 ) -> None:
     """The exporter folds batch norm into the convolution before it, so the fault is planted in the folded weights."""
     graph = onnx.load_model_from_string(finished.model)

@@ -10,12 +10,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.parity.compare import Outputs
 from edgeline.export.verification.variants import Measure, verify_variants
 from edgeline.export.verification.verify import build_verification, run_pytorch
 from edgeline.pipeline.data.samples import Sample
-from edgeline.pipeline.data.stress_images import hard_set
+from edgeline.pipeline.data.stress_images import stress_images
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import VerificationError
@@ -34,7 +34,7 @@ def test_every_variant_of_a_right_run_passes_with_its_figures(report: dict[str, 
     assert list(report) == ["onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8"]
     for entry in report.values():
         assert (entry["passed"], entry["problems"]) == (True, [])
-        assert entry["likeness"]["top1_agreement"] == 1
+        assert entry["similarity"]["top1_agreement"] == 1
         assert entry["accuracy"]["drop_points"] == 0
         low, high = entry["accuracy"]["top1_interval"]
         assert low < entry["accuracy"]["top1"] <= high
@@ -45,29 +45,31 @@ def test_every_variant_of_a_right_run_passes_with_its_figures(report: dict[str, 
 
 
 def test_the_figures_are_those_that_each_precision_can_have(report: dict[str, dict[str, Any]]) -> None:
-    sqnr = {name: entry["likeness"]["sqnr_db"] for name, entry in report.items()}
+    sqnr = {name: entry["similarity"]["sqnr_db"] for name, entry in report.items()}
     assert 15 < sqnr["onnx-int8"] < 60
     assert 40 < sqnr["onnx-fp16"] < 80
     assert sqnr["ort-fp32"] > 100
     assert sqnr["ort-int8"] == sqnr["onnx-int8"]
 
 
-def test_int8_is_the_same_at_every_optimisation_that_keeps_integers(report: dict[str, dict[str, Any]]) -> None:
+def test_int8_is_the_same_at_every_optimization_that_keeps_integers(report: dict[str, dict[str, Any]]) -> None:
     levels = report["onnx-int8"]["levels_sqnr_db"]
     assert levels["extended"] == 200  # bit for bit
     assert 15 < levels["disable_all"] < 200  # the simulation in float
 
 
 @pytest.fixture(scope="module")
-def seen(deployed: Deployed, spec: PreprocessSpec, held_out: list[Sample]) -> tuple[Outputs, list[np.ndarray]]:
+def seen(deployed: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample]) -> tuple[Outputs, list[np.ndarray]]:
     return run_pytorch(deployed, spec, held_out)
 
 
 @pytest.fixture
-def judge(finished: Any, deployed: Deployed, spec: PreprocessSpec, held_out: list[Sample], seen: Any, tmp_path: Path) -> Judge:
+def judge(
+    finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample], seen: Any, tmp_path: Path
+) -> Judge:
     """`judge(data, name="onnx-int8")`: what the gate says of a file."""
     expected, pixels = seen
-    tested = [(len(hard_set()) + i, sample.index) for i, sample in enumerate(held_out)]
+    tested = [(len(stress_images()) + i, sample.index) for i, sample in enumerate(held_out)]
     metadata = {e.key: e.value for e in onnx.load_model_from_string(finished.model).metadata_props}
 
     def run(data: bytes, name: str = "onnx-int8", saturates: bool = True, **changes: str) -> dict[str, Any]:
@@ -81,7 +83,7 @@ def judge(finished: Any, deployed: Deployed, spec: PreprocessSpec, held_out: lis
             pixels=pixels,
             expected=expected,
             tested=tested,
-            scene=hard_set()["scene"],
+            scene=stress_images()["scene"],
             metadata=metadata | changes,
             config=finished.config.verify,
             opset=18,
@@ -139,7 +141,7 @@ def test_the_reference_is_measured_like_its_variants(finished: Any, report: dict
     verification = json.loads((finished.run.step("verify") / "verification.json").read_text())
     reference, int8 = verification["reference"], report["onnx-int8"]
     assert reference["name"] == "onnx-fp32"
-    assert reference["likeness"]["sqnr_db"] > 100
+    assert reference["similarity"]["sqnr_db"] > 100
     assert reference["latency"].keys() == int8["latency"].keys()
     assert reference["start"].keys() == int8["start"].keys()
     assert reference["accuracy"]["images"] == int8["accuracy"]["images"] > 0

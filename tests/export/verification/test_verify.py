@@ -13,14 +13,14 @@ import onnx
 import pytest
 import torch
 
-from edgeline.export.graph.to_onnx import Deployed
+from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.parity.compare import Outputs, raise_problems
 from edgeline.export.verification.verify import choose_samples, run_session, verify
 from edgeline.flows import steps
 from edgeline.flows.cli import main as cli
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import Sample, read_prepared
-from edgeline.pipeline.data.stress_images import hard_set
+from edgeline.pipeline.data.stress_images import stress_images
 from edgeline.pipeline.evaluation.evaluate import read_evaluation
 from edgeline.pipeline.runs.receipts import result_digest
 from edgeline.pipeline.runs.run import Run, create_run
@@ -41,17 +41,17 @@ def read(finished: Any) -> dict[str, Any]:
 def test_the_report_is_of_every_held_out_image_and_the_hard_set(finished: Any, report: dict[str, Any]) -> None:
     held_out = read_prepared(finished.run.step("prepare")).of("test", "val")
     assert report["schema"] == "edgeline.verification/1"
-    assert report["images"] == {"held_out": len(held_out), "hard_set": len(hard_set())}
+    assert report["images"] == {"held_out": len(held_out), "stress_images": len(stress_images())}
     assert len(held_out) == 15
     worst = {entry["image"] for entry in report["comparisons"][0]["worst"]}
-    assert worst <= {f"hard:{name}" for name in hard_set()} | {sample.name for sample in held_out}
+    assert worst <= {f"hard:{name}" for name in stress_images()} | {sample.name for sample in held_out}
 
 
 def test_the_report_compares_at_batch_one_an_odd_one_and_the_largest(report: dict[str, Any]) -> None:
     assert [c["batch"] for c in report["comparisons"]] == [1, 7, 16]
     for comparison in report["comparisons"]:
         assert comparison["images"] == sum(report["images"].values())
-        assert 0 < comparison["max_difference"] < report["bars"]["max_difference"] == 1e-4
+        assert 0 < comparison["max_difference"] < report["thresholds"]["max_difference"] == 1e-4
         assert 0 < comparison["max_logit_difference"] < 1e-5
         assert comparison["top1_agreement_over_margin"] == 1
         assert comparison["problems"] == []
@@ -114,12 +114,12 @@ def test_test_images_are_taken_before_validation_and_the_same_each_time(finished
 
 
 def test_a_pytorch_that_gives_nan_is_no_reference(
-    finished: Any, deployed: Deployed, spec: PreprocessSpec, bars: VerifyConfig
+    finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, thresholds: VerifyConfig
 ) -> None:
     broken = copy.deepcopy(deployed)
     broken.network.classifier.weight.data[0, 0] = torch.nan
     with pytest.raises(VerificationError, match="PyTorch gives NaN or infinite probabilities or logits for hard:black"):
-        raise_problems(verify(broken, finished.model, spec, [], bars))
+        raise_problems(verify(broken, finished.model, spec, [], thresholds))
 
 
 # A run that fails.

@@ -39,8 +39,8 @@ def folder(tmp_path: Path, **classes: int) -> str:
     for label, count in classes.items():
         (tmp_path / "photos" / label).mkdir(parents=True)
         for index in range(count):
-            colour = (hash(label) % 200, 5 * index, 80)
-            Image.new("RGB", (20, 16), colour).save(tmp_path / "photos" / label / f"{index}.png")
+            color = (hash(label) % 200, 5 * index, 80)
+            Image.new("RGB", (20, 16), color).save(tmp_path / "photos" / label / f"{index}.png")
     return str(tmp_path / "photos")
 
 

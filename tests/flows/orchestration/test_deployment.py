@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from edgeline.flows.cli.main import app
 from edgeline.flows.orchestration.deployment import JOB, POOL, absolute, check_schedule, deploy
 from edgeline.flows.orchestration.flow import edgeline
-from edgeline.pipeline.config import LineConfig, parse_config
+from edgeline.pipeline.config import PipelineConfig, parse_config
 from edgeline.serve.errors import ConfigError, EdgelineError
 
 ROOT = Path(__file__).parents[3]
@@ -47,7 +47,7 @@ SENSELESS = {
 @pytest.mark.parametrize(("cron", "timezone", "message"), SENSELESS.values(), ids=SENSELESS)
 def test_a_senseless_schedule_is_refused_before_anything_else(cron: str, timezone: str, message: str) -> None:
     with temporary_settings({PREFECT_API_URL: None}), pytest.raises(ConfigError, match=message):
-        deploy(LineConfig(), cron=cron, timezone=timezone)
+        deploy(PipelineConfig(), cron=cron, timezone=timezone)
 
 
 @pytest.mark.parametrize("cron", ["0 3 * * *", "*/5 0-6 1,15 * MON-FRI", "0 4 * * 1#2"])
@@ -57,18 +57,18 @@ def test_a_cron_expression_is_taken(cron: str) -> None:
 
 def test_without_a_server_there_is_nothing_to_deploy_to() -> None:
     with temporary_settings({PREFECT_API_URL: None}), pytest.raises(ConfigError, match="PREFECT_API_URL=http"):
-        deploy(LineConfig())
+        deploy(PipelineConfig())
 
 
 def test_paths_are_made_absolute_and_defaults_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    values = absolute(LineConfig(data="photos", weights="mine.pth", seed=3))
+    values = absolute(PipelineConfig(data="photos", weights="mine.pth", seed=3))
     expected = {"data": "photos", "weights": "mine.pth", "artifacts": "artifacts"}
     assert values == {key: str(tmp_path / value) for key, value in expected.items()} | {"seed": 3}
 
 
 def test_names_that_are_no_paths_stay(tmp_path: Path) -> None:
-    assert absolute(LineConfig(artifacts=str(tmp_path))) == {"data": "digits", "artifacts": str(tmp_path)}
+    assert absolute(PipelineConfig(artifacts=str(tmp_path))) == {"data": "digits", "artifacts": str(tmp_path)}
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ NAMES = {"of a deployment": {"name": "a/b"}, "of a pool": {"pool": "prefect-none
 @pytest.mark.parametrize("arguments", NAMES.values(), ids=NAMES)
 def test_a_name_that_prefect_refuses_is_told_in_one_line(prefect_api: str, arguments: dict[str, str]) -> None:
     with pytest.raises(EdgelineError, match="refuses the deployment") as failure:
-        deploy(LineConfig(), **arguments)
+        deploy(PipelineConfig(), **arguments)
     assert "\n" not in str(failure.value)
     assert failure.value.code == "deploy_failed"
 
@@ -130,22 +130,22 @@ PARAMETERS = {
 def test_the_api_refuses_parameters_that_the_configuration_would(
     client: SyncPrefectClient, tmp_path: Path, config: dict[str, Any]
 ) -> None:
-    deployed = deploy(LineConfig(artifacts=str(tmp_path)), name="strict")
+    deployed = deploy(PipelineConfig(artifacts=str(tmp_path)), name="strict")
     with pytest.raises(PrefectHTTPStatusError, match="Validation failed"):
         client.create_flow_run_from_deployment(deployed.id, parameters={"config": config})
 
 
 def test_the_form_describes_every_setting(client: SyncPrefectClient, tmp_path: Path) -> None:
-    deployed = deploy(LineConfig(artifacts=str(tmp_path)), name="form")
+    deployed = deploy(PipelineConfig(artifacts=str(tmp_path)), name="form")
     definitions = client.read_deployment(deployed.id).parameter_openapi_schema["definitions"]
     described = {name: field["description"] for name, field in definitions["TrainConfig"]["properties"].items()}
     assert described == {
-        name: field.description for name, field in LineConfig.model_fields["train"].annotation.model_fields.items()
+        name: field.description for name, field in PipelineConfig.model_fields["train"].annotation.model_fields.items()
     }
 
 
 def test_a_worker_refuses_artifacts_in_a_folder_that_it_will_remove(client: SyncPrefectClient, tmp_path: Path) -> None:
-    deployed = deploy(LineConfig(artifacts=str(tmp_path)), name="relative")
+    deployed = deploy(PipelineConfig(artifacts=str(tmp_path)), name="relative")
     parameters = {"config": {"data": "digits"}}
     flow_run = client.create_flow_run_from_deployment(deployed.id, parameters=parameters)
     with pytest.raises(ConfigError, match="artifacts is 'artifacts'.*absolute path"):

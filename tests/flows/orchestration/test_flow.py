@@ -12,7 +12,7 @@ from edgeline.flows import steps as line
 from edgeline.flows.orchestration import tasks
 from edgeline.flows.orchestration.flow import edgeline, errors_in_one_line
 from edgeline.flows.orchestration.report import artifact_key, confusion_table
-from edgeline.pipeline.config import LineConfig
+from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.runs.run import Run, StepResult
 from edgeline.serve.errors import ConfigError, DataError, EdgelineError, StoreError
 
@@ -37,7 +37,7 @@ def last_flow_run(client: SyncPrefectClient) -> Any:
 
 @pytest.mark.slow
 def test_a_run_whose_results_are_there_reuses_each_of_them(
-    client: SyncPrefectClient, finished: LineConfig, wait_for: Callable[..., Any]
+    client: SyncPrefectClient, finished: PipelineConfig, wait_for: Callable[..., Any]
 ) -> None:
     run, steps = edgeline(finished)
     assert [step.name for step in steps] == STEPS
@@ -49,7 +49,7 @@ def test_a_run_whose_results_are_there_reuses_each_of_them(
 
 
 @pytest.mark.slow
-def test_a_finished_run_can_be_read_in_the_ui(client: SyncPrefectClient, finished: LineConfig) -> None:
+def test_a_finished_run_can_be_read_in_the_ui(client: SyncPrefectClient, finished: PipelineConfig) -> None:
     edgeline(finished)
     mine = {artifact.key: artifact for artifact in client.read_artifacts() if artifact.flow_run_id == last_flow_run(client).id}
     names = {"edgeline-tints", "edgeline-tints-variants", "edgeline-tints-confusion", "edgeline-tints-confusion-image"}
@@ -63,7 +63,7 @@ def test_a_finished_run_can_be_read_in_the_ui(client: SyncPrefectClient, finishe
 
 @pytest.mark.slow
 def test_what_is_published_is_announced_once(
-    client: SyncPrefectClient, unpublished: LineConfig, wait_for: Callable[..., Any]
+    client: SyncPrefectClient, unpublished: PipelineConfig, wait_for: Callable[..., Any]
 ) -> None:
     def announced() -> list[Any]:
         wanted = EventFilter(event=EventNameFilter(name=["edgeline.model.published"]))
@@ -81,7 +81,7 @@ def test_what_is_published_is_announced_once(
 
 @pytest.mark.slow
 def test_a_store_that_fails_for_a_moment_costs_no_run(
-    prefect_api: str, unpublished: LineConfig, monkeypatch: pytest.MonkeyPatch
+    prefect_api: str, unpublished: PipelineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish, failures = line.publish, [StoreError("gone for a moment")]
 
@@ -112,7 +112,7 @@ def test_an_error_comes_back_as_it_was_and_is_one_line_in_the_log(
     code: str,
 ) -> None:
     with pytest.raises(kind) as error:
-        edgeline(LineConfig(artifacts=str(tmp_path), **values))
+        edgeline(PipelineConfig(artifacts=str(tmp_path), **values))
     assert error.value.code == code
     assert last_flow_run(client).state_name == "Failed"
     said = [record for record in caplog.records if record.levelno >= logging.ERROR]

@@ -12,7 +12,7 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 
 from edgeline.flows import steps as line
 from edgeline.flows.orchestration.server import check_server, run_with_prefect
-from edgeline.pipeline.config import LineConfig
+from edgeline.pipeline.config import PipelineConfig
 from edgeline.serve.errors import DataError, EdgelineError
 
 ASK = (
@@ -47,8 +47,8 @@ sys.addaudithook(note)
 RUN = """
 import sys
 from edgeline.flows.orchestration.server import run_with_prefect
-from edgeline.pipeline.config import LineConfig
-run, steps = run_with_prefect(LineConfig.model_validate_json(sys.argv[1]))
+from edgeline.pipeline.config import PipelineConfig
+run, steps = run_with_prefect(PipelineConfig.model_validate_json(sys.argv[1]))
 print(len(steps), steps[-1].folder.parent.name, steps[-1].folder.name)
 """
 
@@ -94,7 +94,7 @@ def closed_port() -> Iterator[int]:
 def test_a_server_that_does_not_answer_is_one_clear_line(closed_port: int) -> None:
     url = f"http://me:secret@127.0.0.1:{closed_port}/api"
     with temporary_settings({PREFECT_API_URL: url}), pytest.raises(EdgelineError) as failure:
-        run_with_prefect(LineConfig())
+        run_with_prefect(PipelineConfig())
     assert failure.value.code == "prefect_unreachable"
     assert str(failure.value) == (
         f"the Prefect server http://127.0.0.1:{closed_port}/api cannot be used: [Errno 111] Connection refused; start it "
@@ -119,13 +119,13 @@ def test_a_server_that_wants_another_password_is_told(prefect_api: str) -> None:
 
 def test_a_failing_step_is_not_told_twice(prefect_api: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DataError, match="/no/such/folder"):
-        run_with_prefect(LineConfig(data="/no/such/folder", artifacts=str(tmp_path)))
+        run_with_prefect(PipelineConfig(data="/no/such/folder", artifacts=str(tmp_path)))
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.slow
 def test_the_configured_server_is_used_without_a_word(
-    prefect_api: str, finished: LineConfig, capfd: pytest.CaptureFixture[str]
+    prefect_api: str, finished: PipelineConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = [handler.filters.copy() for handler in logging.getLogger().handlers]
     _, steps = run_with_prefect(finished)
@@ -137,7 +137,7 @@ def test_the_configured_server_is_used_without_a_word(
 
 @pytest.mark.slow
 def test_without_a_server_an_embedded_one_is_used_and_nothing_leaves_the_machine(
-    unpublished: LineConfig, migrated_home: Callable[[], Path], tmp_path: Path
+    unpublished: PipelineConfig, migrated_home: Callable[[], Path], tmp_path: Path
 ) -> None:
     migrated_home().rename(Path(unpublished.artifacts) / "prefect")
     (tmp_path / "watch").mkdir()

@@ -6,7 +6,7 @@ from prefect.states import Failed
 
 from edgeline.flows import steps
 from edgeline.flows.orchestration import tasks
-from edgeline.pipeline.config import LineConfig
+from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.runs.run import Run, StepResult
 from edgeline.serve.errors import DataError, EdgelineError, StoreError, VerificationError
 
@@ -18,7 +18,7 @@ def test_there_is_a_task_for_each_step_in_the_order_of_the_line() -> None:
 @pytest.mark.parametrize("name", steps.AFTER_PREPARE)
 @pytest.mark.parametrize("reused", [True, False])
 def test_a_task_is_a_call_of_the_step(name: str, reused: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    run = Run(tmp_path, LineConfig())
+    run = Run(tmp_path, PipelineConfig())
     result = StepResult(name, tmp_path / name, reused=reused, seconds=2.0)
     asked: list[Run] = []
     monkeypatch.setitem(steps.AFTER_PREPARE, name, lambda run: asked.append(run) or result)
@@ -28,7 +28,7 @@ def test_a_task_is_a_call_of_the_step(name: str, reused: bool, monkeypatch: pyte
 
 
 def test_the_first_task_is_a_call_of_prepare(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    config = LineConfig()
+    config = PipelineConfig()
     made = Run(tmp_path, config), StepResult("prepare", tmp_path, reused=False, seconds=0.1)
     monkeypatch.setattr(tasks, "prepare_samples", lambda given: made if given is config else None)
     assert tasks.prepare.fn(config).data == made

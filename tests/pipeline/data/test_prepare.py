@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from edgeline.pipeline.config import LineConfig, load_config
+from edgeline.pipeline.config import PipelineConfig, load_config
 from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.data.samples import Prepared, read_prepared
 from edgeline.serve.errors import DataError, EdgelineError
@@ -44,7 +44,7 @@ def ten_cats_and_ten_dogs(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def config(data: Path, **settings: Any) -> LineConfig:
+def config(data: Path, **settings: Any) -> PipelineConfig:
     artifacts = data.parent / "artifacts"
     own = {key: settings.pop(key) for key in ("seed", "model") if key in settings}
     return load_config(None, [f"prepare.{key}={json.dumps(value)}" for key, value in settings.items()], **own).model_copy(

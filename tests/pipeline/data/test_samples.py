@@ -54,7 +54,7 @@ NOT_PREPARED = {
     "half a summary": lambda folder: (folder / "summary.json").write_text("{"),
     "a summary without labels": lambda folder: write_json(folder / "summary.json", {"fingerprint": "f"}),
     "no samples": lambda folder: (folder / "samples.csv").unlink(),
-    "another column": lambda folder: (folder / "samples.csv").write_text("path,colour,index,width,height\na,b,1,2,3\n"),
+    "another column": lambda folder: (folder / "samples.csv").write_text("path,color,index,width,height\na,b,1,2,3\n"),
     "a word for a number": lambda folder: (folder / "samples.csv").write_text("path,index,width,height\na,b,c,d\n"),
     "a cut row": lambda folder: (folder / "samples.csv").write_text("path,index,width,height\na,1\n"),
     "a row too long": lambda folder: (folder / "samples.csv").write_text("index,width,height\n1,2,3,4\n"),

@@ -7,30 +7,36 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeline.pipeline.data.stress_images import MAX_WITNESS_DIFFERENCE, check_witness, hard_set, witness, write_witness
+from edgeline.pipeline.data.stress_images import (
+    MAX_FINGERPRINT_DIFFERENCE,
+    check_preprocessing,
+    preprocessing_fingerprint,
+    stress_images,
+    write_preprocessing_fingerprint,
+)
 from edgeline.serve import preprocess as preprocessing
 from edgeline.serve.errors import VerificationError
 from edgeline.serve.preprocess import INTERPOLATIONS, Box, PreprocessSpec, crop_box, decode_image, fit, jpeg_scale, preprocess
 
 SPEC = PreprocessSpec(height=64, width=64)
-NAMES = ["black", "white", "noise", "one_pixel", "strip", "huge", "scene", "exif_rotated", "cmyk", "grey", "grey_16_bit"]
+NAMES = ["black", "white", "noise", "one_pixel", "strip", "huge", "scene", "exif_rotated", "cmyk", "gray", "gray_16_bit"]
 NAMES += ["alpha", "palette_alpha"]
 
 
 @pytest.fixture(scope="module", name="file")
 def a_witness(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("witness") / "witness.npz"
-    write_witness(path, SPEC)
+    path = tmp_path_factory.mktemp("preprocessing_fingerprint") / "preprocessing_fingerprint.npz"
+    write_preprocessing_fingerprint(path, SPEC)
     return path
 
 
 def test_the_hard_set_is_drawn_the_same_each_time() -> None:
-    assert list(hard_set()) == NAMES
-    assert hard_set.__wrapped__() == hard_set()
+    assert list(stress_images()) == NAMES
+    assert stress_images.__wrapped__() == stress_images()
 
 
 def test_every_hard_image_is_one_that_is_let_in_and_comes_out_right() -> None:
-    for name, pixels_HW3 in witness(SPEC).items():
+    for name, pixels_HW3 in preprocessing_fingerprint(SPEC).items():
         assert (pixels_HW3.shape, pixels_HW3.dtype) == ((64, 64, 3), np.uint8), name
 
 
@@ -41,8 +47,8 @@ HARD: dict[str, Callable[[Image.Image], bool]] = {
     "huge": lambda image: image.width * image.height == 24_000_000,
     "exif_rotated": lambda image: image.getexif()[0x0112] == 6,
     "cmyk": lambda image: (image.format, image.mode) == ("JPEG", "CMYK"),
-    "grey": lambda image: image.mode == "L",
-    "grey_16_bit": lambda image: image.mode == "I;16" and image.getextrema()[1] > 255,
+    "gray": lambda image: image.mode == "L",
+    "gray_16_bit": lambda image: image.mode == "I;16" and image.getextrema()[1] > 255,
     "alpha": lambda image: image.mode == "RGBA" and image.getextrema()[3] == (0, 255),
     "palette_alpha": lambda image: image.mode == "P" and "transparency" in image.info,
 }
@@ -53,25 +59,25 @@ def test_a_large_jpeg_is_scaled_and_full_decoding_gives_other_pixels(side: int, 
     spec = replace(SPEC, height=side, width=side)
     full = replace(spec, jpeg_decoding="full")
     assert jpeg_scale(6000, 4000, spec) == scale
-    scaled, whole = (preprocess(hard_set()["huge"], s).astype(int) for s in (spec, full))
-    assert 0 < np.abs(scaled - whole).mean() < MAX_WITNESS_DIFFERENCE
+    scaled, whole = (preprocess(stress_images()["huge"], s).astype(int) for s in (spec, full))
+    assert 0 < np.abs(scaled - whole).mean() < MAX_FINGERPRINT_DIFFERENCE
 
 
 @pytest.mark.parametrize("name", HARD)
 def test_what_is_hard_about_an_image_is_in_its_file(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(hard_set()[name])
+    (tmp_path / name).write_bytes(stress_images()[name])
     with Image.open(tmp_path / name) as image:
         assert HARD[name](image)
 
 
 def test_the_scene_is_another_one_turned_or_mirrored() -> None:
-    scene = np.asarray(decode_image(hard_set()["scene"]).resize((64, 64)), np.int16)
+    scene = np.asarray(decode_image(stress_images()["scene"]).resize((64, 64)), np.int16)
     turned = [np.rot90(side, turns) for side in (scene, scene[:, ::-1]) for turns in range(4)]
     assert min(np.abs(scene - other).mean() for other in turned[1:]) > 20
 
 
 def test_the_same_preprocessing_is_no_difference(file: Path) -> None:
-    assert check_witness(file, SPEC) == 0
+    assert check_preprocessing(file, SPEC) == 0
 
 
 def not_upright(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,15 +145,15 @@ def cmyk_upside_down(monkeypatch: pytest.MonkeyPatch) -> None:
     to_rgb(monkeypatch, ("CMYK",), lambda image, true: true(Image.eval(image, lambda v: 255 - v), (255, 255, 255)))
 
 
-COLOURED = {"noise", "one_pixel", "strip", "huge", "scene", "exif_rotated", "cmyk", "alpha", "palette_alpha"}
+COLORED = {"noise", "one_pixel", "strip", "huge", "scene", "exif_rotated", "cmyk", "alpha", "palette_alpha"}
 FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = {
     "the EXIF tag ignored": (not_upright, {"exif_rotated"}),
-    "red and blue exchanged": (bgr, COLOURED),
+    "red and blue exchanged": (bgr, COLORED),
     "bilinear, not bicubic": (bilinear, {"noise", "strip", "huge", "palette_alpha"}),
     "no antialiasing": (no_antialias, set(NAMES) - {"black", "white", "one_pixel"}),
     "no crop": (no_crop, set(NAMES) - {"black", "white", "one_pixel", "strip"}),
     "squashed": (squashed, set(NAMES) - {"black", "white", "one_pixel"}),
-    "16 bits clipped": (clipped, {"grey_16_bit"}),
+    "16 bits clipped": (clipped, {"gray_16_bit"}),
     "transparency dropped": (alpha_dropped, {"alpha", "palette_alpha"}),
     "black behind transparency": (black_behind, {"alpha", "palette_alpha"}),
     "inverted CMYK": (cmyk_upside_down, {"cmyk"}),
@@ -160,7 +166,7 @@ def test_another_preprocessing_is_noticed_and_named_by_its_pictures(
 ) -> None:
     spoil(monkeypatch)
     with pytest.raises(VerificationError, match="preprocessing is not what the model was trained with") as refusal:
-        check_witness(file, SPEC)
+        check_preprocessing(file, SPEC)
     named = str(refusal.value).split(": ")[1].split(" of the hard set")[0]
     assert set(named.split(", ")) == noticed
     assert refusal.value.code == "preprocess_changed"
@@ -169,11 +175,11 @@ def test_another_preprocessing_is_noticed_and_named_by_its_pictures(
 def test_a_crop_that_is_off_by_a_pixel_is_noticed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_pixel_to_the_right(monkeypatch)
     with pytest.raises(VerificationError, match="scene"):
-        check_witness(file, SPEC)
+        check_preprocessing(file, SPEC)
 
 
 def with_difference(file: Path, target: Path, levels: float) -> Path:
-    """A witness whose scene differs by so many levels on average, as another library's rounding would."""
+    """A preprocessing_fingerprint whose scene differs by so many levels on average, as another library's rounding would."""
     with np.load(file) as held:
         pixels: dict[str, Any] = {name: held[name].astype(np.int16) for name in held.files}
     size = pixels["scene"].size
@@ -186,16 +192,16 @@ def with_difference(file: Path, target: Path, levels: float) -> Path:
 
 
 def test_the_rounding_of_another_library_is_tolerated_and_no_more(file: Path, tmp_path: Path) -> None:
-    little = check_witness(with_difference(file, tmp_path / "little.npz", 0.95), SPEC)
+    little = check_preprocessing(with_difference(file, tmp_path / "little.npz", 0.95), SPEC)
     assert little == pytest.approx(0.95, abs=0.001)
-    assert little < MAX_WITNESS_DIFFERENCE == 1
+    assert little < MAX_FINGERPRINT_DIFFERENCE == 1
     with pytest.raises(VerificationError, match=r": scene of the hard set differ, by 1\.\d of 255 at worst \(scene\)"):
-        check_witness(with_difference(file, tmp_path / "much.npz", 1.06), SPEC)
+        check_preprocessing(with_difference(file, tmp_path / "much.npz", 1.06), SPEC)
 
 
 def test_another_resolution_is_another_preprocessing(file: Path) -> None:
     with pytest.raises(VerificationError, match="255"):
-        check_witness(file, replace(SPEC, width=65))
+        check_preprocessing(file, replace(SPEC, width=65))
 
 
 def lacks_a_picture(path: Path) -> None:
@@ -208,15 +214,15 @@ NOT_WHOLE: dict[str, Callable[[Path], object]] = {
     "absent": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-500]),
-    "text": lambda path: path.write_text("no witness"),
+    "text": lambda path: path.write_text("no preprocessing_fingerprint"),
     "without a picture": lacks_a_picture,
 }
 
 
 @pytest.mark.parametrize("damage", NOT_WHOLE.values(), ids=NOT_WHOLE)
 def test_a_witness_that_is_not_whole_is_refused(damage: Callable[[Path], object], file: Path, tmp_path: Path) -> None:
-    path = tmp_path / "witness.npz"
+    path = tmp_path / "preprocessing_fingerprint.npz"
     path.write_bytes(file.read_bytes())
     damage(path)
-    with pytest.raises(VerificationError, match="is no whole witness .*; train again"):
-        check_witness(path, SPEC)
+    with pytest.raises(VerificationError, match="is no whole preprocessing_fingerprint .*; train again"):
+        check_preprocessing(path, SPEC)

@@ -208,7 +208,7 @@ def without_labels(report: dict[str, object]) -> None:
 
 
 def with_another_field(report: dict[str, object]) -> None:
-    report["colour"] = "red"
+    report["color"] = "red"
 
 
 def with_text_for_a_count(report: dict[str, object]) -> None:

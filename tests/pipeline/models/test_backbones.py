@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeline.pipeline.config import PreprocessConfig
-from edgeline.pipeline.models.backbones import LITE, Network, Normalisation, Pretrained, build, load, remove_classifier, stages
+from edgeline.pipeline.models.backbones import LITE, Network, Normalization, Pretrained, build, load, remove_classifier, stages
 from edgeline.serve.errors import ConfigError, WeightsError
 from edgeline.serve.preprocess import PreprocessSpec, decode_image, preprocess
 
@@ -39,8 +39,8 @@ def photos(shared: Path) -> tuple[list[bytes], Tensor]:
 
 def look(pretrained: Pretrained, photos: tuple[list[bytes], Tensor], sight: Sight | None = None) -> tuple[float, float]:
     """A network's accuracy on photos, with its own 1,000 classes, and the mean loss, which feels smaller faults."""
-    spec, normalisation = pretrained.preprocess, pretrained.normalisation
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (normalisation.mean, normalisation.std))
+    spec, normalization = pretrained.preprocess, pretrained.normalization
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (normalization.mean, normalization.std))
     module, logits = pretrained.module.eval().to(memory_format=torch.channels_last), []
     with torch.inference_mode():
         for start in range(0, len(photos[0]), 8):
@@ -62,7 +62,7 @@ def squash(data: bytes) -> np.ndarray:
     return np.asarray(decode_image(data).resize((224, 224), Image.Resampling.BICUBIC))
 
 
-IMAGENET = Normalisation((255 * 0.485, 255 * 0.456, 255 * 0.406), (255 * 0.229, 255 * 0.224, 255 * 0.225))
+IMAGENET = Normalization((255 * 0.485, 255 * 0.456, 255 * 0.406), (255 * 0.229, 255 * 0.224, 255 * 0.225))
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_lite0_sees_clearly_and_each_of_the_three_traps_costs_it(photos: tuple[l
     accuracy, loss = look(lite0, photos)
     trapped = {
         "the twin without tf_": look(twin(lite0), photos),
-        "ImageNet's mean and std": look(replace(lite0, normalisation=IMAGENET), photos),
+        "ImageNet's mean and std": look(replace(lite0, normalization=IMAGENET), photos),
         "squashed to a square": look(lite0, photos, squash),
     }
     assert accuracy >= 0.87
@@ -91,7 +91,7 @@ def test_torchvision_finds_its_weights_where_it_would_have_downloaded_them(
     monkeypatch.setenv("TORCH_HOME", str(shared / "weights" / "torch"))
     mobilenet = load("mobilenet_v2", "imagenet")
     assert mobilenet.preprocess == PreprocessSpec(height=224, width=224, interpolation="bilinear")
-    assert mobilenet.normalisation == IMAGENET
+    assert mobilenet.normalization == IMAGENET
     assert look(mobilenet, (photos[0][:24], photos[1][:24]))[0] >= 0.75
 
 
@@ -116,7 +116,7 @@ def test_every_tensor_of_a_lite_is_the_one_in_the_wheel(model: str) -> None:
     expected, size, crop = LITES[model]
     assert parameters == expected
     assert pretrained.preprocess == PreprocessSpec(height=size, width=size, crop_fraction=crop, interpolation="bicubic")
-    assert pretrained.normalisation == Normalisation((127.0,) * 3, (128.0,) * 3)
+    assert pretrained.normalization == Normalization((127.0,) * 3, (128.0,) * 3)
 
 
 def no_package(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ def test_weights_from_a_file_see_the_pictures_that_the_named_weights_see(shared:
     monkeypatch.setenv("TORCH_HOME", str(shared / "weights" / "torch"))
     file = shared / "weights" / "torch" / "hub" / "checkpoints" / "mobilenet_v2-b0353104.pth"
     named, from_file = load("mobilenet_v2", "imagenet"), load("mobilenet_v2", str(file))
-    assert (from_file.preprocess, from_file.normalisation) == (named.preprocess, named.normalisation)
+    assert (from_file.preprocess, from_file.normalization) == (named.preprocess, named.normalization)
     assert all(torch.equal(a, b) for a, b in zip(named.module.parameters(), from_file.module.parameters(), strict=True))
 
 
@@ -379,7 +379,7 @@ def test_dropout_beside_the_old_classifier_goes_with_it() -> None:
     assert [m.p for m in network.backbone.classifier.modules() if isinstance(m, nn.Dropout)] == [0.0]
 
 
-def test_a_network_classifies_bytes_as_it_does_normalised_pixels(small: Network) -> None:
+def test_a_network_classifies_bytes_as_it_does_normalized_pixels(small: Network) -> None:
     nn.init.normal_(small.classifier.weight)
     pixels_NHW3 = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
     mean, std = torch.tensor(IMAGENET.mean), torch.tensor(IMAGENET.std)

@@ -35,7 +35,7 @@ CHECKPOINT = Checkpoint(
 @pytest.fixture(name="folder")
 def a_checkpoint(small: Network, tmp_path: Path) -> Path:
     nn.init.normal_(small.classifier.weight)
-    small.mean.add_(1)  # the normalisation travels too
+    small.mean.add_(1)  # the normalization travels too
     folder = tmp_path / "train"
     folder.mkdir()
     save_checkpoint(folder, small, CHECKPOINT)
@@ -112,7 +112,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "another crop": (edited(preprocess__crop_fraction=0.875), "is not the one the network was trained with"),
     "another resolution": (edited(preprocess__height=64), "is not the one the network was trained with"),
     "an impossible crop": (edited(preprocess__crop_fraction=5), "holds no checkpoint .*crop_fraction must be 0.1 to 1"),
-    "an unknown field": (edited(colour="red"), "holds no checkpoint .*colour"),
+    "an unknown field": (edited(color="red"), "holds no checkpoint .*color"),
     "settings that are a list": (lambda f: (f / SETTINGS).write_text("[]"), "holds no checkpoint"),
     "half the settings": (lambda f: (f / SETTINGS).write_text('{"model": "mob'), "holds no checkpoint"),
     "no settings": (lambda f: (f / SETTINGS).unlink(), "holds no checkpoint .*train again"),

@@ -2,19 +2,19 @@ from pathlib import Path
 
 import pytest
 
-from edgeline.pipeline.config import LineConfig, load_config
+from edgeline.pipeline.config import PipelineConfig, load_config
 from edgeline.pipeline.runs.run import create_run, open_run
 from edgeline.serve.errors import ConfigError, EdgelineError
 
 
 @pytest.fixture(name="config")
-def small_config(tmp_path: Path) -> LineConfig:
+def small_config(tmp_path: Path) -> PipelineConfig:
     return load_config(
         None, ["verify.max_difference=1e-7"], data="фото/⏚\x7f\t", name="flowers", artifacts=str(tmp_path / "artifacts")
     )
 
 
-def test_a_run_is_found_again_by_its_configuration_and_its_data(config: LineConfig) -> None:
+def test_a_run_is_found_again_by_its_configuration_and_its_data(config: PipelineConfig) -> None:
     run = create_run(config, "fingerprint")
     assert run.folder.parent == config.runs
     assert run.folder.name.startswith("flowers-")
@@ -22,19 +22,19 @@ def test_a_run_is_found_again_by_its_configuration_and_its_data(config: LineConf
     assert create_run(config, "another").folder != run.folder
 
 
-def test_where_data_and_artifacts_lie_does_not_matter(config: LineConfig, tmp_path: Path) -> None:
+def test_where_data_and_artifacts_lie_does_not_matter(config: PipelineConfig, tmp_path: Path) -> None:
     elsewhere = config.model_copy(update={"data": "moved", "artifacts": str(tmp_path / "b")})
     assert create_run(elsewhere, "f").folder.name == create_run(config, "f").folder.name
 
 
 @pytest.mark.parametrize("change", ["seed=1", "model=other", "train.epochs=3", "publish.golden=9", "name=other"])
-def test_every_setting_makes_another_run(config: LineConfig, change: str) -> None:
+def test_every_setting_makes_another_run(config: PipelineConfig, change: str) -> None:
     other = load_config(None, ["verify.max_difference=1e-7", change], data=config.data, artifacts=config.artifacts)
     other = other if change.startswith("name") else other.model_copy(update={"name": "flowers"})
     assert create_run(other, "f").folder != create_run(config, "f").folder
 
 
-def test_a_run_that_is_opened_has_the_same_configuration(config: LineConfig) -> None:
+def test_a_run_that_is_opened_has_the_same_configuration(config: PipelineConfig) -> None:
     run = create_run(config, "fingerprint")
     assert open_run(run.folder) == run
 
@@ -44,7 +44,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         open_run(tmp_path)
 
 
-def test_artifacts_that_cannot_be_written_are_named(config: LineConfig) -> None:
+def test_artifacts_that_cannot_be_written_are_named(config: PipelineConfig) -> None:
     Path(config.artifacts).touch()
     with pytest.raises(EdgelineError, match="cannot be written: Not a directory") as caught:
         create_run(config, "f")

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeline.pipeline.config import LineConfig, load_config
+from edgeline.pipeline.config import PipelineConfig, load_config
 from edgeline.pipeline.runs.run import Run, create_run
 from edgeline.pipeline.runs.step import Step, build_or_reuse, step_key
 
@@ -33,7 +33,7 @@ def test_a_key_depends_on_inputs_code_and_packages() -> None:
     assert step_key({"b": 2, "a": 1}, "") == step_key({"a": 1, "b": 2}, "")
 
 
-def changed(config: LineConfig, **values: object) -> LineConfig:
+def changed(config: PipelineConfig, **values: object) -> PipelineConfig:
     return config.model_copy(update=values)
 
 

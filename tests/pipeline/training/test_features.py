@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from edgeline.pipeline.data import samples
 from edgeline.pipeline.data.samples import Prepared, Sample
-from edgeline.pipeline.models.backbones import Network, Normalisation, build
+from edgeline.pipeline.models.backbones import Network, Normalization, build
 from edgeline.pipeline.runs import step
 from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.pipeline.training import features
@@ -98,7 +98,7 @@ def other_statistics(network: Network, spec: PreprocessSpec) -> dict[str, Any]:
     return {}
 
 
-def other_normalisation(network: Network, spec: PreprocessSpec) -> dict[str, Any]:
+def other_normalization(network: Network, spec: PreprocessSpec) -> dict[str, Any]:
     network.mean += 3
     return {}
 
@@ -106,7 +106,7 @@ def other_normalisation(network: Network, spec: PreprocessSpec) -> dict[str, Any
 MISSES: dict[str, Callable[[Network, PreprocessSpec], dict[str, Any]]] = {
     "other weights": other_weights,
     "other statistics": other_statistics,
-    "another normalisation": other_normalisation,
+    "another normalization": other_normalization,
     "another preprocessing": lambda network, spec: {"spec": PreprocessSpec(height=32, width=32, crop_fraction=1.0)},
     "another view": lambda network, spec: {"view": "flip-1", "augment": partial(augment, kind="flip", view=1)},
 }
@@ -262,7 +262,7 @@ class InPlace(SecondReader):
 
 @pytest.mark.parametrize("backbone", [SecondReader, InPlace])
 def test_a_norm_that_only_seems_to_follow_its_convolution_is_left_alone(backbone: type[SecondReader]) -> None:
-    network = Network(backbone(), 4, 2, 0.0, Normalisation((127.0,) * 3, (128.0,) * 3)).eval()
+    network = Network(backbone(), 4, 2, 0.0, Normalization((127.0,) * 3, (128.0,) * 3)).eval()
     disturb_statistics(network)
     folded = fold_batch_norm(network, PreprocessSpec(height=16, width=16))
     images_NCHW = torch.rand(2, 3, 16, 16) * 255

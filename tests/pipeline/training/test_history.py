@@ -27,7 +27,7 @@ def test_training_is_over_after_so_many_epochs_without_a_better_one() -> None:
     over = []
     for loss in (0.9, 0.5, 0.6, 0.6, 0.6):
         fit.add(1.0, loss, 0.5)
-        over.append(fit.is_over(patience=3))
+        over.append(fit.should_stop(patience=3))
     assert over == [False, False, False, False, True]
 
 

@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit(
     assert not np.array_equal(first.val_logits_NK, other.val_logits_NK)
 
 
-def test_the_network_gives_on_pixels_what_the_head_gave_on_normalised_features(
+def test_the_network_gives_on_pixels_what_the_head_gave_on_normalized_features(
     fitted: Fitted, lite0: Network, shapes: Prepared, spec: PreprocessSpec
 ) -> None:
     course = fitted(lite0, PLAIN)
@@ -122,7 +122,7 @@ def rows(features_ND: np.ndarray) -> FeatureRows:
     return FeatureRows([features_ND.astype(np.float32)], torch.zeros(features_ND.shape[1]), 1.0)
 
 
-def test_rows_are_read_over_several_tables_centred_and_scaled() -> None:
+def test_rows_are_read_over_several_tables_centered_and_scaled() -> None:
     tables = [np.random.default_rng(n).normal(size=(n, 5)).astype(np.float32) for n in (3, 1, 4)]
     mean_D = torch.arange(5.0)
     held = FeatureRows(tables, mean_D, 2.0)

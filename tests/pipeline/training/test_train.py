@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.data.samples import Prepared
-from edgeline.pipeline.data.stress_images import check_witness
+from edgeline.pipeline.data.stress_images import check_preprocessing
 from edgeline.pipeline.evaluation.evaluate import compute_logits
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.checkpoint import load_checkpoint, read_settings
@@ -21,7 +21,7 @@ from edgeline.serve.errors import DataError, TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
 
 CPU = torch.device("cpu")
-FILES = ["calibration.npz", "checkpoint.json", "checkpoint.safetensors", "preprocess_witness.npz"]
+FILES = ["calibration.npz", "checkpoint.json", "checkpoint.safetensors", "preprocessing_fingerprint.npz"]
 
 
 def without(prepared: Prepared, split: str, *labels: str) -> Prepared:
@@ -116,7 +116,7 @@ def test_a_checkpoint_holds_all_that_the_later_steps_need_and_no_pickle(trained_
     assert (held.model, held.weights, held.labels, held.strategy) == ("efficientnet_lite0", "imagenet", shapes.labels, "head")
     assert 1 <= held.best_epoch <= len(held.history)
     assert held.versions["torch"] == torch.__version__.split("+")[0] or held.versions["torch"] == torch.__version__
-    assert check_witness(folder / "preprocess_witness.npz", held.preprocess) == 0
+    assert check_preprocessing(folder / "preprocessing_fingerprint.npz", held.preprocess) == 0
     with np.load(folder / CALIBRATION, allow_pickle=False) as calibration:
         assert calibration["logits"].shape == (12, 3)
         assert calibration["targets"].tolist() == [0] * 4 + [1] * 4 + [2] * 4

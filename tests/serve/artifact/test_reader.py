@@ -38,7 +38,7 @@ FILES = ["model.onnx", "labels.txt", "card.md", "golden/golden.json", "golden/0.
 
 def test_a_whole_artifact_is_opened(folder: Path) -> None:
     artifact = open_artifact(folder)
-    assert artifact.manifest.name == "colours"
+    assert artifact.manifest.name == "colors"
     assert artifact.read("labels.txt") == b"red\ngreen\nblue\ndark\n"
 
 

@@ -15,7 +15,7 @@ from edgeline.serve.errors import ArtifactError, InputError
 from edgeline.serve.inputs.images import Picture
 from edgeline.serve.preprocess import decode_image
 
-IDENTITY = {"model": "colours", "version": 1, "variant": "onnx-fp32"}
+IDENTITY = {"model": "colors", "version": 1, "variant": "onnx-fp32"}
 
 
 @pytest.fixture(name="classifier", scope="module")

@@ -169,7 +169,7 @@ def test_a_newer_version_answers_from_the_next_image_on(make_artifact: Any, phot
 
         assert answered(photos[0])["version"] == 1
         os.rename(newer, artifact / "2")
-        assert process.stderr.readline() == b"edgeline: now answers with colours 2\n"
+        assert process.stderr.readline() == b"edgeline: now answers with colors 2\n"
         assert answered(photos[1])["version"] == 2
         assert answered(photos[1])["version"] == 2
         assert ended(process, signal.SIGTERM) == (0, b"", b"")
@@ -245,11 +245,11 @@ def test_the_statistics_are_kept_at_the_end(run: Run, artifact_template: Path, p
     assert [path.name for path in tmp_path.iterdir()] == ["drift.json"]
 
 
-def test_the_optimised_graph_is_kept_where_it_is_asked_for(
+def test_the_optimized_graph_is_kept_where_it_is_asked_for(
     run: Run, artifact_template: Path, photos: list[Path], tmp_path: Path
 ) -> None:
     first = run("predict", artifact_template, *photos, "--cache", tmp_path / "cache")
-    kept = list((tmp_path / "cache" / "optimised").glob("*.onnx"))
+    kept = list((tmp_path / "cache" / "optimized").glob("*.onnx"))
     assert len(kept) == bool(processor_line())
     assert run("predict", artifact_template, *photos, "--cache", tmp_path / "cache") == first
     assert run("predict", artifact_template, *photos) == first

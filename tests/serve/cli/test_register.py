@@ -59,7 +59,7 @@ def test_json_has_an_object_a_line(run: Run, artifact_template: Path, photos: Pa
     assert answer.pop("times").keys() == {"decode_ms", "infer_ms"}
     assert answer == {
         "path": f"{photos}/b.jpg",
-        "model": "colours",
+        "model": "colors",
         "version": 1,
         "variant": "onnx-fp32",
         "predictions": [{"label": "red", "index": 0}],
@@ -179,7 +179,7 @@ def test_what_makes_no_sense_is_told_without_a_traceback(
 def test_a_true_artifact_is_proven_with_its_measurements(run: Run, artifact_template: Path) -> None:
     code, out, err = run("check", artifact_template)
     assert (code, err) == (0, "")
-    assert out.startswith("colours 1 is proven on this machine\n")
+    assert out.startswith("colors 1 is proven on this machine\n")
     assert "12, " in out
     assert "4 golden samples" in out
     assert "tolerated 0.001" in out
@@ -189,7 +189,7 @@ def test_the_proof_in_json_has_the_numbers(run: Run, artifact_template: Path) ->
     code, out, _ = run("check", artifact_template.parent, "--json")
     report = json.loads(out)
     assert code == 0
-    assert (report["proven"], report["name"], report["version"], report["files"]) == (True, "colours", 1, 12)
+    assert (report["proven"], report["name"], report["version"], report["files"]) == (True, "colors", 1, 12)
     [proof] = report["variants"]
     assert (proof["variant"], proof["samples"], proof["tolerance"]) == ("onnx-fp32", 4, 0.001)
     assert 0 <= proof["max_difference"] < 1e-5

@@ -26,7 +26,7 @@ def outcomes(results: list[Result], outcome: str) -> dict[str, str]:
 
 
 def test_edgelines_server_passes_every_check_with_pixels(site: Any) -> None:
-    results = run(reach(site.url, "colours.pixels"))
+    results = run(reach(site.url, "colors.pixels"))
     assert [result.check for result in results] == checks()
     assert outcomes(results, "failed") == {}
     assert outcomes(results, "skipped") == {}

@@ -38,7 +38,7 @@ def test_a_server_that_conforms_gives_a_table_and_exit_code_0(run: Run, site: An
     assert "The request's id comes back." in out
     assert "image cannot travel as JSON" in out
     assert "specification: 2 passed, 0 failed, 1 skipped" in out
-    assert "with model colours conforms" in out
+    assert "with model colors conforms" in out
 
 
 def test_a_server_that_does_not_gives_exit_code_1_and_what_was_seen(run: Run, tiny: Any) -> None:

@@ -40,12 +40,12 @@ def test_the_figures_are_those_of_the_image_and_its_answer() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (12, 16), (224, 224), (240, 240), (7, 1000), (333, 512)])
-def test_every_column_and_colour_is_met(shape: tuple[int, int]) -> None:
+def test_every_column_and_color_is_met(shape: tuple[int, int]) -> None:
     height, width = shape
     drift = Drift(("a", "b"), height, width, **IDENTITY)
-    for colour in range(3):
+    for color in range(3):
         pixels = np.zeros((height, width, 3), np.uint8)
-        pixels[..., colour] = 240
+        pixels[..., color] = 240
         drift.observe(pixels, np.array([1, 0], np.float32))
     held = drift.snapshot()["statistics"]["brightness"]
     assert held["mean"] == pytest.approx(80, abs=1)
@@ -114,7 +114,7 @@ def test_a_classifiers_statistics_name_its_very_manifest(artifact_template: Path
     classifier = Classifier.open(artifact_template)
     snapshot = drift_of(classifier).snapshot()
     digest = hashlib.sha256((artifact_template / "manifest.json").read_bytes()).hexdigest()
-    assert (snapshot["model"], snapshot["version"], snapshot["manifest_sha256"]) == ("colours", 1, digest)
+    assert (snapshot["model"], snapshot["version"], snapshot["manifest_sha256"]) == ("colors", 1, digest)
     assert snapshot["count"] == 0
 
 

@@ -29,7 +29,7 @@ def observe(drift: Drift, count: int, seed: int, level: int = 100) -> Drift:
 @pytest.fixture(name="artifact")
 def with_reference(make_artifact: Any, seal: Any) -> Path:
     folder: Path = make_artifact()
-    reference = observe(Drift(LABELS, 12, 16, model="colours", version=1, manifest_sha256=None), 200, seed=0)
+    reference = observe(Drift(LABELS, 12, 16, model="colors", version=1, manifest_sha256=None), 200, seed=0)
     (folder / FILE_NAME).write_text(json.dumps(reference.snapshot() | dict.fromkeys(OF_A_VERSION)))
     return Path(seal(folder))
 
@@ -49,7 +49,7 @@ def snapshots_of(artifact: Path, tmp_path: Path) -> Callable[..., Path]:
 
 def test_the_same_kind_of_images_has_not_drifted(artifact: Path, field: Callable[..., Path]) -> None:
     report = compare([field(1), field(2)], artifact.parent)
-    assert (report["model"], report["version"], report["count"], report["reference_count"]) == ("colours", 1, 300, 200)
+    assert (report["model"], report["version"], report["count"], report["reference_count"]) == ("colors", 1, 300, 200)
     assert report["drifted"] == []
     assert report["statistics"].keys() >= {"brightness", "contrast", "top", "margin", "entropy", "predicted"}
 
@@ -99,7 +99,7 @@ def test_the_command_shows_a_table_and_fails_only_if_it_is_asked_to(
     code, out, err = run("drift", bright, "--artifact", artifact)
     assert (code, err) == (0, "")
     head, columns, *rows = out.splitlines()
-    assert head.startswith("colours 1: 150 images of 1 snapshot, ")
+    assert head.startswith("colors 1: 150 images of 1 snapshot, ")
     assert columns.split() == ["PSI", "by", "chance", "JS", "mean", "held-out"]
     assert [row.split()[0] for row in rows if row.endswith("drifted")] == ["brightness"]
     assert run("drift", bright, "--artifact", artifact, "--fail-over", 0.25)[0] == 1

@@ -79,7 +79,7 @@ def test_an_image_is_answered(site: Any, photo: bytes) -> None:
     assert reply.status_code == 200
     answer = reply.json()
     assert {name: answer[name] for name in ("model", "version", "variant")} == {
-        "model": "colours",
+        "model": "colors",
         "version": 1,
         "variant": "onnx-fp32",
     }
@@ -404,7 +404,7 @@ def test_a_model_that_gives_no_number_is_a_500_of_its_own(artifact_template: Pat
 
 def test_a_proven_artifact_is_ready_and_says_what_was_measured(site: Any) -> None:
     answer = site.client.get("/readyz").json()
-    assert (answer["status"], answer["model"], answer["version"]) == ("ready", "colours", 1)
+    assert (answer["status"], answer["model"], answer["version"]) == ("ready", "colors", 1)
     assert answer["proof"]["samples"] == 4
     assert answer["proof"]["max_difference"] <= answer["proof"]["tolerance"]
 

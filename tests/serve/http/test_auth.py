@@ -55,7 +55,7 @@ PATHS = [
     "/predict",
     "/metrics",
     "/artifacts",
-    "/artifacts/colours/latest",
+    "/artifacts/colors/latest",
     "/model",
     "//healthz",
     "/healthz/",
@@ -90,7 +90,7 @@ def test_the_pages_files_need_no_token_and_what_they_show_does(guarded: Any) -> 
     page = guarded.client.get("/").text
     assert "page.js" in page
     assert guarded.client.get("/page.js").status_code == 200
-    assert "colours" not in page
+    assert "colors" not in page
     assert guarded.client.get("/model").status_code == 401
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from edgeline.serve.classifier import Classifier
-from edgeline.serve.http.app import Terms
+from edgeline.serve.http.app import ServingLimits
 from edgeline.serve.http.auth import Tokens
 from edgeline.serve.inference.scheduler import Plan
 
@@ -282,7 +282,7 @@ def test_a_full_engine_refuses_at_once_and_the_connection_goes_on(
 def test_what_is_due_is_told_so_and_what_is_not_waits_on(
     stuck: Any, artifact_template: Path, photo: bytes, serving: Any
 ) -> None:
-    with serving(artifact_template, open_classifier=stuck, express=True, plan=ONE, terms=Terms(deadline_s=0.3)) as site:
+    with serving(artifact_template, open_classifier=stuck, express=True, plan=ONE, terms=ServingLimits(deadline_s=0.3)) as site:
         started = ask(site, request(photo, "/predict", IMAGE))
         waiting = ask(site, request(photo, "/predict", IMAGE))
         assert [(told[0], json.loads(told[2])["code"]) for told in (started, waiting)] == [

@@ -8,8 +8,8 @@ import pytest
 from starlette.types import ASGIApp
 
 from edgeline.serve.classifier import Classifier
-from edgeline.serve.http.app import Service, Terms, create_app
-from edgeline.serve.http.load_shedding import Door
+from edgeline.serve.http.app import Service, ServingLimits, create_app
+from edgeline.serve.http.load_shedding import LoadShedding
 from edgeline.serve.inference.repository import Models
 from edgeline.serve.inference.scheduler import Engine
 
@@ -21,7 +21,7 @@ def service(artifact_template: Path) -> Service:
     """Whose queue has room for nothing."""
     models = Models([artifact_template], Classifier.open, max_pixels=1)
     models.slots[0].current = Classifier.open(artifact_template, threads=1, prove=False)
-    return Service(models, Engine(queue_limit=0), Terms())
+    return Service(models, Engine(queue_limit=0), ServingLimits())
 
 
 def ask(app: ASGIApp, method: str, path: str) -> httpx.Response:
@@ -39,7 +39,7 @@ def without_chance(headers: httpx.Headers) -> dict[str, str]:
 
 def test_what_is_turned_away_is_told_so_as_the_application_would(service: Service) -> None:
     app = create_app(service)
-    inside, outside = ask(app, "POST", "/predict"), ask(Door(app, service), "POST", "/predict")
+    inside, outside = ask(app, "POST", "/predict"), ask(LoadShedding(app, service), "POST", "/predict")
     assert (outside.status_code, outside.json()) == (inside.status_code, inside.json()) == (503, outside.json())
     assert outside.json() == {"error": outside.json()["error"], "code": "overloaded", "request_id": "abc"}
     assert without_chance(outside.headers) == without_chance(inside.headers)
@@ -54,10 +54,10 @@ def test_what_is_turned_away_is_told_so_as_the_application_would(service: Servic
     ("method", "path", "status"), [("GET", "/healthz", 200), ("GET", "/predict", 405), ("POST", "/x", 404)]
 )
 def test_everything_else_goes_to_the_application(service: Service, method: str, path: str, status: int) -> None:
-    assert ask(Door(create_app(service), service), method, path).status_code == status
+    assert ask(LoadShedding(create_app(service), service), method, path).status_code == status
 
 
 def test_an_engine_with_room_is_asked(service: Service) -> None:
     service.engine.queue_limit = 1
     service.models.slots[0].current = None
-    assert ask(Door(create_app(service), service), "POST", "/predict").json()["code"] == "loading"
+    assert ask(LoadShedding(create_app(service), service), "POST", "/predict").json()["code"] == "loading"

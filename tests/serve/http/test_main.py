@@ -24,7 +24,7 @@ from tests.support.processes import DEADLINE_S, MAIN, ROOT, connect, line_of, re
 @pytest.fixture
 def followed(make_artifact: Any, seal: Callable[..., Path], tmp_path: Path) -> tuple[Path, Callable[..., None]]:
     """A name's folder with version 1, and what publishes another; with a text in its model that changes nothing else."""
-    store = tmp_path / "published" / "colours"
+    store = tmp_path / "published" / "colors"
     store.mkdir(parents=True)
 
     def publish(version: int, text: bytes = b"") -> None:
@@ -82,10 +82,10 @@ def test_after_a_kill_it_starts_again_on_the_same_port_and_answers(followed: Any
 
 
 @pytest.mark.skipif(not processor_line(), reason="graphs are kept only where the processor is known")
-def test_a_start_keeps_the_optimised_graph_and_an_exchange_does_not(followed: Any, tmp_path: Path) -> None:
+def test_a_start_keeps_the_optimized_graph_and_an_exchange_does_not(followed: Any, tmp_path: Path) -> None:
     store, publish = followed
     options = ("--cache", str(tmp_path / "cache"), "--runners", "1")
-    kept = tmp_path / "cache" / "optimised"
+    kept = tmp_path / "cache" / "optimized"
     with started(store, *options) as (process, url):
         wait_until_ready(url)
         [first] = kept.glob("*.onnx")

@@ -84,10 +84,10 @@ def test_fifty_bombs_at_once_take_no_more_memory_than_there_are_runners_and_hurt
 
         with ThreadPoolExecutor(50) as pool:
             answers = list(pool.map(ask, [over_it, at_the_limit] * 25))
-            neighbours = list(pool.map(ask, [over_it, photo] * 10))[1::2]
+            neighbors = list(pool.map(ask, [over_it, photo] * 10))[1::2]
         assert {answer.status_code for answer in answers[::2]} == {413}
         assert {answer.status_code for answer in answers[1::2]} == {200}
-        assert [answer.json() for answer in neighbours] == [honest] * 10
+        assert [answer.json() for answer in neighbors] == [honest] * 10
         # 25 pictures of 12 MB, and a second copy of each, would be 600 MB; two runners hold two of them.
         assert resident(process.pid, "VmHWM") - before < 150 * 10**6
 
@@ -207,9 +207,9 @@ def test_reloads_from_everywhere_at_once_load_one_after_the_other(
             opened.append(path.name)
             return Classifier.open(path)
 
-    with serving(store / "colours", open_classifier=open_alone) as site, ThreadPoolExecutor(4) as pool:
+    with serving(store / "colors", open_classifier=open_alone) as site, ThreadPoolExecutor(4) as pool:
         made = make_artifact(store=tmp_path / "made", version=2)
-        os.replace(made, store / "colours" / "2")
+        os.replace(made, store / "colors" / "2")
         storm = [pool.submit(lambda: [site.service.models.reload() for _ in range(200)]) for _ in range(3)]
         asked = [site.client.post("/predict", content=photo).status_code for _ in range(20)]
         assert all(each.result() for each in storm)
@@ -231,7 +231,7 @@ HOSTILE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "a media type": ("POST", "/predict", {"content": b"x", "headers": {"Content-Type": f"text/{MARKUP}"}}),
     "a deadline": ("POST", "/predict", {"content": b"x", "headers": {"X-Request-Timeout-Ms": MARKUP}}),
     "a V2 model": ("GET", "/v2/models/%0d%0aforged", {}),
-    "a V2 input": ("POST", "/v2/models/colours/infer", {"json": {"inputs": [{"name": f"\r\nforged{MARKUP}"}]}}),
+    "a V2 input": ("POST", "/v2/models/colors/infer", {"json": {"inputs": [{"name": f"\r\nforged{MARKUP}"}]}}),
     "an artifact": ("GET", "/artifacts/%0d%0aforged/latest", {}),
     "an image": ("POST", "/predict", {"content": b"GIF89a" + MARKUP.encode()}),
     "nothing": ("POST", "/predict", {}),
@@ -303,8 +303,8 @@ def test_an_address_or_a_path_in_a_request_is_never_followed(site: Any, artifact
                 {"url": "/predict", "json": {"url": place, "path": place}},
                 {"url": "/predict", "params": {"url": place, "path": place, "file": place}},
                 {"url": "/predict", "data": {"url": place}},
-                {"url": "/v2/models/colours/infer", "json": {"inputs": [tensor | {"data": [place]}]}},
-                {"url": "/v2/models/colours/infer", "json": {"inputs": [tensor | {"parameters": {"url": place}}]}},
+                {"url": "/v2/models/colors/infer", "json": {"inputs": [tensor | {"data": [place]}]}},
+                {"url": "/v2/models/colors/infer", "json": {"inputs": [tensor | {"parameters": {"url": place}}]}},
             ):
                 assert site.client.post(**sent).status_code in (400, 415, 422), sent
         with pytest.raises(BlockingIOError):

@@ -12,7 +12,7 @@ from edgeline.serve.classifier import Classifier
 from edgeline.serve.drift.report import compare
 from edgeline.serve.drift.snapshot import read_snapshot
 from edgeline.serve.errors import ArtifactError
-from edgeline.serve.inference.drift_observer import Observed
+from edgeline.serve.inference.drift_observer import DriftObserver
 from edgeline.serve.inference.scheduler import Answer, Job
 
 
@@ -21,8 +21,8 @@ def photos(artifact_template: Path) -> list[bytes]:
     return [(artifact_template / "golden" / f"{index}.jpg").read_bytes() for index in range(4)]
 
 
-def watch(site: Any) -> Observed:
-    observed = Observed()
+def watch(site: Any) -> DriftObserver:
+    observed = DriftObserver()
     site.service.observed = observed
     site.service.engine.observe = observed.take
     site.service.metrics.drift = observed.distances
@@ -36,7 +36,7 @@ def test_every_answer_is_in_the_snapshot_that_is_given(artifact_template: Path, 
             site.client.post("/predict", content=photo)
         site.client.post("/predict", content=b"no image")
         snapshot = read_snapshot(site.client.get("/drift").content)
-    assert (snapshot["model"], snapshot["version"], snapshot["count"]) == ("colours", 1, 12)
+    assert (snapshot["model"], snapshot["version"], snapshot["count"]) == ("colors", 1, 12)
     assert snapshot["predicted"]["counts"] == [3, 3, 3, 3]
     assert snapshot["statistics"]["width"]["count"] == 12
 
@@ -85,7 +85,7 @@ def test_the_distances_from_a_reference_are_metrics(make_artifact: Any, seal: An
 
 
 def test_statistics_of_versions_that_are_gone_go_with_them(make_artifact: Any, photos: list[bytes]) -> None:
-    observed, loop = Observed(), asyncio.new_event_loop()
+    observed, loop = DriftObserver(), asyncio.new_event_loop()
     loop.close()  # a job names one; this one is never handed over
     for version in range(1, 4):
         classifier = Classifier.open(make_artifact(version=version), threads=1)

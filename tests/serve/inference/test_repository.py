@@ -19,10 +19,10 @@ from onnx import TensorProto, helper
 
 from edgeline.serve.classifier import Classifier, Outputs
 from edgeline.serve.errors import ArtifactError
-from edgeline.serve.http.app import Terms
+from edgeline.serve.http.app import ServingLimits
 from edgeline.serve.inference import sandbox as candidate
 from edgeline.serve.inference.repository import Models
-from edgeline.serve.inference.sandbox import try_out
+from edgeline.serve.inference.sandbox import validate_in_subprocess
 from edgeline.serve.preprocess import Limits
 
 WAIT_S = 60.0
@@ -39,7 +39,7 @@ def store(tmp_path: Path) -> Path:
 def publish(make_artifact: Any, store: Path, tmp_path: Path) -> Publish:
     """`publish(version, damage=None)`: the artifact's folder, there at once and whole, or damaged."""
 
-    def put(version: int, damage: Callable[[Path], None] = lambda folder: None, name: str = "colours", **fields: Any) -> Path:
+    def put(version: int, damage: Callable[[Path], None] = lambda folder: None, name: str = "colors", **fields: Any) -> Path:
         made = make_artifact(store=tmp_path / f"made-{name}-{version}", name=name, version=version, **fields)
         damage(made)
         (store / name).mkdir(parents=True, exist_ok=True)
@@ -73,13 +73,13 @@ def test_a_version_that_is_published_takes_over_and_the_old_one_stays_at_hand(
     publish: Publish, store: Path, serving: Any
 ) -> None:
     publish(1)
-    with serving(store / "colours") as site:
+    with serving(store / "colors") as site:
         assert version_of(site) == 1
         publish(2)
         until(lambda: version_of(site) == 2)
         told = site.client.get("/readyz").json()
         assert (told["previous"], told["refused"], told["rolled_back_from"]) == (1, None, None)
-        assert site.service.models.versions("colours") == [1, 2]
+        assert site.service.models.versions("colors") == [1, 2]
 
 
 def test_a_version_that_is_named_itself_is_not_followed(publish: Publish, serving: Any) -> None:
@@ -104,7 +104,7 @@ def test_a_bad_version_is_refused_with_its_reason_and_the_old_one_serves_on(
     publish: Publish, store: Path, serving: Any, damage: Callable[[Path], None], code: str
 ) -> None:
     publish(1)
-    with serving(store / "colours") as site:
+    with serving(store / "colors") as site:
         publish(2, damage)
         until(lambda: site.client.get("/readyz").json()["refused"] is not None)
         told = site.client.get("/readyz").json()
@@ -112,7 +112,7 @@ def test_a_bad_version_is_refused_with_its_reason_and_the_old_one_serves_on(
         assert str(store) not in json.dumps(told)
         assert site.service.models.slots[0].refusals == 1
         metrics = site.client.get("/metrics").text
-        assert 'edgeline_refusals_total{name="colours"} 1.0' in metrics
+        assert 'edgeline_refusals_total{name="colors"} 1.0' in metrics
 
 
 def test_other_answers_than_its_golden_ones_refuse_a_version(
@@ -126,7 +126,7 @@ def test_other_answers_than_its_golden_ones_refuse_a_version(
         seal(folder, version=2)
 
     publish(1)
-    with serving(store / "colours") as site:
+    with serving(store / "colors") as site:
         publish(2, lie)
         until(lambda: site.client.get("/readyz").json()["refused"] is not None)
         assert site.client.get("/readyz").json()["refused"]["code"] == "golden_mismatch"
@@ -137,10 +137,10 @@ def test_a_version_that_was_refused_is_tried_again_when_its_files_have_changed(
     publish: Publish, store: Path, serving: Any
 ) -> None:
     publish(1)
-    with serving(store / "colours") as site:
+    with serving(store / "colors") as site:
         folder = publish(2, cut_the_model)
         until(lambda: site.client.get("/readyz").json()["refused"] is not None)
-        whole = (store / "colours" / "1" / "model.onnx").read_bytes()
+        whole = (store / "colors" / "1" / "model.onnx").read_bytes()
         (folder / "model.onnx").write_bytes(whole)
         until(lambda: version_of(site) == 2)
         assert site.client.get("/readyz").json()["refused"] is None
@@ -148,7 +148,7 @@ def test_a_version_that_was_refused_is_tried_again_when_its_files_have_changed(
 
 def test_a_version_that_was_refused_is_forgotten_when_it_is_taken_away(publish: Publish, store: Path, serving: Any) -> None:
     publish(1)
-    with serving(store / "colours") as site:
+    with serving(store / "colors") as site:
         folder = publish(2, cut_the_model)
         until(lambda: site.client.get("/readyz").json()["refused"] is not None)
         shutil.rmtree(folder)
@@ -158,7 +158,7 @@ def test_a_version_that_was_refused_is_forgotten_when_it_is_taken_away(publish: 
 
 def test_a_refused_version_that_comes_back_is_tried_again(publish: Publish, store: Path, serving: Any, tmp_path: Path) -> None:
     publish(1)
-    with serving(store / "colours") as site:
+    with serving(store / "colors") as site:
         folder = publish(2, cut_the_model)
         until(lambda: site.client.get("/readyz").json()["refused"] is not None)
         folder.rename(tmp_path / "away")
@@ -170,7 +170,7 @@ def test_a_refused_version_that_comes_back_is_tried_again(publish: Publish, stor
 
 def test_a_rollback_is_instant_and_holds_until_something_newer_comes(publish: Publish, store: Path, serving: Any) -> None:
     publish(1)
-    with serving(store / "colours") as site:
+    with serving(store / "colors") as site:
         publish(2)
         until(lambda: version_of(site) == 2)
         site.service.models.roll_back()
@@ -183,7 +183,7 @@ def test_a_rollback_is_instant_and_holds_until_something_newer_comes(publish: Pu
 
 def test_a_reload_undoes_a_rollback(publish: Publish, store: Path, serving: Any) -> None:
     publish(1)
-    with serving(store / "colours") as site:
+    with serving(store / "colors") as site:
         publish(2)
         until(lambda: version_of(site) == 2)
         site.service.models.roll_back()
@@ -194,16 +194,16 @@ def test_a_reload_undoes_a_rollback(publish: Publish, store: Path, serving: Any)
 def test_files_that_vanish_under_a_loaded_version_harm_nothing(publish: Publish, store: Path, serving: Any) -> None:
     folder = publish(1)
     photo = (folder / "golden" / "0.jpg").read_bytes()
-    with serving(store / "colours") as site:
-        (store / "colours").rename(store / "elsewhere")
+    with serving(store / "colors") as site:
+        (store / "colors").rename(store / "elsewhere")
         assert site.client.post("/predict", content=photo).status_code == 200
-        (store / "elsewhere").rename(store / "colours")
+        (store / "elsewhere").rename(store / "colors")
         publish(2)
         until(lambda: version_of(site) == 2)
 
 
 def test_what_does_not_load_at_first_is_loaded_when_it_comes(publish: Publish, store: Path, serving: Any) -> None:
-    with serving(store / "colours") as site:
+    with serving(store / "colors") as site:
         assert site.client.get("/readyz").json()["code"] == "artifact_invalid"
         publish(1)
         until(lambda: site.client.get("/readyz").status_code == 200)
@@ -213,20 +213,20 @@ def test_several_names_are_served_each_by_its_own(publish: Publish, store: Path,
     folder = publish(1)
     publish(7, name="shades")
     photo = (folder / "golden" / "0.jpg").read_bytes()
-    with serving(store / "colours", store / "shades") as site:
+    with serving(store / "colors", store / "shades") as site:
         until(lambda: site.service.models.ready)
-        for name, version in (("colours", 1), ("shades", 7)):
+        for name, version in (("colors", 1), ("shades", 7)):
             told = site.client.post("/predict", params={"model": name}, content=photo).json()
             assert (told["model"], told["version"]) == (name, version)
-        assert site.client.post("/predict", content=photo).json()["model"] == "colours"
-        reply = site.client.post("/predict", params={"model": "../colours"}, content=photo)
+        assert site.client.post("/predict", content=photo).json()["model"] == "colors"
+        reply = site.client.post("/predict", params={"model": "../colors"}, content=photo)
         assert (reply.status_code, reply.json()["code"]) == (404, "model_unknown")
 
 
 def test_a_challenger_answers_its_share_and_its_agreement_is_counted(publish: Publish, store: Path, serving: Any) -> None:
     champion, challenger = publish(1), publish(2)
     photo = (champion / "golden" / "0.jpg").read_bytes()
-    with serving(champion, challenger=challenger, terms=Terms(challenger_share=0.25)) as site:
+    with serving(champion, challenger=challenger, terms=ServingLimits(challenger_share=0.25)) as site:
         until(lambda: site.service.models.challenger.current is not None)
         versions = [site.client.post("/predict", content=photo).json()["version"] for _ in range(20)]
         assert versions == [1, 1, 1, 2] * 5
@@ -242,7 +242,7 @@ def test_where_the_challenger_fails_the_champion_answers(publish: Publish, servi
 
     champion, challenger = publish(1), publish(2)
     photo = (champion / "golden" / "0.jpg").read_bytes()
-    terms = Terms(challenger_share=1.0)
+    terms = ServingLimits(challenger_share=1.0)
     with serving(champion, challenger=challenger, terms=terms, open_classifier=Faulty.open) as site:
         until(lambda: site.service.models.challenger.current is not None)
         assert site.client.post("/predict", content=photo).json()["version"] == 1
@@ -261,7 +261,7 @@ def test_no_request_fails_while_versions_come_good_and_bad(publish: Publish, sto
                 for photo in photos:
                     statuses.append(client.post("/predict", content=photo).status_code)
 
-    with serving(store / "colours") as site:
+    with serving(store / "colors") as site:
         asking = [threading.Thread(target=ask, args=(site.url,)) for _ in range(2)]
         for thread in asking:
             thread.start()
@@ -305,7 +305,7 @@ def endless(folder: Path) -> None:
 
 
 def test_a_good_candidate_passes(artifact_template: Path) -> None:
-    try_out(artifact_template, max_pixels=PIXELS)
+    validate_in_subprocess(artifact_template, max_pixels=PIXELS)
 
 
 def test_a_graph_that_never_ends_is_given_up(make_artifact: Any, seal: Any) -> None:
@@ -313,7 +313,7 @@ def test_a_graph_that_never_ends_is_given_up(make_artifact: Any, seal: Any) -> N
     endless(folder)
     seal(folder)
     with pytest.raises(ArtifactError, match="not proven within 3 s") as refusal:
-        try_out(folder, max_pixels=PIXELS, time_s=3)
+        validate_in_subprocess(folder, max_pixels=PIXELS, time_s=3)
     assert refusal.value.code == "candidate_too_slow"
 
 
@@ -321,7 +321,7 @@ def test_a_bad_candidate_is_refused_by_its_own_error(make_artifact: Any) -> None
     folder = make_artifact()
     cut_the_model(folder)
     with pytest.raises(ArtifactError, match=r"model\.onnx") as refusal:
-        try_out(folder, max_pixels=PIXELS)
+        validate_in_subprocess(folder, max_pixels=PIXELS)
     assert refusal.value.code == "digest_mismatch"
 
 
@@ -342,14 +342,14 @@ def test_a_child_that_dies_refuses_its_candidate(
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(ArtifactError, match=reason) as refusal:
-        try_out(artifact_template, max_pixels=PIXELS)
+        validate_in_subprocess(artifact_template, max_pixels=PIXELS)
     assert refusal.value.code == "candidate_crashed"
 
 
 CONFINED = """
 import json, os, resource, signal
-from edgeline.serve.inference.sandbox import confine
-confine()
+from edgeline.serve.inference.sandbox import drop_privileges
+drop_privileges()
 left = {name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1] for name in ("AS", "CPU", "CORE", "FSIZE", "NOFILE")}
 print(json.dumps({**left, "nice": os.nice(0), "alarm": signal.alarm(0)}))
 """
@@ -374,7 +374,7 @@ def test_loading_that_fails_by_a_bug_says_so_and_goes_on(
         raise RuntimeError("secret")
 
     publish(1)
-    models = Models([store / "colours"], broken, max_pixels=PIXELS, poll_s=0.01)
+    models = Models([store / "colors"], broken, max_pixels=PIXELS, poll_s=0.01)
     models.start()
     until(lambda: models.slots[0].failure is not None)
     assert models.close(WAIT_S)
@@ -387,18 +387,18 @@ def test_loading_that_fails_by_a_bug_says_so_and_goes_on(
 
 def test_the_index_tells_of_every_version_that_was_loaded_or_refused(publish: Publish, store: Path) -> None:
     publish(1)
-    models = models_of(store / "colours")
+    models = models_of(store / "colors")
     models.start()
     until(lambda: models.ready)
     publish(2)
-    until(lambda: models.versions("colours") == [1, 2])
+    until(lambda: models.versions("colors") == [1, 2])
     publish(3, cut_the_model)
     until(lambda: models.slots[0].refused is not None)
     assert models.close(WAIT_S)
     assert [(row["version"], row["state"]) for row in models.index()] == [("1", "READY"), ("2", "READY"), ("3", "UNAVAILABLE")]
-    assert models.names() == ["colours"]
-    found = models.get("colours", 1)
+    assert models.names() == ["colors"]
+    found = models.get("colors", 1)
     assert found is not None
     assert found.manifest.version == 1
-    assert models.get("colours", 3) is None
+    assert models.get("colors", 3) is None
     assert models.get("nobody") is None

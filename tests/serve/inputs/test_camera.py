@@ -119,7 +119,7 @@ def test_without_opencv_the_extra_is_named(stop: Stop, monkeypatch: pytest.Monke
 
 
 @needs_cv2
-def test_a_film_is_read_in_its_colours(stop: Stop, tmp_path: Path) -> None:
+def test_a_film_is_read_in_its_colors(stop: Stop, tmp_path: Path) -> None:
     cv2 = load_cv2()
     path = tmp_path / "film.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 48))

@@ -1,4 +1,4 @@
-"""Optimised graphs on disk: the same answers to the last bit, and nothing from there is believed."""
+"""Optimized graphs on disk: the same answers to the last bit, and nothing from there is believed."""
 
 import json
 import logging
@@ -18,9 +18,9 @@ from PIL import Image
 from edgeline.serve.artifact.manifest import Variant
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import ArtifactError, GoldenError
-from edgeline.serve.runtime import graph_cache as optimised
+from edgeline.serve.runtime import graph_cache as optimized
 from edgeline.serve.runtime import session as runtime
-from edgeline.serve.runtime.graph_cache import Optimised, key_of, processor_line
+from edgeline.serve.runtime.graph_cache import Optimized, key_of, processor_line
 from edgeline.serve.runtime.session import create_session
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(not processor_line(), reason="graphs are kept on
 
 
 def conv_model(*, int8: bool, seed: int = 0) -> bytes:
-    """A convolution under the graph contract, float32 or quantised: the optimiser fuses it, and changes its layout."""
+    """A convolution under the graph contract, float32 or quantized: the optimizer fuses it, and changes its layout."""
     from onnx import TensorProto, helper, numpy_helper
 
     draw = np.random.default_rng(seed)
@@ -112,7 +112,7 @@ def with_model(folder: Path, model: bytes, seal: Callable[..., Path], **variant:
 
 
 def kept_in(cache: Path, ending: str = "onnx") -> list[Path]:
-    return sorted((cache / "optimised").glob(f"*.{ending}"))
+    return sorted((cache / "optimized").glob(f"*.{ending}"))
 
 
 def answers(classifier: Classifier) -> list[bytes]:
@@ -134,7 +134,7 @@ def test_what_is_kept_answers_as_the_model_to_the_last_bit(artifact: Path, cache
     assert stat.S_IMODE(cache.stat().st_mode) == stat.S_IMODE(file.parent.stat().st_mode) == 0o700
 
 
-def test_what_is_kept_is_optimised_and_keeps_its_metadata(artifact: Path, cache: Path) -> None:
+def test_what_is_kept_is_optimized_and_keeps_its_metadata(artifact: Path, cache: Path) -> None:
     import onnx
 
     Classifier.open(artifact, threads=1, cache=cache)
@@ -176,7 +176,7 @@ def forge(cache: Path, data: bytes) -> None:
     """Put other bytes there, with a note that fits: what only this user, or a broken runtime, can do."""
     [file], [note] = kept_in(cache), kept_in(cache, "json")
     file.write_bytes(data)
-    note.write_text(json.dumps({"size": len(data), "sha256": optimised.hashlib.sha256(data).hexdigest()}))
+    note.write_text(json.dumps({"size": len(data), "sha256": optimized.hashlib.sha256(data).hexdigest()}))
 
 
 def test_a_file_that_does_not_load_is_made_anew(artifact: Path, cache: Path) -> None:
@@ -212,7 +212,7 @@ def test_an_artifact_that_does_not_prove_itself_is_refused_and_not_kept(
     seal(artifact)
     with pytest.raises(GoldenError):
         Classifier.open(artifact, threads=1, cache=cache)
-    assert list((cache / "optimised").iterdir()) == []
+    assert list((cache / "optimized").iterdir()) == []
 
 
 def test_a_model_that_does_not_load_is_refused_as_without_a_cache(
@@ -222,7 +222,7 @@ def test_a_model_that_does_not_load_is_refused_as_without_a_cache(
     seal(artifact)
     with pytest.raises(ArtifactError, match="cannot load the model"):
         Classifier.open(artifact, threads=1, cache=cache)
-    assert list((cache / "optimised").iterdir()) == []
+    assert list((cache / "optimized").iterdir()) == []
 
 
 def test_what_changes_the_graph_changes_the_name_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,9 +253,9 @@ def test_a_processor_that_is_not_known_keeps_nothing(tmp_path: Path) -> None:
 
 
 def test_other_formats_and_precisions_are_not_kept(cache: Path) -> None:
-    def place(format: str, precision: str) -> Optimised | None:
+    def place(format: str, precision: str) -> Optimized | None:
         variant = Variant(name="x", file="x", format=format, precision=precision, max_batch=1, verification={})
-        return Optimised.of(cache, "a" * 64, variant)
+        return Optimized.of(cache, "a" * 64, variant)
 
     assert place("onnx", "float32") is not None
     assert place("onnx", "int8") is not None
@@ -269,11 +269,11 @@ def test_two_processes_at_once_leave_one_whole_file(artifact: Path, cache: Path)
     told = [process.communicate() for process in both]
     assert told == [("4\n4\n4\n", "")] * 2
     assert len(kept_in(cache)) == 1
-    assert len(list((cache / "optimised").iterdir())) == 2
+    assert len(list((cache / "optimized").iterdir())) == 2
     assert answers(Classifier.open(artifact, threads=1, cache=cache)) == answers(Classifier.open(artifact, threads=1))
 
 
-@pytest.mark.parametrize("part", [".", "optimised"])
+@pytest.mark.parametrize("part", [".", "optimized"])
 def test_a_folder_that_others_may_write_to_is_not_used(
     artifact: Path, cache: Path, part: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -300,10 +300,10 @@ def test_a_place_that_cannot_be_written_costs_nothing_but_the_gain(artifact: Pat
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_is_read_only_is_still_read(artifact: Path, cache: Path) -> None:
     Classifier.open(artifact, threads=1, cache=cache)
-    os.chmod(cache / "optimised", 0o500)
+    os.chmod(cache / "optimized", 0o500)
     assert Classifier.open(artifact, threads=1, cache=cache).proof is not None
     kept_in(cache)[0].read_bytes()
-    os.chmod(cache / "optimised", 0o700)
+    os.chmod(cache / "optimized", 0o700)
 
 
 def test_a_full_disk_costs_nothing_but_the_gain(artifact: Path, cache: Path) -> None:
@@ -321,7 +321,7 @@ def test_what_was_not_used_for_longest_goes_first(
 ) -> None:
     caplog.set_level(logging.INFO)
     Classifier.open(artifact, threads=1, cache=cache)
-    [own], folder = kept_in(cache), cache / "optimised"
+    [own], folder = kept_in(cache), cache / "optimized"
     for age in range(1, 20):
         for ending in ("onnx", "json"):
             (folder / f"{age:02}.{ending}").write_bytes(b"x" * 1000)
@@ -332,10 +332,10 @@ def test_what_was_not_used_for_longest_goes_first(
     (folder / "now.partial").write_bytes(b"")
     own.unlink()
     Classifier.open(artifact, threads=1, cache=cache)  # made anew, and room made
-    assert kept_in(cache) == sorted([own, *(folder / f"{age:02}.onnx" for age in range(1, optimised.MOST_FILES))])
+    assert kept_in(cache) == sorted([own, *(folder / f"{age:02}.onnx" for age in range(1, optimized.MOST_FILES))])
     assert [path.stem for path in kept_in(cache, "json")] == [path.stem for path in kept_in(cache)]
     assert [path.name for path in folder.iterdir() if path.suffix in (".partial", ".note")] == ["now.partial"]
-    monkeypatch.setattr(optimised, "MOST_BYTES", own.stat().st_size + 2500)
+    monkeypatch.setattr(optimized, "MOST_BYTES", own.stat().st_size + 2500)
     own.unlink()
     Classifier.open(artifact, threads=1, cache=cache)
     assert kept_in(cache) == sorted([own, folder / "01.onnx", folder / "02.onnx"])

@@ -133,7 +133,7 @@ def test_a_cpu_that_saturates_gets_the_exact_setting(monkeypatch: pytest.MonkeyP
     assert session_settings() == SETTINGS
 
 
-def test_a_level_of_optimisation_can_be_asked_for() -> None:
+def test_a_level_of_optimization_can_be_asked_for() -> None:
     levels = load_onnxruntime().GraphOptimizationLevel
     assert session_options().graph_optimization_level == levels.ORT_ENABLE_ALL
     assert session_options(level="extended").graph_optimization_level == levels.ORT_ENABLE_EXTENDED

@@ -93,7 +93,7 @@ def the_pictures_scale_of_other_weights(graph: Graph) -> None:
     rewrite(graph, "div_scale", lambda v: v * 128 / 57.63)
 
 
-def softmax_quantised(graph: Graph) -> None:
+def softmax_quantized(graph: Graph) -> None:
     softmax = only(graph, "Softmax")
     for name, value in (("fault_scale", np.float32(0.1)), ("fault_zero_point", np.uint8(128))):
         graph.graph.initializer.append(numpy_helper.from_array(value, name))
@@ -106,7 +106,7 @@ def softmax_quantised(graph: Graph) -> None:
 
 
 def leave_float(graph: Graph, reference: bytes) -> None:
-    """No fault, but the set-up of one: a layer that was left out of quantisation, as `Recipe.exclude` does it."""
+    """No fault, but the set-up of one: a layer that was left out of quantization, as `Recipe.exclude` does it."""
     name = f"{BLOCK}.conv_dw.weight"
     source = onnx.load_model_from_string(reference)
     [conv] = [n for n in graph.graph.node if f"{name}_DequantizeLinear_Output" in n.input]

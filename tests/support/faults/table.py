@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support.faults import artifact, graph, preprocessing, quantisation, weights
+from tests.support.faults import artifact, graph, preprocessing, quantization, weights
 
-AREAS = ("graph", "weights", "preprocessing", "labels", "quantisation parameters", "metadata", "files")
+AREAS = ("graph", "weights", "preprocessing", "labels", "quantization parameters", "metadata", "files")
 GATES = {
     "reference": "`edgeline verify`, on the reference",
     "int8": "`edgeline verify`, on the int8 variant",
-    "witness": "`edgeline verify`, on the pixels of training",
+    "preprocessing_fingerprint": "`edgeline verify`, on the pixels of training",
     "check": "`edgeline check`",
 }
 
@@ -45,8 +45,8 @@ class Fault:
 NOT_ALIKE = "does not give what PyTorch gives: …"
 FIRST = NOT_ALIKE + "the first of 50 layers to diverge is "
 PIXELS = "preprocessing is not what the model was trained with: …"
-INT8 = "the int8 file's quantisation is wrong: "
-BLOCK = quantisation.BLOCK
+INT8 = "the int8 file's quantization is wrong: "
+BLOCK = quantization.BLOCK
 
 FAULTS: tuple[Fault, ...] = (
     *(
@@ -96,7 +96,7 @@ FAULTS: tuple[Fault, ...] = (
         on_device=False,
     ),
     *(
-        Fault("preprocessing", plant, "witness", PIXELS + words)
+        Fault("preprocessing", plant, "preprocessing_fingerprint", PIXELS + words)
         for plant, words in (
             (preprocessing.ignored_exif, "exif_rotated … turned or mirrored, as if its EXIF orientation were not read"),
             (preprocessing.exchanged_red_and_blue, "scene … red and blue are exchanged"),
@@ -108,10 +108,12 @@ FAULTS: tuple[Fault, ...] = (
             (preprocessing.cut_a_pixel_beside, "scene … its crop and its filter"),
         )
     ),
-    Fault("preprocessing", preprocessing.resized_before_the_cut, "witness", PIXELS + "scene", on_device=False),
-    Fault("preprocessing", preprocessing.shrunk_in_two_steps, "witness", PIXELS + "huge", on_device=False),
-    Fault("preprocessing", preprocessing.clipped_16_bits, "witness", PIXELS + "grey_16_bit", on_device=False),
-    Fault("preprocessing", preprocessing.dropped_alpha, "witness", PIXELS + "alpha", on_device=False),
+    Fault(
+        "preprocessing", preprocessing.resized_before_the_cut, "preprocessing_fingerprint", PIXELS + "scene", on_device=False
+    ),
+    Fault("preprocessing", preprocessing.shrunk_in_two_steps, "preprocessing_fingerprint", PIXELS + "huge", on_device=False),
+    Fault("preprocessing", preprocessing.clipped_16_bits, "preprocessing_fingerprint", PIXELS + "gray_16_bit", on_device=False),
+    Fault("preprocessing", preprocessing.dropped_alpha, "preprocessing_fingerprint", PIXELS + "alpha", on_device=False),
     Fault("preprocessing", artifact.another_filter, "check", "this machine's preprocessing gives other pixels"),
     Fault("preprocessing", artifact.another_crop, "check", "this machine's preprocessing gives other pixels"),
     Fault("preprocessing", artifact.pictures_as_blue_green_red, "check", "preprocess: color must be 'RGB', got 'BGR'"),
@@ -126,46 +128,46 @@ FAULTS: tuple[Fault, ...] = (
         )
     ),
     *(
-        Fault("quantisation parameters", plant, "int8", words)
+        Fault("quantization parameters", plant, "int8", words)
         for plant, words in (
             (
-                quantisation.an_activations_zero_point_off_by_one,
-                INT8 + "hardtanh_5 is quantised from … zero point 1), its Clip ends at 0 and 6",
+                quantization.an_activations_zero_point_off_by_one,
+                INT8 + "hardtanh_5 is quantized from … zero point 1), its Clip ends at 0 and 6",
             ),
             (
-                quantisation.an_activations_scale_doubled,
-                INT8 + "hardtanh_5 is quantised from 0 to … its Clip ends at 0 and 6",
+                quantization.an_activations_scale_doubled,
+                INT8 + "hardtanh_5 is quantized from 0 to … its Clip ends at 0 and 6",
             ),
             (
-                quantisation.a_zero_point_read_otherwise_than_written,
+                quantization.a_zero_point_read_otherwise_than_written,
                 INT8 + "getitem_141_DequantizeLinear reads … with zero point",
             ),
-            (quantisation.a_scale_read_otherwise_than_written, INT8 + "getitem_141_DequantizeLinear reads … with scale"),
-            (quantisation.a_convolutions_output_without_its_scale, "Node (getitem_141_DequantizeLinear)'s input 1"),
-            (quantisation.a_scale_that_is_not_a_number, "weights that are not finite: hardtanh_5_scale"),
+            (quantization.a_scale_read_otherwise_than_written, INT8 + "getitem_141_DequantizeLinear reads … with scale"),
+            (quantization.a_convolutions_output_without_its_scale, "Node (getitem_141_DequantizeLinear)'s input 1"),
+            (quantization.a_scale_that_is_not_a_number, "weights that are not finite: hardtanh_5_scale"),
             (
-                quantisation.per_channel_scales_permuted,
+                quantization.per_channel_scales_permuted,
                 INT8 + f"{BLOCK}.conv_dw.weight … their scales are another channel's each",
             ),
-            (quantisation.weights_scale_doubled, INT8 + f"{BLOCK}.conv_pw.weight … their scale is 2 times what fits"),
-            (quantisation.the_scale_of_another_layer, INT8 + "network.backbone.blocks.4.1.conv_pw.weight … their scale is"),
-            (quantisation.integers_rolled, INT8 + f"{BLOCK}.conv_pw.weight … other weights, or in another order"),
-            (quantisation.integers_of_the_head_rolled, INT8 + "network.head.1.weight … other weights, or in another order"),
-            (quantisation.integers_of_a_layer_all_zero, INT8 + "network.backbone.conv_head.weight … other weights"),
-            (quantisation.asymmetric_weights, INT8 + f"{BLOCK}.conv_dw.weight has zero point 3, weights of int8 are symmetric"),
+            (quantization.weights_scale_doubled, INT8 + f"{BLOCK}.conv_pw.weight … their scale is 2 times what fits"),
+            (quantization.the_scale_of_another_layer, INT8 + "network.backbone.blocks.4.1.conv_pw.weight … their scale is"),
+            (quantization.integers_rolled, INT8 + f"{BLOCK}.conv_pw.weight … other weights, or in another order"),
+            (quantization.integers_of_the_head_rolled, INT8 + "network.head.1.weight … other weights, or in another order"),
+            (quantization.integers_of_a_layer_all_zero, INT8 + "network.backbone.conv_head.weight … other weights"),
+            (quantization.asymmetric_weights, INT8 + f"{BLOCK}.conv_dw.weight has zero point 3, weights of int8 are symmetric"),
             (
-                quantisation.the_scale_of_a_bias_doubled,
+                quantization.the_scale_of_a_bias_doubled,
                 INT8 + f"the bias of … ({BLOCK}.conv_dw.weight_bias) has 2 times the scale",
             ),
-            (quantisation.biases_of_other_channels, "layers to diverge is backbone.blocks.4.0.conv_dw"),
+            (quantization.biases_of_other_channels, "layers to diverge is backbone.blocks.4.0.conv_dw"),
             (
-                quantisation.the_pictures_zero_point_128_for_127,
+                quantization.the_pictures_zero_point_128_for_127,
                 INT8 + "the picture's bytes are read with zero point 128 … mean 127",
             ),
-            (quantisation.the_pictures_scale_of_other_weights, INT8 + "the picture's bytes are read with … scale 0.01735"),
+            (quantization.the_pictures_scale_of_other_weights, INT8 + "the picture's bytes are read with … scale 0.01735"),
             (
-                quantisation.softmax_quantised,
-                INT8 + "fault_real is quantised (fault_Dequantize); temperature and softmax stay float",
+                quantization.softmax_quantized,
+                INT8 + "fault_real is quantized (fault_Dequantize); temperature and softmax stay float",
             ),
         )
     ),

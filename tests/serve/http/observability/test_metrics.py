@@ -41,7 +41,7 @@ def test_counters_equal_what_was_asked(artifact_template: Path, photo: bytes, se
     assert value(found, "edgeline_batch_size_sum") == 9
     assert value(found, "edgeline_infer_seconds_count") == value(found, "edgeline_runs_total")
     assert value(found, "edgeline_ready") == 1
-    assert value(found, "edgeline_model_info", name="colours", version="1", variant="onnx-fp32", role="current") == 1
+    assert value(found, "edgeline_model_info", name="colors", version="1", variant="onnx-fp32", role="current") == 1
     assert value(found, "edgeline_connections") >= 1
 
 

@@ -21,17 +21,17 @@ pytestmark = [
     pytest.mark.skipif(not BINARY.is_file(), reason=f"{VARIABLE} names no perf_analyzer binary"),
 ]
 
-IMAGES = ["-m", "colours", "--input-data", "images.json"]
+IMAGES = ["-m", "colors", "--input-data", "images.json"]
 JSON = ["--input-tensor-format", "json", "--output-tensor-format", "json"]
 RUNS: dict[str, list[str]] = {
     "image files": IMAGES,
     "image files, asynchronous, 4 at once": [*IMAGES, "--async", "--concurrency-range", "4"],
     "image files, batches of 4": [*IMAGES, "-b", "4"],
     "image files at a rate": [*IMAGES, "--request-rate-range", "50"],
-    "random pixels": ["-m", "colours.pixels"],
-    "random pixels, asynchronous, batches of 4": ["-m", "colours.pixels", "--async", "-b", "4"],
-    "pixels in JSON both ways": ["-m", "colours.pixels", *JSON],
-    "a version": ["-m", "colours.pixels", "-x", "1"],
+    "random pixels": ["-m", "colors.pixels"],
+    "random pixels, asynchronous, batches of 4": ["-m", "colors.pixels", "--async", "-b", "4"],
+    "pixels in JSON both ways": ["-m", "colors.pixels", *JSON],
+    "a version": ["-m", "colors.pixels", "-x", "1"],
 }
 
 

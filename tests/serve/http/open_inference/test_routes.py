@@ -25,7 +25,7 @@ from edgeline.serve.errors import ArtifactError
 from edgeline.serve.http.open_inference.routes import V2
 
 HEADER = "Inference-Header-Content-Length"
-INFER, PIXELS = "/v2/models/colours/infer", "/v2/models/colours.pixels/infer"
+INFER, PIXELS = "/v2/models/colors/infer", "/v2/models/colors.pixels/infer"
 
 
 @pytest.fixture(name="photos", scope="module")
@@ -147,8 +147,8 @@ def test_classes_carry_their_labels(site: Any, photos: list[bytes]) -> None:
 
 def test_a_reply_names_model_version_and_id_and_no_empty_id(site: Any, photos: list[bytes]) -> None:
     named = site.client.post(f"{INFER}", **images(photos[:1], id="r\u20ac")).json()
-    assert (named["model_name"], named["model_version"], named["id"]) == ("colours", "1", "r€")
-    assert "id" not in site.client.post("/v2/models/colours/versions/1/infer", **images(photos[:1], id="")).json()
+    assert (named["model_name"], named["model_version"], named["id"]) == ("colors", "1", "r€")
+    assert "id" not in site.client.post("/v2/models/colors/versions/1/infer", **images(photos[:1], id="")).json()
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
@@ -164,7 +164,7 @@ def test_a_packed_reply_counts_unpacked_bytes(site: Any, photos: list[bytes], en
 
 
 def test_metadata_tells_the_artifact_the_labels_and_the_preprocessing(site: Any, artifact_template: Path) -> None:
-    for model, datatype, shape in (("colours", "BYTES", [-1, 1]), ("colours.pixels", "UINT8", [-1, 12, 16, 3])):
+    for model, datatype, shape in (("colors", "BYTES", [-1, 1]), ("colors.pixels", "UINT8", [-1, 12, 16, 3])):
         found = site.client.get(f"/v2/models/{model}").json()
         assert (found["name"], found["versions"], found["platform"]) == (model, ["1"], "onnx_onnxv1")
         assert found["inputs"] == [{"name": "image", "datatype": datatype, "shape": shape}]
@@ -178,16 +178,16 @@ def test_metadata_tells_the_artifact_the_labels_and_the_preprocessing(site: Any,
 
 
 def test_the_configuration_leaves_the_batch_out_of_its_dims(site: Any) -> None:
-    found = site.client.get("/v2/models/colours.pixels/versions/1/config").json()
+    found = site.client.get("/v2/models/colors.pixels/versions/1/config").json()
     assert found["max_batch_size"] == 64
     assert found["input"] == [{"name": "image", "data_type": "TYPE_UINT8", "dims": [12, 16, 3]}]
-    assert site.client.get("/v2/models/colours/config").json()["input"][0]["data_type"] == "TYPE_STRING"
+    assert site.client.get("/v2/models/colors/config").json()["input"][0]["data_type"] == "TYPE_STRING"
 
 
 @pytest.mark.parametrize(("body", "count"), [(b"", 2), (b"{}", 2), (b'{"ready": true}', 2), (b'{"ready": false}', 2)])
 def test_the_index_lists_both_models(site: Any, body: bytes, count: int) -> None:
     rows = site.client.post("/v2/repository/index", content=body).json()
-    assert [row["name"] for row in rows] == ["colours", "colours.pixels"][:count]
+    assert [row["name"] for row in rows] == ["colors", "colors.pixels"][:count]
     assert {(row["version"], row["state"], row["reason"]) for row in rows} == {("1", "READY", "")}
 
 
@@ -205,24 +205,24 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
     "an unknown model": ("GET", "/v2/models/nope", {}, 404, "not_found"),
     "an unknown model's infer": ("POST", "/v2/models/nope/infer", {"content": b"{}"}, 404, "not_found"),
     "an unknown model's pixels": ("GET", "/v2/models/nope.pixels", {}, 404, "not_found"),
-    "an unknown version": ("GET", "/v2/models/colours/versions/2", {}, 404, "not_found"),
-    "version 01": ("GET", "/v2/models/colours/versions/01/ready", {}, 404, "not_found"),
-    "version v1": ("GET", "/v2/models/colours/versions/v1/config", {}, 404, "not_found"),
-    "a version of 5,000 digits": ("GET", f"/v2/models/colours/versions/{'9' * 5000}/stats", {}, 404, "not_found"),
+    "an unknown version": ("GET", "/v2/models/colors/versions/2", {}, 404, "not_found"),
+    "version 01": ("GET", "/v2/models/colors/versions/01/ready", {}, 404, "not_found"),
+    "version v1": ("GET", "/v2/models/colors/versions/v1/config", {}, 404, "not_found"),
+    "a version of 5,000 digits": ("GET", f"/v2/models/colors/versions/{'9' * 5000}/stats", {}, 404, "not_found"),
     "an unknown path": ("GET", "/v2/nope", {}, 404, "not_found"),
     "a name with a slash": ("GET", "/v2/models/..%2f..%2fetc", {}, 404, "not_found"),
-    "a name with NUL": ("GET", "/v2/models/colours%00/ready", {}, 404, "not_found"),
+    "a name with NUL": ("GET", "/v2/models/colors%00/ready", {}, 404, "not_found"),
     "GET on infer": ("GET", INFER, {}, 405, "method_not_allowed"),
-    "POST on metadata": ("POST", "/v2/models/colours", {"content": b"{}"}, 405, "method_not_allowed"),
+    "POST on metadata": ("POST", "/v2/models/colors", {"content": b"{}"}, 405, "method_not_allowed"),
     "GET on index": ("GET", "/v2/repository/index", {}, 405, "method_not_allowed"),
-    "load": ("POST", "/v2/repository/models/colours/load", {"content": b"{}"}, 403, "management_not_offered"),
-    "unload": ("POST", "/v2/repository/models/colours/unload", {"content": b"{}"}, 403, "management_not_offered"),
+    "load": ("POST", "/v2/repository/models/colors/load", {"content": b"{}"}, 403, "management_not_offered"),
+    "unload": ("POST", "/v2/repository/models/colors/unload", {"content": b"{}"}, 403, "management_not_offered"),
     "trace": ("GET", "/v2/trace/setting", {}, 501, "not_supported"),
-    "a model's trace": ("POST", "/v2/models/colours/trace/setting", {"content": b"{}"}, 501, "not_supported"),
+    "a model's trace": ("POST", "/v2/models/colors/trace/setting", {"content": b"{}"}, 501, "not_supported"),
     "logging": ("POST", "/v2/logging", {"content": b"{}"}, 501, "not_supported"),
     "shared memory": ("GET", "/v2/systemsharedmemory/status", {}, 501, "not_supported"),
     "a region": ("POST", "/v2/cudasharedmemory/region/x/register", {"content": b"{}"}, 501, "not_supported"),
-    "generate": ("POST", "/v2/models/colours/generate", {"content": b"{}"}, 501, "not_supported"),
+    "generate": ("POST", "/v2/models/colors/generate", {"content": b"{}"}, 501, "not_supported"),
     "an index of text": ("POST", "/v2/repository/index", {"content": b"[]"}, 400, "json_invalid"),
     "an index with ready as text": ("POST", "/v2/repository/index", {"json": {"ready": "yes"}}, 400, "bad_request"),
     "no body": ("POST", INFER, {}, 400, "json_invalid"),
@@ -334,13 +334,13 @@ def test_of_two_deadlines_the_nearer_one_counts(site: Any, photos: list[bytes]) 
 # Counting
 
 
-def stats(site: Any, path: str = "/v2/models/colours/stats") -> dict[str, Any]:
+def stats(site: Any, path: str = "/v2/models/colors/stats") -> dict[str, Any]:
     [row] = site.client.get(path).json()["model_stats"]
     return dict(row)
 
 
 def test_every_request_is_counted_where_it_belongs(site: Any, photos: list[bytes]) -> None:
-    before, other = stats(site), stats(site, "/v2/models/colours.pixels/versions/1/stats")
+    before, other = stats(site), stats(site, "/v2/models/colors.pixels/versions/1/stats")
     site.client.post(INFER, **images(photos))
     site.client.post(INFER, **images(photos[:1]))
     site.client.post(INFER, content=b"{}")
@@ -363,12 +363,12 @@ def test_every_request_is_counted_where_it_belongs(site: Any, photos: list[bytes
     assert after["execution_count"] - before["execution_count"] == 5
     assert after["last_inference"] > 1_700_000_000_000
     assert after["inference_stats"]["compute_infer"]["ns"] > before["inference_stats"]["compute_infer"]["ns"]
-    assert stats(site, "/v2/models/colours.pixels/versions/1/stats") == other
+    assert stats(site, "/v2/models/colors.pixels/versions/1/stats") == other
 
 
 def test_all_statistics_are_those_of_every_model(site: Any) -> None:
     rows = site.client.get("/v2/models/stats").json()["model_stats"]
-    assert [(row["name"], row["version"]) for row in rows] == [("colours", "1"), ("colours.pixels", "1")]
+    assert [(row["name"], row["version"]) for row in rows] == [("colors", "1"), ("colors.pixels", "1")]
 
 
 # Not ready
@@ -385,7 +385,7 @@ def broken_site(artifact_template: Path, serving: Any) -> Iterator[Any]:
 
 def test_a_server_whose_model_failed_lives_and_is_not_ready(broken: Any) -> None:
     assert broken.client.get("/v2/health/live").json() == {"live": True}
-    for path in ("/v2/health/ready", "/v2/models/colours/ready"):
+    for path in ("/v2/health/ready", "/v2/models/colors/ready"):
         reply = broken.client.get(path)
         assert (reply.status_code, reply.headers["retry-after"].isdigit(), reply.json()["ready"]) == (503, True, False)
         assert "is not whole" in reply.json()["error"]
@@ -393,21 +393,21 @@ def test_a_server_whose_model_failed_lives_and_is_not_ready(broken: Any) -> None
 
 @pytest.mark.parametrize("path", ["", "/config", "/stats", "/infer", "/versions/1"])
 def test_a_model_that_failed_says_why(broken: Any, path: str) -> None:
-    reply = broken.client.request("POST" if path == "/infer" else "GET", f"/v2/models/colours{path}")
+    reply = broken.client.request("POST" if path == "/infer" else "GET", f"/v2/models/colors{path}")
     assert "is not whole" in is_refused(reply, 503, "not_ready")
     assert int(reply.headers["retry-after"]) >= 1
 
 
 def test_the_index_lists_a_model_that_failed(broken: Any) -> None:
     rows = broken.client.post("/v2/repository/index").json()
-    assert [(row["name"], row["state"]) for row in rows] == [("colours", "UNAVAILABLE"), ("colours.pixels", "UNAVAILABLE")]
+    assert [(row["name"], row["state"]) for row in rows] == [("colors", "UNAVAILABLE"), ("colors.pixels", "UNAVAILABLE")]
     assert broken.client.post("/v2/repository/index", json={"ready": True}).json() == []
     assert broken.client.get("/v2/models/stats").json() == {"model_stats": []}
 
 
 def test_a_server_that_is_ready_says_so(site: Any) -> None:
     assert site.client.get("/v2/health/ready").json() == {"live": True, "ready": True}
-    assert site.client.get("/v2/models/colours.pixels/ready").json() == {"name": "colours.pixels", "ready": True}
+    assert site.client.get("/v2/models/colors.pixels/ready").json() == {"name": "colors.pixels", "ready": True}
 
 
 # The page
@@ -446,7 +446,7 @@ def test_the_page_names_every_code() -> None:
 def test_the_pages_python_runs(site: Any, photos: list[bytes], tmp_path: Path) -> None:
     [code] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "photo.jpg").write_bytes(photos[0])
-    code = code.replace("127.0.0.1:8000", httpx.URL(site.url).netloc.decode()).replace("flowers", "colours")
+    code = code.replace("127.0.0.1:8000", httpx.URL(site.url).netloc.decode()).replace("flowers", "colors")
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert "0:red" in done.stdout, done.stderr

@@ -62,9 +62,9 @@ def good(chance: random.Random, photo: bytes) -> tuple[str, dict[str, Any], byte
     raw = pixels | {"parameters": {"binary_data_size": 576}}
     return chance.choice(
         [
-            ("colours", {"id": "r", "inputs": [described], "outputs": classes, "parameters": {"timeout": 5_000_000}}, file),
-            ("colours.pixels", {"inputs": [raw], "parameters": {"binary_data_output": True}}, bytes(576)),
-            ("colours.pixels", {"inputs": [pixels | {"data": [0] * 576}]}, b""),
+            ("colors", {"id": "r", "inputs": [described], "outputs": classes, "parameters": {"timeout": 5_000_000}}, file),
+            ("colors.pixels", {"inputs": [raw], "parameters": {"binary_data_output": True}}, bytes(576)),
+            ("colors.pixels", {"inputs": [pixels | {"data": [0] * 576}]}, b""),
         ]
     )
 

@@ -163,19 +163,19 @@ GOOD: dict[str, tuple[str, str, str, int]] = {
     "json": (*ONE, 415),
     "another model": ("/predict?model=x", "/predict", "post", 404),
     "artifacts": ("/artifacts", "/artifacts", "get", 200),
-    "latest": ("/artifacts/colours/latest", "/artifacts/{name}/latest", "get", 200),
-    "a manifest": ("/artifacts/colours/1", "/artifacts/{name}/{version}", "get", 200),
-    "no version": ("/artifacts/colours/9", "/artifacts/{name}/{version}", "get", 404),
+    "latest": ("/artifacts/colors/latest", "/artifacts/{name}/latest", "get", 200),
+    "a manifest": ("/artifacts/colors/1", "/artifacts/{name}/{version}", "get", 200),
+    "no version": ("/artifacts/colors/9", "/artifacts/{name}/{version}", "get", 404),
     "v2": ("/v2", "/v2", "get", 200),
     "v2 live": ("/v2/health/live", "/v2/health/live", "get", 200),
     "v2 ready": ("/v2/health/ready", "/v2/health/ready", "get", 200),
-    "v2 model": ("/v2/models/colours", V2, "get", 200),
+    "v2 model": ("/v2/models/colors", V2, "get", 200),
     "v2 no model": ("/v2/models/x", V2, "get", 404),
-    "v2 model ready": ("/v2/models/colours/ready", f"{V2}/ready", "get", 200),
-    "v2 config": ("/v2/models/colours.pixels/config", f"{V2}/config", "get", 200),
+    "v2 model ready": ("/v2/models/colors/ready", f"{V2}/ready", "get", 200),
+    "v2 config": ("/v2/models/colors.pixels/config", f"{V2}/config", "get", 200),
     "v2 statistics": ("/v2/models/stats", "/v2/models/stats", "get", 200),
-    "v2 inference": ("/v2/models/colours.pixels/infer", f"{V2}/infer", "post", 200),
-    "v2 no inference": ("/v2/models/colours/infer", f"{V2}/infer", "post", 400),
+    "v2 inference": ("/v2/models/colors.pixels/infer", f"{V2}/infer", "post", 200),
+    "v2 no inference": ("/v2/models/colors/infer", f"{V2}/infer", "post", 400),
     "v2 index": ("/v2/repository/index", "/v2/repository/index", "post", 200),
     "v2 loading": ("/v2/repository/models/x/load", "/v2/repository/models/{model}/load", "post", 403),
     "v2 logging": ("/v2/logging", "/v2/logging", "get", 501),
@@ -205,7 +205,7 @@ PARTS = {"a part": ("bytes=3-9", 206), "all of it": ("bytes=0-", 206), "nothing 
 
 @pytest.mark.parametrize(("header", "status"), PARTS.values(), ids=PARTS)
 def test_a_part_of_a_file_is_given_as_it_is_told(site: Any, told: dict[str, Any], header: str, status: int) -> None:
-    reply = site.client.get("/artifacts/colours/1/manifest.json", headers={"Range": header})
+    reply = site.client.get("/artifacts/colors/1/manifest.json", headers={"Range": header})
     assert reply.status_code == status
     held = of_reply(told, "/artifacts/{name}/{version}/{path}", "get", status)
     assert reply.headers["content-type"] in held["content"]
@@ -262,8 +262,8 @@ def test_a_schema_can_refuse(told: dict[str, Any]) -> None:
 
 
 KNOWN: dict[str, list[str]] = {
-    "model": ["colours", "colours.pixels", "x"],
-    "name": ["colours", "x"],
+    "model": ["colors", "colors.pixels", "x"],
+    "name": ["colors", "x"],
     "version": ["1", "2", "01"],
     "path": ["labels.txt", "manifest.json", "golden/0.jpg", "x"],
     "Range": ["bytes=0-", "bytes=3-9", "bytes=-9", "bytes=9-3", "bytes=99999999-", "x"],

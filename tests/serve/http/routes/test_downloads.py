@@ -67,7 +67,7 @@ def test_the_store_is_listed(own: Any, make_artifact: MAKE) -> None:
     make_artifact(name="shapes")
     assert own.client.get("/artifacts").json() == {
         "artifacts": [
-            {"name": "colours", "versions": [1, 3, 10], "latest": 10},
+            {"name": "colors", "versions": [1, 3, 10], "latest": 10},
             {"name": "shapes", "versions": [1], "latest": 1},
         ]
     }
@@ -81,24 +81,24 @@ def test_an_unchanged_listing_is_a_304(own: Any, make_artifact: MAKE) -> None:
 
 
 def test_the_latest_manifest_is_polled_cheaply(own: Any, folder: Path, make_artifact: MAKE) -> None:
-    reply = own.client.get("/artifacts/colours/latest")
+    reply = own.client.get("/artifacts/colors/latest")
     assert reply.content == (folder / "manifest.json").read_bytes()
     assert reply.headers["cache-control"] == "no-cache"
-    assert reply.headers["content-location"] == "/artifacts/colours/1/manifest.json"
+    assert reply.headers["content-location"] == "/artifacts/colors/1/manifest.json"
     assert reply.headers["content-type"] == "application/json"
-    again = own.client.get("/artifacts/colours/latest", headers={"If-None-Match": reply.headers["etag"]})
+    again = own.client.get("/artifacts/colors/latest", headers={"If-None-Match": reply.headers["etag"]})
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", reply.headers["etag"])
     make_artifact(version=2)
-    newer = own.client.get("/artifacts/colours/latest", headers={"If-None-Match": reply.headers["etag"]})
+    newer = own.client.get("/artifacts/colors/latest", headers={"If-None-Match": reply.headers["etag"]})
     assert (newer.status_code, newer.json()["version"]) == (200, 2)
-    assert newer.headers["content-location"] == "/artifacts/colours/2/manifest.json"
+    assert newer.headers["content-location"] == "/artifacts/colors/2/manifest.json"
 
 
 def test_the_location_of_the_latest_manifest_has_the_same_bytes(own: Any) -> None:
-    latest = own.client.get("/artifacts/colours/latest")
+    latest = own.client.get("/artifacts/colors/latest")
     there = own.client.get(latest.headers["content-location"])
     assert (there.content, there.headers["etag"]) == (latest.content, latest.headers["etag"])
-    assert own.client.get("/artifacts/colours/1").content == latest.content
+    assert own.client.get("/artifacts/colors/1").content == latest.content
 
 
 FILES = ["manifest.json", "model.onnx", "labels.txt", "golden/golden.json", "golden/0.jpg"]
@@ -107,7 +107,7 @@ FILES = ["manifest.json", "model.onnx", "labels.txt", "golden/golden.json", "gol
 @pytest.mark.parametrize("name", FILES)
 def test_a_named_file_is_given_with_the_truth_about_it(site: Any, artifact_template: Path, name: str) -> None:
     data = (artifact_template / name).read_bytes()
-    reply = site.client.get(f"/artifacts/colours/1/{name}")
+    reply = site.client.get(f"/artifacts/colors/1/{name}")
     assert reply.content == data
     assert reply.headers["etag"] == f'"{sha256(data)}"'
     assert reply.headers["repr-digest"] == f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
@@ -119,7 +119,7 @@ def test_a_named_file_is_given_with_the_truth_about_it(site: Any, artifact_templ
 
 
 @pytest.mark.parametrize(
-    "path", ["/artifacts/colours/1/model.onnx", "/artifacts/colours/latest", "/artifacts/colours/1", "/artifacts"]
+    "path", ["/artifacts/colors/1/model.onnx", "/artifacts/colors/latest", "/artifacts/colors/1", "/artifacts"]
 )
 def test_head_has_the_headers_of_get_and_no_body(site: Any, path: str) -> None:
     get, head = site.client.get(path), site.client.head(path, headers={"Range": "bytes=0-1"})
@@ -131,7 +131,7 @@ def test_head_has_the_headers_of_get_and_no_body(site: Any, path: str) -> None:
 def test_a_device_can_fetch_and_prove_a_whole_artifact(site: Any, tmp_path: Path) -> None:
     from edgeline.serve.classifier import Classifier
 
-    manifest = site.client.get("/artifacts/colours/latest")
+    manifest = site.client.get("/artifacts/colors/latest")
     place = manifest.headers["content-location"].removesuffix("manifest.json")
     for name in ["manifest.json", *(entry["path"] for entry in manifest.json()["files"])]:
         (tmp_path / "1" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def test_a_device_can_fetch_and_prove_a_whole_artifact(site: Any, tmp_path: Path
 # Conditions and ranges on the wire
 
 TEXT = b"red\ngreen\nblue\ndark\n"
-PATH = "/artifacts/colours/1/labels.txt"
+PATH = "/artifacts/colors/1/labels.txt"
 TAG = f'"{sha256(TEXT)}"'
 
 RANGES = {
@@ -214,7 +214,7 @@ def test_conditions_are_weighed(site: Any, headers: dict[str, str], status: int)
 
 
 def test_a_download_that_was_cut_goes_on_where_it_was(own: Any, large: Path) -> None:
-    path, data = "/artifacts/colours/1/model.large.bin", large.read_bytes()
+    path, data = "/artifacts/colors/1/model.large.bin", large.read_bytes()
     tag = own.client.head(path).headers["etag"]
     received = b""
     while len(received) < len(data):
@@ -234,7 +234,7 @@ def store_with_bait(artifact_template: Path, tmp_path_factory: pytest.TempPathFa
     """A store around which a canary lies in every place that a crooked path may reach; shared, so tests must not change it."""
     around = tmp_path_factory.mktemp("bait")
     store = around / "store"
-    folder = store / "colours" / "1"
+    folder = store / "colors" / "1"
     shutil.copytree(artifact_template, folder)
     for place in (around, store, folder.parent, folder):
         (place / "canary.txt").write_text("canary")
@@ -251,34 +251,34 @@ def store_with_bait(artifact_template: Path, tmp_path_factory: pytest.TempPathFa
 
 TRAVERSALS = [
     "/artifacts/../canary.txt",
-    "/artifacts/colours/1/../../../canary.txt",
-    "/artifacts/colours/1/../canary.txt",
-    "/artifacts/colours/1/canary.txt",
-    "/artifacts/colours/1/canary/canary.txt",
-    "/artifacts/colours/1/golden/../canary.txt",
-    "/artifacts/colours/1/golden/../model.onnx",
-    "/artifacts/colours/1/./model.onnx",
-    "/artifacts/colours/1//model.onnx",
-    "/artifacts/colours/1/model.onnx/",
-    "/artifacts/colours/1/MODEL.ONNX",
-    "/artifacts/colours/1/%2e%2e/canary.txt",
-    "/artifacts/colours/1/%2e%2e%2f%2e%2e%2fcanary.txt",
-    "/artifacts/colours/1/%252e%252e%252fcanary.txt",
-    "/artifacts/colours/1/..%5c..%5ccanary.txt",
-    "/artifacts/colours/1/..\\canary.txt",
-    "/artifacts/colours/1/model.onnx%00.txt",
-    "/artifacts/colours/1/%00",
-    "/artifacts/colours/1/%0a",
-    "/artifacts/colours/1/" + "x" * 5000,
-    "/artifacts/colours/1/" + "x/" * 2500,
-    "/artifacts/colours/1//etc/passwd",
+    "/artifacts/colors/1/../../../canary.txt",
+    "/artifacts/colors/1/../canary.txt",
+    "/artifacts/colors/1/canary.txt",
+    "/artifacts/colors/1/canary/canary.txt",
+    "/artifacts/colors/1/golden/../canary.txt",
+    "/artifacts/colors/1/golden/../model.onnx",
+    "/artifacts/colors/1/./model.onnx",
+    "/artifacts/colors/1//model.onnx",
+    "/artifacts/colors/1/model.onnx/",
+    "/artifacts/colors/1/MODEL.ONNX",
+    "/artifacts/colors/1/%2e%2e/canary.txt",
+    "/artifacts/colors/1/%2e%2e%2f%2e%2e%2fcanary.txt",
+    "/artifacts/colors/1/%252e%252e%252fcanary.txt",
+    "/artifacts/colors/1/..%5c..%5ccanary.txt",
+    "/artifacts/colors/1/..\\canary.txt",
+    "/artifacts/colors/1/model.onnx%00.txt",
+    "/artifacts/colors/1/%00",
+    "/artifacts/colors/1/%0a",
+    "/artifacts/colors/1/" + "x" * 5000,
+    "/artifacts/colors/1/" + "x/" * 2500,
+    "/artifacts/colors/1//etc/passwd",
     "/artifacts//etc/passwd",
-    "/artifacts/colours/1/link.txt",
-    "/artifacts/colours/1/away/canary.txt",
-    "/artifacts/colours/1/golden",
-    "/artifacts/colours/1/",
-    "/artifacts/colours/7/model.onnx",
-    "/artifacts/colours/7",
+    "/artifacts/colors/1/link.txt",
+    "/artifacts/colors/1/away/canary.txt",
+    "/artifacts/colors/1/golden",
+    "/artifacts/colors/1/",
+    "/artifacts/colors/7/model.onnx",
+    "/artifacts/colors/7",
     "/artifacts/linked/1/model.onnx",
     "/artifacts/linked/latest",
     "/artifacts/outside/store/canary.txt",
@@ -286,14 +286,14 @@ TRAVERSALS = [
     "/artifacts/../latest",
     "/artifacts/%2e%2e/latest",
     "/artifacts/%00/latest",
-    "/artifacts/colours/01/model.onnx",
-    "/artifacts/colours/1%00/model.onnx",
-    "/artifacts/colours/%d9%a1/model.onnx",
-    "/artifacts/colours/-1/model.onnx",
-    "/artifacts/colours/2/model.onnx",
-    "/artifacts/colours/" + "9" * 5000 + "/model.onnx",
-    "/artifacts/colours/canary/canary.txt",
-    "/artifacts/COLOURS/1/model.onnx",
+    "/artifacts/colors/01/model.onnx",
+    "/artifacts/colors/1%00/model.onnx",
+    "/artifacts/colors/%d9%a1/model.onnx",
+    "/artifacts/colors/-1/model.onnx",
+    "/artifacts/colors/2/model.onnx",
+    "/artifacts/colors/" + "9" * 5000 + "/model.onnx",
+    "/artifacts/colors/canary/canary.txt",
+    "/artifacts/COLORS/1/model.onnx",
     "/artifacts/absent/latest",
     "/artifacts/canary/latest",
     "/artifacts/",
@@ -309,37 +309,37 @@ def test_a_path_that_no_manifest_names_is_a_404(baited: Any, path: str) -> None:
 
 
 def test_an_escape_that_is_no_text_is_refused_before_any_path_is_made_of_it(baited: Any) -> None:
-    answer = baited.raw(b"GET /artifacts/colours/1/%ff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    answer = baited.raw(b"GET /artifacts/colors/1/%ff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"canary" not in answer
 
 
 def test_links_are_not_listed(baited: Any) -> None:
-    assert baited.client.get("/artifacts").json()["artifacts"] == [{"name": "colours", "versions": [1], "latest": 1}]
+    assert baited.client.get("/artifacts").json()["artifacts"] == [{"name": "colors", "versions": [1], "latest": 1}]
 
 
 def test_a_named_file_replaced_by_a_link_is_a_404(own: Any, folder: Path, tmp_path: Path) -> None:
     shutil.move(folder / "card.md", tmp_path / "card.md")
     (folder / "card.md").symlink_to(tmp_path / "card.md")
-    is_refused(own.client.get("/artifacts/colours/1/card.md"), 404, "not_found")
+    is_refused(own.client.get("/artifacts/colors/1/card.md"), 404, "not_found")
 
 
 def test_a_named_file_replaced_by_a_pipe_is_a_404(own: Any, folder: Path) -> None:
     (folder / "card.md").unlink()
     os.mkfifo(folder / "card.md")
-    is_refused(own.client.get("/artifacts/colours/1/card.md"), 404, "not_found")
+    is_refused(own.client.get("/artifacts/colors/1/card.md"), 404, "not_found")
 
 
 def test_without_a_store_there_are_no_downloads(artifact_template: Path, serving: Any) -> None:
     with serving(artifact_template) as site:
         is_refused(site.client.get("/artifacts"), 404, "not_found")
-        is_refused(site.client.get("/artifacts/colours/1/model.onnx"), 404, "not_found")
+        is_refused(site.client.get("/artifacts/colors/1/model.onnx"), 404, "not_found")
 
 
 def test_a_store_that_does_not_exist_yet_is_empty(artifact_template: Path, tmp_path: Path, serving: Any) -> None:
     with serving(artifact_template, store=tmp_path / "absent") as site:
         assert site.client.get("/artifacts").json() == {"artifacts": []}
-        is_refused(site.client.get("/artifacts/colours/latest"), 404, "not_found")
+        is_refused(site.client.get("/artifacts/colors/latest"), 404, "not_found")
 
 
 def test_a_store_that_cannot_be_read_is_a_503_without_its_path(artifact_template: Path, tmp_path: Path, serving: Any) -> None:
@@ -366,7 +366,7 @@ def flip(path: Path) -> None:
 
 @pytest.mark.parametrize("before", [False, True], ids=["never given", "given before"])
 def test_a_changed_file_is_not_given_until_it_is_mended(own: Any, folder: Path, before: bool) -> None:
-    path, whole = "/artifacts/colours/1/model.onnx", (folder / "model.onnx").read_bytes()
+    path, whole = "/artifacts/colors/1/model.onnx", (folder / "model.onnx").read_bytes()
     if before:
         assert own.client.get(path).content == whole
     flip(folder / "model.onnx")
@@ -379,12 +379,12 @@ def test_a_changed_file_is_not_given_until_it_is_mended(own: Any, folder: Path, 
 
 def test_a_change_that_keeps_size_and_time_is_noticed(own: Any, folder: Path) -> None:
     path = folder / "model.onnx"
-    assert own.client.get("/artifacts/colours/1/model.onnx").status_code == 200
+    assert own.client.get("/artifacts/colors/1/model.onnx").status_code == 200
     held = path.stat()
     flip(path)
     os.utime(path, ns=(held.st_atime_ns, held.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (held.st_size, held.st_mtime_ns)
-    is_refused(own.client.get("/artifacts/colours/1/model.onnx"), 503, "digest_mismatch")
+    is_refused(own.client.get("/artifacts/colors/1/model.onnx"), 503, "digest_mismatch")
 
 
 def test_a_longer_file_is_not_given(own: Any, folder: Path) -> None:
@@ -395,16 +395,16 @@ def test_a_longer_file_is_not_given(own: Any, folder: Path) -> None:
 
 def test_a_version_under_another_number_is_not_given(own: Any, folder: Path) -> None:
     shutil.copytree(folder, folder.parent / "2")
-    is_refused(own.client.get("/artifacts/colours/2/model.onnx"), 503, "artifact_invalid")
-    is_refused(own.client.get("/artifacts/colours/latest"), 503, "artifact_invalid")
-    assert own.client.get("/artifacts/colours/1/model.onnx").status_code == 200
+    is_refused(own.client.get("/artifacts/colors/2/model.onnx"), 503, "artifact_invalid")
+    is_refused(own.client.get("/artifacts/colors/latest"), 503, "artifact_invalid")
+    assert own.client.get("/artifacts/colors/1/model.onnx").status_code == 200
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "edgeline.artifact/1"}'])
 def test_a_broken_manifest_gives_nothing(own: Any, folder: Path, text: str) -> None:
     (folder / "manifest.json").write_text(text)
-    is_refused(own.client.get("/artifacts/colours/1/manifest.json"), 503, "manifest_invalid")
-    is_refused(own.client.get("/artifacts/colours/1/model.onnx"), 503, "manifest_invalid")
+    is_refused(own.client.get("/artifacts/colors/1/manifest.json"), 503, "manifest_invalid")
+    is_refused(own.client.get("/artifacts/colors/1/model.onnx"), 503, "manifest_invalid")
 
 
 def test_a_manifest_may_not_name_files_outside(own: Any, folder: Path, tmp_path: Path) -> None:
@@ -413,13 +413,13 @@ def test_a_manifest_may_not_name_files_outside(own: Any, folder: Path, tmp_path:
     (tmp_path / "canary.txt").write_bytes(canary)
     data["files"].append({"path": "../../../canary.txt", "size": 6, "sha256": sha256(canary), "role": "card"})
     (folder / "manifest.json").write_text(json.dumps(data))
-    answer = own.raw(b"GET /artifacts/colours/1/../../../canary.txt HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    answer = own.raw(b"GET /artifacts/colors/1/../../../canary.txt HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 503 ")
     assert b"canary" not in answer
 
 
 def test_a_file_that_changes_while_it_is_sent_never_ends_well(own: Any, large: Path) -> None:
-    with own.client.stream("GET", "/artifacts/colours/1/model.large.bin") as reply:
+    with own.client.stream("GET", "/artifacts/colors/1/model.large.bin") as reply:
         assert reply.status_code == 200
         chunks = reply.iter_raw()
         next(chunks)
@@ -439,7 +439,7 @@ def test_a_new_version_is_hashed_once_for_all_who_come(own: Any, large: Path, mo
 
     monkeypatch.setattr(published.OpenFile, "digest", counted)
     with ThreadPoolExecutor(8) as pool:
-        url = f"{own.url}/artifacts/colours/1/model.large.bin"
+        url = f"{own.url}/artifacts/colors/1/model.large.bin"
         replies = list(pool.map(lambda _: httpx.head(url).status_code, range(24)))
     assert replies == [200] * 24
     assert hashed == [LARGE]
@@ -449,7 +449,7 @@ def test_a_new_version_is_hashed_once_for_all_who_come(own: Any, large: Path, mo
 
 
 def test_a_large_file_is_not_held_in_memory(own: Any, large: Path) -> None:
-    path = "/artifacts/colours/1/model.large.bin"
+    path = "/artifacts/colors/1/model.large.bin"
     own.client.head(path)
     tracemalloc.start()
     try:
@@ -475,7 +475,7 @@ def open_files(name: str) -> int:
 def test_a_client_that_goes_away_leaves_no_file_open(own: Any, large: Path) -> None:
     for _ in range(3):
         with own.connect() as connection:
-            connection.sendall(b"GET /artifacts/colours/1/model.large.bin HTTP/1.1\r\nHost: x\r\n\r\n")
+            connection.sendall(b"GET /artifacts/colors/1/model.large.bin HTTP/1.1\r\nHost: x\r\n\r\n")
             assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
     for _ in range(2000):
         if not open_files(large.name):
@@ -493,7 +493,7 @@ def test_a_file_that_is_opened_for_a_client_who_has_gone_is_closed(folder: Path,
         return beneath(*arguments)
 
     async def leave_meanwhile() -> None:
-        asking = asyncio.create_task(Published(folder.parent.parent).open(("colours", "1", "labels.txt")))
+        asking = asyncio.create_task(Published(folder.parent.parent).open(("colors", "1", "labels.txt")))
         await asyncio.to_thread(begun.wait, 20)
         asking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -518,7 +518,7 @@ def test_every_answer_closes_its_file(own: Any, method: str) -> None:
     ]
     for path in paths:
         for header in headers:
-            own.client.request(method, f"/artifacts/colours/1/{path}", headers=header)
+            own.client.request(method, f"/artifacts/colors/1/{path}", headers=header)
     for _ in range(2000):
         if not any(map(open_files, paths)):
             break
@@ -536,7 +536,7 @@ def test_the_store_of_a_version_and_of_a_name_is_found(folder: Path) -> None:
 
 
 def test_an_artifact_elsewhere_has_no_store(folder: Path, tmp_path: Path) -> None:
-    places = ["copy", "other/1", "colours/2", "1"]
+    places = ["copy", "other/1", "colors/2", "1"]
     for place in places:
         shutil.copytree(folder, tmp_path / "elsewhere" / place)
     assert [store_of(tmp_path / "elsewhere" / place) for place in places] == [None] * 4

@@ -10,8 +10,8 @@ import pytest
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.drift.snapshot import read_snapshot
 from edgeline.serve.explain import region_of
-from edgeline.serve.http.app import Terms
-from edgeline.serve.inference.drift_observer import Observed
+from edgeline.serve.http.app import ServingLimits
+from edgeline.serve.inference.drift_observer import DriftObserver
 
 WHY = {"explain": "cam"}
 
@@ -93,14 +93,14 @@ def test_the_document_knows_how_to_ask_and_what_comes(explaining: Any) -> None:
 
 def test_the_challenger_is_not_asked_why(explaining_template: Path, artifact_template: Path, serving: Any) -> None:
     photo = (explaining_template / "golden" / "0.jpg").read_bytes()
-    with serving(explaining_template, challenger=artifact_template, terms=Terms(challenger_share=1.0)) as site:
+    with serving(explaining_template, challenger=artifact_template, terms=ServingLimits(challenger_share=1.0)) as site:
         for _ in range(3):
             assert "explanation" in site.client.post("/predict", params=WHY, content=photo).json()
 
 
 def test_drift_has_the_distance_of_the_features(explaining_template: Path, photos: list[bytes], serving: Any) -> None:
     with serving(explaining_template) as site:
-        observed = Observed()
+        observed = DriftObserver()
         site.service.observed, site.service.engine.observe = observed, observed.take
         for photo in photos * 2:
             site.client.post("/predict", content=photo)

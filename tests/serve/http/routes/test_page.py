@@ -112,12 +112,12 @@ def test_a_built_wheel_has_every_file_of_the_page(tmp_path: Path) -> None:
 
 
 def test_the_model_is_told_with_its_evaluation_its_card_and_its_proof(
-    serving: Any, relabelled: Callable[..., Path], evaluated: Callable[..., Any]
+    serving: Any, relabeled: Callable[..., Path], evaluated: Callable[..., Any]
 ) -> None:
-    told = model_of(serving, relabelled(LABELS, evaluated(CONFUSION, LABELS), "# Colours\n\nFour of them.\n"))
-    assert (told["model"], told["version"], told["variant"], told["labels"]) == ("colours", 1, "onnx-fp32", LABELS)
+    told = model_of(serving, relabeled(LABELS, evaluated(CONFUSION, LABELS), "# Colors\n\nFour of them.\n"))
+    assert (told["model"], told["version"], told["variant"], told["labels"]) == ("colors", 1, "onnx-fp32", LABELS)
     assert (told["preprocess"]["height"], told["preprocess"]["width"]) == (12, 16)
-    assert told["card"] == "# Colours\n\nFour of them.\n"
+    assert told["card"] == "# Colors\n\nFour of them.\n"
     assert told["proof"]["samples"] == 4
     assert told["remarks"] == []
     assert told["evaluation"]["top1"].keys() == {"value", "low", "high", "correct", "total"}
@@ -127,7 +127,7 @@ def test_the_model_is_told_with_its_evaluation_its_card_and_its_proof(
     assert [tuple(cell) for cell in told["evaluation"]["confusion"]] == cells
 
 
-def test_what_the_pipeline_writes_is_what_the_page_reads(serving: Any, relabelled: Callable[..., Path]) -> None:
+def test_what_the_pipeline_writes_is_what_the_page_reads(serving: Any, relabeled: Callable[..., Path]) -> None:
     import numpy as np
 
     from edgeline.pipeline.data.samples import Sample
@@ -139,7 +139,7 @@ def test_what_the_pipeline_writes_is_what_the_page_reads(serving: Any, relabelle
     ]
     logits_NK = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 1, 1, 2, 3]] * 5
     held = evaluate(logits_NK, samples, LABELS, temperature=1.0, bins=5).model_dump(mode="json", by_alias=True)
-    told = model_of(serving, relabelled(LABELS, held))
+    told = model_of(serving, relabeled(LABELS, held))
     assert told["remarks"] == []
     assert told["evaluation"]["confusion"] == [[0, 0, 1], [0, 1, 1], [1, 1, 2], [2, 2, 2], [3, 3, 2]]
 
@@ -261,10 +261,10 @@ def test_metrics_that_are_infinite_are_left_out(with_file: Callable[..., Path]) 
     assert (told["metrics"], len(told["remarks"])) == ({}, 1)
 
 
-def test_labels_and_cards_of_any_letters_arrive_as_they_are(serving: Any, relabelled: Callable[..., Path]) -> None:
+def test_labels_and_cards_of_any_letters_arrive_as_they_are(serving: Any, relabeled: Callable[..., Path]) -> None:
     labels = ["</script><script>alert(1)</script>", "\u05ea\u05e4\u05d5\u05d7", "\U0001f34e & co", "x" * 3000]
     card = "<img src=x onerror=alert(1)> \u202e"
-    told = model_of(serving, relabelled(labels, card=card))
+    told = model_of(serving, relabeled(labels, card=card))
     assert (told["labels"], told["card"]) == (labels, card)
 
 
@@ -275,7 +275,7 @@ def test_a_file_that_changed_since_it_was_opened_is_not_shown(make_artifact: Any
         reply = site.client.get("/model")
         assert (reply.status_code, reply.json()["code"]) == (503, "digest_mismatch")
         assert str(folder) not in reply.text
-        (folder / "card.md").write_text("# Colours\n")
+        (folder / "card.md").write_text("# Colors\n")
         assert site.client.get("/model").status_code == 200
 
 

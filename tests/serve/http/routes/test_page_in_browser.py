@@ -171,7 +171,7 @@ def test_a_real_photo_is_shown_and_answered(site: Any, visit: Any) -> None:
 
 
 @pytest.fixture(name="halves")
-def a_photo_in_two_colours() -> bytes:
+def a_photo_in_two_colors() -> bytes:
     """Red at the left, blue at the right, stored on its side."""
     picture = Image.new("RGB", (300, 400), (220, 20, 20))
     picture.paste((20, 20, 220), (0, 200, 300, 400))
@@ -182,7 +182,7 @@ def a_photo_in_two_colours() -> bytes:
     return file.getvalue()
 
 
-COLOUR_AT = """
+COLOR_AT = """
 (canvas, [x, y]) => [...canvas.getContext("2d").getImageData(x * canvas.width, y * canvas.height, 1, 1).data]
 """
 
@@ -209,7 +209,7 @@ def test_the_page_shows_why(explaining_template: Path, serving: Any, visit: Any,
             [evidence] = [each["evidence"] for each in told["predictions"] if each["label"] == label]
             for row, column in ((1, 0), (1, len(evidence[0]) - 1)):
                 place = [(column + 0.5) / len(evidence[0]), (row + 0.5) / len(evidence)]
-                red, _, blue, alpha = overlay.evaluate(COLOUR_AT, place)
+                red, _, blue, alpha = overlay.evaluate(COLOR_AT, place)
                 assert alpha > 0
                 assert (red > blue) == (evidence[row][column] > 0), (label, row, column)
         result.get_by_role("button", name="Why?").click()
@@ -219,7 +219,7 @@ def test_the_page_shows_why(explaining_template: Path, serving: Any, visit: Any,
 def test_why_is_not_told_of_another_versions_answer(
     explaining_template: Path, tmp_path: Path, seal: Any, serving: Any, visit: Any, halves: bytes
 ) -> None:
-    store = tmp_path / "colours"
+    store = tmp_path / "colors"
     shutil.copytree(explaining_template, store / "1")
     with serving(store) as site:
         tab = visit(site.url)
@@ -232,7 +232,7 @@ def test_why_is_not_told_of_another_versions_answer(
         while site.client.get("/readyz").json()["version"] != 2:
             assert time.monotonic() < end
         result.get_by_role("button", name="Why?").click()
-        sync_api.expect(result.locator(".why .problem")).to_contain_text("colours 2 answers by now")
+        sync_api.expect(result.locator(".why .problem")).to_contain_text("colors 2 answers by now")
 
 
 def test_a_model_that_cannot_say_why_is_not_asked(site: Any, visit: Any, artifact_template: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_server_that_wants_a_token_is_given_one(artifact_template: Path, tmp_p
         [result] = tab.wait_for(1).all()
         assert best(result)[0] == "red"
         sync_api.expect(asked).to_be_hidden()
-        sync_api.expect(tab.page.locator("#name")).to_have_text("colours")
+        sync_api.expect(tab.page.locator("#name")).to_have_text("colors")
         assert "a-token" not in tab.page.url
 
 
@@ -305,7 +305,7 @@ def test_a_bad_file_gets_the_servers_sentence_and_the_next_photo_its_answer(
 
 def test_a_file_over_the_limit_is_refused_before_it_is_sent(site: Any, visit: Any, tmp_path: Path) -> None:
     tab = visit(site.url)
-    sync_api.expect(tab.page.locator("h1")).to_have_text("colours")
+    sync_api.expect(tab.page.locator("h1")).to_have_text("colors")
     sent: list[str] = []
     tab.page.on("request", lambda request: sent.append(request.url))
     with (tmp_path / "large.jpg").open("wb") as large:
@@ -362,7 +362,7 @@ def test_a_photo_that_came_too_early_waits_and_is_answered_when_the_model_is_rea
         sync_api.expect(status).to_have_text("Ready")
         [result] = tab.wait_for(1).all()
         assert best(result)[0] == "red"
-        sync_api.expect(tab.page.locator("h1")).to_have_text("colours")
+        sync_api.expect(tab.page.locator("h1")).to_have_text("colors")
 
 
 def test_an_artifact_that_failed_is_said_in_the_servers_words(tmp_path: Path, serving: Any, visit: Any) -> None:
@@ -434,12 +434,12 @@ def test_the_servers_own_times_are_shown_where_it_tells_them(site: Any, visit: A
 
 
 def test_the_model_is_shown_with_its_figures_its_matrix_and_its_card(
-    serving: Any, visit: Any, relabelled: Any, evaluated: Any
+    serving: Any, visit: Any, relabeled: Any, evaluated: Any
 ) -> None:
-    with serving(relabelled(LABELS, evaluated(CONFUSION, LABELS), CARD)) as site:
+    with serving(relabeled(LABELS, evaluated(CONFUSION, LABELS), CARD)) as site:
         page = visit(site.url).page
-        sync_api.expect(page.locator("h1")).to_have_text("colours")
-        assert page.title() == "colours 1 · edgeline"
+        sync_api.expect(page.locator("h1")).to_have_text("colors")
+        assert page.title() == "colors 1 · edgeline"
         about = page.locator("#about").inner_text().replace("\u00a0", " ")
         assert "90.6 %" in about
         assert "29 of 32 test images; 95 % interval 86.1 % to 95.3 %" in about
@@ -459,9 +459,9 @@ def test_the_model_is_shown_with_its_figures_its_matrix_and_its_card(
 
 
 def test_the_accuracy_of_the_variant_that_answers_comes_before_that_of_the_float32_model(
-    serving: Any, visit: Any, relabelled: Any, evaluated: Any, seal: Any
+    serving: Any, visit: Any, relabeled: Any, evaluated: Any, seal: Any
 ) -> None:
-    folder = relabelled(LABELS, evaluated(CONFUSION, LABELS))
+    folder = relabeled(LABELS, evaluated(CONFUSION, LABELS))
     [variant] = json.loads((folder / "manifest.json").read_text())["variants"]
     variant |= {"precision": "int8", "verification": {"accuracy": {"top1": 0.5, "top1_interval": [0.25, 0.75], "images": 32}}}
     with serving(seal(folder, variants=[variant])) as site:
@@ -475,16 +475,16 @@ def test_the_accuracy_of_the_variant_that_answers_comes_before_that_of_the_float
 
 
 def test_many_classes_are_a_picture_with_their_mistakes_and_can_be_searched(
-    serving: Any, visit: Any, relabelled: Any, evaluated: Any
+    serving: Any, visit: Any, relabeled: Any, evaluated: Any
 ) -> None:
     labels = [*LABELS, *(f"class {number}" for number in range(4, 300))]
     confusion = [[0] * 300 for _ in labels]
     for index in range(300):
         confusion[index][index] = 5
     confusion[7][109] = 4
-    with serving(relabelled(labels, evaluated(confusion, labels))) as site:
+    with serving(relabeled(labels, evaluated(confusion, labels))) as site:
         page = visit(site.url).page
-        sync_api.expect(page.locator("h1")).to_have_text("colours")
+        sync_api.expect(page.locator("h1")).to_have_text("colors")
         assert lines_of(page.locator(".mistakes tbody tr")) == ["class 7 class 109 4 of 9"]
         assert page.locator(".matrix").count() == 0
         canvas = page.locator("canvas")
@@ -508,10 +508,10 @@ def test_many_classes_are_a_picture_with_their_mistakes_and_can_be_searched(
 
 
 def test_hostile_labels_are_text_and_fit_a_phone_and_a_desk(
-    serving: Any, visit: Any, relabelled: Any, evaluated: Any, artifact_template: Path
+    serving: Any, visit: Any, relabeled: Any, evaluated: Any, artifact_template: Path
 ) -> None:
     card = CARD + "\n| " + " | ".join(f"column {n} " + "wide" * 20 for n in range(9)) + " |\n|" + "---|" * 9 + "\n"
-    with serving(relabelled(HOSTILE, evaluated(CONFUSION, HOSTILE), card)) as site:
+    with serving(relabeled(HOSTILE, evaluated(CONFUSION, HOSTILE), card)) as site:
         tab = visit(site.url)
         photos = [golden(artifact_template, index) for index in range(4)]
         tab.page.set_input_files("#files", [file_of(photo, f"{'<b>' * 50}{n}.jpg") for n, photo in enumerate(photos)])
@@ -538,20 +538,20 @@ def test_no_script_of_the_page_could_make_markup_of_text(site: Any, visit: Any) 
 CONTRASTS = """
 () => {
   const pixel = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const over = (colour, ground) => {
+  const over = (color, ground) => {
     pixel.fillStyle = ground; pixel.fillRect(0, 0, 1, 1);
-    pixel.fillStyle = colour; pixel.fillRect(0, 0, 1, 1);
+    pixel.fillStyle = color; pixel.fillRect(0, 0, 1, 1);
     return `rgb(${[...pixel.getImageData(0, 0, 1, 1).data.slice(0, 3)].join(",")})`;
   };
-  const light = (colour) => {
+  const light = (color) => {
     const linear = (v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-    const [r, g, b] = colour.match(/\\d+/g).map((level) => linear(level / 255));
+    const [r, g, b] = color.match(/\\d+/g).map((level) => linear(level / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const ground = (element) => {
     const chain = [];
     for (let at = element; at; at = at.parentElement) chain.unshift(getComputedStyle(at).backgroundColor);
-    return chain.reduce((below, colour) => over(colour, below), "rgb(255,255,255)");
+    return chain.reduce((below, color) => over(color, below), "rgb(255,255,255)");
   };
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   const low = [];
@@ -570,10 +570,10 @@ CONTRASTS = """
 
 
 def test_every_text_stands_out_from_what_is_behind_it_in_light_and_dark(
-    serving: Any, visit: Any, relabelled: Any, evaluated: Any, artifact_template: Path
+    serving: Any, visit: Any, relabeled: Any, evaluated: Any, artifact_template: Path
 ) -> None:
     full = [[10, 0, 0, 0], [0, 1, 9, 0], [10, 0, 0, 0], [5, 0, 0, 5]]
-    with serving(relabelled(LABELS, evaluated(full, LABELS), CARD)) as site:
+    with serving(relabeled(LABELS, evaluated(full, LABELS), CARD)) as site:
         tab = visit(site.url, reduced_motion="reduce")
         tab.page.set_input_files("#files", [file_of(golden(artifact_template, 0)), file_of(b"no image")])
         tab.wait_for(2)
@@ -589,7 +589,7 @@ def test_every_text_stands_out_from_what_is_behind_it_in_light_and_dark(
 def test_the_keyboard_alone_is_enough(site: Any, visit: Any, artifact_template: Path) -> None:
     tab = visit(site.url)
     tab.page.on("filechooser", lambda chooser: None)  # from now on the browser gives them to the test
-    sync_api.expect(tab.page.locator("h1")).to_have_text("colours")
+    sync_api.expect(tab.page.locator("h1")).to_have_text("colors")
     tab.page.keyboard.press("Tab")
     sync_api.expect(tab.page.locator("#files")).to_be_focused()
     assert tab.page.locator(".button").evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
@@ -614,6 +614,6 @@ def test_every_control_and_region_has_a_name(site: Any, visit: Any, artifact_tem
     tab.wait_for(1)
     tree = tab.page.locator("body").aria_snapshot()
     assert re.findall(r"(?m)^\s*- (?:button|combobox|searchbox|textbox|region|img|canvas)(?: \[.*)?:?$", tree) == []
-    for part in ('heading "colours" [level=1]', 'region "Classify photos"', 'region "The model"', 'button "Remove photo.jpg"'):
+    for part in ('heading "colors" [level=1]', 'region "Classify photos"', 'region "The model"', 'button "Remove photo.jpg"'):
         assert part in tree
     assert tab.page.locator("#say, #status").evaluate_all("all => all.map((e) => e.getAttribute('role'))") == ["status"] * 2

@@ -18,8 +18,8 @@ METHODS = [b"GET", b"POST", b"HEAD", b"OPTIONS", b"PUT", b"get", b"G\0T", b"CONN
 TARGETS = [
     b"/healthz",
     b"/predict",
-    b"/v2/models/colours/infer",
-    b"/artifacts/colours/latest",
+    b"/v2/models/colors/infer",
+    b"/artifacts/colors/latest",
     b"/model",
     b"*",
     b"x",

@@ -109,7 +109,7 @@ def test_a_missing_artifact_leaves_it_alive_with_the_reason(tmp_path: Path) -> N
 
 def test_the_store_that_the_artifact_lies_in_is_offered(artifact_template: Path) -> None:
     with started(artifact_template.parent) as (_, url):
-        assert httpx.get(f"{url}/artifacts").json()["artifacts"] == [{"name": "colours", "versions": [1], "latest": 1}]
+        assert httpx.get(f"{url}/artifacts").json()["artifacts"] == [{"name": "colors", "versions": [1], "latest": 1}]
 
 
 def test_another_store_may_be_named(artifact_template: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ public class BitmapFactory {
         }
     }
 
-    /** The mean of each block of pixels, as which libjpeg-turbo's scaled decoding comes out but for roundings and colour. */
+    /** The mean of each block of pixels, as which libjpeg-turbo's scaled decoding comes out but for roundings and color. */
     private static BufferedImage reduced(BufferedImage from, int scale) {
         int width = (from.getWidth() + scale - 1) / scale, height = (from.getHeight() + scale - 1) / scale;
         BufferedImage to = new BufferedImage(width, height, BufferedImage.TYPE_INT_ARGB);

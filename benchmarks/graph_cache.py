@@ -1,7 +1,7 @@
-"""What keeping the optimised graph gains at a start.
+"""What keeping the optimized graph gains at a start.
 
-For float32 and int8 of one artifact, each in a process of its own, in turn, median of `--rounds`: the model optimised anew,
-the same with its graph written, and the graph that was kept, read as ONNX (which ships) and as ORT format, optimised no more or
+For float32 and int8 of one artifact, each in a process of its own, in turn, median of `--rounds`: the model optimized anew,
+the same with its graph written, and the graph that was kept, read as ONNX (which ships) and as ORT format, optimized no more or
 once more. Then a whole `Classifier.open` without and with a cache. Digests say whether logits and probabilities of the golden
 pixels are equal to the last bit. Last, `edgeline serve` from its process to its line that says ready, with and without, in
 pairs: `--starts` of each, because the difference is smaller than the noise of one.
@@ -34,7 +34,7 @@ WAYS = {
     "anew, written": ("ONNX", "all"),
     "anew, written as ORT": ("ORT", "all"),
     "kept": ("ONNX", "disable_all"),
-    "kept, optimised again": ("ONNX", "all"),
+    "kept, optimized again": ("ONNX", "all"),
     "kept as ORT": ("ORT", "disable_all"),
 }
 OPENED = {"opened": False, "opened, kept": True}
@@ -66,7 +66,7 @@ def main() -> None:
             print(f"  {variant} {way}: {rows[f'{variant} {way}']}", flush=True)
         rows[f"{variant} served"] = starts(arguments.artifact, variant, arguments.starts)
         print(f"  {variant} served: {rows[f'{variant} served']}", flush=True)
-    command = f"python benchmarks/optimised.py {arguments.artifact} --rounds {arguments.rounds} --starts {arguments.starts}"
+    command = f"python benchmarks/graph_cache.py {arguments.artifact} --rounds {arguments.rounds} --starts {arguments.starts}"
     print(json.dumps({**taken(command, {"rounds": arguments.rounds, "starts": arguments.starts}), "rows": rows}, indent=2))
 
 
