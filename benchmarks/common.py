@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edgeline.serve.runtime.provenance import DEVICE, runtime_options, taken
+from edgeline.serve.runtime.provenance import DEVICE, provenance, runtime_options
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -20,7 +20,7 @@ def photos(name: str) -> str:
 def report(benchmark: str, **figures: Any) -> None:
     """Print the closing line."""
     script = Path(sys.argv[0]).resolve().relative_to(Path(__file__).resolve().parents[1])
-    how = taken(f"python {script.as_posix()}", runtime_options(), packages=(*DEVICE, "torch"))
+    how = provenance(f"python {script.as_posix()}", runtime_options(), packages=(*DEVICE, "torch"))
     print(json.dumps({"benchmark": benchmark, **figures, **how}))
 
 

@@ -26,7 +26,7 @@ from PIL import Image  # noqa: E402
 
 from edgeline.serve.artifact.reader import open_artifact  # noqa: E402
 from edgeline.serve.classifier import Classifier  # noqa: E402
-from edgeline.serve.runtime.provenance import taken  # noqa: E402
+from edgeline.serve.runtime.provenance import provenance  # noqa: E402
 from edgeline.serve.runtime.session import load_onnxruntime, session_options  # noqa: E402
 
 WAYS = {
@@ -67,7 +67,7 @@ def main() -> None:
         rows[f"{variant} served"] = starts(arguments.artifact, variant, arguments.starts)
         print(f"  {variant} served: {rows[f'{variant} served']}", flush=True)
     command = f"python benchmarks/graph_cache.py {arguments.artifact} --rounds {arguments.rounds} --starts {arguments.starts}"
-    print(json.dumps({**taken(command, {"rounds": arguments.rounds, "starts": arguments.starts}), "rows": rows}, indent=2))
+    print(json.dumps({**provenance(command, {"rounds": arguments.rounds, "starts": arguments.starts}), "rows": rows}, indent=2))
 
 
 def starts(artifact: Path, variant: str, pairs: int) -> dict:

@@ -28,7 +28,7 @@ from edgeline.pipeline.runs.atomic_files import write_json
 from edgeline.pipeline.runs.run import Run
 from edgeline.pipeline.training.features import CPU_BATCH
 from edgeline.serve.errors import ConfigError, DataError, ExportError
-from edgeline.serve.runtime.provenance import DEVICE, runtime_options, taken
+from edgeline.serve.runtime.provenance import DEVICE, provenance, runtime_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def build_variants(run: Run, folder: Path) -> None:
         report["variants"].append(entry)
     if "int8" in report:
         options = {"batch": CPU_BATCH, "timed": {"batch": 1, "threads": 1, "runs": TIMED_RUNS}, **runtime_options()}
-        report["int8"]["taken"] = taken("edgeline variants RUN", options, packages=(*DEVICE, "onnx"))
+        report["int8"]["measured_on"] = provenance("edgeline variants RUN", options, packages=(*DEVICE, "onnx"))
     write_json(folder / file_names.VARIANTS, report)
 
 

@@ -35,7 +35,7 @@ from PIL import Image  # noqa: E402
 
 from edgeline.flows.steps import run_pipeline  # noqa: E402
 from edgeline.pipeline.config import load_config  # noqa: E402
-from edgeline.serve.runtime.provenance import runtime_options, taken  # noqa: E402
+from edgeline.serve.runtime.provenance import provenance, runtime_options  # noqa: E402
 
 PEERS = HERE / "peers"
 PACKAGES = {
@@ -346,7 +346,7 @@ def report(benchmark: str, **figures: Any) -> None:
     load_1, load_5, _ = os.getloadavg()
     figures |= {"loadavg_at_the_end": [load_1, load_5], "generator": "wrk" if shutil.which("wrk") else "load.py"}
     words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]  # no place on this machine is in the report
-    how = taken(f"python benchmarks/serving/{Path(sys.argv[0]).name} {' '.join(words)}".strip(), runtime_options())
+    how = provenance(f"python benchmarks/serving/{Path(sys.argv[0]).name} {' '.join(words)}".strip(), runtime_options())
     print(json.dumps({"benchmark": f"serve/{benchmark}", **figures, **how}), flush=True)
 
 

@@ -31,7 +31,7 @@ from edgeline.pipeline.data.stress_images import preprocessing_fingerprint, stre
 from edgeline.pipeline.data.unlabeled import read_photos
 from edgeline.serve.errors import VerificationError
 from edgeline.serve.preprocess import PreprocessSpec
-from edgeline.serve.runtime.provenance import DEVICE, runtime_options, taken
+from edgeline.serve.runtime.provenance import DEVICE, provenance, runtime_options
 
 IMAGENET = Feed(*next(iter(NORMALIZATIONS.values())))
 PRECISIONS = ("int8", "float16", "float32")
@@ -100,7 +100,9 @@ def verify_foreign(request: Request) -> dict[str, Any]:
         },
         **judged,
         "notes": _notes(request, program, reference),
-        "taken": taken("edgeline verify --onnx FILE --data DIR", runtime_options(), packages=(*DEVICE, "torch", "onnx")),
+        "measured_on": provenance(
+            "edgeline verify --onnx FILE --data DIR", runtime_options(), packages=(*DEVICE, "torch", "onnx")
+        ),
     }
 
 

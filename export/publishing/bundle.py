@@ -100,7 +100,7 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
         "data_sha256": prepared.fingerprint,
         "images": {split: len(prepared.of(split)) for split in SPLITS},
         "config": run.config.model_dump(mode="json", exclude={"data", "artifacts", "weights"}),
-        "taken": _taken(run, evaluation, verification),
+        "measured_on": _measured_on(run, evaluation, verification),
     }
     times = verification["reference"]["latency"]
     summary = {
@@ -109,7 +109,7 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
         "max_difference": verification["max_difference"],
         "top1_agreement": verification["top1_agreement"],
         "p50_ms": times[list(times)[-1]]["p50_ms"],
-        "cpu": verification["taken"]["machine"]["cpu"],
+        "cpu": verification["measured_on"]["machine"]["cpu"],
     }
     metrics = {
         "top1": evaluation.top1.model_dump(),
@@ -162,7 +162,7 @@ def _variant(entry: dict[str, Any], max_batch: int) -> Variant:
     return Variant(**form, max_batch=max_batch, verification=figures(entry))
 
 
-def _taken(run: Run, evaluation: Evaluation, verification: dict[str, Any]) -> dict[str, Any]:
+def _measured_on(run: Run, evaluation: Evaluation, verification: dict[str, Any]) -> dict[str, Any]:
     """How each group of figures was taken, by its name."""
     options = {
         "training": {"strategy": run.config.train.strategy, "seed": run.config.seed, "rest": "provenance.config"},
@@ -172,8 +172,8 @@ def _taken(run: Run, evaluation: Evaluation, verification: dict[str, Any]) -> di
     # A step that an earlier version made does not say.
     found = {name: {**made["made"], "options": options[name]} for name, made in receipts.items() if made and "made" in made}
     if verification["int8"] is not None:
-        found["int8 choice"] = verification["int8"]["taken"]
-    return found | {"verification": verification["taken"]}
+        found["int8 choice"] = verification["int8"]["measured_on"]
+    return found | {"verification": verification["measured_on"]}
 
 
 def _input(spec: PreprocessSpec) -> dict[str, Any]:

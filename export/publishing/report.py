@@ -56,7 +56,7 @@ trained), packaged by edgeline {provenance["edgeline"]}.
 
 {_markdown(variant_table.rows(verification))}
 
-{variant_table.CAPTION} Taken on {machine_line(verification["reference"]["taken"]["machine"])}.
+{variant_table.CAPTION} Taken on {machine_line(verification["reference"]["measured_on"]["machine"])}.
 {more}
 ## Intended use
 

@@ -22,7 +22,7 @@ def figures(entry: dict[str, Any]) -> dict[str, Any]:
     if entry["passed"] is None:
         return {name: entry[name] for name in ("passed", "not_run", "structure", "bytes")}
     similarity = entry["similarity"]
-    kept = ("bytes", "accuracy", "latency", "start", "taken")
+    kept = ("bytes", "accuracy", "latency", "start", "measured_on")
     return {
         "passed": entry["passed"],
         **{name: similarity[name] for name in ("images", "max_difference", "top1_agreement", "sqnr_db", "kl")},
@@ -56,7 +56,7 @@ def int8_line(verification: dict[str, Any]) -> str | None:
     int8 = verification["int8"]
     if int8 is None:
         return None
-    machine = int8["taken"]["machine"]
+    machine = int8["measured_on"]["machine"]
     chosen = int8["chosen"] or "none chosen"
     setting = "on" if int8["exact_precision_setting"] else "off"
     risks = {entry["saturates"] for entry in verification["variants"] if entry["passed"] and "saturates" in entry}
@@ -74,7 +74,7 @@ def int8_line(verification: dict[str, Any]) -> str | None:
 
 def origins(verification: dict[str, Any], provenance: dict[str, Any]) -> list[dict[str, str]]:
     """A row a group of figures: when, on what and with what they were taken, and the command that gives them again."""
-    groups = {**provenance["taken"], "times and memory": verification["reference"]["taken"]}
+    groups = {**provenance["measured_on"], "times and memory": verification["reference"]["measured_on"]}
     return [
         {
             "Figures": name,

@@ -35,7 +35,7 @@ from edgeline.serve.errors import EdgelineError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.backends import files_of, not_run_here
 from edgeline.serve.runtime.benchmark import RUNS, costs, times_command
-from edgeline.serve.runtime.provenance import taken
+from edgeline.serve.runtime.provenance import provenance
 from edgeline.serve.runtime.session import create_session, usable_cores
 
 PROBED = 24
@@ -209,9 +209,9 @@ def _costs(entry: Mapping[str, Any], path: Path, measure: Measure, *, saturates:
         found = time_there(format, path, measure.spec, measure.environments, threads)
         start = {key: found[key] for key in ("import_ms", "load_ms", "first_answer_ms", "peak_mb")}
         latency[f"threads_{threads}"] = {"p50_ms": found["p50_ms"], "p95_ms": found["p95_ms"], "runs": RUNS}
-    how = taken(times_command(name), {"batch": 1, "runs": RUNS, "runtime": format, "image": "black"})
+    how = provenance(times_command(name), {"batch": 1, "runs": RUNS, "runtime": format, "image": "black"})
     how["versions"] |= dict(package.split("==") for package in PACKAGES[format])  # it is not this environment that ran it
-    return {"latency": latency, "start": start, "taken": how}
+    return {"latency": latency, "start": start, "measured_on": how}
 
 
 def _accuracy(observed: Outputs, measure: Measure) -> dict[str, Any] | None:

@@ -40,7 +40,7 @@ from edgeline.pipeline.runs.run import Run
 from edgeline.pipeline.training.features import CPU_BATCH
 from edgeline.serve.errors import VerificationError
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
-from edgeline.serve.runtime.provenance import DEVICE, runtime_options, taken
+from edgeline.serve.runtime.provenance import DEVICE, provenance, runtime_options
 from edgeline.serve.runtime.session import create_session
 
 PACKAGES = (*DEVICE, "torch", "timm", "onnx")
@@ -193,7 +193,7 @@ def verify(
         "reference": reference,
         "variants": judged,
         "int8": made.get("int8"),
-        "taken": taken("edgeline verify RUN", options, packages=PACKAGES),
+        "measured_on": provenance("edgeline verify RUN", options, packages=PACKAGES),
     }
 
 

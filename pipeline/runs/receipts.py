@@ -21,7 +21,7 @@ from typing import Any
 
 from edgeline.pipeline.runs.atomic_files import digest_of, file_digest, sync_folder, sync_tree, write_json
 from edgeline.serve.errors import EdgelineError
-from edgeline.serve.runtime.provenance import DEVICE, taken
+from edgeline.serve.runtime.provenance import DEVICE, provenance
 
 RECEIPT = "receipt.json"
 
@@ -64,7 +64,7 @@ def run_step(folder: Path, key: str, build: Callable[[Path], None]) -> bool:
         build(partial)
         (partial / ".key").unlink()
         command = "edgeline prepare --data DATA" if folder.name == "prepare" else f"edgeline {folder.name} RUN"
-        made = taken(command, {}, packages=(*DEVICE, "torch"))
+        made = provenance(command, {}, packages=(*DEVICE, "torch"))
         write_json(partial / RECEIPT, {"key": key, "made": made, "files": {p: _entry(partial / p) for p in _files(partial)}})
         sync_tree(partial)
         if folder.exists():

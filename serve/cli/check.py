@@ -78,7 +78,9 @@ def _costs_line(proof: dict[str, Any]) -> str:
     ]
     start = proof["start"]
     begun = start["import_ms"] + start["load_ms"] + start["first_answer_ms"]
-    exact = ", exact-precision setting on" if EXACT.items() <= proof["taken"]["options"].get("session", {}).items() else ""
+    exact = (
+        ", exact-precision setting on" if EXACT.items() <= proof["measured_on"]["options"].get("session", {}).items() else ""
+    )
     return f"{', '.join(times)}; a process answers after {begun:.0f} ms and holds {start['peak_mb']:.0f} MB{exact}"
 
 

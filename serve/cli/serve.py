@@ -92,14 +92,14 @@ def serve(
         curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8000/predict?top_k=3'
     """
     from edgeline.serve.http.main import Options, run
-    from edgeline.serve.inference.scheduler import Plan
+    from edgeline.serve.inference.scheduler import ConcurrencyPlan
     from edgeline.serve.preprocess import Limits
     from edgeline.serve.runtime.session import usable_cores
 
     plan = None
     if threads is not None or runners is not None or batch is not None:
         cores = usable_cores()
-        plan = Plan(runners=runners or max(1, cores // (threads or 1)), threads=threads or 1, batch=batch or 1)
+        plan = ConcurrencyPlan(runners=runners or max(1, cores // (threads or 1)), threads=threads or 1, batch=batch or 1)
     options = Options(
         artifacts=artifacts,
         host=host,

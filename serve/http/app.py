@@ -45,7 +45,7 @@ from edgeline.serve.http.responses import HANDLERS, RETRY_AFTER_S, Edge, error_r
 from edgeline.serve.http.routes.downloads import Downloads
 from edgeline.serve.http.routes.page import page_routes
 from edgeline.serve.http.routes.predict import ENCODE, identity, prediction, said, server_timing
-from edgeline.serve.inference.repository import Models
+from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.scheduler import Answer, Engine
 from edgeline.serve.preprocess import Limits
 
@@ -77,7 +77,7 @@ class ServingLimits:
 class Service:
     """What the routes share: the models, the engine, and whether the server is about to stop."""
 
-    def __init__(self, models: Models, engine: Engine, terms: ServingLimits) -> None:
+    def __init__(self, models: ModelRepository, engine: Engine, terms: ServingLimits) -> None:
         self.models = models
         self.engine = engine
         self.terms = terms

@@ -32,8 +32,8 @@ from edgeline.serve.http.routes.published_files import store_of
 from edgeline.serve.http.transport.connections import ConnectionLimits
 from edgeline.serve.http.transport.server import Hooks, Server, is_exposed, listen, url_of
 from edgeline.serve.inference.autotune import calibrate, remember_plan, remembered_plan, sample_image
-from edgeline.serve.inference.repository import Models
-from edgeline.serve.inference.scheduler import Engine, Plan
+from edgeline.serve.inference.repository import ModelRepository
+from edgeline.serve.inference.scheduler import ConcurrencyPlan, Engine
 from edgeline.serve.preprocess import Limits
 from edgeline.serve.runtime.session import usable_cores
 
@@ -52,7 +52,7 @@ class Options:
     port: int = 8000
     store: Path | None = None
     variant: str | None = None
-    plan: Plan | None = None
+    plan: ConcurrencyPlan | None = None
     """How the cores are used; by default what is found out at the first start."""
     limits: Limits = Limits()
     connections: ConnectionLimits = ConnectionLimits()
@@ -106,7 +106,7 @@ class Opening:
         self.engine.start(plan)
         return classifier
 
-    def _find(self, classifier: Classifier) -> Plan:
+    def _find(self, classifier: Classifier) -> ConcurrencyPlan:
         cores, cache = usable_cores(), self.options.cache
         if (plan := remembered_plan(classifier, cores, cache)) is not None:
             return plan
@@ -134,7 +134,7 @@ def run(options: Options) -> None:
     tls = _tls(options)
     engine = Engine(queue_limit=options.queue)
     opening = Opening(options, engine)
-    models = Models(
+    models = ModelRepository(
         options.artifacts,
         opening.open,
         challenger=options.challenger,

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgeline.serve.artifact import golden
 from edgeline.serve.classifier import Classifier
-from edgeline.serve.inference.scheduler import BATCHES, Plan
+from edgeline.serve.inference.scheduler import BATCHES, ConcurrencyPlan
 from edgeline.serve.runtime.graph_cache import is_ours
 from edgeline.serve.runtime.provenance import machine
 from edgeline.serve.runtime.session import load_onnxruntime
@@ -31,7 +31,9 @@ WORTH_A_BATCH = 1.1
 """How much more a batch must bring: less is not worth making the first of it wait for the last."""
 
 
-def calibrate(open_classifier: Callable[[int], Classifier], image: bytes, cores: int, *, budget_s: float = 2.0) -> Plan:
+def calibrate(
+    open_classifier: Callable[[int], Classifier], image: bytes, cores: int, *, budget_s: float = 2.0
+) -> ConcurrencyPlan:
     """Find out how a model uses these cores best.
 
     Compared are as many runners as cores with one thread each, and one runner with all cores, by images per second, decoding
@@ -45,9 +47,9 @@ def calibrate(open_classifier: Callable[[int], Classifier], image: bytes, cores:
         budget_s: roughly how long it may take, opening apart.
     """
     each_s = budget_s / (2 * ROUNDS * len(BATCHES))
-    plan, classifier = Plan(runners=cores, threads=1), open_classifier(1)
+    plan, classifier = ConcurrencyPlan(runners=cores, threads=1), open_classifier(1)
     if cores > 1:
-        wide, other = Plan(runners=1, threads=cores), open_classifier(cores)
+        wide, other = ConcurrencyPlan(runners=1, threads=cores), open_classifier(cores)
         # One wide runner answers a lone client sooner, so it needs only be about as fast.
         if _ratio(image, each_s, (other, wide), (classifier, plan)) > BETTER:
             plan, classifier = wide, other
@@ -59,7 +61,7 @@ def calibrate(open_classifier: Callable[[int], Classifier], image: bytes, cores:
     return found
 
 
-def images_per_s(classifier: Classifier, image: bytes, plan: Plan, seconds: float) -> float:
+def images_per_s(classifier: Classifier, image: bytes, plan: ConcurrencyPlan, seconds: float) -> float:
     """Images answered a second with every runner busy, after one run each to warm up."""
     counts = [0] * plan.runners
 
@@ -81,27 +83,29 @@ def images_per_s(classifier: Classifier, image: bytes, plan: Plan, seconds: floa
     return sum(counts) / (time.perf_counter() - begun)
 
 
-def _ratio(image: bytes, seconds: float, one: tuple[Classifier, Plan], other: tuple[Classifier, Plan]) -> float:
+def _ratio(
+    image: bytes, seconds: float, one: tuple[Classifier, ConcurrencyPlan], other: tuple[Classifier, ConcurrencyPlan]
+) -> float:
     """How many times as fast the one is, each at its best."""
     speeds = [[images_per_s(classifier, image, plan, seconds) for classifier, plan in (one, other)] for _ in range(ROUNDS)]
     best, others_best = np.max(speeds, axis=0)
     return float(best / others_best)
 
 
-def remembered_plan(classifier: Classifier, cores: int, cache: Path | None) -> Plan | None:
+def remembered_plan(classifier: Classifier, cores: int, cache: Path | None) -> ConcurrencyPlan | None:
     """The plan that was found for this model on a machine like this; None if none was, or it is not to be trusted."""
     if cache is None or not is_ours(cache):
         return None
     try:
         told = json.loads((cache / _note(classifier, cores)).read_bytes())
-        plan = Plan(**{name: int(told[name]) for name in ("runners", "threads", "batch")})
+        plan = ConcurrencyPlan(**{name: int(told[name]) for name in ("runners", "threads", "batch")})
     except (OSError, ValueError, KeyError, TypeError):
         return None
     fits = 1 <= plan.runners <= cores and 1 <= plan.threads <= cores and plan.batch in BATCHES
     return plan if fits else None
 
 
-def remember_plan(plan: Plan, classifier: Classifier, cores: int, cache: Path | None) -> None:
+def remember_plan(plan: ConcurrencyPlan, classifier: Classifier, cores: int, cache: Path | None) -> None:
     """Keep a plan for the next start, if there is a place for it."""
     if cache is None:
         return

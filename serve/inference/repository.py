@@ -1,6 +1,6 @@
 """The artifacts on offer: loaded and proven in the background, exchanged for newer ones while requests go on.
 
-    models = Models([Path("artifacts/store/digits")], opening, engine)
+    models = ModelRepository([Path("artifacts/store/digits")], opening, engine)
     models.start()                       # returns at once
     models.current()                     # None until the golden samples have passed
 
@@ -72,7 +72,7 @@ class Slot:
         return [found[version] for version in sorted(found)]
 
 
-class Models:
+class ModelRepository:
     """Loads artifacts and says which one answers; one thread does all loading."""
 
     def __init__(

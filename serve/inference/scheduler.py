@@ -1,7 +1,7 @@
 """Runner threads behind one bounded queue: images in, probabilities out.
 
     engine = Engine()
-    engine.start(Plan(runners=2, threads=1))
+    engine.start(ConcurrencyPlan(runners=2, threads=1))
     answer = await engine.answer(classifier, image_bytes, within_s=2.0)
 
 A runner takes what waits, never waits for more, decodes it and runs it. Only an image that was decoded can join others in a
@@ -41,7 +41,7 @@ was spent on them would be lost."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class ConcurrencyPlan:
     """How the cores are used."""
 
     runners: int
@@ -115,7 +115,7 @@ class Engine:
     """Owns the runner threads. `answer`, `submit`, `drop` and `full` belong on one event loop; runners are its own."""
 
     def __init__(self, *, queue_limit: int = 64) -> None:
-        self.plan = Plan(runners=1, threads=1)
+        self.plan = ConcurrencyPlan(runners=1, threads=1)
         self.queue_limit = queue_limit
         self.totals = EngineStats()
         self.in_flight = 0
@@ -132,7 +132,7 @@ class Engine:
         self._closing = False
         self._runners: list[threading.Thread] = []
 
-    def start(self, plan: Plan) -> None:
+    def start(self, plan: ConcurrencyPlan) -> None:
         """Start the runners; before, nothing that waits is answered."""
         self.plan = plan
         for index in range(plan.runners):

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
 from edgeline.serve.runtime.backends import load_file
-from edgeline.serve.runtime.provenance import DEVICE, runtime_options, taken
+from edgeline.serve.runtime.provenance import DEVICE, provenance, runtime_options
 from edgeline.serve.runtime.session import load_onnxruntime, usable_cores
 
 RUNS = 50
@@ -88,14 +88,14 @@ def costs(
         for threads in dict.fromkeys((1, usable_cores()))
     }
     start_costs = cold_start(path, format, spec, saturates=saturates)
-    return {"latency": latency, "start": start_costs, "taken": times_taken(variant, format, saturates=saturates)}
+    return {"latency": latency, "start": start_costs, "measured_on": times_provenance(variant, format, saturates=saturates)}
 
 
-def times_taken(variant: str, format: str, *, saturates: bool = True) -> dict[str, Any]:
+def times_provenance(variant: str, format: str, *, saturates: bool = True) -> dict[str, Any]:
     """How a variant's times are taken here; see `serve.runtime.provenance.taken`."""
     runtime = runtime_options(saturates) if format in ("onnx", "ort") else {"runtime": format}
     options = {"batch": 1, "runs": RUNS, **runtime}
-    return taken(times_command(variant), options, packages=(*DEVICE, *RUNTIMES.get(format, ())))
+    return provenance(times_command(variant), options, packages=(*DEVICE, *RUNTIMES.get(format, ())))
 
 
 def times_command(variant: str) -> str:

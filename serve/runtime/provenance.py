@@ -19,7 +19,7 @@ FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_int8"
 """What a processor may say of itself that matters for these kernels."""
 
 
-def taken(command: str, options: dict[str, Any], *, packages: Sequence[str] = DEVICE) -> dict[str, Any]:
+def provenance(command: str, options: dict[str, Any], *, packages: Sequence[str] = DEVICE) -> dict[str, Any]:
     """Describe this moment on this machine, as JSON types.
 
     Args:

@@ -32,7 +32,7 @@ def test_what_is_asked_for_is_made_under_its_own_name(finished: Any) -> None:
     ]
     assert all((folder / variant["file"]).stat().st_size > 1e6 for variant in listed(folder))
     assert [v.get("saturates") for v in listed(folder)] == [True, None, None, True]
-    assert json.loads((folder / "variants.json").read_text())["int8"]["taken"]["command"] == "edgeline variants RUN"
+    assert json.loads((folder / "variants.json").read_text())["int8"]["measured_on"]["command"] == "edgeline variants RUN"
 
 
 def test_asking_for_nothing_makes_nothing(finished: Any, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from edgeline.serve.http.app import Service, ServingLimits, create_app
 from edgeline.serve.http.fast_path import FastPath
 from edgeline.serve.http.transport.connections import ConnectionLimits
 from edgeline.serve.http.transport.server import Hooks, Server, listen, url_of
-from edgeline.serve.inference.repository import Models
-from edgeline.serve.inference.scheduler import Engine, Plan
+from edgeline.serve.inference.repository import ModelRepository
+from edgeline.serve.inference.scheduler import ConcurrencyPlan, Engine
 from edgeline.serve.preprocess import Limits
 from edgeline.serve.runtime.session import create_session
 
@@ -72,7 +72,7 @@ def _serving(
     limits: Limits = Limits(),
     store: Path | None = None,
     wait: bool = True,
-    plan: Plan = Plan(runners=2, threads=1),
+    plan: ConcurrencyPlan = ConcurrencyPlan(runners=2, threads=1),
     connections: ConnectionLimits = ConnectionLimits(),
     challenger: Path | None = None,
     queue: int = 64,
@@ -81,7 +81,7 @@ def _serving(
     **options: Any,
 ) -> Iterator[Site]:
     engine = Engine(queue_limit=queue)
-    models = Models(artifacts, open_classifier, challenger=challenger, max_pixels=limits.max_pixels, poll_s=0.05)
+    models = ModelRepository(artifacts, open_classifier, challenger=challenger, max_pixels=limits.max_pixels, poll_s=0.05)
 
     def first(classifier: Classifier) -> Classifier:
         engine.start(plan)

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from edgeline.serve.classifier import Classifier
-from edgeline.serve.inference.repository import Models
+from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.scheduler import Answer, Engine
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -23,7 +23,7 @@ FOLDED = 64
 class Metrics:
     """The counters of one server, in a registry of their own."""
 
-    def __init__(self, engine: Engine, models: Models, connections: Callable[[], int]) -> None:
+    def __init__(self, engine: Engine, models: ModelRepository, connections: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -91,7 +91,7 @@ class Metrics:
 class State(Collector):
     """What is read from the server when somebody asks, and costs nothing until then."""
 
-    def __init__(self, engine: Engine, models: Models, connections: Callable[[], int]) -> None:
+    def __init__(self, engine: Engine, models: ModelRepository, connections: Callable[[], int]) -> None:
         self.engine, self.models, self.connections = engine, models, connections
 
     def collect(self) -> Iterable[Metric]:
@@ -126,7 +126,7 @@ class State(Collector):
 class Distances(Collector):
     """How far what each model meets is from what it was judged on."""
 
-    def __init__(self, metrics: Metrics, models: Models) -> None:
+    def __init__(self, metrics: Metrics, models: ModelRepository) -> None:
         self.metrics, self.models = metrics, models
 
     def collect(self) -> Iterable[Metric]:

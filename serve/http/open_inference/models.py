@@ -3,7 +3,7 @@
 Every artifact is offered twice. `<name>` takes image files (BYTES), decoded and preprocessed here; `<name>.pixels` takes what
 the graph itself takes (UINT8). Two names, so that what each says of its input is true. Both give `probabilities` and `logits`.
 
-`Models` is all that the routes need of the machinery behind them, and `Served` is this server's.
+`ServableModels` is all that the routes need of the machinery behind them, and `Served` is this server's.
 """
 
 import json
@@ -37,7 +37,7 @@ class Answer:
     """Images that shared the run."""
 
 
-class Models(Protocol):
+class ServableModels(Protocol):
     """Where the classifiers are, and who runs them."""
 
     def names(self) -> list[str]:
@@ -71,7 +71,7 @@ class Served:
 
     def __init__(
         self,
-        models: repository.Models,
+        models: repository.ModelRepository,
         answer: Callable[[Classifier, bytes | np.ndarray, float], Awaitable[scheduler.Answer]],
         most_s: float,
     ) -> None:
@@ -89,19 +89,19 @@ class Served:
         return [slot.name for slot in self._models.slots]
 
     def versions(self, name: str) -> list[int]:
-        """As `Models`."""
+        """As `ServableModels`."""
         return self._models.versions(name)
 
     def get(self, name: str, version: int | None) -> Classifier | None:
-        """As `Models`; without a version the one that answers now, which after a rollback is not the newest."""
+        """As `ServableModels`; without a version the one that answers now, which after a rollback is not the newest."""
         return self._models.get(name, version)
 
     def index(self) -> list[dict[str, str]]:
-        """As `Models`."""
+        """As `ServableModels`."""
         return self._models.index()
 
     async def answer(self, classifier: Classifier, item: bytes | np.ndarray, deadline_s: float | None) -> Answer:
-        """As `Models`."""
+        """As `ServableModels`."""
         within_s = self._most_s if deadline_s is None else min(deadline_s, self._most_s)
         found = await self._answer(classifier, item, within_s)
         queue_ns, decode_ns, infer_ns = (int(seconds * 1e9) for seconds in (found.queue_s, found.decode_s, found.infer_s))

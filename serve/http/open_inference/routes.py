@@ -25,7 +25,7 @@ from edgeline.serve.http.open_inference import decode
 from edgeline.serve.http.open_inference import models as v2_models
 from edgeline.serve.http.open_inference.encode import WINDOWS
 from edgeline.serve.http.open_inference.infer import deadline_of, read_request, write_reply
-from edgeline.serve.http.open_inference.models import Answer, Models
+from edgeline.serve.http.open_inference.models import Answer, ServableModels
 from edgeline.serve.http.open_inference.statistics import Statistics
 from edgeline.serve.http.open_inference.strict_json import parse, quoted
 from edgeline.serve.http.request_body import Budget
@@ -58,7 +58,9 @@ NOT_OFFERED = (
 class V2:
     """The routes of the protocol."""
 
-    def __init__(self, models: Models, admit: Callable[[float], None], budget: Budget, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self, models: ServableModels, admit: Callable[[float], None], budget: Budget, *, max_bytes: int = MAX_BYTES
+    ) -> None:
         """Take what does the work.
 
         Args:

@@ -104,7 +104,7 @@ def test_the_manifest_tells_how_good_it_is_how_it_was_proven_and_where_it_comes_
     assert (variant.name, variant.file, variant.format, variant.precision) == ("onnx-fp32", "model.onnx", "onnx", "float32")
     assert variant.max_batch == finished.config.verify.max_batch == 16
     for each in manifest.variants:
-        assert each.verification.keys() >= {"accuracy", "bytes", "latency", "start", "sqnr_db", "top1_agreement", "taken"}
+        assert each.verification.keys() >= {"accuracy", "bytes", "latency", "start", "sqnr_db", "top1_agreement", "measured_on"}
     assert {other.saturates for other in others if other.precision == "int8"} == {True}
     assert manifest.verification["passed"] is True
     assert manifest.verification["max_difference"] == verification["max_difference"]
@@ -115,7 +115,7 @@ def test_the_manifest_tells_how_good_it_is_how_it_was_proven_and_where_it_comes_
     assert provenance["images"] == {split: len(prepared.of(split)) for split in ("train", "val", "test")}
     assert provenance["config"]["verify"]["max_batch"] == 16
     assert provenance["versions"].keys() >= {"torch", "timm", "pillow"}
-    commands = {name: taken["command"] for name, taken in provenance["taken"].items()}
+    commands = {name: taken["command"] for name, taken in provenance["measured_on"].items()}
     assert commands == {
         "training": "edgeline train RUN",
         "evaluation": "edgeline evaluate RUN",
@@ -125,11 +125,11 @@ def test_the_manifest_tells_how_good_it_is_how_it_was_proven_and_where_it_comes_
 
 
 def test_every_group_of_figures_says_how_it_was_taken(finished: Any, manifest: Manifest) -> None:
-    schema = json.loads((ROOT / "docs" / "schemas" / "taken.schema.json").read_text())
+    schema = json.loads((ROOT / "docs" / "schemas" / "measured_on.schema.json").read_text())
     verification = json.loads((finished.artifact / "verification.json").read_text())
     forms = (verification["reference"], *verification["variants"])
-    groups = [*manifest.provenance["taken"].values(), verification["taken"], verification["int8"]["taken"]]
-    groups += [form["taken"] for form in forms] + [variant.verification["taken"] for variant in manifest.variants]
+    groups = [*manifest.provenance["measured_on"].values(), verification["measured_on"], verification["int8"]["measured_on"]]
+    groups += [form["measured_on"] for form in forms] + [variant.verification["measured_on"] for variant in manifest.variants]
     for taken in groups:
         jsonschema.validate(taken, schema)
     assert verification["int8"]["calibration"]["images"] == 24

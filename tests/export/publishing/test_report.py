@@ -93,8 +93,8 @@ def test_the_published_report_has_the_figures_of_the_run(finished: Any) -> None:
     for entry in (verification["reference"], *verification["variants"]):
         for time in entry["latency"].values():
             assert f"{time['p50_ms']:.1f} / {time['p95_ms']:.1f}" in text
-        assert entry["taken"]["command"] in text or entry is not verification["reference"]
-    assert verification["taken"]["machine"]["cpu"] in text
+        assert entry["measured_on"]["command"] in text or entry is not verification["reference"]
+    assert verification["measured_on"]["machine"]["cpu"] in text
     assert "exact-precision setting o" in text
     for command in ("edgeline train RUN", "edgeline evaluate RUN", "edgeline variants RUN", "edgeline verify RUN"):
         assert command in text

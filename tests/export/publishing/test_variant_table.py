@@ -23,7 +23,7 @@ def form(name: str, **changes: Any) -> dict[str, Any]:
     times = {"p50_ms": 12.52, "p95_ms": 14.01, "preprocess_p50_ms": 3.0, "runs": 50}
     start = {"import_ms": 100.0, "load_ms": 50.0, "first_answer_ms": 20.4, "peak_mb": 70.6}
     latency = {"threads_1": times, "threads_2": times | {"p50_ms": 7.0}}
-    costs = {"latency": latency, "start": start, "taken": TAKEN}
+    costs = {"latency": latency, "start": start, "measured_on": TAKEN}
     return {
         "name": name,
         "passed": True,
@@ -43,11 +43,11 @@ def verification() -> dict[str, Any]:
         "judged_on": {"split": "val", "images": 49},
         "calibration": {"images": 128, "sha256": "ab" * 32},
         "exact_precision_setting": False,
-        "taken": TAKEN,
+        "measured_on": TAKEN,
     }
     bad = {"name": "onnx-fp16", "passed": False, "problems": ["SQNR 3.0 dB, at least 40 are asked"]}
     variants = [form("onnx-int8", saturates=False), bad]
-    return {"reference": form("onnx-fp32"), "variants": variants, "int8": int8, "taken": TAKEN}
+    return {"reference": form("onnx-fp32"), "variants": variants, "int8": int8, "measured_on": TAKEN}
 
 
 def test_every_form_that_ships_has_every_figure_the_reference_first(verification: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ def test_a_run_without_int8_says_nothing_of_it(verification: dict[str, Any]) -> 
 
 
 def test_every_group_of_figures_has_the_command_that_gives_it_again(verification: dict[str, Any]) -> None:
-    [row, times] = origins(verification, {"taken": {"verification": TAKEN}})
+    [row, times] = origins(verification, {"measured_on": {"verification": TAKEN}})
     assert (row["Figures"], row["Command"], row["Options"]) == (
         "verification",
         "edgeline verify RUN",
@@ -113,5 +113,5 @@ def test_every_group_of_figures_has_the_command_that_gives_it_again(verification
 
 def test_the_manifest_keeps_the_numbers_themselves(verification: dict[str, Any]) -> None:
     found = figures(verification["variants"][0])
-    assert (found["sqnr_db"], found["saturates"], found["taken"]) == (21.4, False, TAKEN)
+    assert (found["sqnr_db"], found["saturates"], found["measured_on"]) == (21.4, False, TAKEN)
     assert "saturates" not in figures(verification["reference"])

@@ -38,7 +38,7 @@ def test_every_variant_of_a_right_run_passes_with_its_figures(report: dict[str, 
         assert entry["accuracy"]["drop_points"] == 0
         low, high = entry["accuracy"]["top1_interval"]
         assert low < entry["accuracy"]["top1"] <= high
-        assert entry["taken"]["command"] == f"edgeline check ARTIFACT --variant {entry['name']} --time"
+        assert entry["measured_on"]["command"] == f"edgeline check ARTIFACT --variant {entry['name']} --time"
         assert {latency["runs"] for latency in entry["latency"].values()} == {50}
         assert "threads_1" in entry["latency"]
         assert entry["start"].keys() == {"import_ms", "load_ms", "first_answer_ms", "peak_mb"}

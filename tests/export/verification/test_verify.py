@@ -60,7 +60,7 @@ def test_the_report_compares_at_batch_one_an_odd_one_and_the_largest(report: dic
 
 
 def test_the_report_says_on_which_machine_and_with_which_settings(report: dict[str, Any]) -> None:
-    taken = report["taken"]
+    taken = report["measured_on"]
     assert taken["command"] == "edgeline verify RUN"
     assert taken["machine"]["cores"] == usable_cores()
     assert taken["options"]["torch_build"] == torch.__version__

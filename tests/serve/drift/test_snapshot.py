@@ -18,7 +18,7 @@ LABELS = ("a", "b", "c")
 IDENTITY = {"model": "letters", "version": 2, "manifest_sha256": "0" * 64}
 
 
-def taken(seeds: list[int], shift: int = 0, labels: tuple[str, ...] = LABELS, **identity: Any) -> dict[str, Any]:
+def provenance(seeds: list[int], shift: int = 0, labels: tuple[str, ...] = LABELS, **identity: Any) -> dict[str, Any]:
     """A snapshot of images that the seeds make, the brighter the larger the shift."""
     drift = Drift(labels, 8, 8, **{**IDENTITY, **identity})
     for seed in seeds:
@@ -46,18 +46,18 @@ SEEDS = st.lists(st.integers(0, 10**6), max_size=2 * BATCH)
 @settings(max_examples=30)
 @given(SEEDS, SEEDS, SEEDS)
 def test_merging_equals_having_observed_together_in_any_order(one: list[int], two: list[int], three: list[int]) -> None:
-    together = taken(one + two + three)
-    parts = [taken(one), taken(two), taken(three)]
+    together = provenance(one + two + three)
+    parts = [provenance(one), provenance(two), provenance(three)]
     assert same(merge(parts), together)
     assert same(merge(parts[::-1]), together)
     assert same(merge([merge(parts[:2]), parts[2]]), together)
-    assert same(taken(three + one + two), together)
+    assert same(provenance(three + one + two), together)
 
 
 @settings(max_examples=30)
 @given(SEEDS)
 def test_the_distance_of_a_snapshot_to_itself_is_0(seeds: list[int]) -> None:
-    snapshot = taken(seeds)
+    snapshot = provenance(seeds)
     found = distance(snapshot, snapshot)
     assert (len(found) > 0) == (len(seeds) > 0)
     assert {(entry["psi"], entry["js"]) for entry in found.values()} <= {(0.0, 0.0)}
@@ -78,8 +78,8 @@ def test_means_and_variances_are_those_of_the_values() -> None:
 @settings(max_examples=5)
 @given(st.integers(0, 10**6))
 def test_the_distance_grows_with_the_shift(seed: int) -> None:
-    reference = taken(list(range(seed, seed + 200)))
-    found = [distance(taken(list(range(seed + 1000, seed + 1200)), shift), reference) for shift in (0, 12, 30, 60)]
+    reference = provenance(list(range(seed, seed + 200)))
+    found = [distance(provenance(list(range(seed + 1000, seed + 1200)), shift), reference) for shift in (0, 12, 30, 60)]
     for one, other in pairwise(found):
         assert one["brightness"]["psi"] < other["brightness"]["psi"]
         assert one["brightness"]["js"] < other["brightness"]["js"]
@@ -89,8 +89,8 @@ def test_the_distance_grows_with_the_shift(seed: int) -> None:
 
 def test_chance_alone_seldom_exceeds_what_is_told_of_it_even_of_few_images() -> None:
     """One pair in a hundred may, of the very same kind; of 60 pairs and their statistics, five in a hundred are too many."""
-    reference = taken(list(range(60)))
-    found = [distance(taken(list(range(start, start + 200))), reference) for start in range(1000, 13000, 200)]
+    reference = provenance(list(range(60)))
+    found = [distance(provenance(list(range(start, start + 200))), reference) for start in range(1000, 13000, 200)]
     over = [entry["psi"] > entry["psi_by_chance"] for entries in found for name, entry in entries.items() if name != "height"]
     assert len(over) > 300
     assert sum(over) / len(over) < 0.05
@@ -110,10 +110,10 @@ def test_what_the_reference_never_saw_is_seen_even_if_all_of_it_is_alike() -> No
 
 
 def test_a_statistic_without_values_is_left_out() -> None:
-    found = distance(taken([1, 2, 3]), taken([4, 5, 6]))
+    found = distance(provenance([1, 2, 3]), provenance([4, 5, 6]))
     assert "size_bytes" not in found
     assert found.keys() == EDGES.keys() - {"size_bytes"} | {"predicted"}
-    assert distance(taken([]), taken([1])) == {}
+    assert distance(provenance([]), provenance([1])) == {}
 
 
 def other_bins(snapshot: dict[str, Any]) -> dict[str, Any]:
@@ -123,14 +123,14 @@ def other_bins(snapshot: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_different_bins_labels_or_models_are_refused() -> None:
-    snapshot = taken([1, 2])
+    snapshot = provenance([1, 2])
     for act in (lambda a, b: merge([a, b]), distance):
         with pytest.raises(InputError, match="different bins of contrast"):
             act(snapshot, other_bins(snapshot))
         with pytest.raises(InputError, match="different labels"):
-            act(snapshot, taken([1], labels=("a", "b", "d")))
+            act(snapshot, provenance([1], labels=("a", "b", "d")))
     with pytest.raises(InputError, match="different version 2 and 3") as refusal:
-        merge([snapshot, taken([1], version=3)])
+        merge([snapshot, provenance([1], version=3)])
     assert refusal.value.code == "snapshots_differ"
     with pytest.raises(InputError, match="no snapshot"):
         merge([])
@@ -138,12 +138,12 @@ def test_different_bins_labels_or_models_are_refused() -> None:
 
 def test_a_snapshot_reads_back_as_it_was_written() -> None:
     for seeds in ([], [1], list(range(100))):
-        snapshot = taken(seeds)
+        snapshot = provenance(seeds)
         assert read_snapshot(json.dumps(snapshot, allow_nan=False).encode()) == snapshot
 
 
 def changed(path: str, value: Any) -> bytes:
-    snapshot = taken([1, 2, 3])
+    snapshot = provenance([1, 2, 3])
     *parents, last = path.split("/")
     place = snapshot
     for name in parents:
@@ -186,7 +186,7 @@ def test_what_is_no_snapshot_is_refused_in_one_line(data: bytes) -> None:
     assert "\n" not in str(refusal.value)
 
 
-SNAPSHOT = taken([1])
+SNAPSHOT = provenance([1])
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),

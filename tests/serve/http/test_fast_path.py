@@ -17,7 +17,7 @@ import pytest
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.http.app import ServingLimits
 from edgeline.serve.http.auth import Tokens
-from edgeline.serve.inference.scheduler import Plan
+from edgeline.serve.inference.scheduler import ConcurrencyPlan
 
 WAIT_S = 20.0
 
@@ -234,7 +234,7 @@ def stuck(artifact_template: Path) -> Iterator[Callable[[Path], Classifier]]:
     Stuck.go_on.set()
 
 
-ONE = Plan(runners=1, threads=1)
+ONE = ConcurrencyPlan(runners=1, threads=1)
 
 
 @pytest.mark.parametrize("others", [0, 1, 3])

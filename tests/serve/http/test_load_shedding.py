@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.http.app import Service, ServingLimits, create_app
 from edgeline.serve.http.load_shedding import LoadShedding
-from edgeline.serve.inference.repository import Models
+from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.scheduler import Engine
 
 IDS = {"x-request-id": "abc"}
@@ -19,7 +19,7 @@ IDS = {"x-request-id": "abc"}
 @pytest.fixture
 def service(artifact_template: Path) -> Service:
     """Whose queue has room for nothing."""
-    models = Models([artifact_template], Classifier.open, max_pixels=1)
+    models = ModelRepository([artifact_template], Classifier.open, max_pixels=1)
     models.slots[0].current = Classifier.open(artifact_template, threads=1, prove=False)
     return Service(models, Engine(queue_limit=0), ServingLimits())
 

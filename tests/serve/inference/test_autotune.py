@@ -10,7 +10,7 @@ import pytest
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.inference import autotune as calibration
 from edgeline.serve.inference.autotune import calibrate, remember_plan, remembered_plan, sample_image
-from edgeline.serve.inference.scheduler import Plan
+from edgeline.serve.inference.scheduler import ConcurrencyPlan
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +23,16 @@ def rates_of(table: dict[tuple[int, int, int], float]) -> object:
 
 
 PLANS = {
-    "many runners are faster": ({(4, 1, 1): 100.0, (1, 4, 1): 60.0}, Plan(runners=4, threads=1)),
-    "a wide one is as fast, and sooner": ({(4, 1, 1): 100.0, (1, 4, 1): 99.0}, Plan(runners=1, threads=4)),
-    "batches bring something": ({(4, 1, 1): 100.0, (4, 1, 4): 120.0}, Plan(runners=4, threads=1, batch=4)),
-    "batches bring little": ({(4, 1, 1): 100.0, (4, 1, 8): 109.0}, Plan(runners=4, threads=1)),
+    "many runners are faster": ({(4, 1, 1): 100.0, (1, 4, 1): 60.0}, ConcurrencyPlan(runners=4, threads=1)),
+    "a wide one is as fast, and sooner": ({(4, 1, 1): 100.0, (1, 4, 1): 99.0}, ConcurrencyPlan(runners=1, threads=4)),
+    "batches bring something": ({(4, 1, 1): 100.0, (4, 1, 4): 120.0}, ConcurrencyPlan(runners=4, threads=1, batch=4)),
+    "batches bring little": ({(4, 1, 1): 100.0, (4, 1, 8): 109.0}, ConcurrencyPlan(runners=4, threads=1)),
 }
 
 
 @pytest.mark.parametrize(("table", "plan"), PLANS.values(), ids=PLANS)
 def test_the_plan_is_the_one_that_the_rates_call_for(
-    classifier: Classifier, monkeypatch: pytest.MonkeyPatch, table: dict[tuple[int, int, int], float], plan: Plan
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch, table: dict[tuple[int, int, int], float], plan: ConcurrencyPlan
 ) -> None:
     monkeypatch.setattr(calibration, "images_per_s", rates_of(table))
     assert calibrate(lambda threads: classifier, b"", 4) == plan
@@ -57,7 +57,7 @@ def test_one_core_leaves_nothing_to_choose_but_the_batch(classifier: Classifier)
 
 def test_a_plan_is_remembered_for_its_model_and_cores(classifier: Classifier, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    plan = Plan(runners=3, threads=1, batch=2)
+    plan = ConcurrencyPlan(runners=3, threads=1, batch=2)
     assert remembered_plan(classifier, 4, cache) is None
     remember_plan(plan, classifier, 4, cache)
     assert remembered_plan(classifier, 4, cache) == plan
@@ -77,7 +77,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("note", DAMAGED.values(), ids=DAMAGED)
 def test_a_damaged_note_is_as_good_as_none(classifier: Classifier, tmp_path: Path, note: str) -> None:
-    remember_plan(Plan(runners=1, threads=1), classifier, 4, tmp_path / "cache")
+    remember_plan(ConcurrencyPlan(runners=1, threads=1), classifier, 4, tmp_path / "cache")
     [path] = (tmp_path / "cache").iterdir()
     path.write_text(note)
     assert remembered_plan(classifier, 4, tmp_path / "cache") is None
@@ -85,7 +85,7 @@ def test_a_damaged_note_is_as_good_as_none(classifier: Classifier, tmp_path: Pat
 
 def test_a_folder_that_others_may_write_to_is_not_used(classifier: Classifier, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    remember_plan(Plan(runners=1, threads=1), classifier, 4, cache)
+    remember_plan(ConcurrencyPlan(runners=1, threads=1), classifier, 4, cache)
     os.chmod(cache, 0o777)
     assert remembered_plan(classifier, 4, cache) is None
     link = tmp_path / "link"
@@ -97,6 +97,6 @@ def test_a_folder_that_others_may_write_to_is_not_used(classifier: Classifier, t
 
 def test_a_place_that_cannot_be_written_costs_nothing_but_the_note(classifier: Classifier, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    remember_plan(Plan(runners=1, threads=1), classifier, 4, tmp_path / "file" / "cache")
-    remember_plan(Plan(runners=1, threads=1), classifier, 4, None)
+    remember_plan(ConcurrencyPlan(runners=1, threads=1), classifier, 4, tmp_path / "file" / "cache")
+    remember_plan(ConcurrencyPlan(runners=1, threads=1), classifier, 4, None)
     assert remembered_plan(classifier, 4, None) is None

@@ -21,7 +21,7 @@ from edgeline.serve.classifier import Classifier, Outputs
 from edgeline.serve.errors import ArtifactError
 from edgeline.serve.http.app import ServingLimits
 from edgeline.serve.inference import sandbox as candidate
-from edgeline.serve.inference.repository import Models
+from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.sandbox import validate_in_subprocess
 from edgeline.serve.preprocess import Limits
 
@@ -65,8 +65,8 @@ def version_of(site: Any) -> int:
     return int(site.client.get("/readyz").json()["version"])
 
 
-def models_of(path: Path, **options: Any) -> Models:
-    return Models([path], lambda folder: Classifier.open(folder, threads=1), max_pixels=PIXELS, poll_s=0.01, **options)
+def models_of(path: Path, **options: Any) -> ModelRepository:
+    return ModelRepository([path], lambda folder: Classifier.open(folder, threads=1), max_pixels=PIXELS, poll_s=0.01, **options)
 
 
 def test_a_version_that_is_published_takes_over_and_the_old_one_stays_at_hand(
@@ -374,7 +374,7 @@ def test_loading_that_fails_by_a_bug_says_so_and_goes_on(
         raise RuntimeError("secret")
 
     publish(1)
-    models = Models([store / "colors"], broken, max_pixels=PIXELS, poll_s=0.01)
+    models = ModelRepository([store / "colors"], broken, max_pixels=PIXELS, poll_s=0.01)
     models.start()
     until(lambda: models.slots[0].failure is not None)
     assert models.close(WAIT_S)

@@ -12,7 +12,7 @@ import pytest
 
 from edgeline.serve.classifier import Classifier, Outputs
 from edgeline.serve.errors import ArtifactError, DeadlineError, ImageError, OverloadedError
-from edgeline.serve.inference.scheduler import Answer, Engine, Plan
+from edgeline.serve.inference.scheduler import Answer, ConcurrencyPlan, Engine
 
 WAIT_S = 20.0
 
@@ -55,7 +55,7 @@ def held(artifact_template: Path) -> Iterator[Held]:
     classifier.go_on.set()
 
 
-def run(plan: Plan, story: Callable[[Engine], Coroutine[Any, Any, None]], **options: Any) -> Engine:
+def run(plan: ConcurrencyPlan, story: Callable[[Engine], Coroutine[Any, Any, None]], **options: Any) -> Engine:
     """Run a story on an event loop with a started engine."""
     engine = Engine(**options)
 
@@ -82,8 +82,8 @@ async def ask(engine: Engine, classifier: Classifier, image: Any, within_s: floa
     return task
 
 
-ONE = Plan(runners=1, threads=1)
-BATCHES_OF_8 = Plan(runners=1, threads=1, batch=8)
+ONE = ConcurrencyPlan(runners=1, threads=1)
+BATCHES_OF_8 = ConcurrencyPlan(runners=1, threads=1, batch=8)
 
 
 def test_an_answer_is_what_the_classifier_gives(classifier: Classifier, photos: list[bytes]) -> None:
@@ -97,7 +97,7 @@ def test_an_answer_is_what_the_classifier_gives(classifier: Classifier, photos: 
             assert answer.decode_s > 0
             assert answer.infer_s > 0
 
-    assert run(Plan(runners=2, threads=1), story).totals.images == 4
+    assert run(ConcurrencyPlan(runners=2, threads=1), story).totals.images == 4
 
 
 def test_pixels_are_answered_as_the_image_they_come_from(classifier: Classifier, photos: list[bytes]) -> None:
@@ -337,7 +337,7 @@ def test_of_two_runners_at_rest_the_one_with_warm_caches_is_woken(artifact_templ
                 await asyncio.sleep(0.001)
             await engine.answer(classifier, photos[0], WAIT_S)
 
-    run(Plan(runners=2, threads=1), story)
+    run(ConcurrencyPlan(runners=2, threads=1), story)
     assert len(names) == 6
     assert len(set(names)) == 1
 
@@ -364,5 +364,5 @@ def test_only_what_asks_for_the_same_is_run_together(explaining_template: Path, 
         assert answers[0].evidence_Khw is not None
         np.testing.assert_allclose(answers[0].evidence_Khw.mean((1, 2)), answers[0].logits_K, atol=1e-5)
 
-    run(Plan(runners=1, threads=1, batch=4), story)
+    run(ConcurrencyPlan(runners=1, threads=1, batch=4), story)
     assert classifier.sizes == [1, 2, 2, 1]

@@ -23,8 +23,8 @@ def test_times_are_of_one_thread_and_of_all_with_the_command_that_takes_them_aga
     assert list(found["latency"]) == list(dict.fromkeys(["threads_1", f"threads_{usable_cores()}"]))
     for latency in found["latency"].values():
         assert 0 < latency["p50_ms"] <= latency["p95_ms"]
-        assert latency["runs"] == found["taken"]["options"]["runs"] == 50
-    assert found["taken"]["command"] == "edgeline check ARTIFACT --variant onnx-fp32 --time"
+        assert latency["runs"] == found["measured_on"]["options"]["runs"] == 50
+    assert found["measured_on"]["command"] == "edgeline check ARTIFACT --variant onnx-fp32 --time"
 
 
 @pytest.mark.parametrize("saturates", [True, False])

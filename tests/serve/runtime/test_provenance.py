@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from edgeline.serve.runtime import provenance
-from edgeline.serve.runtime.provenance import DEVICE, machine, machine_line, processor, runtime_options, taken
+from edgeline.serve.runtime.provenance import DEVICE, machine, machine_line, processor, provenance, runtime_options
 from edgeline.serve.runtime.session import EXACT, SETTINGS, usable_cores
 
 
 def test_a_figure_says_when_on_what_and_how_it_was_taken() -> None:
-    found = json.loads(json.dumps(taken("edgeline check ARTIFACT", {"batch": 1})))
+    found = json.loads(json.dumps(provenance("edgeline check ARTIFACT", {"batch": 1})))
     assert (found["command"], found["options"]) == ("edgeline check ARTIFACT", {"batch": 1})
     assert abs(datetime.fromisoformat(found["date"]) - datetime.now(UTC)) < timedelta(minutes=1)
     assert found["versions"] == {"python": platform.python_version(), **{name: version(name) for name in DEVICE}}
@@ -25,11 +24,11 @@ def test_a_figure_says_when_on_what_and_how_it_was_taken() -> None:
 
 
 def test_other_packages_are_named_where_they_matter() -> None:
-    assert "torch" in taken("x", {}, packages=("torch",))["versions"]
+    assert "torch" in provenance("x", {}, packages=("torch",))["versions"]
 
 
 def test_nothing_tells_whose_machine_it_is() -> None:
-    said = json.dumps(taken("edgeline check ARTIFACT", runtime_options()))
+    said = json.dumps(provenance("edgeline check ARTIFACT", runtime_options()))
     for private in (socket.gethostname(), str(Path.home()), os.getcwd()):
         assert private not in said
 
