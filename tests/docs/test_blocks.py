@@ -1,0 +1,119 @@
+"""Every `bash` and `python` block of the documentation runs, and prints what its page shows. See tests/support/doc_blocks.py."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.support.doc_blocks import EXECUTED, PageRun, matches, normalized, read_blocks
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("[ab]*/README.md")])
+}
+BLOCKS = {name: read_blocks(text) for name, text in PAGES.items()}
+RUN = {name for name, blocks in BLOCKS.items() if any(each.language in EXECUTED and not each.reason for each in blocks)}
+"""Pages with something to execute."""
+OTHER_LANGUAGES = {"console", "json", "kotlin", "mermaid", "swift", "text", "toml"}
+"""What is data, output, or a device's code, which tests/docs/test_device_code.py compiles."""
+LABELS = {"birds": ("robin", "wren", "kingfisher", "crow"), "flowers": ("rose", "fern", "cornflower", "pansy")}
+"""Of the artifacts that pages use, in the order of the template's colors: red, green, blue, dark."""
+
+NOT_EXECUTED: dict[str, list[str]] = {}
+"""The reasons of the blocks that are not executed, by page, in order."""
+
+
+@pytest.fixture(scope="module")
+def workspace(
+    artifact_template: Path, seal: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], Path]:
+    """`workspace()`: a new folder with what pages take for granted: a store, photos, the code for devices."""
+    template = tmp_path_factory.mktemp("docs")
+    store = template / "artifacts" / "store"
+    for name, labels in LABELS.items():
+        folder = store / name / "1"
+        shutil.copytree(artifact_template, folder)
+        golden = json.loads((folder / "golden" / "golden.json").read_text())
+        renamed = {sample["label"]: label for sample, label in zip(golden["samples"], labels, strict=True)}
+        for sample in golden["samples"]:
+            sample["label"] = renamed[sample["label"]]
+        (folder / "golden" / "golden.json").write_text(json.dumps(golden))
+        (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
+        seal(folder, name=name, labels=list(labels))
+    for index, label in enumerate(LABELS["birds"]):
+        (template / "photos" / label).mkdir(parents=True)
+        shutil.copy(artifact_template / "golden" / f"{index}.jpg", template / "photos" / label / "1.jpg")
+    shutil.copy(artifact_template / "golden" / "0.jpg", template / "photo.jpg")
+    counts = iter(range(1, 100))
+
+    def make() -> Path:
+        folder = template.parent / f"page-{next(counts)}-{template.name}"
+        shutil.copytree(template, folder)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("page", sorted(RUN))
+def test_the_blocks_of_a_page_run_and_print_what_it_shows(page: str, workspace: Callable[[], Path]) -> None:
+    run = PageRun(workspace())
+    with run.serving():
+        for block in BLOCKS[page]:
+            if block.language not in EXECUTED or block.reason is not None:
+                continue
+            printed = run.execute(block)
+            if block.output is not None:
+                assert matches(block.output, printed), f"{page}:{block.line} printed\n{printed}"
+
+
+def test_blocks_that_are_not_executed_are_listed_with_their_reasons() -> None:
+    found = {page: [block.reason for block in blocks if block.reason] for page, blocks in BLOCKS.items()}
+    assert {page: reasons for page, reasons in found.items() if reasons} == NOT_EXECUTED
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_names_its_language(page: str) -> None:
+    languages = {block.language for block in BLOCKS[page]}
+    assert languages <= {*EXECUTED, *OTHER_LANGUAGES}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_command_hides_in_an_indented_block(page: str) -> None:
+    commands = ("edgeline ", "pip ", "python ", "curl ", "make ", "$ ")
+    assert [line for line in PAGES[page].splitlines() if line.startswith("    ") and line.strip().startswith(commands)] == []
+
+
+@pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if any(each.language == "toml" for each in blocks)])
+def test_settings_shown_on_a_page_are_valid(page: str, tmp_path: Path) -> None:
+    from edgeline.pipeline.config import load_config
+
+    for index, block in enumerate(each for each in BLOCKS[page] if each.language == "toml"):
+        assert tomllib.loads(block.code)
+        (tmp_path / f"{index}.toml").write_text(block.code)
+        load_config(tmp_path / f"{index}.toml")
+
+
+def test_output_is_compared_without_numbers_and_digests() -> None:
+    assert normalized("a  1.5e-4\n\nsha256 0123456789abcdef\n") == ["a <n>", "sha256 <digest>"]
+    assert matches("took 1 ms\n...\ndone\n", "took 22.5 ms\nmore\nand more\ndone\n")
+    assert matches('{"label": "robin", ...}\n', '{"label": "robin", "index": 0}\n')
+    assert not matches("took 1 ms\n", "took 1 s\n")
+
+
+def test_a_failing_block_fails_with_its_line_and_output(tmp_path: Path) -> None:
+    [block] = read_blocks("text\n\n```bash\necho before; false\n```\n")
+    with pytest.raises(AssertionError, match="(?s)line 3: exit code 1.*before"):
+        PageRun(tmp_path).execute(block)
+
+
+def test_a_marker_and_an_output_belong_to_their_block() -> None:
+    blocks = read_blocks("<!-- not executed: needs a camera -->\n```bash\na\n```\n\n```python\nb\n```\n```text\nc\n```\n")
+    assert [(block.code, block.reason, block.output) for block in blocks] == [("a\n", "needs a camera", None), ("b\n", None, "c\n")]
