@@ -1,18 +1,17 @@
-"""Every `bash` and `python` block of the documentation runs, and prints what its page shows. See tests/support/doc_blocks.py."""
+"""Every `bash` and `python` block of the documentation runs and prints what its page shows. See tests/support/doc_blocks.py."""
 
-import io
 import json
 import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tests.support.doc_blocks import EXECUTED, PageRun, matches, normalized, read_blocks
+from tests.support.explaining import explain_itself
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
@@ -24,7 +23,11 @@ RUN = {name for name, blocks in BLOCKS.items() if any(each.language in EXECUTED 
 """Pages with something to execute."""
 OTHER_LANGUAGES = {"console", "json", "kotlin", "mermaid", "swift", "text", "toml"}
 """What is data, output, or a device's code, which tests/docs/test_device_code.py compiles."""
-LABELS = {"birds": ("robin", "wren", "kingfisher", "crow"), "flowers": ("rose", "fern", "cornflower", "pansy")}
+LABELS = {
+    "birds": ("robin", "wren", "kingfisher", "crow"),
+    "flowers": ("rose", "fern", "cornflower", "pansy"),
+    "insects": ("ladybird", "mantis", "damselfly", "beetle"),
+}
 """Of the artifacts that pages use, in the order of the template's colors: red, green, blue, dark."""
 
 NOT_EXECUTED: dict[str, list[str]] = {}
@@ -41,13 +44,15 @@ def workspace(
     for name, labels in LABELS.items():
         folder = store / name / "1"
         shutil.copytree(artifact_template, folder)
-        golden = json.loads((folder / "golden" / "golden.json").read_text())
-        renamed = {sample["label"]: label for sample, label in zip(golden["samples"], labels, strict=True)}
-        for sample in golden["samples"]:
-            sample["label"] = renamed[sample["label"]]
-        (folder / "golden" / "golden.json").write_text(json.dumps(golden))
-        (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
+        if name == "insects":  # this one explains itself
+            explain_itself(folder, seal)
+        relabel(folder, labels)
         seal(folder, name=name, labels=list(labels))
+    flowers = store / "flowers" / "1"
+    (flowers / "statistics.json").write_bytes(statistics(flowers, artifact_template / "golden"))
+    seal(flowers)
+    for code in (ROOT / "docs" / "devices" / "python").glob("*.py"):
+        shutil.copy(code, template)
     for index, label in enumerate(LABELS["birds"]):
         (template / "photos" / label).mkdir(parents=True)
         shutil.copy(artifact_template / "golden" / f"{index}.jpg", template / "photos" / label / "1.jpg")
@@ -60,6 +65,24 @@ def workspace(
         return folder
 
     return make
+
+
+def relabel(folder: Path, labels: Sequence[str]) -> None:
+    """Give the classes of an artifact other names."""
+    path = folder / "golden" / "golden.json"
+    golden = json.loads(path.read_text())
+    for sample, label in zip(golden["samples"], labels, strict=True):
+        sample["label"] = label
+    path.write_text(json.dumps(golden))
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
+
+
+def statistics(folder: Path, images: Path) -> bytes:
+    """A baseline for drift, of some images."""
+    command = [Path(sys.executable).with_name("edgeline"), "predict", folder, *images.glob("*.jpg"), "--json", "--drift"]
+    subprocess.run([*command, folder / "statistics.json"], stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
+    counted = json.loads((folder / "statistics.json").read_text())
+    return json.dumps(counted | dict.fromkeys(("version", "manifest_sha256", "since", "until"))).encode()
 
 
 @pytest.mark.parametrize("page", sorted(RUN))
@@ -116,4 +139,7 @@ def test_a_failing_block_fails_with_its_line_and_output(tmp_path: Path) -> None:
 
 def test_a_marker_and_an_output_belong_to_their_block() -> None:
     blocks = read_blocks("<!-- not executed: needs a camera -->\n```bash\na\n```\n\n```python\nb\n```\n```text\nc\n```\n")
-    assert [(block.code, block.reason, block.output) for block in blocks] == [("a\n", "needs a camera", None), ("b\n", None, "c\n")]
+    assert [(block.code, block.reason, block.output) for block in blocks] == [
+        ("a\n", "needs a camera", None),
+        ("b\n", None, "c\n"),
+    ]

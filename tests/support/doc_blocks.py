@@ -3,8 +3,8 @@
 Conventions of a page:
 
 - `bash` and `python` blocks are executed, each page's in one folder, in order; each must end with exit code 0.
-- A `text` or `json` block directly behind one is its output. It is compared with what was printed, numbers and digests replaced.
-  A line that is just `...` stands for any number of lines.
+- A `text` or `json` block directly behind one is its output. It is compared with what was printed, numbers and digests
+  replaced. A line that is just `...` stands for any number of lines.
 - `<!-- not executed: REASON -->` directly before a block says why it is not.
 - A block that begins with `edgeline serve` keeps running while the rest of the page is executed, on a free port that takes the
   place of 8000.
@@ -16,6 +16,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -24,7 +25,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(
-    r"(?P<comment><!--[^\n]*-->\n)?^(?P<indent> *)```(?P<language>[^\n]*)\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL
+    r"(?P<comment> *<!--[^\n]*-->\n)?^(?P<indent> *)```(?P<language>[^\n]*)\n(?P<code>.*?)^(?P=indent)```$",
+    re.MULTILINE | re.DOTALL,
 )
 MARKER = re.compile(r"<!-- not executed: (.+) -->")
 EXECUTED = ("bash", "python")
@@ -51,8 +53,8 @@ def read_blocks(text: str) -> list[Block]:
     blocks: list[Block] = []
     end = 0
     for match in FENCE.finditer(text):
-        language, code = match["language"].strip(), match["code"]
-        reason = MARKER.match(match["comment"] or "")
+        language, code = match["language"].strip(), textwrap.dedent(match["code"])
+        reason = MARKER.search(match["comment"] or "")
         between = text[end : match.start()]
         end = match.end()
         is_output = language in ("text", "json") and blocks and not between.strip() and not match["comment"]
@@ -69,14 +71,15 @@ def normalized(text: str) -> list[str]:
     """Lines with digests, numbers and the width of spaces replaced, so that only the words and the shape are left."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     text = re.sub(r"\b[0-9a-f]{12,64}\b", "<digest>", text)
-    text = re.sub(r"-?\d[\d,]*(\.\d+)?(e-?\d+)?", "<n>", text)
+    text = re.sub(r"-?\d+(,\d{3})*(\.\d+)?(e-?\d+)?", "<n>", text)
     return [re.sub(r"[\s─━]+", " ", line).strip() for line in text.splitlines() if line.strip()]
 
 
 def matches(shown: str, printed: str) -> bool:
     """Whether a page shows what was printed, up to numbers, digests and lines left out with `...`."""
     pattern = "".join(
-        r"(?:[^\n]*\n)*?" if line == "..." else re.escape(line).replace(r"\.\.\.", r"[^\n]*?") + "\n" for line in normalized(shown)
+        r"(?:[^\n]*\n)*?" if line == "..." else re.escape(line).replace(r"\.\.\.", r"[^\n]*?") + "\n"
+        for line in normalized(shown)
     )
     return re.fullmatch(pattern, "".join(f"{line}\n" for line in normalized(printed))) is not None
 
