@@ -26,12 +26,12 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 COLUMNS = 104
 BIN = Path(sys.executable).parent
-PHOTOS = 3
+PHOTOS = 2
 
 
 def draw_terminal(folder: Path) -> None:
     """Run the demo and draw what it prints."""
-    environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(COLUMNS), "TTY_INTERACTIVE": "0"}
+    environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(COLUMNS), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     command = [BIN / "edgeline", "run", "--data", "digits", "--demo", "--no-prefect"]
     done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
@@ -53,7 +53,7 @@ def shoot_page(browser: Browser, folder: Path) -> None:
             assert server.stdout is not None
             found = re.search(r"http://\S+", server.stdout.readline())
             assert found
-            page = browser.new_page(viewport={"width": 960, "height": 1000}, device_scale_factor=1.5)
+            page = browser.new_page(viewport={"width": 960, "height": 860}, device_scale_factor=1.5)
             page.goto(found[0])
             page.get_by_text("ready").first.wait_for()
             page.locator("#files").set_input_files(chosen)
