@@ -39,7 +39,8 @@ def test_the_tree_of_the_readme_names_folders_that_exist() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
-    links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r"<img src=\"([^\"]+)", text)
     assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []
 
 
