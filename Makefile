@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is made here from hash-pinned requirements.
+# Everything runs in .venv, which is created from hash-pinned requirements.
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv pip
@@ -6,19 +6,19 @@ UV := $(BIN)/uv pip
 .DEFAULT_GOAL := help
 .PHONY: help demo test long fuzz lint docs bench lock clean
 
-help: ## Show what there is
+help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 14
 
-demo: .venv/ready ## Digits to a proven, published artifact, which then classifies a few images
+demo: .venv/ready ## Digits -> trained, verified, published; then classify a few held-out images
 	$(BIN)/edgeline run --data digits --demo
 
 test: .venv/ready ## Run the whole test suite
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --max-worker-restart 0
 
-long: .venv/ready ## Run what is too long for the test suite: compilers, emulators, other runtimes, a real schedule
+long: .venv/ready ## Run the long tests: compilers, emulators, other runtimes, a real schedule
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --max-worker-restart 0 -m long
 
-fuzz: .venv/ready ## Run the fuzzing that is too long for the test suite
+fuzz: .venv/ready ## Run the long fuzzing
 	$(BIN)/python -m pytest -m nightly
 
 lint: .venv/ready ## Check style and types
@@ -48,7 +48,7 @@ bench: .venv/ready ## Run the benchmarks; each ends in one JSON line
 	for script in throughput tail overload idle photos reload stops quota; do $(BIN)/python benchmarks/serving/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/serving/overload.py --stalled 1000 --seconds 10
 
-lock: .venv/ready ## Compile the pinned requirements again, to the newest that fit pyproject.toml
+lock: .venv/ready ## Compile the pinned requirements again, to the newest versions that fit pyproject.toml
 	$(UV) compile $(COMPILE) --extra all --group dev pyproject.toml --output-file requirements/dev.txt --upgrade
 	$(UV) compile $(COMPILE) pyproject.toml --output-file requirements/device.txt --upgrade
 	$(UV) compile $(COMPILE) --extra http pyproject.toml --output-file requirements/http.txt --upgrade
@@ -60,7 +60,7 @@ clean: ## Remove the environment and caches; artifacts/ stays
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 
 .venv/ready: pyproject.toml requirements/dev.txt requirements/uv.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edgeline needs Python 3.11 or newer; say make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edgeline needs Python 3.11 or newer; run make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	$(UV) install --quiet --python $(BIN)/python --require-hashes -r requirements/dev.txt

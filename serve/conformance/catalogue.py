@@ -8,7 +8,7 @@ import ast
 from dataclasses import dataclass
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).with_name("checks")
 GROUPS = {
     "test_specification": "specification",
     "test_binary": "tritonclient",

@@ -26,11 +26,44 @@ OTHER_LANGUAGES = {"console", "json", "kotlin", "mermaid", "swift", "text", "tom
 LABELS = {
     "birds": ("robin", "wren", "kingfisher", "crow"),
     "flowers": ("rose", "fern", "cornflower", "pansy"),
-    "insects": ("ladybird", "mantis", "damselfly", "beetle"),
+    "insects": ("ants", "bees", "flies", "beetles"),
 }
 """Of the artifacts that pages use, in the order of the template's colors: red, green, blue, dark."""
 
-NOT_EXECUTED: dict[str, list[str]] = {}
+NOT_EXECUTED: dict[str, list[str]] = {
+    "CONTRIBUTING.md": [
+        "these run the linters and this suite itself",
+    ],
+    "README.md": [
+        "installs all packages and trains; make demo and tests/flows run it",
+    ],
+    "docs/conformance.md": [
+        "downloads packages",
+        "every check of this server is a test of tests/serve/conformance; the other server is an example",
+        "needs NVIDIA"s perf_analyzer",
+    ],
+    "docs/devices/cpp/README.md": [
+        "needs ONNX Runtime"s C++ package; tests/docs/test_device_code.py compiles and runs it",
+    ],
+    "docs/drift.md": [
+        "needs the photos of ants and bees, and trains for a minute",
+    ],
+    "docs/index.md": [
+        "installs all packages and trains; tests/flows run it",
+    ],
+    "docs/prefect.md": [
+        "needs a Prefect server and a worker as services; tests/flows/orchestration/test_worker.py runs a schedule",
+    ],
+    "docs/release.md": [
+        "tests/test_wheel.py builds the wheel and reads it",
+        "downloads the packages of the base install",
+    ],
+    "docs/tutorial.md": [
+        "trains for about a minute; tests/flows runs every step",
+        "trains for about a minute; tests/flows runs every step",
+        "trains for about a minute; examples/quickstart.ipynb is executed by tests/flows",
+    ],
+}
 """The reasons of the blocks that are not executed, by page, in order."""
 
 
