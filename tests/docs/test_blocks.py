@@ -40,10 +40,10 @@ NOT_EXECUTED: dict[str, list[str]] = {
     "docs/conformance.md": [
         "downloads packages",
         "every check of this server is a test of tests/serve/conformance; the other server is an example",
-        "needs NVIDIA"s perf_analyzer",
+        "needs NVIDIA's perf_analyzer",
     ],
     "docs/devices/cpp/README.md": [
-        "needs ONNX Runtime"s C++ package; tests/docs/test_device_code.py compiles and runs it",
+        "needs ONNX Runtime's C++ package; tests/docs/test_device_code.py compiles and runs it",
     ],
     "docs/drift.md": [
         "needs the photos of ants and bees, and trains for a minute",
