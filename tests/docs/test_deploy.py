@@ -1,4 +1,4 @@
-"""What runs the server elsewhere: linted here, because no engine and no init system runs the tests."""
+"""The Dockerfile and the systemd unit. They are linted, because the tests have no container engine and no init system."""
 
 import re
 import shutil
@@ -40,7 +40,7 @@ def test_the_unit_passes_its_verifier(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "edgeline.service"])
-def test_every_option_is_one_of_the_command(name: str) -> None:
+def test_every_option_that_it_passes_exists(name: str) -> None:
     source = Path(serve.__file__).read_text()
     known = {f"--{each.replace('_', '-')}" for each in re.findall(r"^    (\w+): Annotated", source, re.MULTILINE)}
     [line] = [line for line in (DEPLOY / name).read_text().splitlines() if re.match(r"ExecStart=|ENTRYPOINT", line)]

@@ -1,4 +1,4 @@
-"""The pages and the code for devices say the same, and the same as the code they are ports of."""
+"""The pages for devices match the code next to them, and that code matches the Python code that it was ported from."""
 
 import re
 from pathlib import Path
@@ -23,20 +23,20 @@ def page(language: str) -> str:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_page_names_every_file_beside_it_and_the_overview_names_the_page(language: str) -> None:
+def test_a_page_links_every_file_next_to_it_and_the_overview_links_the_page(language: str) -> None:
     files = {path.name for path in (DEVICES / language).iterdir()} - {"README.md", "__pycache__"}
     assert set(re.findall(r"\]\(([\w.]+)\)", page(language))) == files
     assert f"]({language}/README.md)" in (DEVICES / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_page_says_how_golden_samples_are_run_and_what_to_do_when_they_fail(language: str) -> None:
+def test_a_page_explains_how_golden_samples_are_run_and_what_to_do_when_they_fail(language: str) -> None:
     assert "golden samples" in page(language)
     assert re.search(r"[Ww]hen (its )?golden\s+samples fail", page(language))
 
 
 @pytest.mark.parametrize("language", PORTS)
-def test_a_port_knows_every_filter_and_every_orientation_and_the_limits(language: str) -> None:
+def test_a_port_has_every_filter_the_schema_and_the_limits(language: str) -> None:
     text = code(language)
     for name in INTERPOLATIONS:
         assert f'"{name}"' in text
@@ -46,7 +46,7 @@ def test_a_port_knows_every_filter_and_every_orientation_and_the_limits(language
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_session_has_the_settings_that_the_model_was_proven_with(language: str) -> None:
+def test_a_session_has_the_settings_that_the_model_was_verified_with(language: str) -> None:
     text = code(language)
     if language == "python":
         text = (DEVICES / "python" / "device.py").read_text(encoding="utf-8")
