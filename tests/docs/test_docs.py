@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
+from typer.testing import CliRunner
+
+from edgeline.flows.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -130,19 +134,15 @@ def test_requirements_name_packages_versions_and_hashes_only() -> None:
 
 
 def _commands() -> list[str]:
-    import typer
-
-    from edgeline.flows.cli.main import app
-
     group: Any = typer.main.get_command(app)
     return [name for name, command in group.commands.items() if not command.hidden]
 
 
 @pytest.mark.parametrize("command", _commands())
 def test_the_help_of_a_command_teaches_with_an_example(command: str) -> None:
-    done = subprocess.run([Path(sys.executable).with_name("edgeline"), command, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"edgeline {command}" in done.stdout
+    shown = CliRunner().invoke(app, [command, "--help"])
+    assert shown.exit_code == 0, shown.output
+    assert f"edgeline {command}" in shown.output.replace(f"Usage: edgeline {command}", "")
 
 
 @pytest.mark.long
