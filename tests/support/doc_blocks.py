@@ -72,7 +72,7 @@ def normalized(text: str) -> list[str]:
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     text = re.sub(r"\d{4}-\d\d-\d\d[T ][\d:.]+(\+00:00|Z)?", "<time>", text)
     text = re.sub(r"\b[0-9a-f]{12,64}\b", "<digest>", text)
-    text = re.sub(r"(?<![A-Za-z])-?\d+(,\d{3})*(\.\d+)?(e-?\d+)?", "<n>", text)
+    text = re.sub(r"(?<![A-Za-z\d])-?\d+(,\d{3})*(\.\d+)?(e-?\d+)?", "<n>", text)
     return [re.sub(r"[\s─━]+", " ", line).strip() for line in text.splitlines() if line.strip()]
 
 
@@ -110,7 +110,8 @@ class PageRun:
         finally:
             if self._server is not None:
                 self._server.send_signal(signal.SIGTERM)
-                code = self._server.wait(TIMEOUT_S)
+                self._server.communicate(timeout=TIMEOUT_S)
+                code = self._server.returncode
                 assert code == 0, f"the server ended with {code}"
 
     def execute(self, block: Block) -> str:
