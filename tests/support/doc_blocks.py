@@ -71,7 +71,7 @@ def normalized(text: str) -> list[str]:
     """Lines with times, digests, numbers and runs of spaces replaced, so that only the words and the shape are left."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     text = re.sub(r"\d{4}-\d\d-\d\d[T ][\d:.]+(\+00:00|Z)?", "<time>", text)
-    text = re.sub(r"\b[0-9a-f]{12,64}\b", "<digest>", text)
+    text = re.sub(r"(?<![.\w])[0-9a-f]{12,64}\b", "<digest>", text)
     text = re.sub(r"(?<![A-Za-z\d])-?\d+(,\d{3})*(\.\d+)?(e-?\d+)?", "<n>", text)
     return [re.sub(r"[\s─━]+", " ", line).strip() for line in text.splitlines() if line.strip()]
 
