@@ -39,7 +39,7 @@ NOT_EXECUTED: dict[str, list[str]] = {
     ],
     "docs/conformance.md": [
         "downloads packages",
-        "every check of this server is a test of tests/serve/conformance; the other server is an example",
+        "tests/serve/conformance runs every check on this server; the other server is an example",
         "needs NVIDIA's perf_analyzer",
     ],
     "docs/devices/cpp/README.md": [
@@ -62,6 +62,10 @@ NOT_EXECUTED: dict[str, list[str]] = {
         "trains for about a minute; tests/flows runs every step",
         "trains for about a minute; tests/flows runs every step",
         "trains for about a minute; examples/quickstart.ipynb is executed by tests/flows",
+    ],
+    "docs/verify-any-onnx.md": [
+        "imports torch for each command; tests/export/external/test_verify.py runs such files",
+        "`model` is yours",
     ],
 }
 """The reasons of the blocks that are not executed, by page, in order."""
@@ -90,6 +94,8 @@ def workspace(
         (template / "photos" / label).mkdir(parents=True)
         shutil.copy(artifact_template / "golden" / f"{index}.jpg", template / "photos" / label / "1.jpg")
     shutil.copy(artifact_template / "golden" / "0.jpg", template / "photo.jpg")
+    for name in ("model.onnx", "original.onnx"):
+        shutil.copy(artifact_template / "model.onnx", template / name)
     counts = iter(range(1, 100))
 
     def make() -> Path:
