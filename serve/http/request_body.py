@@ -64,8 +64,8 @@ def timeout_s(headers: Headers) -> float | None:
 class Budget:
     """How many bytes of bodies a server holds at once, over all requests."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
         self.held = 0
 
     @contextlib.contextmanager
@@ -75,7 +75,7 @@ class Budget:
         Raises:
             OverloadedError: too many bytes are held already.
         """
-        if self.held + size > self.most:
+        if self.held + size > self.max_bytes:
             raise OverloadedError(retry_after_s=1.0)
         self.held += size
         try:
@@ -100,7 +100,7 @@ class Budget:
             async for chunk in request.stream():
                 if taken + len(chunk) > max_bytes:
                     raise too_large
-                if self.held + len(chunk) > self.most:
+                if self.held + len(chunk) > self.max_bytes:
                     raise OverloadedError(retry_after_s=1.0)
                 taken += len(chunk)
                 self.held += len(chunk)

@@ -84,12 +84,26 @@ class ModelRepository:
         variant: str | None = None,
         max_pixels: int,
         poll_s: float = POLL_S,
+        on_first: Callable[[Classifier], Classifier] = lambda classifier: classifier,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
+        """Build a repository; `start` begins to load.
+
+        Args:
+            paths: of the artifacts, or names' folders in a store.
+            open_classifier: opens an artifact and runs its self-test.
+            challenger: an artifact that answers a share of the first model's requests.
+            variant: of every artifact.
+            max_pixels: of an image, in the child process that validates a new version.
+            poll_s: seconds between two looks at the folders.
+            on_first: called before the first classifier serves; may open it again and return that one.
+            on_ready: called whenever all names have a classifier that serves and one was just loaded.
+        """
         self.slots = [Slot(path.absolute()) for path in paths]
         self.challenger = None if challenger is None else Slot(challenger.absolute())
         """Answers a share of what is asked of the first name, and never takes its place by itself."""
-        self.on_first: Callable[[Classifier], Classifier] = lambda classifier: classifier
-        """Called in the loading thread before the first classifier answers anything; may open it anew."""
+        self._on_first = on_first
+        self._on_ready = on_ready
         self._open = open_classifier
         self._variant = variant
         self._max_pixels = max_pixels
@@ -249,13 +263,15 @@ class ModelRepository:
 
     def _exchange(self, slot: Slot, found: Classifier) -> None:
         if not self._begun:
-            found = self.on_first(found)
+            found = self._on_first(found)
             self._begun = True
         with self._swapping:
             if slot.current is not None:
                 slot.previous = slot.current
                 slot.swaps += 1
             slot.current, slot.failure, slot.refused, slot.held = found, None, None, None
+        if self.ready:
+            self._on_ready()
         LOG.info("ready: %s", _title(found))
         del found
         _give_memory_back()

@@ -114,12 +114,12 @@ class EngineStats:
 class Engine:
     """Owns the runner threads. `answer`, `submit`, `drop` and `full` belong on one event loop; runners are its own."""
 
-    def __init__(self, *, queue_limit: int = 64) -> None:
+    def __init__(self, *, queue_limit: int = 64, on_answer: Callable[[Job, Answer], None] | None = None) -> None:
         self.plan = ConcurrencyPlan(runners=1, threads=1)
         self.queue_limit = queue_limit
         self.totals = EngineStats()
         self.in_flight = 0
-        self.observe: Callable[[Job, Answer], None] | None = None
+        self._on_answer = on_answer
         """Called in a runner's thread for every answer."""
         self._awaited: dict[Job, None] = {}
         """What somebody waits for, in the order it came."""
@@ -382,9 +382,9 @@ class Engine:
     def _finish(self, job: Job, outcome: Answer | Exception) -> None:
         job.outcome = outcome
         self.totals.images += 1
-        if self.observe is not None and isinstance(outcome, Answer):
+        if self._on_answer is not None and isinstance(outcome, Answer):
             try:
-                self.observe(job, outcome)
+                self._on_answer(job, outcome)
             except Exception:  # statistics must not cost an answer
                 LOG.exception("an answer could not be taken note of")
         try:

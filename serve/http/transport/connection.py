@@ -22,7 +22,7 @@ import httptools
 from edgeline.serve.http.transport.exchange import DISCARD_BYTES, HIGH_WATER_BYTES, Request, status_line
 
 if TYPE_CHECKING:
-    from edgeline.serve.http.transport.connections import Connections
+    from edgeline.serve.http.transport.connections import Connections, Handlers
 
 FRAMING_BYTES = 2**20
 """What chunk sizes, chunk extensions and trailers of one body may take."""
@@ -35,8 +35,9 @@ LINGER_S = 2.0
 class Connection(asyncio.Protocol):
     """Parses requests as they come and runs the application on one at a time."""
 
-    def __init__(self, connections: "Connections") -> None:
+    def __init__(self, connections: "Connections", handlers: "Handlers") -> None:
         self.connections = connections
+        self.handlers = handlers
         self.limits = connections.limits
         self.loop = asyncio.get_running_loop()
         self.transport: asyncio.Transport
@@ -270,6 +271,11 @@ class Connection(asyncio.Protocol):
         self.transport.close()
         self._wait(self.limits.write_s, self.drop)
 
+    def evict(self) -> None:
+        """Close the connection to make room for a new one."""
+        self.handlers.on_rejected("connection_evicted")
+        self.drop()
+
     def drop(self) -> None:
         """End the connection at once."""
         if not self._ended:
@@ -280,9 +286,9 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, request: Request) -> None:
         """Have a request answered that is the current one."""
-        if request.body_complete and self.can_write.is_set() and self.connections.express(request):
+        if request.body_complete and self.can_write.is_set() and self.handlers.fast_path(request):
             return
-        request.go(self.connections.app)
+        request.go(self.handlers.app)
         if not request.body_complete:
             self._wait(self.limits.body_s, self._body_is_late)
 
@@ -296,7 +302,7 @@ class Connection(asyncio.Protocol):
         elif self._pipeline:
             request = self._current = self._pipeline.popleft()
             # Not by the short way, where one answer would begin the next within it, up to a hundred deep.
-            request.go(self.connections.app)
+            request.go(self.handlers.app)
             if not request.body_complete:
                 self._wait(self.limits.body_s, self._body_is_late)
             elif not self._is_ahead:
@@ -364,7 +370,7 @@ class Connection(asyncio.Protocol):
 
     def _head_is_late(self) -> None:
         if self.is_idle:
-            self.connections.refused("head_timeout")
+            self.handlers.on_rejected("head_timeout")
             self.drop()  # it never said anything, so it is told nothing
         else:
             self._refuse(408, "head_timeout", f"the request's head was not whole after {self.limits.head_s:g} s")
@@ -386,7 +392,7 @@ class Connection(asyncio.Protocol):
         if self._current is not None and (self._current is not self._reading or self._current.started):
             # An earlier request of this connection is still being answered. It is finished, then the connection ends:
             # an answer to the bad one would be one to which it does not know the question.
-            self.connections.refused(code)
+            self.handlers.on_rejected(code)
             self._close_after_current()
             if self._current.started and not self._current.body_complete:
                 self.drop()
@@ -400,7 +406,7 @@ class Connection(asyncio.Protocol):
 
     def _tell(self, status: int, code: str, message: str) -> None:
         """Write the answer of a refusal."""
-        self.connections.refused(code)
+        self.handlers.on_rejected(code)
         request_id = secrets.token_hex(8)
         body = json.dumps({"error": message, "code": code, "request_id": request_id}).encode()
         head = b"content-type: application/json\r\ncache-control: no-store\r\nx-content-type-options: nosniff\r\n"

@@ -8,8 +8,9 @@ import pytest
 from starlette.types import ASGIApp
 
 from edgeline.serve.classifier import Classifier
-from edgeline.serve.http.app import Service, ServingLimits, create_app
+from edgeline.serve.http.app import create_app
 from edgeline.serve.http.load_shedding import LoadShedding
+from edgeline.serve.http.service import Service, ServingLimits
 from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.scheduler import Engine
 

@@ -21,17 +21,8 @@ def photos(artifact_template: Path) -> list[bytes]:
     return [(artifact_template / "golden" / f"{index}.jpg").read_bytes() for index in range(4)]
 
 
-def watch(site: Any) -> DriftObserver:
-    observed = DriftObserver()
-    site.service.observed = observed
-    site.service.engine.observe = observed.take
-    site.service.metrics.drift = observed.distances
-    return observed
-
-
 def test_every_answer_is_in_the_snapshot_that_is_given(artifact_template: Path, photos: list[bytes], serving: Any) -> None:
-    with serving(artifact_template) as site:
-        watch(site)
+    with serving(artifact_template, drift=DriftObserver()) as site:
         for photo in photos * 3:
             site.client.post("/predict", content=photo)
         site.client.post("/predict", content=b"no image")
@@ -44,8 +35,7 @@ def test_every_answer_is_in_the_snapshot_that_is_given(artifact_template: Path, 
 def test_a_snapshot_is_what_the_command_reads(
     artifact_template: Path, photos: list[bytes], serving: Any, tmp_path: Path
 ) -> None:
-    with serving(artifact_template) as site:
-        watch(site)
+    with serving(artifact_template, drift=DriftObserver()) as site:
         site.client.post("/predict", content=photos[0])
         (tmp_path / "drift.json").write_bytes(site.client.get("/drift").content)
     with pytest.raises(ArtifactError, match=r"statistics\.json"):  # this artifact carries no reference, and it got that far
@@ -65,15 +55,13 @@ def psi(site: Any) -> dict[str, float]:
 
 def test_the_distances_from_a_reference_are_metrics(make_artifact: Any, seal: Any, photos: list[bytes], serving: Any) -> None:
     folder = make_artifact()
-    with serving(folder) as site:
-        watch(site)
+    with serving(folder, drift=DriftObserver()) as site:
         for photo in photos * 5:
             site.client.post("/predict", content=photo)
         reference = site.client.get("/drift").json()
     (folder / "statistics.json").write_text(json.dumps(reference))
     seal(folder)
-    with serving(folder) as site:
-        watch(site)
+    with serving(folder, drift=DriftObserver()) as site:
         assert psi(site) == {}
         for photo in photos * 5:
             site.client.post("/predict", content=photo)
@@ -105,7 +93,6 @@ def test_statistics_that_fail_cost_no_answer(
     def fail(job: Job, answer: Answer) -> None:
         raise OSError("the disk is gone")
 
-    with serving(artifact_template) as site:
-        site.service.engine.observe = fail
+    with serving(artifact_template, on_answer=fail) as site:
         assert site.client.post("/predict", content=photos[0]).status_code == 200
     assert any(record.exc_info for record in caplog.records)

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 
 from edgeline.serve.classifier import Classifier, Outputs
 from edgeline.serve.errors import ArtifactError
-from edgeline.serve.http.app import ServingLimits
+from edgeline.serve.http.service import ServingLimits
 from edgeline.serve.inference import sandbox as candidate
 from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.sandbox import validate_in_subprocess
@@ -226,7 +226,7 @@ def test_several_names_are_served_each_by_its_own(publish: Publish, store: Path,
 def test_a_challenger_answers_its_share_and_its_agreement_is_counted(publish: Publish, store: Path, serving: Any) -> None:
     champion, challenger = publish(1), publish(2)
     photo = (champion / "golden" / "0.jpg").read_bytes()
-    with serving(champion, challenger=challenger, terms=ServingLimits(challenger_share=0.25)) as site:
+    with serving(champion, challenger=challenger, serving_limits=ServingLimits(challenger_share=0.25)) as site:
         until(lambda: site.service.models.challenger.current is not None)
         versions = [site.client.post("/predict", content=photo).json()["version"] for _ in range(20)]
         assert versions == [1, 1, 1, 2] * 5
@@ -242,8 +242,8 @@ def test_where_the_challenger_fails_the_champion_answers(publish: Publish, servi
 
     champion, challenger = publish(1), publish(2)
     photo = (champion / "golden" / "0.jpg").read_bytes()
-    terms = ServingLimits(challenger_share=1.0)
-    with serving(champion, challenger=challenger, terms=terms, open_classifier=Faulty.open) as site:
+    limits = ServingLimits(challenger_share=1.0)
+    with serving(champion, challenger=challenger, serving_limits=limits, open_classifier=Faulty.open) as site:
         until(lambda: site.service.models.challenger.current is not None)
         assert site.client.post("/predict", content=photo).json()["version"] == 1
         assert 'edgeline_challenger_answers_total{agreement="failed"} 1.0' in site.client.get("/metrics").text

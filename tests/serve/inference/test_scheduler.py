@@ -268,7 +268,6 @@ def test_who_takes_note_of_an_answer_has_the_image_though_its_client_left_meanwh
     noted: list[object] = []
 
     async def story(engine: Engine) -> None:
-        engine.observe = lambda job, answer: noted.append(job.item)
         task = await ask(engine, held, photos[0])
         await begun(held)
         task.cancel()
@@ -276,7 +275,7 @@ def test_who_takes_note_of_an_answer_has_the_image_though_its_client_left_meanwh
         held.go_on.set()
         await engine.answer(held, photos[1], WAIT_S)
 
-    run(ONE, story)
+    run(ONE, story, on_answer=lambda job, answer: noted.append(job.item))
     assert noted == photos[:2]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from edgeline.serve.http.transport.connections import ConnectionLimits
+from edgeline.serve.http.transport.connections import ConnectionLimits, Connections, Handlers
 from edgeline.serve.http.transport.exchange import DISCARD_BYTES
 from edgeline.serve.http.transport.server import Server, listen
 from tests.support.raw_http import (
@@ -221,7 +221,7 @@ def test_nothing_is_answered_after_the_answer_that_says_close(more: bytes) -> No
             assert statuses(answer) == [200]
             assert b"connection: close" in answer
             assert place.app.seen == ["/medium"]
-            assert place.refused == []
+            assert place.rejected == []
 
     asyncio.run(story())
 
@@ -391,7 +391,7 @@ def test_a_client_that_leaves_the_end_of_its_answer_is_dropped_too(quick: Place)
 def test_an_answer_that_is_being_taken_when_the_server_stops_arrives_whole() -> None:
     app = App()
     listener = listen("127.0.0.1", 0)
-    server = Server(app, grace_s=WAIT_S, limits=PATIENT)
+    server = Server(Handlers(app), Connections(PATIENT), grace_s=WAIT_S)
     finished: list[bool] = []
     thread = threading.Thread(target=lambda: finished.append(server.run(listener)))
     with socket.create_connection(listener.getsockname(), timeout=WAIT_S) as connection:
