@@ -23,7 +23,7 @@ from edgeline.serve.http.auth import Tokens
 from edgeline.serve.http.load_shedding import overloaded
 from edgeline.serve.http.middleware import RequestMiddleware, request_id_of
 from edgeline.serve.http.responses import HANDLERS
-from edgeline.serve.http.routes.predict import DEFAULT_TOP_K, METHODS, PATH, prediction_body, server_timing
+from edgeline.serve.http.routes.predict import DEFAULT_TOP_K, PATH, prediction_body, server_timing
 from edgeline.serve.http.service import Service
 from edgeline.serve.http.transport.exchange import Request
 from edgeline.serve.inference.scheduler import Answer, Job
@@ -31,6 +31,7 @@ from edgeline.serve.inference.scheduler import Answer, Job
 PLAIN_URL = PATH.encode()
 TOP_K_URL = PLAIN_URL + b"?top_k="
 TYPES = frozenset((b"application/octet-stream", *(b"image/" + kind for kind in (b"jpeg", b"png", b"webp", b"gif", b"bmp"))))
+"""Common Content-Types of an image: those need no closer look."""
 UNUSUAL = frozenset((b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"x-request-timeout-ms"))
 """Headers that change how a request is handled."""
 
@@ -59,13 +60,13 @@ class FastPath:
         """Handle a complete request; False leaves it to the application."""
         begun = time.perf_counter()
         service, top_k = self.service, _top_k(request.url)
-        if request.method not in METHODS or top_k == 0:
+        if request.method != "POST" or top_k == 0:
             return False
         classifier, image = service.models.current(), request.body()
         if classifier is None or service.models.challenger is not None:
             return False
         for name, value in request.headers:
-            if name in UNUSUAL or (name == b"content-type" and value not in TYPES):
+            if name in UNUSUAL or (name == b"content-type" and value not in TYPES and _may_be_parsed(value)):
                 return False
         if self.tokens is not None and not self.tokens.accept([v for name, v in request.headers if name == b"authorization"]):
             return False  # the application returns the error
@@ -115,6 +116,12 @@ class FastPath:
         self.service.metrics.ended(PATH, scope["method"], status, time.perf_counter() - scope["state"]["begun"])
         if (code := scope["state"].get("code")) is not None:
             self.service.count_rejected(code)
+
+
+def _may_be_parsed(content_type: bytes) -> bool:
+    """Whether a Content-Type may be one that changes how the body is read; the application decides."""
+    content_type = content_type.lower()
+    return b"form-data" in content_type or b"json" in content_type
 
 
 async def _fail(scope: Scope, receive: Receive, send: Send) -> None:

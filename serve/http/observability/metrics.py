@@ -16,7 +16,7 @@ from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.scheduler import Answer, Engine
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-METHODS = ("GET", "HEAD", "POST", "OPTIONS")
+METHODS = ("GET", "HEAD", "POST", "PUT", "OPTIONS")
 FOLDED = 64
 
 

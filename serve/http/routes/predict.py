@@ -28,7 +28,8 @@ from edgeline.serve.inference.scheduler import Answer
 LOG = logging.getLogger(__name__)
 
 PATH = "/predict"
-METHODS = ("POST",)
+METHODS = ("POST", "PUT")
+"""`curl -T` sends PUT."""
 DEFAULT_TOP_K = 5
 MAX_EXPLAINED = 20
 """Classes of one image that are returned with their class activation map, which is a large table of numbers."""
