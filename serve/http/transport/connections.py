@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from edgeline.serve.http.transport.connection import Connection
 from edgeline.serve.http.transport.exchange import Request
 
-BETWEEN_LATE_S = 0.0005
+EVICTION_INTERVAL_S = 0.0005
 """Between two clients that are given up because they are late. A thousand that stalled together are late together, and dealt
 with in one go they would keep everybody else waiting."""
 
@@ -79,7 +79,7 @@ class Connections:
         self.closing = False
         """From now on every answer ends its connection."""
         self._date = (0, b"")
-        self._turn = 0.0
+        self._last_eviction = 0.0
 
     def make_room(self) -> bool:
         """Close the connection that has waited longest, if there are too many; whether there is room now."""
@@ -91,10 +91,10 @@ class Connections:
         oldest.evict()
         return True
 
-    def turn(self, now: float) -> float:
+    def next_eviction_time(self, now: float) -> float:
         """When one more late client may be given up, on the loop's clock."""
-        self._turn = max(now, self._turn + BETWEEN_LATE_S)
-        return self._turn
+        self._last_eviction = max(now, self._last_eviction + EVICTION_INTERVAL_S)
+        return self._last_eviction
 
     def end_idle(self) -> None:
         """Close every connection that has no request, not even one that came and was not read yet; what was written first."""

@@ -95,7 +95,7 @@ def sources() -> Iterator[ast.AST]:
             yield from ast.walk(ast.parse(path.read_text(encoding="utf-8")))
 
 
-AT = {"error_reply": 2, "_refuse": 1, "_object": 1, "_tell": 1, "bad": 1}
+AT = {"error_reply": 2, "Rejection": 1, "_reject": 1, "bad": 1}
 """Functions that take a code, and where."""
 AT_THE_START = {"address_unusable", "config_invalid"}
 """Of commands, before there is a server."""

@@ -15,6 +15,7 @@ import pytest
 
 from edgeline.serve.http.transport.connections import ConnectionLimits, Connections, Handlers
 from edgeline.serve.http.transport.exchange import DISCARD_BYTES
+from edgeline.serve.http.transport.request_parser import State
 from edgeline.serve.http.transport.server import Server, listen
 from tests.support.raw_http import (
     GET,
@@ -118,7 +119,7 @@ def test_a_head_that_ends_in_the_piece_that_brings_its_body_is_no_long_head(plac
     with place.connect() as connection:
         connection.sendall(request[:1_500])
         until = time.monotonic() + WAIT_S
-        while not any(each._started for each in list(place.connections.open)):
+        while not any(each._parser.state is State.HEAD for each in list(place.connections.open)):
             assert time.monotonic() < until
         connection.sendall(request[1_500:])
         assert b'"length": 60000' in read_all(connection)

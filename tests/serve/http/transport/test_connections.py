@@ -198,8 +198,8 @@ def test_an_empty_line_after_a_body_leaves_a_connection_idle() -> None:
 
 def test_those_who_are_late_together_are_given_up_one_after_the_other() -> None:
     connections = Connections(ConnectionLimits())
-    assert connections.turn(100.0) == 100.0
-    turns = [connections.turn(100.0) for _ in range(1000)]
+    assert connections.next_eviction_time(100.0) == 100.0
+    turns = [connections.next_eviction_time(100.0) for _ in range(1000)]
     assert turns == sorted(set(turns))
     assert turns[-1] == pytest.approx(100.5)
-    assert connections.turn(200.0) == 200.0
+    assert connections.next_eviction_time(200.0) == 200.0
