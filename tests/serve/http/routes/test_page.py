@@ -190,7 +190,7 @@ STRANGE: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
-SHAPE = "evaluation.json is not in the shape of edgeline.evaluation/1, or is about other labels"
+SHAPE = "evaluation.json does not match edgeline.evaluation/1, or has other labels"
 
 
 def told_of(folder: Path) -> Any:

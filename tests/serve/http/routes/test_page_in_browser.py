@@ -196,7 +196,7 @@ def test_the_page_shows_why(explaining_template: Path, serving: Any, visit: Any,
         [result] = tab.wait_for(1).all()
         result.get_by_role("button", name="Why?").click()
         overlay = result.locator(".seen canvas")
-        sync_api.expect(overlay).to_have_attribute("aria-label", re.compile("Where (red|blue) was seen"))
+        sync_api.expect(overlay).to_have_attribute("aria-label", re.compile("Regions for (red|blue)"))
         result.locator(".seen img").evaluate("image => image.decode()")
         inside = overlay.evaluate(
             "c => { const a = c.getBoundingClientRect(), b = c.previousElementSibling.getBoundingClientRect();"
@@ -205,7 +205,7 @@ def test_the_page_shows_why(explaining_template: Path, serving: Any, visit: Any,
         )
         assert inside == pytest.approx(told["explanation"]["region"], abs=0.02)
         for label in ("red", "blue"):
-            result.get_by_label("What speaks for").select_option(label=label)
+            result.get_by_label("Regions for").select_option(label=label)
             [evidence] = [each["evidence"] for each in told["predictions"] if each["label"] == label]
             for row, column in ((1, 0), (1, len(evidence[0]) - 1)):
                 place = [(column + 0.5) / len(evidence[0]), (row + 0.5) / len(evidence)]
@@ -232,7 +232,7 @@ def test_why_is_not_told_of_another_versions_answer(
         while site.client.get("/readyz").json()["version"] != 2:
             assert time.monotonic() < end
         result.get_by_role("button", name="Why?").click()
-        sync_api.expect(result.locator(".why .problem")).to_contain_text("colors 2 answers by now")
+        sync_api.expect(result.locator(".why .problem")).to_contain_text("colors 2 has replaced version 1")
 
 
 def test_a_model_that_cannot_say_why_is_not_asked(site: Any, visit: Any, artifact_template: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_server_that_wants_a_token_is_given_one(artifact_template: Path, tmp_p
     with serving(artifact_template, tokens=Tokens(tmp_path / "tokens")) as site:
         tab = visit(site.url)
         tab.page.set_input_files("#files", [file_of(golden(artifact_template, 0))])
-        asked, hint = tab.page.get_by_label("This server wants a token"), tab.page.locator("#token-hint")
+        asked, hint = tab.page.get_by_label("This server requires a token"), tab.page.locator("#token-hint")
         sync_api.expect(tab.results("waiting")).to_have_count(1)
         for wrong, told in (("not one", "no blanks"), ("another-token-of-others", "does not know this token")):
             asked.fill(wrong)
@@ -256,7 +256,7 @@ def test_a_server_that_wants_a_token_is_given_one(artifact_template: Path, tmp_p
             sync_api.expect(hint).to_contain_text(told)
         sync_api.expect(asked).to_be_visible()
         asked.fill("a-token-of-the-server-1")
-        tab.page.get_by_role("button", name="Use it").click()
+        tab.page.get_by_role("button", name="Use token").click()
         [result] = tab.wait_for(1).all()
         assert best(result)[0] == "red"
         sync_api.expect(asked).to_be_hidden()
@@ -312,7 +312,7 @@ def test_a_file_over_the_limit_is_refused_before_it_is_sent(site: Any, visit: An
         large.truncate(16 * 2**20 + 1)
     tab.page.set_input_files("#files", tmp_path / "large.jpg")
     [result] = tab.wait_for(1).all()
-    assert "at most 16.8 MB" in result.locator(".problem").inner_text().replace("\u00a0", " ")
+    assert "limit is 16.8 MB" in result.locator(".problem").inner_text().replace("\u00a0", " ")
     assert [url for url in sent if "predict" in url] == []
 
 
@@ -410,8 +410,8 @@ def test_a_server_that_is_gone_is_noticed_and_the_photo_can_be_sent_again(
         tab.page.context.set_offline(True)
         tab.page.set_input_files("#files", [file_of(golden(artifact_template, 0))])
         [result] = tab.wait_for(1).all()
-        assert "did not answer" in result.locator(".problem").inner_text()
-        sync_api.expect(tab.page.locator("#status")).to_have_text("The server does not answer")
+        assert "did not respond" in result.locator(".problem").inner_text()
+        sync_api.expect(tab.page.locator("#status")).to_have_text("The server does not respond")
         tab.page.context.set_offline(False)
         result.get_by_role("button", name="Try again").click()
         sync_api.expect(result.locator(".bars .label").first).to_have_text("red")
@@ -497,7 +497,7 @@ def test_many_classes_are_a_picture_with_their_mistakes_and_can_be_searched(
         assert drawn[2] == 0
         box = canvas.bounding_box()
         canvas.hover(position={"x": 109.5 * box["width"] / 300, "y": 7.5 * box["height"] / 300})
-        assert page.locator(".reading").inner_text() == "class 7 called class 109: 4 of 9"
+        assert page.locator(".reading").inner_text() == "class 7 predicted as class 109: 4 of 9"
         assert page.locator("table.classes").last.locator("tbody tr").count() == 200
         page.get_by_label("Find").fill("CLASS 29")
         shown = page.locator("table.classes").last.locator("tbody bdi").all_inner_texts()
@@ -597,7 +597,7 @@ def test_the_keyboard_alone_is_enough(site: Any, visit: Any, artifact_template: 
         tab.page.keyboard.press("Enter")
     chooser.value.set_files([file_of(golden(artifact_template, index), f"{index}.jpg") for index in (0, 1)])
     tab.wait_for(2)
-    for name in ("Use camera", "Classes each", "Remove all", "Remove 1.jpg"):
+    for name in ("Use camera", "Classes per photo", "Remove all", "Remove 1.jpg"):
         tab.page.keyboard.press("Tab")
         sync_api.expect(tab.page.locator(":focus")).to_have_accessible_name(re.compile(f"^{name}"))
     assert tab.page.locator(":focus").evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
