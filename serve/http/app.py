@@ -276,8 +276,8 @@ class Api:
         told: dict[str, Any] = {"status": "ready", **identity(classifier)}
         told["proof"] = asdict(classifier.proof) if classifier.proof else None
         told["previous"] = slot.previous.manifest.version if slot.previous else None
-        told["rolled_back_from"] = slot.held
-        told["refused"] = asdict(slot.refused) if slot.refused else None
+        told["rolled_back_from"] = slot.rolled_back_from
+        told["refused"] = asdict(slot.rejected_version) if slot.rejected_version else None
         if len(models.slots) > 1 or models.challenger is not None:
             told["index"] = models.index()
         return JSONResponse(told, headers={"Cache-Control": "no-store"})

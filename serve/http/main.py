@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from starlette.types import ASGIApp
@@ -32,7 +33,8 @@ from edgeline.serve.http.routes.published_files import store_of
 from edgeline.serve.http.transport.connections import ConnectionLimits
 from edgeline.serve.http.transport.server import Hooks, Server, is_exposed, listen, url_of
 from edgeline.serve.inference.autotune import calibrate, remember_plan, remembered_plan, sample_image
-from edgeline.serve.inference.repository import ModelRepository
+from edgeline.serve.inference.repository import ModelLoader, ModelRepository
+from edgeline.serve.inference.sandbox import validate_in_subprocess
 from edgeline.serve.inference.scheduler import ConcurrencyPlan, Engine
 from edgeline.serve.preprocess import Limits
 from edgeline.serve.runtime.session import usable_cores
@@ -134,14 +136,9 @@ def run(options: Options) -> None:
     tls = _tls(options)
     engine = Engine(queue_limit=options.queue)
     opening = Opening(options, engine)
-    models = ModelRepository(
-        options.artifacts,
-        opening.open,
-        challenger=options.challenger,
-        variant=options.variant,
-        max_pixels=options.limits.max_pixels,
-    )
-    models.on_first = opening.first
+    validate = partial(validate_in_subprocess, variant=options.variant, max_pixels=options.limits.max_pixels)
+    loader = ModelLoader(open=opening.open, validate=validate, prepare_first=opening.first)
+    models = ModelRepository(options.artifacts, loader, challenger=options.challenger)
     opening.starting = lambda: not models.ready
     terms = ServingLimits(limits=options.limits, deadline_s=options.deadline_s, challenger_share=options.challenger_share)
     service = Service(models, engine, terms)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from edgeline.serve.http.app import Service, ServingLimits, create_app
 from edgeline.serve.http.fast_path import FastPath
 from edgeline.serve.http.transport.connections import ConnectionLimits
 from edgeline.serve.http.transport.server import Hooks, Server, listen, url_of
-from edgeline.serve.inference.repository import ModelRepository
+from edgeline.serve.inference.repository import ModelLoader, ModelRepository
+from edgeline.serve.inference.sandbox import validate_in_subprocess
 from edgeline.serve.inference.scheduler import ConcurrencyPlan, Engine
+from edgeline.serve.inference.slot import Loading
 from edgeline.serve.preprocess import Limits
 from edgeline.serve.runtime.session import create_session
 
@@ -57,7 +60,7 @@ class Site:
         """Return as soon as the artifact is ready, or has failed."""
         deadline = time.monotonic() + DEADLINE_S
         slots = self.service.models.slots
-        while any(slot.current is None and slot.failure is None for slot in slots):
+        while any(isinstance(slot.state, Loading) for slot in slots):
             assert time.monotonic() < deadline
             self.client.get("/healthz")
 
@@ -81,13 +84,14 @@ def _serving(
     **options: Any,
 ) -> Iterator[Site]:
     engine = Engine(queue_limit=queue)
-    models = ModelRepository(artifacts, open_classifier, challenger=challenger, max_pixels=limits.max_pixels, poll_s=0.05)
 
-    def first(classifier: Classifier) -> Classifier:
+    def start_engine(classifier: Classifier) -> Classifier:
         engine.start(plan)
         return classifier
 
-    models.on_first = first
+    validate = partial(validate_in_subprocess, max_pixels=limits.max_pixels)
+    loader = ModelLoader(open=open_classifier, validate=validate, prepare_first=start_engine)
+    models = ModelRepository(artifacts, loader, challenger=challenger, poll_s=0.05)
     service = Service(models, engine, terms or ServingLimits(limits=limits, deadline_s=DEADLINE_S))
     started = threading.Event()
 

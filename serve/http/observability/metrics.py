@@ -119,7 +119,7 @@ class State(Collector):
                     manifest = classifier.manifest
                     info.add_metric([manifest.name, str(manifest.version), classifier.variant.name, role], 1)
             swaps.add_metric([slot.name], slot.swaps)
-            refusals.add_metric([slot.name], slot.refusals)
+            refusals.add_metric([slot.name], slot.rejections)
         yield from (info, swaps, refusals)
 
 
