@@ -158,9 +158,7 @@ def test_a_rejected_version_is_forgotten_when_it_is_removed(publish: Publish, st
         assert version_of(site) == 1
 
 
-def test_a_rejected_version_that_reappears_is_tried_again(
-    publish: Publish, store: Path, serving: Any, tmp_path: Path
-) -> None:
+def test_a_rejected_version_that_reappears_is_tried_again(publish: Publish, store: Path, serving: Any, tmp_path: Path) -> None:
     publish(1)
     with serving(store / "colors") as site:
         folder = publish(2, truncate_model)
@@ -172,9 +170,7 @@ def test_a_rejected_version_that_reappears_is_tried_again(
         assert version_of(site) == 1
 
 
-def test_a_rollback_is_instant_and_lasts_until_a_newer_version_appears(
-    publish: Publish, store: Path, serving: Any
-) -> None:
+def test_a_rollback_is_instant_and_lasts_until_a_newer_version_appears(publish: Publish, store: Path, serving: Any) -> None:
     publish(1)
     with serving(store / "colors") as site:
         publish(2)
@@ -208,9 +204,7 @@ def test_a_loaded_version_keeps_answering_when_its_files_are_moved_away(publish:
         until(lambda: version_of(site) == 2)
 
 
-def test_an_artifact_that_is_missing_at_start_is_loaded_once_it_appears(
-    publish: Publish, store: Path, serving: Any
-) -> None:
+def test_an_artifact_that_is_missing_at_start_is_loaded_once_it_appears(publish: Publish, store: Path, serving: Any) -> None:
     with serving(store / "colors") as site:
         assert site.client.get("/readyz").json()["code"] == "artifact_invalid"
         publish(1)
