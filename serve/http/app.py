@@ -45,8 +45,9 @@ from edgeline.serve.http.responses import HANDLERS, RETRY_AFTER_S, Edge, error_r
 from edgeline.serve.http.routes.downloads import Downloads
 from edgeline.serve.http.routes.page import page_routes
 from edgeline.serve.http.routes.predict import ENCODE, identity, prediction, said, server_timing
+from edgeline.serve.inference.job import Answer
 from edgeline.serve.inference.repository import ModelRepository
-from edgeline.serve.inference.scheduler import Answer, Engine
+from edgeline.serve.inference.scheduler import Engine
 from edgeline.serve.preprocess import Limits
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ class Service:
             OverloadedError: as `Engine.answer`.
         """
         if self.engine.full(min(within_s, self.terms.deadline_s)):
-            self.engine.totals.rejected += 1
+            self.engine.stats.rejected += 1
             raise OverloadedError(retry_after_s=self.engine.wait_s())
 
     async def answer(

@@ -24,7 +24,7 @@ from edgeline.serve.http.load_shedding import ROUTE, refusal
 from edgeline.serve.http.responses import HANDLERS, Edge, request_id_of
 from edgeline.serve.http.routes.predict import prediction, server_timing
 from edgeline.serve.http.transport.exchange import Request
-from edgeline.serve.inference.scheduler import Answer, Job
+from edgeline.serve.inference.job import Answer, Job
 
 PATH = ROUTE.encode()
 TOP_K = PATH + b"?top_k="
@@ -57,7 +57,7 @@ class FastPath:
             return False  # the application says why
         request_id = request_id_of(request.headers)
         if service.engine.full(service.terms.deadline_s):
-            service.engine.totals.rejected += 1
+            service.engine.stats.rejected += 1
             self._refuse(request, request_id, begun)
             return True
         if len(image) > service.terms.limits.max_bytes or service.budget.held + len(image) > service.budget.most:
@@ -74,7 +74,7 @@ class FastPath:
 
     def _gone(self, job: Job, size: int) -> None:
         self.service.budget.held -= size
-        self.service.engine.drop(job)
+        self.service.engine.cancel(job)
 
     def _refuse(self, request: Request, request_id: str, begun: float) -> None:
         request.reply(503, *refusal(self.service, request_id))

@@ -32,7 +32,7 @@ from edgeline.serve.http.observability.logs import set_up_logs
 from edgeline.serve.http.routes.published_files import store_of
 from edgeline.serve.http.transport.connections import ConnectionLimits
 from edgeline.serve.http.transport.server import Hooks, Server, is_exposed, listen, url_of
-from edgeline.serve.inference.autotune import calibrate, remember_plan, remembered_plan, sample_image
+from edgeline.serve.inference.autotune import find_plan, load_plan, sample_image, save_plan
 from edgeline.serve.inference.repository import ModelLoader, ModelRepository
 from edgeline.serve.inference.sandbox import validate_in_subprocess
 from edgeline.serve.inference.scheduler import ConcurrencyPlan, Engine
@@ -110,7 +110,7 @@ class Opening:
 
     def _find(self, classifier: Classifier) -> ConcurrencyPlan:
         cores, cache = usable_cores(), self.options.cache
-        if (plan := remembered_plan(classifier, cores, cache)) is not None:
+        if (plan := load_plan(classifier, cores, cache)) is not None:
             return plan
         begun = time.perf_counter()
         folder = classifier.artifact.folder
@@ -118,10 +118,10 @@ class Opening:
         def open_with(threads: int) -> Classifier:
             return classifier if threads == 1 else self.open_with(folder, threads, prove=False)
 
-        plan = calibrate(open_with, sample_image(classifier), cores)
-        found = f"{plan.runners} runners with {plan.threads} threads each, batches of up to {plan.batch}"
+        plan = find_plan(open_with, sample_image(classifier), cores)
+        found = f"{plan.workers} workers with {plan.threads} threads each, batches of up to {plan.batch}"
         LOG.info("found in %.1f s for %d cores: %s", time.perf_counter() - begun, cores, found)
-        remember_plan(plan, classifier, cores, cache)
+        save_plan(plan, classifier, cores, cache)
         return plan
 
 
@@ -146,7 +146,7 @@ def run(options: Options) -> None:
         from edgeline.serve.inference.drift_observer import DriftObserver
 
         service.observed = DriftObserver()
-        engine.observe = service.observed.take
+        engine.on_answer = service.observed.record
         service.metrics.drift = service.observed.distances
     at_end: list[Callable[[], None]] = []
     store = options.store or store_of(options.artifacts[0])

@@ -75,7 +75,7 @@ def _serving(
     limits: Limits = Limits(),
     store: Path | None = None,
     wait: bool = True,
-    plan: ConcurrencyPlan = ConcurrencyPlan(runners=2, threads=1),
+    plan: ConcurrencyPlan = ConcurrencyPlan(workers=2, threads=1),
     connections: ConnectionLimits = ConnectionLimits(),
     challenger: Path | None = None,
     queue: int = 64,

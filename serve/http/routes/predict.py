@@ -5,7 +5,7 @@ from typing import Any
 
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.explain import METHOD
-from edgeline.serve.inference.scheduler import Answer
+from edgeline.serve.inference.job import Answer
 
 ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 

@@ -44,7 +44,7 @@ def test_what_is_turned_away_is_told_so_as_the_application_would(service: Servic
     assert (outside.status_code, outside.json()) == (inside.status_code, inside.json()) == (503, outside.json())
     assert outside.json() == {"error": outside.json()["error"], "code": "overloaded", "request_id": "abc"}
     assert without_chance(outside.headers) == without_chance(inside.headers)
-    assert service.engine.totals.rejected == 2
+    assert service.engine.stats.rejected == 2
     counted = service.metrics.registry.get_sample_value(
         "edgeline_requests_total", {"route": "/predict", "method": "POST", "status": "503"}
     )

@@ -101,7 +101,7 @@ def test_the_challenger_is_not_asked_why(explaining_template: Path, artifact_tem
 def test_drift_has_the_distance_of_the_features(explaining_template: Path, photos: list[bytes], serving: Any) -> None:
     with serving(explaining_template) as site:
         observed = DriftObserver()
-        site.service.observed, site.service.engine.observe = observed, observed.take
+        site.service.observed, site.service.engine.on_answer = observed, observed.record
         for photo in photos * 2:
             site.client.post("/predict", content=photo)
         snapshot = read_snapshot(site.client.get("/drift").content)
