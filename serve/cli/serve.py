@@ -100,7 +100,7 @@ def serve(
     plan = None
     if threads is not None or runners is not None or batch is not None:
         cores = usable_cores()
-        plan = ConcurrencyPlan(runners=runners or max(1, cores // (threads or 1)), threads=threads or 1, batch=batch or 1)
+        plan = ConcurrencyPlan(workers=runners or max(1, cores // (threads or 1)), threads=threads or 1, batch=batch or 1)
     config = ServerConfig(
         artifacts=artifacts,
         host=host,

@@ -26,7 +26,7 @@ from edgeline.serve.http.responses import HANDLERS
 from edgeline.serve.http.routes.predict import DEFAULT_TOP_K, PATH, prediction_body, server_timing
 from edgeline.serve.http.service import Service
 from edgeline.serve.http.transport.exchange import Request
-from edgeline.serve.inference.scheduler import Answer, Job
+from edgeline.serve.inference.job import Answer, Job
 
 PLAIN_URL = PATH.encode()
 TOP_K_URL = PLAIN_URL + b"?top_k="
@@ -72,7 +72,7 @@ class FastPath:
             return False  # the application returns the error
         request_id = request_id_of(request.headers)
         if service.engine.full(service.limits.deadline_s):
-            service.engine.totals.rejected += 1
+            service.engine.stats.rejected += 1
             self._reject(request, request_id, begun)
             return True
         if len(image) > service.limits.images.max_bytes or service.budget.held + len(image) > service.budget.max_bytes:
@@ -89,7 +89,7 @@ class FastPath:
 
     def _cancelled(self, job: Job, size: int) -> None:
         self.service.budget.held -= size
-        self.service.engine.drop(job)
+        self.service.engine.cancel(job)
 
     def _reject(self, request: Request, request_id: str, begun: float) -> None:
         request.reply(503, *overloaded(self.service, request_id))

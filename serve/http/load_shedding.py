@@ -31,7 +31,7 @@ class LoadShedding:
             await self.app(scope, receive, send)
             return
         begun = time.perf_counter()
-        service.engine.totals.rejected += 1
+        service.engine.stats.rejected += 1
         headers, body = overloaded(service, request_id_of(scope["headers"]))
         await send({"type": "http.response.start", "status": 503, "headers": headers})
         await send({"type": "http.response.body", "body": body})

@@ -13,22 +13,24 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from starlette.types import ASGIApp
 
 from edgeline.serve.http.app import AppOptions, create_app, metrics_app
 from edgeline.serve.http.auth import Tokens
+from edgeline.serve.http.classifier_opener import ClassifierOpener
 from edgeline.serve.http.config import ServerConfig, tls_context
 from edgeline.serve.http.fast_path import FastPath
 from edgeline.serve.http.load_shedding import LoadShedding
-from edgeline.serve.http.model_loader import ModelLoader
 from edgeline.serve.http.observability.logs import set_up_logs
 from edgeline.serve.http.routes.published_files import store_of
 from edgeline.serve.http.service import Service, ServingLimits
 from edgeline.serve.http.transport.connections import Connections, Handlers, affordable
 from edgeline.serve.http.transport.server import Hooks, Server, is_exposed, listen, url_of
-from edgeline.serve.inference.repository import ModelRepository
+from edgeline.serve.inference.repository import ModelLoader, ModelRepository
+from edgeline.serve.inference.sandbox import validate_in_subprocess
 from edgeline.serve.inference.scheduler import Engine
 from edgeline.serve.terminal import printable
 
@@ -89,17 +91,15 @@ def build(config: ServerConfig, sockets: Sockets, tokens: Tokens | None) -> Part
         from edgeline.serve.inference.drift_observer import DriftObserver
 
         drift = DriftObserver()
-    engine = Engine(queue_limit=config.queue, on_answer=None if drift is None else drift.take)
-    loader = ModelLoader(config, engine)
-    models = ModelRepository(
-        config.artifacts,
-        loader.open,
-        challenger=config.challenger,
-        variant=config.variant,
-        max_pixels=config.limits.max_pixels,
-        on_first=loader.on_first,
-        on_ready=loader.on_ready,
+    engine = Engine(queue_limit=config.queue, on_answer=None if drift is None else drift.record)
+    opener = ClassifierOpener(config, engine)
+    loader = ModelLoader(
+        open=opener.open,
+        validate=partial(validate_in_subprocess, variant=config.variant, max_pixels=config.limits.max_pixels),
+        prepare_first=opener.prepare_first,
+        on_ready=opener.on_ready,
     )
+    models = ModelRepository(config.artifacts, loader, challenger=config.challenger)
     connections = Connections(config.connections, affordable(config.connections))
     limits = ServingLimits(images=config.limits, deadline_s=config.deadline_s, challenger_share=config.challenger_share)
     service = Service(models, engine, limits, drift=drift, open_connections=lambda: len(connections.open))

@@ -10,8 +10,9 @@ from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import InputError, NotReadyError, OverloadedError
 from edgeline.serve.http.observability.metrics import Metrics
 from edgeline.serve.http.request_body import Budget
+from edgeline.serve.inference.job import Answer
 from edgeline.serve.inference.repository import ModelRepository
-from edgeline.serve.inference.scheduler import Answer, Engine
+from edgeline.serve.inference.scheduler import Engine
 from edgeline.serve.preprocess import Limits
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class Service:
             OverloadedError: as `Engine.answer`.
         """
         if self.engine.full(min(within_s, self.limits.deadline_s)):
-            self.engine.totals.rejected += 1
+            self.engine.stats.rejected += 1
             raise OverloadedError(retry_after_s=self.engine.wait_s())
 
     async def answer(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ from edgeline.serve.http.transport.connections import ConnectionLimits, Connecti
 from edgeline.serve.http.transport.exchange import Request
 from edgeline.serve.http.transport.server import Hooks, Server, listen, url_of
 from edgeline.serve.inference.drift_observer import DriftObserver
-from edgeline.serve.inference.repository import ModelRepository
-from edgeline.serve.inference.scheduler import Answer, ConcurrencyPlan, Engine, Job
+from edgeline.serve.inference.job import Answer, Job
+from edgeline.serve.inference.repository import ModelLoader, ModelRepository
+from edgeline.serve.inference.sandbox import validate_in_subprocess
+from edgeline.serve.inference.scheduler import ConcurrencyPlan, Engine
+from edgeline.serve.inference.slot import Loading
 from edgeline.serve.preprocess import Limits
 from edgeline.serve.runtime.session import create_session
 
@@ -76,7 +80,7 @@ class Site:
         """Return as soon as the artifact is ready, or has failed."""
         deadline = time.monotonic() + DEADLINE_S
         slots = self.service.models.slots
-        while any(slot.current is None and slot.failure is None for slot in slots):
+        while any(isinstance(slot.state, Loading) for slot in slots):
             assert time.monotonic() < deadline
             self.client.get("/healthz")
 
@@ -91,7 +95,7 @@ def _serving(
     limits: Limits = Limits(),
     store: Path | None = None,
     wait: bool = True,
-    plan: ConcurrencyPlan = ConcurrencyPlan(runners=2, threads=1),
+    plan: ConcurrencyPlan = ConcurrencyPlan(workers=2, threads=1),
     connections: ConnectionLimits = ConnectionLimits(),
     challenger: Path | None = None,
     queue: int = 64,
@@ -103,21 +107,16 @@ def _serving(
     **options: Any,
 ) -> Iterator[Site]:
     if on_answer is None and drift is not None:
-        on_answer = drift.take
+        on_answer = drift.record
     engine = Engine(queue_limit=queue, on_answer=on_answer)
 
-    def first(classifier: Classifier) -> Classifier:
+    def start_engine(classifier: Classifier) -> Classifier:
         engine.start(plan)
         return classifier
 
-    models = ModelRepository(
-        artifacts,
-        open_classifier,
-        challenger=challenger,
-        max_pixels=limits.max_pixels,
-        poll_s=0.05,
-        on_first=first,
-    )
+    validate = partial(validate_in_subprocess, max_pixels=limits.max_pixels)
+    loader = ModelLoader(open=open_classifier, validate=validate, prepare_first=start_engine)
+    models = ModelRepository(artifacts, loader, challenger=challenger, poll_s=0.05)
     open_ones = Connections(connections, affordable(connections))
     service = Service(
         models,

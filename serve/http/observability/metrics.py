@@ -12,8 +12,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from edgeline.serve.classifier import Classifier
+from edgeline.serve.inference.job import Answer
 from edgeline.serve.inference.repository import ModelRepository
-from edgeline.serve.inference.scheduler import Answer, Engine
+from edgeline.serve.inference.scheduler import Engine
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 METHODS = ("GET", "HEAD", "POST", "PUT", "OPTIONS")
@@ -100,12 +101,12 @@ class State(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """The present state as metrics."""
-        totals = self.engine.totals
+        totals = self.engine.stats
         yield _gauge("edgeline_ready", "Whether every artifact answers.", float(self.models.ready))
         yield _gauge("edgeline_queue_length", "Images that wait for a runner.", self.engine.waiting)
         yield _gauge("edgeline_in_flight", "Images that were taken in and have no answer yet.", self.engine.in_flight)
         yield _gauge("edgeline_connections", "Open connections.", self.connections())
-        yield _gauge("edgeline_runners", "Threads that decode and run.", self.engine.plan.runners)
+        yield _gauge("edgeline_runners", "Threads that decode and run.", self.engine.plan.workers)
         yield _gauge("edgeline_runner_threads", "Threads inside the runtime for one run.", self.engine.plan.threads)
         yield _counter("edgeline_images", "Images that got an answer or an error.", totals.images)
         yield _counter("edgeline_runs", "Runs of a model.", totals.runs)
@@ -123,7 +124,7 @@ class State(Collector):
                     manifest = classifier.manifest
                     info.add_metric([manifest.name, str(manifest.version), classifier.variant.name, role], 1)
             swaps.add_metric([slot.name], slot.swaps)
-            refusals.add_metric([slot.name], slot.refusals)
+            refusals.add_metric([slot.name], slot.rejections)
         yield from (info, swaps, refusals)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.http.open_inference.decode import Signature
 from edgeline.serve.http.open_inference.tensors import Spec
-from edgeline.serve.inference import repository, scheduler
+from edgeline.serve.inference import job, repository
 
 MAX_BATCH = 64
 """Images in one request; each is answered by itself, so this bounds the request and not a run of the model."""
@@ -72,7 +72,7 @@ class Served:
     def __init__(
         self,
         models: repository.ModelRepository,
-        answer: Callable[[Classifier, bytes | np.ndarray, float], Awaitable[scheduler.Answer]],
+        answer: Callable[[Classifier, bytes | np.ndarray, float], Awaitable[job.Answer]],
         most_s: float,
     ) -> None:
         """Take what does the work.

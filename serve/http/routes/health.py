@@ -55,8 +55,8 @@ class HealthRoutes:
         body: dict[str, Any] = {"status": "ready", **identity(classifier)}
         body["proof"] = asdict(classifier.proof) if classifier.proof else None
         body["previous"] = slot.previous.manifest.version if slot.previous else None
-        body["rolled_back_from"] = slot.held
-        body["refused"] = asdict(slot.refused) if slot.refused else None
+        body["rolled_back_from"] = slot.rolled_back_from
+        body["refused"] = asdict(slot.rejected_version) if slot.rejected_version else None
         if len(models.slots) > 1 or models.challenger is not None:
             body["index"] = models.index()
         return JSONResponse(body, headers=NO_STORE)

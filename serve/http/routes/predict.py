@@ -23,7 +23,7 @@ from edgeline.serve.errors import ArtifactError, EdgelineError, InputError
 from edgeline.serve.explain import METHOD
 from edgeline.serve.http.request_body import FORM_OVERHEAD, boundary_of, files_in, timeout_s
 from edgeline.serve.http.service import Service
-from edgeline.serve.inference.scheduler import Answer
+from edgeline.serve.inference.job import Answer
 
 LOG = logging.getLogger(__name__)
 

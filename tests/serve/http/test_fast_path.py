@@ -225,7 +225,7 @@ def stuck(artifact_template: Path) -> Iterator[Callable[[Path], Classifier]]:
     Stuck.go_on.set()
 
 
-ONE = ConcurrencyPlan(runners=1, threads=1)
+ONE = ConcurrencyPlan(workers=1, threads=1)
 
 
 @pytest.mark.parametrize("others", [0, 1, 3])
@@ -246,7 +246,7 @@ def test_the_work_for_a_client_that_has_gone_is_dropped(
             Stuck.go_on.set()
             assert answer(first)[0] == 200
         until(lambda: engine.waiting == 0)
-        assert (engine.totals.abandoned, engine.totals.images, budget.held) == (1, 1, 0)
+        assert (engine.stats.abandoned, engine.stats.images, budget.held) == (1, 1, 0)
 
 
 def test_a_full_engine_refuses_at_once_and_the_connection_goes_on(
@@ -267,7 +267,7 @@ def test_a_full_engine_refuses_at_once_and_the_connection_goes_on(
             assert (answer(first)[0], answer(second)[0]) == (200, 200)
             third.sendall(data)
             assert answer(third)[0] == 200
-        assert counted(site, "edgeline_rejected_total", reason="overloaded") == engine.totals.rejected == 1
+        assert counted(site, "edgeline_rejected_total", reason="overloaded") == engine.stats.rejected == 1
 
 
 def test_what_is_due_is_told_so_and_what_is_not_waits_on(
@@ -282,7 +282,7 @@ def test_what_is_due_is_told_so_and_what_is_not_waits_on(
             (504, "deadline_exceeded"),
             (503, "deadline_exceeded"),
         ]
-        assert (site.service.engine.totals.expired, site.service.budget.held) == (2, 0)
+        assert (site.service.engine.stats.expired, site.service.budget.held) == (2, 0)
         Stuck.go_on.set()
 
 

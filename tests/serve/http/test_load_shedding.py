@@ -11,8 +11,9 @@ from edgeline.serve.classifier import Classifier
 from edgeline.serve.http.app import create_app
 from edgeline.serve.http.load_shedding import LoadShedding
 from edgeline.serve.http.service import Service, ServingLimits
-from edgeline.serve.inference.repository import ModelRepository
+from edgeline.serve.inference.repository import ModelLoader, ModelRepository
 from edgeline.serve.inference.scheduler import Engine
+from edgeline.serve.inference.slot import Loading
 
 IDS = {"x-request-id": "abc"}
 
@@ -20,8 +21,8 @@ IDS = {"x-request-id": "abc"}
 @pytest.fixture
 def service(artifact_template: Path) -> Service:
     """Whose queue has room for nothing."""
-    models = ModelRepository([artifact_template], Classifier.open, max_pixels=1)
-    models.slots[0].current = Classifier.open(artifact_template, threads=1, prove=False)
+    models = ModelRepository([artifact_template], ModelLoader(open=Classifier.open, validate=lambda folder: None))
+    models.slots[0].accept(Classifier.open(artifact_template, threads=1, prove=False))
     return Service(models, Engine(queue_limit=0), ServingLimits())
 
 
@@ -44,7 +45,7 @@ def test_what_is_turned_away_is_told_so_as_the_application_would(service: Servic
     assert (outside.status_code, outside.json()) == (inside.status_code, inside.json()) == (503, outside.json())
     assert outside.json() == {"error": outside.json()["error"], "code": "overloaded", "request_id": "abc"}
     assert without_chance(outside.headers) == without_chance(inside.headers)
-    assert service.engine.totals.rejected == 2
+    assert service.engine.stats.rejected == 2
     counted = service.metrics.registry.get_sample_value(
         "edgeline_requests_total", {"route": "/predict", "method": "POST", "status": "503"}
     )
@@ -60,5 +61,5 @@ def test_everything_else_goes_to_the_application(service: Service, method: str, 
 
 def test_an_engine_with_room_is_asked(service: Service) -> None:
     service.engine.queue_limit = 1
-    service.models.slots[0].current = None
+    service.models.slots[0].state = Loading()
     assert ask(LoadShedding(create_app(service), service), "POST", "/predict").json()["code"] == "loading"

@@ -282,7 +282,7 @@ def test_a_file_that_changed_since_it_was_opened_is_not_shown(make_artifact: Any
 def test_another_version_that_took_over_is_told_of(make_artifact: Any, serving: Any) -> None:
     with serving(make_artifact()) as site:
         first = site.client.get("/model")
-        site.service.models.slots[0].current = Classifier.open(make_artifact(version=2))
+        site.service.models.slots[0].accept(Classifier.open(make_artifact(version=2)))
         second = site.client.get("/model", headers={"If-None-Match": first.headers["etag"]})
         assert (first.json()["version"], second.json()["version"]) == (1, 2)
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.http.config import ServerConfig
-from edgeline.serve.inference.autotune import calibrate, remember_plan, remembered_plan, sample_image
+from edgeline.serve.inference.autotune import find_plan, load_plan, sample_image, save_plan
 from edgeline.serve.inference.scheduler import ConcurrencyPlan, Engine
 from edgeline.serve.runtime.session import usable_cores
 
 LOG = logging.getLogger(__name__)
 
 
-class ModelLoader:
+class ClassifierOpener:
     """Opens classifiers with the threads of a concurrency plan, which is measured with the first of them.
 
     All methods are called by the thread that loads models.
@@ -29,7 +29,7 @@ class ModelLoader:
         """Open an artifact and run its self-test."""
         return self._open(path, self._threads)
 
-    def on_first(self, classifier: Classifier) -> Classifier:
+    def prepare_first(self, classifier: Classifier) -> Classifier:
         """Find the plan and start the engine's workers; return the classifier, opened with the plan's threads."""
         plan = self.config.plan or self._find_plan(classifier)
         if plan.threads != self._threads:
@@ -55,7 +55,7 @@ class ModelLoader:
 
     def _find_plan(self, classifier: Classifier) -> ConcurrencyPlan:
         cores, cache = usable_cores(), self.config.cache
-        if (plan := remembered_plan(classifier, cores, cache)) is not None:
+        if (plan := load_plan(classifier, cores, cache)) is not None:
             return plan
         begun = time.perf_counter()
         folder = classifier.artifact.folder
@@ -63,8 +63,8 @@ class ModelLoader:
         def open_with(threads: int) -> Classifier:
             return classifier if threads == 1 else self._open(folder, threads, prove=False)
 
-        plan = calibrate(open_with, sample_image(classifier), cores)
-        found = f"{plan.runners} runners with {plan.threads} threads each, batches of up to {plan.batch}"
+        plan = find_plan(open_with, sample_image(classifier), cores)
+        found = f"{plan.workers} workers with {plan.threads} threads each, batches of up to {plan.batch}"
         LOG.info("found in %.1f s for %d cores: %s", time.perf_counter() - begun, cores, found)
-        remember_plan(plan, classifier, cores, cache)
+        save_plan(plan, classifier, cores, cache)
         return plan
