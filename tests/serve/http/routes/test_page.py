@@ -98,13 +98,14 @@ def test_a_built_wheel_has_every_file_of_the_page(tmp_path: Path) -> None:
             target = copy / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
-    for layer in ("pipeline", "export", "flows"):
-        (copy / layer).mkdir()
-        (copy / layer / "__init__.py").touch()
+    (copy / "edgeline").mkdir()
+    (copy / "edgeline" / "__init__.py").touch()
+    (copy / "edgeline" / "serve").symlink_to("../serve")
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=copy, check=True, capture_output=True)
     [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        packed = {name.removeprefix("serve/http/page/") for name in archive.namelist() if name.startswith("serve/http/page/")}
+        folder = "edgeline/serve/http/static/"
+        packed = {name.removeprefix(folder) for name in archive.namelist() if name.startswith(folder)}
     assert packed == set(NAMES)
 
 
