@@ -80,7 +80,7 @@ class Engine:
     def __init__(self, *, queue_limit: int = 64, on_answer: Callable[[Job, Answer], None] | None = None) -> None:
         self.plan = ConcurrencyPlan(workers=1, threads=1)
         self.queue_limit = queue_limit
-        self.on_answer = on_answer
+        self._on_answer = on_answer
         self.stats = EngineStats()
         self.in_flight = 0
         self._pending: dict[Job, None] = {}
@@ -350,9 +350,9 @@ class Engine:
     def _finish(self, job: Job, outcome: Answer | Exception) -> None:
         job.outcome = outcome
         self.stats.images += 1
-        if self.on_answer is not None and isinstance(outcome, Answer):
+        if self._on_answer is not None and isinstance(outcome, Answer):
             try:
-                self.on_answer(job, outcome)
+                self._on_answer(job, outcome)
             except Exception:  # statistics must not cost an answer
                 LOG.exception("an answer could not be recorded")
         try:

@@ -9,10 +9,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
-from edgeline.serve.http.transport.connections import ConnectionLimits, Connections
+from edgeline.serve.http.transport.connection import Connection
+from edgeline.serve.http.transport.connections import ConnectionLimits, Connections, Handlers, affordable
+from edgeline.serve.http.transport.exchange import Request
 from edgeline.serve.http.transport.server import ACCEPTS, Server, listen
 
 WAIT_S = 20.0
@@ -141,7 +144,7 @@ def running(limits: ConnectionLimits, grace_s: float = 0.2) -> Iterator[Place]:
     app = App()
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    server = Server(app, grace_s=grace_s, limits=limits)
+    server = Server(Handlers(app), Connections(limits, affordable(limits)), grace_s=grace_s)
     thread = threading.Thread(target=server.run, args=(listener,))
     thread.start()
     try:
@@ -165,7 +168,7 @@ class Loop:
     app: App
     connections: Connections
     address: tuple[str, int]
-    refused: list[str] = field(default_factory=list)
+    rejected: list[str]
     clients: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def connect(self, data: bytes = b"") -> socket.socket:
@@ -195,12 +198,13 @@ class Loop:
 
 
 @contextlib.asynccontextmanager
-async def on_this_loop(limits: ConnectionLimits = PATIENT) -> AsyncIterator[Loop]:
-    app = App()
-    connections = Connections(app, limits)
-    server = await asyncio.get_running_loop().create_server(connections, "127.0.0.1", 0, backlog=ACCEPTS)
-    place = Loop(app, connections, server.sockets[0].getsockname())
-    connections.refused = place.refused.append
+async def on_this_loop(
+    limits: ConnectionLimits = PATIENT, fast_path: Callable[[Request], bool] = lambda request: False
+) -> AsyncIterator[Loop]:
+    app, connections, rejected = App(), Connections(limits), list[str]()
+    connect = partial(Connection, connections, Handlers(app, fast_path, rejected.append))
+    server = await asyncio.get_running_loop().create_server(connect, "127.0.0.1", 0, backlog=ACCEPTS)
+    place = Loop(app, connections, server.sockets[0].getsockname(), rejected)
     try:
         with place.clients:
             yield place

@@ -17,21 +17,25 @@ from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.scheduler import Engine
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-METHODS = ("GET", "HEAD", "POST", "OPTIONS")
+METHODS = ("GET", "HEAD", "POST", "PUT", "OPTIONS")
 FOLDED = 64
 
 
 class Metrics:
     """The counters of one server, in a registry of their own."""
 
-    def __init__(self, engine: Engine, models: ModelRepository, connections: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        models: ModelRepository,
+        connections: Callable[[], int],
+        drift: Callable[[Classifier], dict[str, dict[str, Any]]] | None = None,
+    ) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.registry.register(State(engine, models, connections))
-        self.drift: Callable[[Classifier], dict[str, dict[str, Any]]] | None = None
-        """Gives a classifier's distances from its reference, where drift is watched."""
-        self.registry.register(Distances(self, models))
+        self.registry.register(Distances(drift, models))
         self.requests = Counter(
             "edgeline_requests", "Answered requests.", ["route", "method", "status"], registry=self.registry
         )
@@ -127,19 +131,18 @@ class State(Collector):
 class Distances(Collector):
     """How far what each model meets is from what it was judged on."""
 
-    def __init__(self, metrics: Metrics, models: ModelRepository) -> None:
-        self.metrics, self.models = metrics, models
+    def __init__(self, drift: Callable[[Classifier], dict[str, dict[str, Any]]] | None, models: ModelRepository) -> None:
+        self.drift, self.models = drift, models
 
     def collect(self) -> Iterable[Metric]:
         """The population stability index of each statistic."""
         index = GaugeMetricFamily(
             "edgeline_drift_psi", "Population stability index against the artifact's reference.", labels=["name", "statistic"]
         )
-        if self.metrics.drift is not None:
-            for slot in self.models.slots:
-                found = self.metrics.drift(slot.current) if slot.current is not None else {}
-                for statistic, distances in found.items():
-                    index.add_metric([slot.name, statistic], distances["psi"])
+        for slot in self.models.slots:
+            found = self.drift(slot.current) if self.drift is not None and slot.current is not None else {}
+            for statistic, distances in found.items():
+                index.add_metric([slot.name, statistic], distances["psi"])
         yield index
 
 

@@ -231,7 +231,8 @@ def _image_body(limits: Limits) -> Schema:
     return {
         "required": True,
         "description": f"an image of at most {limits.max_bytes:,} bytes and {limits.max_pixels:,} pixels, or a form of such "
-        "files; every part must have a filename, and may have any name",
+        "files; every part must have a filename, and may have any name. The bytes decide whether it is an image: any other "
+        "Content-Type, or none, is accepted too, except application/json, which is 415",
         "content": {**raw, "multipart/form-data": {"schema": files}},
     }
 

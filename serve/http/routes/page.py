@@ -66,30 +66,26 @@ PATHS = frozenset("/" if path.name == "index.html" else f"/{path.name}" for path
 """Where the page's files are: the same for every server, so nobody needs a token for them."""
 
 
-def page_routes(current: Callable[[], Classifier | None], not_ready: Callable[[Request], Response]) -> list[Route]:
+def page_routes(current: Callable[[], Classifier]) -> list[Route]:
     """The page's routes, for `Starlette(routes=)`; each answers GET and HEAD.
 
     Args:
-        current: gives the classifier that `/model` tells of.
-        not_ready: gives the answer of `/model` while there is no classifier.
+        current: returns the classifier that `/model` describes, or raises NotReadyError.
     """
     files = [_file_route(path) for path in FILES]
-    return [*files, Route("/model", ModelFacts(current, not_ready).model)]
+    return [*files, Route("/model", ModelFacts(current).model)]
 
 
 class ModelFacts:
     """`GET /model`, put together once an artifact."""
 
-    def __init__(self, current: Callable[[], Classifier | None], not_ready: Callable[[Request], Response]) -> None:
+    def __init__(self, current: Callable[[], Classifier]) -> None:
         self._current = current
-        self._not_ready = not_ready
         self._made: tuple[Artifact | None, bytes] = (None, b"")
 
     async def model(self, request: Request) -> Response:
         """Tell what is known of the model that answers now."""
         classifier = self._current()
-        if classifier is None:
-            return self._not_ready(request)
         artifact, body = self._made
         if artifact is not classifier.artifact:
             body = await run_in_threadpool(facts, classifier)

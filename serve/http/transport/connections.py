@@ -1,9 +1,11 @@
-"""All connections of a server: what one may cost, how many there may be, and which is given up for a new one.
+"""The open connections of a server: what one may cost, how many there may be, and which one is evicted for a new one.
 
-Invariant: there are never more than `most`, but for those that are being closed; whoever waits for a client is in `silent` or
-in `slow`, so that stalled clients keep nobody out.
+Invariant: there are never more than `max_open`, except for those that are being closed. Every connection that waits for its
+client is in `silent` or in `slow`, so that stalled clients can be evicted and keep nobody out.
 """
 
+import contextlib
+import resource
 import select
 import time
 from collections.abc import Callable
@@ -15,9 +17,24 @@ from starlette.types import ASGIApp
 from edgeline.serve.http.transport.connection import Connection
 from edgeline.serve.http.transport.exchange import Request
 
-BETWEEN_LATE_S = 0.0005
+EVICTION_INTERVAL_S = 0.0005
 """Between two clients that are given up because they are late. A thousand that stalled together are late together, and dealt
 with in one go they would keep everybody else waiting."""
+
+
+SPARE_FILES = 64
+"""File descriptors that connections leave for everything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """What answers the requests of a server."""
+
+    app: ASGIApp
+    fast_path: Callable[[Request], bool] = lambda request: False
+    """Offered every request that is complete; answers it, or returns False at once to leave it to the application."""
+    on_rejected: Callable[[str], None] = lambda code: None
+    """Called with the code of every request that was rejected before the application saw it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,10 +68,9 @@ class ConnectionLimits:
 class Connections:
     """All connections of a server, and which of them may be given up for a new one."""
 
-    def __init__(self, app: ASGIApp, limits: ConnectionLimits, most: int | None = None) -> None:
-        self.app = app
+    def __init__(self, limits: ConnectionLimits, max_open: int | None = None) -> None:
         self.limits = limits
-        self.most = most or limits.max_connections
+        self.max_open = max_open or limits.max_connections
         self.open: set[Connection] = set()
         self.silent: dict[Connection, None] = {}
         """Those without a whole head, the longest wait first: stalled clients are at the front."""
@@ -62,32 +78,23 @@ class Connections:
         """Those whose client is to send a body, or to take an answer; the same."""
         self.closing = False
         """From now on every answer ends its connection."""
-        self.express: Callable[[Request], bool] = lambda request: False
-        """Offered every request that came whole; answers it by itself, or says no at once and leaves it to the application."""
-        self.refused: Callable[[str], None] = lambda reason: None
-        """Told of every request that was refused before the application saw it, by code."""
         self._date = (0, b"")
-        self._turn = 0.0
-
-    def __call__(self) -> Connection:
-        """For `loop.create_server`."""
-        return Connection(self)
+        self._last_eviction = 0.0
 
     def make_room(self) -> bool:
         """Close the connection that has waited longest, if there are too many; whether there is room now."""
-        if len(self.open) < self.most:
+        if len(self.open) < self.max_open:
             return True
         oldest = next(iter(self.silent or self.slow), None)
         if oldest is None:
             return False
-        self.refused("connection_evicted")
-        oldest.drop()
+        oldest.evict()
         return True
 
-    def turn(self, now: float) -> float:
+    def next_eviction_time(self, now: float) -> float:
         """When one more late client may be given up, on the loop's clock."""
-        self._turn = max(now, self._turn + BETWEEN_LATE_S)
-        return self._turn
+        self._last_eviction = max(now, self._last_eviction + EVICTION_INTERVAL_S)
+        return self._last_eviction
 
     def end_idle(self) -> None:
         """Close every connection that has no request, not even one that came and was not read yet; what was written first."""
@@ -104,3 +111,20 @@ class Connections:
         if now != self._date[0]:
             self._date = now, b"date: " + formatdate(now, usegmt=True).encode() + b"\r\n"
         return self._date[1]
+
+
+def affordable(limits: ConnectionLimits) -> int:
+    """How many connections this process has file descriptors for, at most what the limits allow; raises the soft limit.
+
+    Each connection counts twice: one that downloads has a file open too.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * limits.max_connections + SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+            soft = raised
+    if soft == resource.RLIM_INFINITY:
+        return limits.max_connections
+    return max(1, min(limits.max_connections, (soft - SPARE_FILES) // 2))

@@ -50,8 +50,6 @@ class Request:
     wire_bytes: int = 0
     body_bytes: int = 0
     head_complete: bool = False
-    timed: bool = False
-    """Whether its body is waited for already."""
     body_complete: bool = False
     body_left: int = 0
     keep_alive: bool = False
@@ -114,7 +112,7 @@ class Request:
         return None
 
     @property
-    def is_to_be_whole(self) -> bool:
+    def awaits_small_body(self) -> bool:
         """Whether the body is so small that its end is worth waiting for, before anybody is given the request."""
         return not self.body_complete and self.buffered + self.body_left <= HIGH_WATER_BYTES and not self._wants_continue
 

@@ -8,21 +8,22 @@ import asyncio
 import contextlib
 import ctypes
 import ipaddress
-import resource
 import signal
 import socket
 import ssl
 import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.types import ASGIApp
 
 from edgeline.serve.errors import ConfigError
-from edgeline.serve.http.transport.connections import ConnectionLimits, Connections
+from edgeline.serve.http.transport.connection import Connection
+from edgeline.serve.http.transport.connections import ConnectionLimits, Connections, Handlers
 
 BACKLOG = 2048
 ACCEPTS = 8
@@ -31,13 +32,12 @@ where descriptors run out it goes on through all of them, with a traceback in th
 LAME_DUCK_S = 0.25
 """Between the signal and the end of listening, and again until idle connections end: clients learn from their answers that the
 connection ends, and idle ones that send once more are still heard."""
-SPARE_FILES = 64
-"""Descriptors that connections leave for everything else."""
 HANDSHAKE_S = 5.0
 SO_ATTACH_FILTER = 26
 RETURN_0 = struct.pack("HBBI", 6, 0, 0, 0)
 """A packet filter's one instruction: let through 0 bytes of every packet. See socket(7)."""
-BESIDE = ConnectionLimits(max_connections=16)
+SECONDARY = ConnectionLimits(max_connections=16)
+"""Of a further socket, such as that of the metrics."""
 
 
 def listen(host: str, port: int, *, option: str = "--host or --port") -> socket.socket:
@@ -96,23 +96,6 @@ def accept_rest(listener: socket.socket) -> list[socket.socket]:
     return found
 
 
-def affordable(limits: ConnectionLimits) -> int:
-    """How many connections this process has descriptors for, at most what the limits say.
-
-    One that downloads has a file open too.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * limits.max_connections + SPARE_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
-            soft = raised
-    if soft == resource.RLIM_INFINITY:
-        return limits.max_connections
-    return max(1, min(limits.max_connections, (soft - SPARE_FILES) // 2))
-
-
 @dataclass(frozen=True, slots=True)
 class Hooks:
     """What a server tells; each is called on the event loop and returns at once."""
@@ -130,33 +113,38 @@ class Server:
 
     def __init__(
         self,
-        app: ASGIApp,
+        handlers: Handlers,
+        connections: Connections,
         *,
         hooks: Hooks = Hooks(),
         grace_s: float = 30,
-        limits: ConnectionLimits = ConnectionLimits(),
-        tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.connections = Connections(app, limits, affordable(limits))
+        self.handlers = handlers
+        self.connections = connections
         self.hooks = hooks
         self.grace_s = grace_s
-        self.tls = tls
-        self._beside: list[tuple[socket.socket, ASGIApp]] = []
         self._stops = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._told = asyncio.Event()
 
-    def beside(self, listener: socket.socket, app: ASGIApp) -> None:
-        """Serve another application on another socket for as long as this one."""
-        self._beside.append((listener, app))
-
-    def run(self, listener: socket.socket) -> bool:
+    def run(
+        self,
+        listener: socket.socket,
+        *,
+        tls: ssl.SSLContext | None = None,
+        also: Iterable[tuple[socket.socket, ASGIApp]] = (),
+    ) -> bool:
         """Serve until a signal or `stop`.
+
+        Args:
+            listener: a listening socket.
+            tls: None serves plain HTTP.
+            also: further sockets, each with the application that is served on it for as long.
 
         Returns:
             Whether everything that was accepted was answered.
         """
-        finished = asyncio.run(self._serve(listener))
+        finished = asyncio.run(self._serve(listener, tls, also))
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)  # it ends in order; one more must not make a crash of that
@@ -167,15 +155,19 @@ class Server:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._stop)
 
-    async def _serve(self, listener: socket.socket) -> bool:
+    async def _serve(
+        self, listener: socket.socket, tls: ssl.SSLContext | None, also: Iterable[tuple[socket.socket, ASGIApp]]
+    ) -> bool:
         self._loop = asyncio.get_running_loop()
-        options: dict[str, Any] = {"ssl": self.tls} if self.tls else {}
-        if self.tls:
+        options: dict[str, Any] = {"ssl": tls} if tls else {}
+        if tls:
             options |= {"ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": HANDSHAKE_S}
-        server = await self._loop.create_server(self.connections, sock=listener, backlog=ACCEPTS, **options)
+        connect = partial(Connection, self.connections, self.handlers)
+        server = await self._loop.create_server(connect, sock=listener, backlog=ACCEPTS, **options)
         listener.listen(BACKLOG)
-        for other, app in self._beside:
-            await self._loop.create_server(Connections(app, BESIDE), sock=other, backlog=ACCEPTS)
+        for other, app in also:
+            others = partial(Connection, Connections(SECONDARY), Handlers(app))
+            await self._loop.create_server(others, sock=other, backlog=ACCEPTS)
         if threading.current_thread() is threading.main_thread():
             self._catch_signals()
         self.hooks.started()
@@ -187,7 +179,7 @@ class Server:
         server.close()
         for accepted in waiting:
             with contextlib.suppress(OSError):
-                await self._loop.connect_accepted_socket(self.connections, accepted, **options)
+                await self._loop.connect_accepted_socket(connect, accepted, **options)
         await self._pause(LAME_DUCK_S)  # what was just accepted says what it came for
         self.connections.end_idle()
         return await self._finish()

@@ -135,7 +135,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "over the byte limit in a form": ({"files": {"f": ("a.jpg", bytes(100_001))}}, 413, "image_too_large"),
     "far over it in a form": ({"files": {"f": ("a.jpg", bytes(200_000))}}, 413, "body_too_large"),
     "json": ({"json": {"url": "http://127.0.0.1/"}}, 415, "media_type_not_supported"),
-    "a plain form": ({"data": {"a": "b"}}, 415, "media_type_not_supported"),
+    "a plain form": ({"data": {"a": "b"}}, 422, "not_an_image"),
     "gzip": ({"content": zlib.compress(png()), "headers": {"Content-Encoding": "gzip"}}, 415, "content_encoding_not_supported"),
     "65 files": ({"files": [("f", ("a", b"a"))] * 65}, 400, "multipart_invalid"),
     "a field beside the file": ({"files": {"f": ("a", b"a")}, "data": {"top_k": "1"}}, 400, "multipart_invalid"),
@@ -172,12 +172,12 @@ def test_an_unknown_path_is_a_404(site: Any, method: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/predict"), ("PUT", "/predict"), ("OPTIONS", "/predict"), ("POST", "/readyz")]
+    ("method", "path"), [("GET", "/predict"), ("DELETE", "/predict"), ("OPTIONS", "/predict"), ("POST", "/readyz")]
 )
 def test_another_method_is_a_405_that_names_the_right_one(site: Any, method: str, path: str) -> None:
     reply = site.client.request(method, path)
     is_refused(reply, 405, "method_not_allowed")
-    assert set(reply.headers["allow"].split(", ")) == ({"POST"} if path == "/predict" else {"GET", "HEAD"})
+    assert set(reply.headers["allow"].split(", ")) == ({"POST", "PUT"} if path == "/predict" else {"GET", "HEAD"})
 
 
 def test_head_has_the_headers_and_no_body(site: Any) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from edgeline.serve.classifier import Classifier
-from edgeline.serve.http.app import ServingLimits
 from edgeline.serve.http.auth import Tokens
+from edgeline.serve.http.service import ServingLimits
 from edgeline.serve.inference.scheduler import ConcurrencyPlan
 
 WAIT_S = 20.0
@@ -35,20 +35,8 @@ def long_way(artifact_template: Path, serving: Any) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def short_way(artifact_template: Path, serving: Any) -> Iterator[Any]:
-    with serving(artifact_template, express=True) as site:
-        yield watched(site)
-
-
-def watched(site: Any) -> Any:
-    """Note in `site.taken` which requests took the short way."""
-    site.taken, real = [], site.server.connections.express
-
-    def note(request: Any) -> bool:
-        site.taken.append(real(request))
-        return bool(site.taken[-1])
-
-    site.server.connections.express = note
-    return site
+    with serving(artifact_template, fast_path=True) as site:
+        yield site
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -103,6 +91,8 @@ TAKEN = {
     "an image": ("/predict", IMAGE),
     "an image of no type": ("/predict",),
     "plain bytes": ("/predict", "Content-Type: application/octet-stream"),
+    "a plain form's type, as curl sends it": ("/predict", "Content-Type: application/x-www-form-urlencoded"),
+    "text": ("/predict", "Content-Type: text/plain"),
     "two classes": ("/predict?top_k=2", IMAGE),
     "more classes than there are": ("/predict?top_k=999", IMAGE),
     "an id": ("/predict", IMAGE, "X-Request-Id: abc"),
@@ -114,7 +104,8 @@ LEFT = {
     "two numbers of classes": ("/predict?top_k=1&top_k=2", IMAGE),
     "a model": ("/predict?model=nobody", IMAGE),
     "another address": ("/predict/", IMAGE),
-    "a type that is not read": ("/predict", "Content-Type: text/plain"),
+    "JSON": ("/predict", "Content-Type: application/json"),
+    "JSON, written otherwise": ("/predict", "Content-Type: Application/JSON ; charset=utf-8"),
     "a compressed body": ("/predict", IMAGE, "Content-Encoding: gzip"),
     "a time of its own": ("/predict", IMAGE, "X-Request-Timeout-Ms: 9000"),
     "a form without a boundary": ("/predict", "Content-Type: multipart/form-data"),
@@ -127,7 +118,7 @@ def test_a_plain_request_takes_the_short_way_and_gets_the_same_answer(
 ) -> None:
     data = request(photo, *lines)
     told = ask(short_way, data)
-    assert short_way.taken[-1]
+    assert short_way.fast[-1]
     assert told[0] == 200
     assert without_chance(told) == without_chance(ask(long_way, data))
     assert re.fullmatch(r"queue;dur=[\d.]+, decode;dur=[\d.]+, infer;dur=[\d.]+", told[1]["server-timing"])
@@ -141,36 +132,36 @@ def test_an_unusual_request_is_left_to_the_application(
 ) -> None:
     data = request(photo, *lines)
     told = ask(short_way, data)
-    assert not short_way.taken[-1]
+    assert not short_way.fast[-1]
     assert without_chance(told) == without_chance(ask(long_way, data))
 
 
 def test_a_small_body_that_comes_in_pieces_takes_the_short_way(photo: bytes, short_way: Any) -> None:
-    seen, data = len(short_way.taken), request(photo, "/predict", IMAGE)
+    seen, data = len(short_way.fast), request(photo, "/predict", IMAGE)
     with connected(short_way) as client:
         for start in range(0, len(data), 100):
             client.sendall(data[start : start + 100])
             short_way.client.get("/healthz")  # by now it has come
         assert answer(client)[0] == 200
-    assert short_way.taken[seen:].count(True) == 1
+    assert short_way.fast[seen:].count(True) == 1
 
 
 def test_a_large_body_that_comes_in_pieces_is_left_to_the_application(photo: bytes, short_way: Any) -> None:
-    seen, large = len(short_way.taken), photo + bytes(2**17)
+    seen, large = len(short_way.fast), photo + bytes(2**17)
     data = request(large, "/predict", IMAGE)
     with connected(short_way) as client:
         client.sendall(data[:-1])
         until(lambda: short_way.service.budget.held == len(large) - 1)
         client.sendall(data[-1:])
         assert answer(client)[0] == 200
-    assert len(short_way.taken) == seen
+    assert len(short_way.fast) == seen
 
 
 @pytest.mark.parametrize("body", [b"", b"no image", b"\xff\xd8\xff"], ids=["empty", "no image", "cut off"])
 def test_a_bad_image_gets_the_error_that_the_application_gives(body: bytes, short_way: Any, long_way: Any) -> None:
     data = request(body, "/predict", IMAGE, "X-Request-Id: abc")
     told = ask(short_way, data)
-    assert short_way.taken[-1]
+    assert short_way.fast[-1]
     assert without_chance(told) == without_chance(ask(long_way, data))
     assert told[0] in (400, 422)
     assert json.loads(told[2])["request_id"] == told[1]["x-request-id"] == "abc"
@@ -241,7 +232,7 @@ ONE = ConcurrencyPlan(workers=1, threads=1)
 def test_the_work_for_a_client_that_has_gone_is_dropped(
     stuck: Any, artifact_template: Path, photo: bytes, serving: Any, others: int
 ) -> None:
-    with serving(artifact_template, open_classifier=stuck, express=True, plan=ONE) as site:
+    with serving(artifact_template, open_classifier=stuck, fast_path=True, plan=ONE) as site:
         engine, budget = site.service.engine, site.service.budget
         with connected(site) as first, connected(site) as second:
             first.sendall(request(photo, "/predict", IMAGE))
@@ -261,7 +252,7 @@ def test_the_work_for_a_client_that_has_gone_is_dropped(
 def test_a_full_engine_refuses_at_once_and_the_connection_goes_on(
     stuck: Any, artifact_template: Path, photo: bytes, serving: Any
 ) -> None:
-    with serving(artifact_template, open_classifier=stuck, express=True, plan=ONE, queue=1) as site:
+    with serving(artifact_template, open_classifier=stuck, fast_path=True, plan=ONE, queue=1) as site:
         engine, data = site.service.engine, request(photo, "/predict", IMAGE)
         with connected(site) as first, connected(site) as second, connected(site) as third:
             first.sendall(data)
@@ -282,7 +273,9 @@ def test_a_full_engine_refuses_at_once_and_the_connection_goes_on(
 def test_what_is_due_is_told_so_and_what_is_not_waits_on(
     stuck: Any, artifact_template: Path, photo: bytes, serving: Any
 ) -> None:
-    with serving(artifact_template, open_classifier=stuck, express=True, plan=ONE, terms=ServingLimits(deadline_s=0.3)) as site:
+    with serving(
+        artifact_template, open_classifier=stuck, fast_path=True, plan=ONE, serving_limits=ServingLimits(deadline_s=0.3)
+    ) as site:
         started = ask(site, request(photo, "/predict", IMAGE))
         waiting = ask(site, request(photo, "/predict", IMAGE))
         assert [(told[0], json.loads(told[2])["code"]) for told in (started, waiting)] == [
@@ -296,7 +289,7 @@ def test_what_is_due_is_told_so_and_what_is_not_waits_on(
 def test_a_stopping_server_ends_the_connection_with_the_answer(
     stuck: Any, artifact_template: Path, photo: bytes, serving: Any
 ) -> None:
-    with serving(artifact_template, open_classifier=stuck, express=True, plan=ONE) as site, connected(site) as client:
+    with serving(artifact_template, open_classifier=stuck, fast_path=True, plan=ONE) as site, connected(site) as client:
         client.sendall(request(photo, "/predict", IMAGE))
         until(lambda: site.service.engine.in_flight == 1)
         site.server.stop()
@@ -314,8 +307,8 @@ def test_who_names_a_token_is_answered_the_short_way_and_who_does_not_is_not(
 ) -> None:
     (tmp_path / "tokens").write_text("a-token-of-enough-letters\n")
     with (
-        serving(artifact_template, express=True, tokens=Tokens(tmp_path / "tokens")) as site,
-        connected(watched(site)) as client,
+        serving(artifact_template, fast_path=True, tokens=Tokens(tmp_path / "tokens")) as site,
+        connected(site) as client,
     ):
         for lines, status, short in (
             (["Authorization: Bearer a-token-of-enough-letters"], 200, True),
@@ -325,5 +318,5 @@ def test_who_names_a_token_is_answered_the_short_way_and_who_does_not_is_not(
         ):
             client.sendall(request(photo, "/predict", *lines))
             found, _, body = answer(client)
-            assert (found, site.taken.pop()) == (status, short), lines
+            assert (found, site.fast.pop()) == (status, short), lines
             assert (b"predictions" in body) == short

@@ -21,17 +21,8 @@ def photos(artifact_template: Path) -> list[bytes]:
     return [(artifact_template / "golden" / f"{index}.jpg").read_bytes() for index in range(4)]
 
 
-def watch(site: Any) -> DriftObserver:
-    observer = DriftObserver()
-    site.service.observed = observer
-    site.service.engine.on_answer = observer.record
-    site.service.metrics.drift = observer.distances
-    return observer
-
-
 def test_every_answer_is_in_the_snapshot(artifact_template: Path, photos: list[bytes], serving: Any) -> None:
-    with serving(artifact_template) as site:
-        watch(site)
+    with serving(artifact_template, drift=DriftObserver()) as site:
         for photo in photos * 3:
             site.client.post("/predict", content=photo)
         site.client.post("/predict", content=b"not an image")
@@ -42,8 +33,7 @@ def test_every_answer_is_in_the_snapshot(artifact_template: Path, photos: list[b
 
 
 def test_the_drift_command_reads_a_snapshot(artifact_template: Path, photos: list[bytes], serving: Any, tmp_path: Path) -> None:
-    with serving(artifact_template) as site:
-        watch(site)
+    with serving(artifact_template, drift=DriftObserver()) as site:
         site.client.post("/predict", content=photos[0])
         (tmp_path / "drift.json").write_bytes(site.client.get("/drift").content)
     with pytest.raises(ArtifactError, match=r"statistics\.json"):  # the snapshot was read; this artifact has no reference
@@ -63,15 +53,13 @@ def psi(site: Any) -> dict[str, float]:
 
 def test_the_distances_from_the_reference_are_metrics(make_artifact: Any, seal: Any, photos: list[bytes], serving: Any) -> None:
     folder = make_artifact()
-    with serving(folder) as site:
-        watch(site)
+    with serving(folder, drift=DriftObserver()) as site:
         for photo in photos * 5:
             site.client.post("/predict", content=photo)
         reference = site.client.get("/drift").json()
     (folder / "statistics.json").write_text(json.dumps(reference))
     seal(folder)
-    with serving(folder) as site:
-        watch(site)
+    with serving(folder, drift=DriftObserver()) as site:
         assert psi(site) == {}
         for photo in photos * 5:
             site.client.post("/predict", content=photo)
@@ -113,7 +101,6 @@ def test_an_error_in_the_statistics_does_not_cost_an_answer(
     def fail(job: Job, answer: Answer) -> None:
         raise OSError("the disk is gone")
 
-    with serving(artifact_template) as site:
-        site.service.engine.on_answer = fail
+    with serving(artifact_template, on_answer=fail) as site:
         assert site.client.post("/predict", content=photos[0]).status_code == 200
     assert any(record.exc_info for record in caplog.records)

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,12 @@ from onnx import TensorProto, helper
 
 from edgeline.serve.classifier import Classifier, Outputs
 from edgeline.serve.errors import ArtifactError
-from edgeline.serve.http.app import ServingLimits
+from edgeline.serve.http.service import ServingLimits
 from edgeline.serve.inference import sandbox
-from edgeline.serve.inference.repository import ModelLoader, ModelRepository
+from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.sandbox import validate_in_subprocess
 from edgeline.serve.preprocess import Limits
+from tests.support.loading import TestLoader
 
 WAIT_S = 60.0
 PIXELS = Limits().max_pixels
@@ -71,8 +71,7 @@ def open_narrow(folder: Path) -> Classifier:
 
 
 def repository_of(path: Path, open_classifier: Callable[[Path], Classifier] = open_narrow) -> ModelRepository:
-    loader = ModelLoader(open=open_classifier, validate=partial(validate_in_subprocess, max_pixels=PIXELS))
-    return ModelRepository([path], loader, poll_s=0.01)
+    return ModelRepository([path], TestLoader(open_classifier), poll_s=0.01)
 
 
 def test_a_published_version_takes_over_and_the_previous_one_stays_loaded(publish: Publish, store: Path, serving: Any) -> None:
@@ -228,7 +227,7 @@ def test_several_names_are_each_served_by_their_own_artifact(publish: Publish, s
 def test_a_challenger_answers_its_share_and_its_agreement_is_counted(publish: Publish, store: Path, serving: Any) -> None:
     champion, challenger = publish(1), publish(2)
     photo = (champion / "golden" / "0.jpg").read_bytes()
-    with serving(champion, challenger=challenger, terms=ServingLimits(challenger_share=0.25)) as site:
+    with serving(champion, challenger=challenger, serving_limits=ServingLimits(challenger_share=0.25)) as site:
         until(lambda: site.service.models.challenger.current is not None)
         versions = [site.client.post("/predict", content=photo).json()["version"] for _ in range(20)]
         assert versions == [1, 1, 1, 2] * 5
@@ -244,8 +243,8 @@ def test_the_champion_answers_when_the_challenger_fails(publish: Publish, servin
 
     champion, challenger = publish(1), publish(2)
     photo = (champion / "golden" / "0.jpg").read_bytes()
-    terms = ServingLimits(challenger_share=1.0)
-    with serving(champion, challenger=challenger, terms=terms, open_classifier=Faulty.open) as site:
+    limits = ServingLimits(challenger_share=1.0)
+    with serving(champion, challenger=challenger, serving_limits=limits, open_classifier=Faulty.open) as site:
         until(lambda: site.service.models.challenger.current is not None)
         assert site.client.post("/predict", content=photo).json()["version"] == 1
         assert 'edgeline_challenger_answers_total{agreement="failed"} 1.0' in site.client.get("/metrics").text

@@ -271,7 +271,6 @@ def test_on_answer_gets_the_image_although_its_client_disconnected(blocked: Bloc
     recorded: list[object] = []
 
     async def scenario(engine: Engine) -> None:
-        engine.on_answer = lambda job, answer: recorded.append(job.item)
         task = await enqueue(engine, blocked, photos[0])
         await begun(blocked)
         task.cancel()
@@ -279,7 +278,7 @@ def test_on_answer_gets_the_image_although_its_client_disconnected(blocked: Bloc
         blocked.unblock.set()
         await engine.answer(blocked, photos[1], WAIT_S)
 
-    run(ONE, scenario)
+    run(ONE, scenario, on_answer=lambda job, answer: recorded.append(job.item))
     assert recorded == photos[:2]
 
 

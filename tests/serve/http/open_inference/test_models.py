@@ -12,11 +12,12 @@ from starlette.middleware import Middleware
 
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import DeadlineError, EdgelineError, InputError
+from edgeline.serve.http.middleware import RequestMiddleware
 from edgeline.serve.http.open_inference.models import Answer
 from edgeline.serve.http.open_inference.routes import V2
 from edgeline.serve.http.open_inference.statistics import Statistics
 from edgeline.serve.http.request_body import Budget
-from edgeline.serve.http.responses import HANDLERS, Edge
+from edgeline.serve.http.responses import HANDLERS
 
 PNG_HEADERS = {"Inference-Header-Content-Length": "0", "Accept": "application/json"}
 
@@ -59,7 +60,7 @@ def several_models(make_artifact: Any) -> Several:
 def in_process_client(models: Several) -> Any:
     app = Starlette(
         routes=V2(models, lambda within_s: None, Budget(2**30)).routes(),
-        middleware=[Middleware(Edge)],
+        middleware=[Middleware(RequestMiddleware)],
         exception_handlers=HANDLERS,
     )
     app.router.redirect_slashes = False

@@ -20,12 +20,14 @@ from starlette.routing import Route
 import edgeline.serve as serve
 from edgeline.serve import errors
 from edgeline.serve.errors import EdgelineError, InputError
-from edgeline.serve.http.app import DEFAULT_TOP_K, Api, create_app
+from edgeline.serve.http.app import AppOptions, create_app
 from edgeline.serve.http.auth import Tokens
 from edgeline.serve.http.openapi.document import document, openapi_route
 from edgeline.serve.http.openapi.schemas import CODES
 from edgeline.serve.http.responses import ROUTING, STATUS, status_of
+from edgeline.serve.http.routes.health import HealthRoutes
 from edgeline.serve.http.routes.page import PATHS
+from edgeline.serve.http.routes.predict import DEFAULT_TOP_K
 from edgeline.serve.preprocess import Limits
 
 load_all_checks()
@@ -49,7 +51,7 @@ def the_document(site: Any) -> dict[str, Any]:
 
 
 def routes_of(site: Any) -> list[Route]:
-    app = create_app(site.service, store=Path("store"))
+    app = create_app(site.service, AppOptions(store=Path("store")))
     return [route for route in app.routes if isinstance(route, Route)]
 
 
@@ -61,11 +63,11 @@ def test_it_tells_of_every_route_with_its_methods_and_of_no_other(site: Any, tol
 
 def test_a_route_that_it_does_not_tell_of_stops_the_server(site: Any) -> None:
     with pytest.raises(KeyError, match="/new"):
-        openapi_route([Route("/new", Api(site.service).healthz)], Limits(), secured=False)
+        openapi_route([Route("/new", HealthRoutes(site.service).healthz)], Limits(), secured=False)
 
 
 def test_metrics_are_told_of_only_where_they_are_given(site: Any) -> None:
-    app = create_app(site.service, metrics=False)
+    app = create_app(site.service, AppOptions(metrics=False))
     routes = [route for route in app.routes if isinstance(route, Route)]
     assert "/metrics" not in document(routes, Limits(), secured=False)["paths"]
 
@@ -93,7 +95,7 @@ def sources() -> Iterator[ast.AST]:
             yield from ast.walk(ast.parse(path.read_text(encoding="utf-8")))
 
 
-AT = {"error_reply": 2, "_refuse": 1, "_object": 1, "_tell": 1, "bad": 1}
+AT = {"error_reply": 2, "Rejection": 1, "_reject": 1, "bad": 1}
 """Functions that take a code, and where."""
 AT_THE_START = {"address_unusable", "config_invalid"}
 """Of commands, before there is a server."""

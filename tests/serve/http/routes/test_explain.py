@@ -10,7 +10,7 @@ import pytest
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.drift.snapshot import read_snapshot
 from edgeline.serve.explain import region_of
-from edgeline.serve.http.app import ServingLimits
+from edgeline.serve.http.service import ServingLimits
 from edgeline.serve.inference.drift_observer import DriftObserver
 
 WHY = {"explain": "cam"}
@@ -23,7 +23,7 @@ def golden_photos(explaining_template: Path) -> list[bytes]:
 
 @pytest.fixture(name="explaining", scope="module")
 def explaining_site(explaining_template: Path, serving: Any) -> Iterator[Any]:
-    with serving(explaining_template, express=True) as site:
+    with serving(explaining_template, fast_path=True) as site:
         yield site
 
 
@@ -93,15 +93,13 @@ def test_the_document_knows_how_to_ask_and_what_comes(explaining: Any) -> None:
 
 def test_the_challenger_is_not_asked_why(explaining_template: Path, artifact_template: Path, serving: Any) -> None:
     photo = (explaining_template / "golden" / "0.jpg").read_bytes()
-    with serving(explaining_template, challenger=artifact_template, terms=ServingLimits(challenger_share=1.0)) as site:
+    with serving(explaining_template, challenger=artifact_template, serving_limits=ServingLimits(challenger_share=1.0)) as site:
         for _ in range(3):
             assert "explanation" in site.client.post("/predict", params=WHY, content=photo).json()
 
 
 def test_drift_has_the_distance_of_the_features(explaining_template: Path, photos: list[bytes], serving: Any) -> None:
-    with serving(explaining_template) as site:
-        observed = DriftObserver()
-        site.service.observed, site.service.engine.on_answer = observed, observed.record
+    with serving(explaining_template, drift=DriftObserver()) as site:
         for photo in photos * 2:
             site.client.post("/predict", content=photo)
         snapshot = read_snapshot(site.client.get("/drift").content)

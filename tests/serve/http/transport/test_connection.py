@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from edgeline.serve.http.transport.connections import ConnectionLimits
+from edgeline.serve.http.transport.connections import ConnectionLimits, Connections, Handlers
 from edgeline.serve.http.transport.exchange import DISCARD_BYTES
+from edgeline.serve.http.transport.request_parser import State
 from edgeline.serve.http.transport.server import Server, listen
 from tests.support.raw_http import (
     GET,
@@ -118,7 +119,7 @@ def test_a_head_that_ends_in_the_piece_that_brings_its_body_is_no_long_head(plac
     with place.connect() as connection:
         connection.sendall(request[:1_500])
         until = time.monotonic() + WAIT_S
-        while not any(each._started for each in list(place.connections.open)):
+        while not any(each._parser.state is State.HEAD for each in list(place.connections.open)):
             assert time.monotonic() < until
         connection.sendall(request[1_500:])
         assert b'"length": 60000' in read_all(connection)
@@ -221,7 +222,7 @@ def test_nothing_is_answered_after_the_answer_that_says_close(more: bytes) -> No
             assert statuses(answer) == [200]
             assert b"connection: close" in answer
             assert place.app.seen == ["/medium"]
-            assert place.refused == []
+            assert place.rejected == []
 
     asyncio.run(story())
 
@@ -391,7 +392,7 @@ def test_a_client_that_leaves_the_end_of_its_answer_is_dropped_too(quick: Place)
 def test_an_answer_that_is_being_taken_when_the_server_stops_arrives_whole() -> None:
     app = App()
     listener = listen("127.0.0.1", 0)
-    server = Server(app, grace_s=WAIT_S, limits=PATIENT)
+    server = Server(Handlers(app), Connections(PATIENT), grace_s=WAIT_S)
     finished: list[bool] = []
     thread = threading.Thread(target=lambda: finished.append(server.run(listener)))
     with socket.create_connection(listener.getsockname(), timeout=WAIT_S) as connection:

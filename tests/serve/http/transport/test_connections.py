@@ -5,10 +5,12 @@ import contextlib
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
-from edgeline.serve.http.transport.connections import ConnectionLimits, Connections
+from edgeline.serve.http.transport.connection import Connection
+from edgeline.serve.http.transport.connections import ConnectionLimits, Connections, Handlers
 from edgeline.serve.http.transport.exchange import Request
 from tests.support.raw_http import (
     GET,
@@ -89,10 +91,10 @@ def test_a_burst_of_new_clients_is_told_to_come_later_and_takes_no_place_that_is
             await place.until(lambda: place.app.seen == ["/wait"] * 4)
             for number in range(1, 4):
                 burst = [place.connect(GET) for _ in range(8)]
-                await place.until(lambda number=number: len(place.refused) == 8 * number)
+                await place.until(lambda number=number: len(place.rejected) == 8 * number)
                 assert len(place.connections.open) == 4
                 assert {code_of(await place.read_all(client)) for client in burst} == {"too_many_connections"}
-            assert set(place.refused) == {"too_many_connections"}
+            assert set(place.rejected) == {"too_many_connections"}
             assert place.app.seen == ["/wait"] * 4
 
     asyncio.run(story())
@@ -106,18 +108,17 @@ def test_a_burst_of_new_clients_takes_the_places_of_silent_ones_and_no_more() ->
             for number in range(3):
                 for _ in range(8):
                     place.connect()
-                await place.until(lambda number=number: len(place.refused) == 5 + 8 * number)
+                await place.until(lambda number=number: len(place.rejected) == 5 + 8 * number)
                 await place.until(lambda: len(place.connections.open) == 4)
-            assert set(place.refused) == {"connection_evicted"}
+            assert set(place.rejected) == {"connection_evicted"}
 
     asyncio.run(story())
 
 
 def test_one_who_was_given_up_is_in_no_line_whatever_is_still_answered() -> None:
     async def story() -> None:
-        async with on_this_loop() as place:
-            taken: list[Request] = []
-            place.connections.express = lambda request: not taken.append(request)
+        taken: list[Request] = []
+        async with on_this_loop(fast_path=lambda request: not taken.append(request)) as place:
             place.connect(GET)
             await place.until(lambda: taken)
             [connection] = place.connections.open
@@ -154,8 +155,8 @@ def test_a_limit_of_nothing_is_refused(name: str) -> None:
 
 def test_a_request_that_came_but_was_not_read_when_idle_connections_end_is_answered() -> None:
     async def story() -> list[bytes]:
-        loop, connections = asyncio.get_running_loop(), Connections(App(), PATIENT)
-        server = await loop.create_server(connections, "127.0.0.1", 0)
+        loop, connections = asyncio.get_running_loop(), Connections(PATIENT)
+        server = await loop.create_server(partial(Connection, connections, Handlers(App())), "127.0.0.1", 0)
         clients = [socket.create_connection(server.sockets[0].getsockname()) for _ in range(2)]
         answers = []
         for client in clients:
@@ -196,9 +197,9 @@ def test_an_empty_line_after_a_body_leaves_a_connection_idle() -> None:
 
 
 def test_those_who_are_late_together_are_given_up_one_after_the_other() -> None:
-    connections = Connections(App(), ConnectionLimits())
-    assert connections.turn(100.0) == 100.0
-    turns = [connections.turn(100.0) for _ in range(1000)]
+    connections = Connections(ConnectionLimits())
+    assert connections.next_eviction_time(100.0) == 100.0
+    turns = [connections.next_eviction_time(100.0) for _ in range(1000)]
     assert turns == sorted(set(turns))
     assert turns[-1] == pytest.approx(100.5)
-    assert connections.turn(200.0) == 200.0
+    assert connections.next_eviction_time(200.0) == 200.0

@@ -185,7 +185,7 @@ def test_memory_is_bounded_under_endless_bodies_and_bombs(artifact_template: Pat
 def test_as_many_connections_are_taken_as_there_are_descriptors_for() -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
-        "from edgeline.serve.http.transport.connections import ConnectionLimits\nfrom serve.http.server import affordable\n"
+        "from edgeline.serve.http.transport.connections import ConnectionLimits, affordable\n"
         "print(affordable(ConnectionLimits()), affordable(ConnectionLimits(max_connections=10)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
