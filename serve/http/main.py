@@ -13,14 +13,12 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from starlette.types import ASGIApp
 
 from edgeline.serve.http.app import AppOptions, create_app, metrics_app
 from edgeline.serve.http.auth import Tokens
-from edgeline.serve.http.classifier_opener import ClassifierOpener
 from edgeline.serve.http.config import ServerConfig, tls_context
 from edgeline.serve.http.fast_path import FastPath
 from edgeline.serve.http.load_shedding import LoadShedding
@@ -30,8 +28,7 @@ from edgeline.serve.http.service import Service, ServingLimits
 from edgeline.serve.http.transport.connections import Connections, Handlers, affordable
 from edgeline.serve.http.transport.server import Hooks, Server, is_exposed, listen, url_of
 from edgeline.serve.inference.drift_observer import DriftObserver
-from edgeline.serve.inference.repository import ModelLoader, ModelRepository
-from edgeline.serve.inference.sandbox import validate_in_subprocess
+from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.scheduler import Engine
 from edgeline.serve.terminal import printable
 
@@ -89,14 +86,7 @@ def build(config: ServerConfig, sockets: Sockets, tokens: Tokens | None) -> Part
     """Construct a server for open sockets, from the engine up to the event loop; nothing is started."""
     drift = DriftObserver() if config.drift else None
     engine = Engine(queue_limit=config.queue, on_answer=None if drift is None else drift.record)
-    opener = ClassifierOpener(config, engine)
-    loader = ModelLoader(
-        open=opener.open,
-        validate=partial(validate_in_subprocess, variant=config.variant, max_pixels=config.limits.max_pixels),
-        prepare_first=opener.prepare_first,
-        on_ready=opener.on_ready,
-    )
-    models = ModelRepository(config.artifacts, loader, challenger=config.challenger)
+    models = ModelRepository(config.artifacts, ModelLoader(config, engine), challenger=config.challenger)
     connections = Connections(config.connections, affordable(config.connections))
     limits = ServingLimits(images=config.limits, deadline_s=config.deadline_s, challenger_share=config.challenger_share)
     service = Service(models, engine, limits, drift=drift, open_connections=lambda: len(connections.open))

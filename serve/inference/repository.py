@@ -17,9 +17,9 @@ import gc
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from edgeline.serve.artifact.newer_version import find_newer, find_newest
 from edgeline.serve.classifier import Classifier
@@ -32,25 +32,27 @@ POLL_S = 2.0
 """Between two listings of a folder that is followed."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelLoader:
-    """How artifacts are loaded. All are called in the loading thread."""
+class Loader(Protocol):
+    """How artifacts are loaded. A repository calls all of these in its loading thread."""
 
-    open: Callable[[Path], Classifier]
-    """Opens an artifact and runs its self-test."""
-    validate: Callable[[Path], None]
-    """Raises ArtifactError for an artifact that would harm this process; not called before the first is loaded."""
-    prepare_first: Callable[[Classifier], Classifier] = lambda classifier: classifier
-    """Called with the first classifier before it answers anything; may open it again, with other threads for example."""
-    on_ready: Callable[[], None] = lambda: None
-    """Called after a load, if an artifact is served under every name by then."""
+    def open(self, path: Path) -> Classifier:
+        """Open an artifact and run its self-test."""
+
+    def validate(self, path: Path) -> None:
+        """Raise ArtifactError for an artifact that would harm this process; not called before the first one is loaded."""
+
+    def on_first(self, classifier: Classifier) -> Classifier:
+        """Return the first classifier, before it answers anything; perhaps opened again with other threads."""
+
+    def on_ready(self) -> None:
+        """Called after a load, while an artifact is served under every name."""
 
 
 class ModelRepository:
     """Loads artifacts in one thread, and holds the one that is served under each name."""
 
     def __init__(
-        self, paths: Sequence[Path], loader: ModelLoader, *, challenger: Path | None = None, poll_s: float = POLL_S
+        self, paths: Sequence[Path], loader: Loader, *, challenger: Path | None = None, poll_s: float = POLL_S
     ) -> None:
         self.slots = [Slot(path.absolute()) for path in paths]
         self.challenger = None if challenger is None else Slot(challenger.absolute())
@@ -202,7 +204,7 @@ class ModelRepository:
 
     def _accept(self, slot: Slot, found: Classifier) -> None:
         if not self._first_loaded:
-            found = self._loader.prepare_first(found)
+            found = self._loader.on_first(found)
             self._first_loaded = True
         slot.accept(found)
         if self.ready:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +31,12 @@ from edgeline.serve.http.transport.exchange import Request
 from edgeline.serve.http.transport.server import Hooks, Server, listen, url_of
 from edgeline.serve.inference.drift_observer import DriftObserver
 from edgeline.serve.inference.job import Answer, Job
-from edgeline.serve.inference.repository import ModelLoader, ModelRepository
-from edgeline.serve.inference.sandbox import validate_in_subprocess
+from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.scheduler import ConcurrencyPlan, Engine
 from edgeline.serve.inference.slot import Loading
 from edgeline.serve.preprocess import Limits
 from edgeline.serve.runtime.session import create_session
+from tests.support.loading import TestLoader
 
 DEADLINE_S = 20
 
@@ -109,13 +108,7 @@ def _serving(
     if on_answer is None and drift is not None:
         on_answer = drift.record
     engine = Engine(queue_limit=queue, on_answer=on_answer)
-
-    def start_engine(classifier: Classifier) -> Classifier:
-        engine.start(plan)
-        return classifier
-
-    validate = partial(validate_in_subprocess, max_pixels=limits.max_pixels)
-    loader = ModelLoader(open=open_classifier, validate=validate, prepare_first=start_engine)
+    loader = TestLoader(open_classifier, start=lambda: engine.start(plan), max_pixels=limits.max_pixels)
     models = ModelRepository(artifacts, loader, challenger=challenger, poll_s=0.05)
     open_ones = Connections(connections, affordable(connections))
     service = Service(

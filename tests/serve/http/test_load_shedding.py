@@ -11,9 +11,10 @@ from edgeline.serve.classifier import Classifier
 from edgeline.serve.http.app import create_app
 from edgeline.serve.http.load_shedding import LoadShedding
 from edgeline.serve.http.service import Service, ServingLimits
-from edgeline.serve.inference.repository import ModelLoader, ModelRepository
+from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.scheduler import Engine
 from edgeline.serve.inference.slot import Loading
+from tests.support.loading import TestLoader
 
 IDS = {"x-request-id": "abc"}
 
@@ -21,7 +22,7 @@ IDS = {"x-request-id": "abc"}
 @pytest.fixture
 def service(artifact_template: Path) -> Service:
     """Whose queue has room for nothing."""
-    models = ModelRepository([artifact_template], ModelLoader(open=Classifier.open, validate=lambda folder: None))
+    models = ModelRepository([artifact_template], TestLoader())
     models.slots[0].accept(Classifier.open(artifact_template, threads=1, prove=False))
     return Service(models, Engine(queue_limit=0), ServingLimits())
 

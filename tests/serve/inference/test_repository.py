@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,10 @@ from edgeline.serve.classifier import Classifier, Outputs
 from edgeline.serve.errors import ArtifactError
 from edgeline.serve.http.service import ServingLimits
 from edgeline.serve.inference import sandbox
-from edgeline.serve.inference.repository import ModelLoader, ModelRepository
+from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.sandbox import validate_in_subprocess
 from edgeline.serve.preprocess import Limits
+from tests.support.loading import TestLoader
 
 WAIT_S = 60.0
 PIXELS = Limits().max_pixels
@@ -71,8 +71,7 @@ def open_narrow(folder: Path) -> Classifier:
 
 
 def repository_of(path: Path, open_classifier: Callable[[Path], Classifier] = open_narrow) -> ModelRepository:
-    loader = ModelLoader(open=open_classifier, validate=partial(validate_in_subprocess, max_pixels=PIXELS))
-    return ModelRepository([path], loader, poll_s=0.01)
+    return ModelRepository([path], TestLoader(open_classifier), poll_s=0.01)
 
 
 def test_a_published_version_takes_over_and_the_previous_one_stays_loaded(publish: Publish, store: Path, serving: Any) -> None:

@@ -7,13 +7,14 @@ from pathlib import Path
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.http.config import ServerConfig
 from edgeline.serve.inference.autotune import find_plan, load_plan, sample_image, save_plan
+from edgeline.serve.inference.sandbox import validate_in_subprocess
 from edgeline.serve.inference.scheduler import ConcurrencyPlan, Engine
 from edgeline.serve.runtime.session import usable_cores
 
 LOG = logging.getLogger(__name__)
 
 
-class ClassifierOpener:
+class ModelLoader:
     """Opens classifiers with the threads of a concurrency plan, which is measured with the first of them.
 
     All methods are called by the thread that loads models.
@@ -29,7 +30,11 @@ class ClassifierOpener:
         """Open an artifact and run its self-test."""
         return self._open(path, self._threads)
 
-    def prepare_first(self, classifier: Classifier) -> Classifier:
+    def validate(self, path: Path) -> None:
+        """Open an artifact and run its self-test in a child process."""
+        validate_in_subprocess(path, self.config.variant, max_pixels=self.config.limits.max_pixels)
+
+    def on_first(self, classifier: Classifier) -> Classifier:
         """Find the plan and start the engine's workers; return the classifier, opened with the plan's threads."""
         plan = self.config.plan or self._find_plan(classifier)
         if plan.threads != self._threads:
