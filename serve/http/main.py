@@ -22,6 +22,7 @@ from edgeline.serve.http.auth import Tokens
 from edgeline.serve.http.config import ServerConfig, tls_context
 from edgeline.serve.http.fast_path import FastPath
 from edgeline.serve.http.load_shedding import LoadShedding
+from edgeline.serve.http.model_loader import ModelLoader
 from edgeline.serve.http.observability.logs import set_up_logs
 from edgeline.serve.http.routes.published_files import store_of
 from edgeline.serve.http.service import Service, ServingLimits
