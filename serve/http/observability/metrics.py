@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.inference.job import Answer
 from edgeline.serve.inference.repository import ModelRepository
-from edgeline.serve.inference.scheduler import Engine
+from edgeline.serve.inference.scheduler import BATCHES, Engine
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 METHODS = ("GET", "HEAD", "POST", "PUT", "OPTIONS")
@@ -51,7 +51,7 @@ class Metrics:
         self.decode_seconds = self._histogram("decode", "Seconds to decode and preprocess one image.")
         self.infer_seconds = self._histogram("infer", "Seconds of one run of the model.")
         self.batch_size = Histogram(
-            "edgeline_batch_size", "Images per run of the model.", buckets=(1, 2, 4, 8), registry=self.registry
+            "edgeline_batch_size", "Images per run of the model.", buckets=BATCHES, registry=self.registry
         )
         self.rejected = Counter("edgeline_rejected", "Rejected requests, by error code.", ["reason"], registry=self.registry)
         self.compared = Counter(

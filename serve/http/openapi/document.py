@@ -2,8 +2,8 @@
 
     routes.append(openapi_route(routes, limits, secured=tokens is not None))
 
-The document is built once, from the routes themselves and from the constants that the code enforces. A route that is not described
-here stops the server from starting, and a documented limit is always the real one.
+The document is built once, from the routes themselves and from the constants that the code enforces. A route that is not
+described here stops the server from starting, and a documented limit is always the real one.
 
 OpenAPI cannot describe what holds for every URL: an unsupported method gets 405 with `Allow`, an unknown URL 404, and browsers'
 preflight requests are answered if the server was started with `--cors`.
@@ -101,29 +101,25 @@ def document(routes: Iterable[Route], limits: Limits, *, secured: bool) -> dict[
 
 
 def operations(limits: Limits) -> dict[str, Schema]:
-    """Return the description of each path: summary, error statuses beyond `ANY_REQUEST`, success replies, parameters and body."""
+    """Return the description of each path: summary, errors beyond `ANY_REQUEST`, success replies, parameters and body."""
     of_image = (*WITH_BODY, 404, 415, 422, 504)
     plain = {
-        "/healthz": ("Liveness: whether the process runs", "Alive"),
-        "/readyz": ("Readiness: whether every model is served", "Ready"),
+        "/healthz": ("Whether the process runs", "Alive"),
+        "/readyz": ("Whether every model is served", "Ready"),
     }
     found: dict[str, Schema] = {path: {"summary": summary, "ok": _json(ref(name))} for path, (summary, name) in plain.items()}
     found["/predict"] = {
         "summary": "Classify an image, or each file of a multipart form",
         "errors": of_image,
         "ok": _json({"oneOf": [ref("Prediction"), ref("Predictions")]})
-        | {
-            "headers": {
-                "Server-Timing": {"schema": {"type": "string"}, "description": "for one image: queue, decode and infer times"}
-            }
-        },
+        | {"headers": {"Server-Timing": {"schema": {"type": "string"}, "description": "of one image: queue, decode, infer"}}},
         "parameters": [
             _parameter("top_k", "query", {**COUNT, "default": 5}, description="number of classes to return"),
             _parameter(
                 "explain",
                 "query",
                 {"const": METHOD},
-                description="add a class activation map for each class; the artifact must support it",
+                description="add a class activation map for each class, if the artifact has them",
             ),
             _parameter("model", "query", {"type": "string"}, description="name of a served artifact; by default the first"),
             TIMEOUT,
@@ -141,7 +137,7 @@ def operations(limits: Limits) -> dict[str, Schema]:
     }
     found[PATH] = {"summary": "This document", "ok": _json({"type": "object", "required": ["openapi", "paths"]})}
     found["/model"] = {
-        "summary": "The model's description, as the web page shows it",
+        "summary": "The model as the web page shows it",
         "ok": _json(ref("Model")),
         "cached": True,
     }
@@ -220,7 +216,7 @@ def _infer() -> Schema:
     }
     replies = {"application/json": {"schema": ref("V2InferReply")}, "application/octet-stream": {"schema": BINARY}}
     head = {
-        "description": "length of the JSON in bytes, if raw tensors follow it",
+        "description": "bytes of the JSON, if raw tensors follow it",
         "schema": {"type": "string", "pattern": "^[0-9]+$"},
     }
     return {

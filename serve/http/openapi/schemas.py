@@ -115,6 +115,11 @@ COUNTER = closed({"count": WHOLE, "ns": WHOLE})
 PARAMETERS: Schema = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
 COUNTED: Schema = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
 
+REJECTED_VERSION = closed(
+    {"code": {"enum": sorted(set(ARTIFACT_CODES))}, "reason": TEXT, "version": {"type": ["integer", "null"]}}
+)
+FILE_ENTRY: Schema = {"path": TEXT, "size": WHOLE, "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"}}
+
 SCHEMAS: dict[str, Schema] = {
     "Error": failed(ALL_CODES),
     "Class": closed(
@@ -148,13 +153,7 @@ SCHEMAS: dict[str, Schema] = {
             "rolled_back_from": {"type": ["integer", "null"]},
             "refused": {
                 "anyOf": [
-                    closed(
-                        {
-                            "code": {"enum": sorted(set(ARTIFACT_CODES))},
-                            "reason": TEXT,
-                            "version": {"type": ["integer", "null"]},
-                        }
-                    ),
+                    REJECTED_VERSION,
                     {"type": "null"},
                 ]
             },
@@ -182,11 +181,7 @@ SCHEMAS: dict[str, Schema] = {
     "Artifacts": closed({"artifacts": listed(closed({"name": TEXT, "versions": listed(WHOLE, minItems=1), "latest": WHOLE}))}),
     "Manifest": extensible(
         {"schema": TEXT, "name": TEXT, "version": WHOLE, "labels": listed(TEXT), "variants": listed(ANY_OBJECT)}
-        | {
-            "files": listed(
-                extensible({"path": TEXT, "size": WHOLE, "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"}})
-            )
-        }
+        | {"files": listed(extensible(FILE_ENTRY))}
     ),
     "Index": listed(
         closed({"name": TEXT, "state": {"enum": ["READY", "UNAVAILABLE"]}, "reason": TEXT}, {"version": TEXT}),

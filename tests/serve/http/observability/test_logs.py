@@ -59,9 +59,7 @@ def test_the_access_log_has_a_line_for_each_request_with_its_route(
     assert "secret" not in "".join(line.getMessage() for line in lines)
 
 
-def test_without_an_access_log_requests_are_not_logged(
-    artifact_template: Path, serving: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_requests_are_not_logged_by_default(artifact_template: Path, serving: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with serving(artifact_template) as site:
         caplog.clear()

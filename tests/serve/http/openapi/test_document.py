@@ -215,9 +215,7 @@ def test_a_part_of_a_file_is_codesas_it_is_told(site: Any, openapi: dict[str, An
         jsonschema_rs.Draft202012Validator(each["schema"]).validate(reply.headers[name])
 
 
-def test_the_reply_to_a_form_of_several_files_matches_its_schema(
-    site: Any, openapi: dict[str, Any], artifact_template: Path
-) -> None:
+def test_the_reply_to_several_files_matches_its_schema(site: Any, openapi: dict[str, Any], artifact_template: Path) -> None:
     photo = (artifact_template / "golden" / "0.jpg").read_bytes()
     files = [("file", ("a.jpg", photo)), ("file", ("b.jpg", b"text")), ("file", ("c.jpg", b""))]
     reply = site.client.post("/predict", files=files)
@@ -248,9 +246,8 @@ def test_it_describes_which_urls_need_a_token(artifact_template: Path, tmp_path:
     assert openapi["components"]["securitySchemes"]["bearer"] == {"type": "http", "scheme": "bearer"}
     held = of_reply(openapi, "/openapi.json", "get", 401)
     validator(openapi, held["content"]["application/json"]["schema"]).validate(unauthorized.json())
-    free = {
-        path for path, place in openapi["paths"].items() if place["get" if "get" in place else "post"].get("security") == []
-    }
+    operations = {path: place["get" if "get" in place else "post"] for path, place in openapi["paths"].items()}
+    free = {path for path, operation in operations.items() if operation.get("security") == []}
     assert free == {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"} | PATHS
 
 
