@@ -28,6 +28,7 @@ from edgeline.serve.http.routes.published_files import store_of
 from edgeline.serve.http.service import Service, ServingLimits
 from edgeline.serve.http.transport.connections import Connections, Handlers, affordable
 from edgeline.serve.http.transport.server import Hooks, Server, is_exposed, listen, url_of
+from edgeline.serve.inference.drift_observer import DriftObserver
 from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.scheduler import Engine
 from edgeline.serve.terminal import printable
@@ -84,11 +85,7 @@ def run(config: ServerConfig) -> None:
 
 def build(config: ServerConfig, sockets: Sockets, tokens: Tokens | None) -> Parts:
     """Construct a server for open sockets, from the engine up to the event loop; nothing is started."""
-    drift = None
-    if config.drift:
-        from edgeline.serve.inference.drift_observer import DriftObserver
-
-        drift = DriftObserver()
+    drift = DriftObserver() if config.drift else None
     engine = Engine(queue_limit=config.queue, on_answer=None if drift is None else drift.record)
     models = ModelRepository(config.artifacts, ModelLoader(config, engine), challenger=config.challenger)
     connections = Connections(config.connections, affordable(config.connections))
@@ -117,7 +114,7 @@ def _handlers(config: ServerConfig, service: Service, options: AppOptions) -> tu
     app: ASGIApp = create_app(service, options)
     shut_down_tracing: Callable[[], None] = _do_nothing
     if config.otel:
-        from edgeline.serve.http.observability.tracing import traced
+        from edgeline.serve.http.observability.tracing import traced  # needs the extra `otel`
 
         app, provider = traced(app)
         shut_down_tracing = provider.shutdown

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,13 +9,11 @@ from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import InputError, NotReadyError, OverloadedError
 from edgeline.serve.http.observability.metrics import Metrics
 from edgeline.serve.http.request_body import Budget
+from edgeline.serve.inference.drift_observer import DriftObserver
 from edgeline.serve.inference.job import Answer
 from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.scheduler import Engine
 from edgeline.serve.preprocess import Limits
-
-if TYPE_CHECKING:
-    from edgeline.serve.inference.drift_observer import DriftObserver
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +38,7 @@ class Service:
         engine: Engine,
         limits: ServingLimits,
         *,
-        drift: "DriftObserver | None" = None,
+        drift: DriftObserver | None = None,
         open_connections: Callable[[], int] = lambda: 0,
     ) -> None:
         """Build the service.

@@ -18,8 +18,8 @@ from edgeline.serve.http.transport.connection import Connection
 from edgeline.serve.http.transport.exchange import Request
 
 EVICTION_INTERVAL_S = 0.0005
-"""Between two clients that are given up because they are late. A thousand that stalled together are late together, and dealt
-with in one go they would keep everybody else waiting."""
+"""Between two late clients that are disconnected. A thousand that stalled together are late together, and handling all of them
+at once would delay everyone else."""
 
 
 SPARE_FILES = 64
@@ -39,10 +39,10 @@ class Handlers:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionLimits:
-    """What one client may cost."""
+    """Limits of one connection, and of their number."""
 
     max_connections: int = 1024
-    """Connections at once. A new one above it takes the place of the one that has kept the server waiting longest."""
+    """Open connections. A new one above the limit replaces the one that has kept the server waiting longest."""
     head_s: float = 5.0
     """From a request's first byte, or from the connection's start, to the end of its head."""
     body_s: float = 15.0
@@ -50,12 +50,12 @@ class ConnectionLimits:
     idle_s: float = 75.0
     """Between two requests. Longer than the 60 s of common proxies, so that no request meets a closing connection."""
     write_s: float = 30.0
-    """For taking what is written, about 64 kB at a time."""
+    """For reading what is written, about 64 kB at a time."""
     max_head_bytes: int = 16 * 2**10
     max_url_bytes: int = 8 * 2**10
     max_headers: int = 100
     max_pipelined: int = 128
-    """Requests of one connection that wait for the answer to an earlier one."""
+    """Requests of one connection that wait for the response to an earlier one."""
     max_chunks: int = 2**16
     """Chunks of one body with `Transfer-Encoding: chunked`."""
 
@@ -66,23 +66,23 @@ class ConnectionLimits:
 
 
 class Connections:
-    """All connections of a server, and which of them may be given up for a new one."""
+    """The open connections of a server, and which of them may be evicted for a new one."""
 
     def __init__(self, limits: ConnectionLimits, max_open: int | None = None) -> None:
         self.limits = limits
         self.max_open = max_open or limits.max_connections
         self.open: set[Connection] = set()
         self.silent: dict[Connection, None] = {}
-        """Those without a whole head, the longest wait first: stalled clients are at the front."""
+        """Those without a complete head, the longest wait first: stalled clients are at the front."""
         self.slow: dict[Connection, None] = {}
-        """Those whose client is to send a body, or to take an answer; the same."""
+        """Those whose client has yet to send a body or to read a response; in the same order."""
         self.closing = False
-        """From now on every answer ends its connection."""
+        """Whether every response ends its connection."""
         self._date = (0, b"")
         self._last_eviction = 0.0
 
     def make_room(self) -> bool:
-        """Close the connection that has waited longest, if there are too many; whether there is room now."""
+        """Evict the connection that has waited longest, if there are too many; return whether there is room now."""
         if len(self.open) < self.max_open:
             return True
         oldest = next(iter(self.silent or self.slow), None)
@@ -92,12 +92,12 @@ class Connections:
         return True
 
     def next_eviction_time(self, now: float) -> float:
-        """When one more late client may be given up, on the loop's clock."""
+        """When one more late client may be disconnected, on the loop's clock."""
         self._last_eviction = max(now, self._last_eviction + EVICTION_INTERVAL_S)
         return self._last_eviction
 
     def end_idle(self) -> None:
-        """Close every connection that has no request, not even one that came and was not read yet; what was written first."""
+        """Close every connection without a request, not even an unread one, after what was written to it."""
         idle = {fileno: each for each in self.silent if each.is_idle and (fileno := each.fileno()) >= 0}
         poll = select.poll()
         for fileno in idle:

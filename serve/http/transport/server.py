@@ -1,7 +1,7 @@
-"""Run the service on a socket until a signal says stop.
+"""Run an application on a socket until a signal to stop.
 
-Invariant: after SIGTERM or SIGINT readiness goes first, then the socket, and every request that was accepted is answered
-within the grace period before `run` returns. A second signal ends the grace.
+Invariant: after SIGTERM or SIGINT readiness ends first, then the socket closes, and every accepted request is answered within
+the grace period before `run` returns. A second signal ends the grace period.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ from edgeline.serve.http.transport.connections import ConnectionLimits, Connecti
 
 BACKLOG = 2048
 ACCEPTS = 8
-"""Connections that are taken at once. asyncio takes as many as its backlog says before it makes anything of the first, and
-where descriptors run out it goes on through all of them, with a traceback in the log for each."""
+"""Connections that are accepted in one go. asyncio accepts as many as its backlog allows before it handles the first, and when
+file descriptors run out it continues through all of them, with a traceback in the log for each."""
 LAME_DUCK_S = 0.25
-"""Between the signal and the end of listening, and again until idle connections end: clients learn from their answers that the
-connection ends, and idle ones that send once more are still heard."""
+"""Between the signal and the end of listening, and again until idle connections are closed: responses announce the end of their
+connection meanwhile, and an idle client that sends another request is still answered."""
 HANDSHAKE_S = 5.0
 SO_ATTACH_FILTER = 26
 RETURN_0 = struct.pack("HBBI", 6, 0, 0, 0)
@@ -41,15 +41,15 @@ SECONDARY = ConnectionLimits(max_connections=16)
 
 
 def listen(host: str, port: int, *, option: str = "--host or --port") -> socket.socket:
-    """Open a listening socket; port 0 takes a free one.
+    """Open a listening socket; port 0 picks a free one.
 
     Args:
         host: an address of this machine.
         port: 0 to 65535.
-        option: what to choose another of, for the error.
+        option: the command line option to change, for the error message.
 
     Raises:
-        ConfigError: the address is taken, or not one of this machine.
+        ConfigError: the address is in use, or not one of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -57,11 +57,11 @@ def listen(host: str, port: int, *, option: str = "--host or --port") -> socket.
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (while")[0]
         raise ConfigError(
-            f"cannot listen on {host} port {port}: {reason}; choose another {option}, port 0 takes a free one",
+            f"cannot listen on {host} port {port}: {reason}; choose another {option}, port 0 picks a free one",
             code="address_unusable",
         ) from error
-    # Connections inherit it. asyncio sets it only on sockets that name TCP as their protocol, which create_server's do not;
-    # without it the second part of an answer waits 40 ms for the client's acknowledgement of the first.
+    # Connections inherit it. asyncio sets it only on sockets whose protocol is given as TCP, which create_server's are not;
+    # without it the second part of a response waits 40 ms for the client's acknowledgement of the first.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
@@ -79,13 +79,13 @@ def is_exposed(listener: socket.socket) -> bool:
 
 
 def accept_rest(listener: socket.socket) -> list[socket.socket]:
-    """Take what the kernel has accepted for a listening socket that is about to close, which would throw it away.
+    """Accept what the kernel has queued for a listening socket that is about to close, which would reset it.
 
-    Linux is told to ignore whoever else would connect meanwhile; they try again, and find nobody listening.
+    On Linux, a packet filter drops further attempts to connect meanwhile; those clients try again and are refused.
     """
     if sys.platform == "linux":
         instruction = ctypes.create_string_buffer(RETURN_0)
-        with contextlib.suppress(OSError):  # it is a moment that is closed by this, not the door
+        with contextlib.suppress(OSError):  # without the filter, a client that connects in this very moment is reset
             listener.setsockopt(
                 socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", len(RETURN_0) // 8, ctypes.addressof(instruction))
             )
@@ -98,18 +98,18 @@ def accept_rest(listener: socket.socket) -> list[socket.socket]:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What a server tells; each is called on the event loop and returns at once."""
+    """Called by a server on its event loop; each must return at once."""
 
     started: Callable[[], None] = lambda: None
     """The socket is open and signals are caught."""
     stopping: Callable[[], None] = lambda: None
-    """A signal said stop; requests are still answered."""
+    """A signal to stop has arrived; requests are still answered."""
     signals: tuple[tuple[signal.Signals, Callable[[], None]], ...] = ()
-    """Further signals and what they call."""
+    """Further signals and their handlers."""
 
 
 class Server:
-    """Serves an ASGI application until it is told to stop."""
+    """Serves an ASGI application until it is stopped."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Server:
         self.grace_s = grace_s
         self._stops = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._told = asyncio.Event()
+        self._stop_requested = asyncio.Event()
 
     def run(
         self,
@@ -147,7 +147,7 @@ class Server:
         finished = asyncio.run(self._serve(listener, tls, also))
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_IGN)  # it ends in order; one more must not make a crash of that
+                signal.signal(number, signal.SIG_IGN)  # another one must not turn an orderly end into a crash
         return finished
 
     def stop(self) -> None:
@@ -171,7 +171,7 @@ class Server:
         if threading.current_thread() is threading.main_thread():
             self._catch_signals()
         self.hooks.started()
-        await self._told.wait()
+        await self._stop_requested.wait()
         self.hooks.stopping()
         self.connections.closing = True
         await self._pause(LAME_DUCK_S)
@@ -180,12 +180,12 @@ class Server:
         for accepted in waiting:
             with contextlib.suppress(OSError):
                 await self._loop.connect_accepted_socket(connect, accepted, **options)
-        await self._pause(LAME_DUCK_S)  # what was just accepted says what it came for
+        await self._pause(LAME_DUCK_S)  # time for the clients that were just accepted to send their request
         self.connections.end_idle()
         return await self._finish()
 
     def _catch_signals(self) -> None:
-        """Catch them in the process: the loop's own handlers end with the loop."""
+        """Install handlers in the process: the event loop's own would end with the loop."""
         for number, call in ((signal.SIGTERM, self._stop), (signal.SIGINT, self._stop), *self.hooks.signals):
             signal.signal(number, lambda *_, call=call: self._soon(call))
 
@@ -196,10 +196,10 @@ class Server:
 
     def _stop(self) -> None:
         self._stops += 1
-        self._told.set()
+        self._stop_requested.set()
 
     async def _pause(self, seconds: float) -> None:
-        """Sleep, unless a second signal comes."""
+        """Sleep, or until a second signal arrives."""
         until = asyncio.get_running_loop().time() + seconds
         while self._stops < 2 and (left := until - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(min(left, 0.05))

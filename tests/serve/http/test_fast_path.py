@@ -113,7 +113,7 @@ LEFT = {
 
 
 @pytest.mark.parametrize("lines", TAKEN.values(), ids=TAKEN)
-def test_a_plain_request_takes_the_short_way_and_gets_the_same_answer(
+def test_a_plain_request_takes_the_fast_path_and_gets_the_same_response(
     lines: tuple[str, ...], photo: bytes, short_way: Any, long_way: Any
 ) -> None:
     data = request(photo, *lines)
@@ -136,7 +136,7 @@ def test_an_unusual_request_is_left_to_the_application(
     assert without_chance(told) == without_chance(ask(long_way, data))
 
 
-def test_a_small_body_that_comes_in_pieces_takes_the_short_way(photo: bytes, short_way: Any) -> None:
+def test_a_small_body_that_arrives_in_pieces_takes_the_fast_path(photo: bytes, short_way: Any) -> None:
     seen, data = len(short_way.fast), request(photo, "/predict", IMAGE)
     with connected(short_way) as client:
         for start in range(0, len(data), 100):
@@ -146,7 +146,7 @@ def test_a_small_body_that_comes_in_pieces_takes_the_short_way(photo: bytes, sho
     assert short_way.fast[seen:].count(True) == 1
 
 
-def test_a_large_body_that_comes_in_pieces_is_left_to_the_application(photo: bytes, short_way: Any) -> None:
+def test_a_large_body_that_arrives_in_pieces_is_left_to_the_application(photo: bytes, short_way: Any) -> None:
     seen, large = len(short_way.fast), photo + bytes(2**17)
     data = request(large, "/predict", IMAGE)
     with connected(short_way) as client:
@@ -158,7 +158,7 @@ def test_a_large_body_that_comes_in_pieces_is_left_to_the_application(photo: byt
 
 
 @pytest.mark.parametrize("body", [b"", b"no image", b"\xff\xd8\xff"], ids=["empty", "no image", "cut off"])
-def test_a_bad_image_gets_the_error_that_the_application_gives(body: bytes, short_way: Any, long_way: Any) -> None:
+def test_a_bad_image_gets_the_same_error_as_from_the_application(body: bytes, short_way: Any, long_way: Any) -> None:
     data = request(body, "/predict", IMAGE, "X-Request-Id: abc")
     told = ask(short_way, data)
     assert short_way.fast[-1]
@@ -167,7 +167,7 @@ def test_a_bad_image_gets_the_error_that_the_application_gives(body: bytes, shor
     assert json.loads(told[2])["request_id"] == told[1]["x-request-id"] == "abc"
 
 
-def test_requests_that_come_at_once_are_answered_in_their_order(photo: bytes, short_way: Any) -> None:
+def test_pipelined_requests_are_answered_in_order(photo: bytes, short_way: Any) -> None:
     asked = [request(photo, f"/predict?top_k={number}", IMAGE) for number in (1, 2, 3)]
     with connected(short_way) as client:
         client.sendall(b"".join(asked))
@@ -177,7 +177,7 @@ def test_requests_that_come_at_once_are_answered_in_their_order(photo: bytes, sh
     assert told == [1, 2, 3]
 
 
-def test_the_oldest_version_of_http_ends_with_its_answer(photo: bytes, short_way: Any) -> None:
+def test_an_http_1_0_connection_closes_after_the_response(photo: bytes, short_way: Any) -> None:
     with connected(short_way) as client:
         client.sendall(request(photo, "/predict", IMAGE, version="1.0"))
         status, headers, _ = answer(client)
@@ -191,7 +191,7 @@ def counted(site: Any, name: str, **labels: str) -> float:
     return float(value)
 
 
-def test_every_answer_is_counted(photo: bytes, short_way: Any) -> None:
+def test_every_response_is_counted(photo: bytes, short_way: Any) -> None:
     names = [
         ("edgeline_requests_total", {"method": "POST", "route": "/predict", "status": "200"}),
         ("edgeline_requests_total", {"method": "POST", "route": "/predict", "status": "422"}),
@@ -229,7 +229,7 @@ ONE = ConcurrencyPlan(workers=1, threads=1)
 
 
 @pytest.mark.parametrize("others", [0, 1, 3])
-def test_the_work_for_a_client_that_has_gone_is_dropped(
+def test_work_on_the_fast_path_is_cancelled_when_the_client_disconnects(
     stuck: Any, artifact_template: Path, photo: bytes, serving: Any, others: int
 ) -> None:
     with serving(artifact_template, open_classifier=stuck, fast_path=True, plan=ONE) as site:
@@ -249,7 +249,7 @@ def test_the_work_for_a_client_that_has_gone_is_dropped(
         assert (engine.stats.abandoned, engine.stats.images, budget.held) == (1, 1, 0)
 
 
-def test_a_full_engine_refuses_at_once_and_the_connection_goes_on(
+def test_a_full_engine_rejects_at_once_and_the_connection_stays_open(
     stuck: Any, artifact_template: Path, photo: bytes, serving: Any
 ) -> None:
     with serving(artifact_template, open_classifier=stuck, fast_path=True, plan=ONE, queue=1) as site:
@@ -270,7 +270,7 @@ def test_a_full_engine_refuses_at_once_and_the_connection_goes_on(
         assert counted(site, "edgeline_rejected_total", reason="overloaded") == engine.stats.rejected == 1
 
 
-def test_what_is_due_is_told_so_and_what_is_not_waits_on(
+def test_a_missed_deadline_is_a_504_if_started_and_a_503_if_queued(
     stuck: Any, artifact_template: Path, photo: bytes, serving: Any
 ) -> None:
     with serving(
@@ -286,7 +286,7 @@ def test_what_is_due_is_told_so_and_what_is_not_waits_on(
         Stuck.go_on.set()
 
 
-def test_a_stopping_server_ends_the_connection_with_the_answer(
+def test_a_stopping_server_closes_the_connection_after_the_response(
     stuck: Any, artifact_template: Path, photo: bytes, serving: Any
 ) -> None:
     with serving(artifact_template, open_classifier=stuck, fast_path=True, plan=ONE) as site, connected(site) as client:
@@ -302,7 +302,7 @@ def test_a_stopping_server_ends_the_connection_with_the_answer(
 # Tokens
 
 
-def test_who_names_a_token_is_answered_the_short_way_and_who_does_not_is_not(
+def test_only_requests_with_a_valid_token_take_the_fast_path(
     artifact_template: Path, photo: bytes, serving: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "tokens").write_text("a-token-of-enough-letters\n")

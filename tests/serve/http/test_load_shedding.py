@@ -40,7 +40,7 @@ def without_chance(headers: httpx.Headers) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name != "retry-after"}
 
 
-def test_what_is_turned_away_is_told_so_as_the_application_would(service: Service) -> None:
+def test_load_shedding_sends_the_same_error_as_the_application(service: Service) -> None:
     app = create_app(service)
     inside, outside = ask(app, "POST", "/predict"), ask(LoadShedding(app, service), "POST", "/predict")
     assert (outside.status_code, outside.json()) == (inside.status_code, inside.json()) == (503, outside.json())
@@ -56,11 +56,11 @@ def test_what_is_turned_away_is_told_so_as_the_application_would(service: Servic
 @pytest.mark.parametrize(
     ("method", "path", "status"), [("GET", "/healthz", 200), ("GET", "/predict", 405), ("POST", "/x", 404)]
 )
-def test_everything_else_goes_to_the_application(service: Service, method: str, path: str, status: int) -> None:
+def test_other_requests_reach_the_application(service: Service, method: str, path: str, status: int) -> None:
     assert ask(LoadShedding(create_app(service), service), method, path).status_code == status
 
 
-def test_an_engine_with_room_is_asked(service: Service) -> None:
+def test_an_engine_with_room_accepts_the_request(service: Service) -> None:
     service.engine.queue_limit = 1
     service.models.slots[0].state = Loading()
     assert ask(LoadShedding(create_app(service), service), "POST", "/predict").json()["code"] == "loading"

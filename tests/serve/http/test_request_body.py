@@ -57,13 +57,13 @@ def test_every_file_of_a_form_is_read() -> None:
 
 
 @pytest.mark.parametrize(("body", "reason"), REFUSED.values(), ids=REFUSED)
-def test_anything_but_whole_files_is_refused(body: bytes, reason: str) -> None:
+def test_a_form_with_anything_but_complete_files_is_rejected(body: bytes, reason: str) -> None:
     with pytest.raises(InputError, match=reason) as refusal:
         files_in(body, b"B")
     assert refusal.value.code == "multipart_invalid"
 
 
-def test_a_file_that_looks_like_boundaries_is_read() -> None:
+def test_a_file_that_contains_boundaries_is_read() -> None:
     image = b"\r\n--" + b"\r\n--A--\r\n" * 1000
     assert files_in(part(image) + END, b"B") == [image]
 
@@ -72,7 +72,7 @@ def test_an_empty_file_is_empty() -> None:
     assert files_in(part(b"") + END, b"B") == [b""]
 
 
-def test_reading_a_form_takes_no_more_than_a_few_copies() -> None:
+def test_parsing_a_form_takes_the_memory_of_a_few_copies() -> None:
     body = part(bytes(4 * 2**20)) + END
     tracemalloc.start()
     try:
@@ -98,7 +98,7 @@ RAW = {
 
 
 @pytest.mark.parametrize("headers", RAW.values(), ids=RAW)
-def test_the_body_is_the_image(headers: dict[str, str]) -> None:
+def test_a_body_of_any_other_type_is_the_image(headers: dict[str, str]) -> None:
     assert boundary_of(Headers(headers)) is None
 
 
@@ -119,7 +119,7 @@ BAD_HEADERS = {
 
 
 @pytest.mark.parametrize(("headers", "code"), BAD_HEADERS.values(), ids=BAD_HEADERS)
-def test_a_body_of_another_kind_is_refused(headers: dict[str, str], code: str) -> None:
+def test_a_body_that_cannot_be_an_image_is_rejected(headers: dict[str, str], code: str) -> None:
     with pytest.raises(InputError) as refusal:
         boundary_of(Headers(headers))
     assert refusal.value.code == code

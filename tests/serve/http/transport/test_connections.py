@@ -37,7 +37,7 @@ def few() -> Iterator[Place]:
         yield place
 
 
-def test_stalled_clients_give_way_to_new_ones(few: Place) -> None:
+def test_stalled_clients_are_evicted_for_new_ones(few: Place) -> None:
     with contextlib.ExitStack() as open_ones:
         for _ in range(FEW.max_connections):
             open_ones.enter_context(few.connect()).sendall(b"GET / HT")
@@ -45,7 +45,7 @@ def test_stalled_clients_give_way_to_new_ones(few: Place) -> None:
             assert statuses(few.raw(LAST)) == [200]
 
 
-def test_clients_that_stall_in_their_body_give_way_too(few: Place) -> None:
+def test_clients_that_stall_in_their_body_are_evicted_too(few: Place) -> None:
     with contextlib.ExitStack() as open_ones:
         for _ in range(FEW.max_connections):
             open_ones.enter_context(few.connect()).sendall(post(b"").replace(b"Length: 0", b"Length: 9"))
@@ -53,7 +53,7 @@ def test_clients_that_stall_in_their_body_give_way_too(few: Place) -> None:
             assert statuses(few.raw(LAST)) == [200]
 
 
-def test_a_client_that_is_sending_stays_while_silent_ones_go(few: Place) -> None:
+def test_a_sending_client_stays_while_silent_ones_are_evicted(few: Place) -> None:
     with few.connect() as sending, contextlib.ExitStack() as open_ones:
         large = bytes(2**17)  # a small one would be waited for before the application sees anything
         sending.sendall(post(large, b"/sending", b"Connection: close\r\n")[:-1])
@@ -66,7 +66,7 @@ def test_a_client_that_is_sending_stays_while_silent_ones_go(few: Place) -> None
         assert b'"length": 131072' in read_all(sending)
 
 
-def test_where_every_connection_is_worked_for_a_new_one_is_told_to_come_later(few: Place) -> None:
+def test_a_new_client_gets_503_when_every_connection_is_busy(few: Place) -> None:
     with contextlib.ExitStack() as open_ones:
         busy = [open_ones.enter_context(few.connect()) for _ in range(FEW.max_connections)]
         for connection in busy:
@@ -83,7 +83,7 @@ def test_where_every_connection_is_worked_for_a_new_one_is_told_to_come_later(fe
     few.app.let_go.clear()
 
 
-def test_a_burst_of_new_clients_is_told_to_come_later_and_takes_no_place_that_is_not_there() -> None:
+def test_a_burst_of_new_clients_gets_503_when_every_connection_is_busy() -> None:
     async def story() -> None:
         async with on_this_loop(ConnectionLimits(max_connections=4)) as place:
             for _ in range(4):
@@ -100,7 +100,7 @@ def test_a_burst_of_new_clients_is_told_to_come_later_and_takes_no_place_that_is
     asyncio.run(story())
 
 
-def test_a_burst_of_new_clients_takes_the_places_of_silent_ones_and_no_more() -> None:
+def test_a_burst_of_new_clients_evicts_only_silent_ones() -> None:
     async def story() -> None:
         async with on_this_loop(ConnectionLimits(max_connections=4)) as place:
             place.connect(GET.replace(b"/a", b"/wait"))
@@ -115,7 +115,7 @@ def test_a_burst_of_new_clients_takes_the_places_of_silent_ones_and_no_more() ->
     asyncio.run(story())
 
 
-def test_one_who_was_given_up_is_in_no_line_whatever_is_still_answered() -> None:
+def test_a_dropped_connection_cannot_be_evicted_again() -> None:
     async def story() -> None:
         taken: list[Request] = []
         async with on_this_loop(fast_path=lambda request: not taken.append(request)) as place:
@@ -130,7 +130,7 @@ def test_one_who_was_given_up_is_in_no_line_whatever_is_still_answered() -> None
     asyncio.run(story())
 
 
-def test_one_who_took_a_large_answer_and_still_owes_its_body_gives_way() -> None:
+def test_a_client_that_read_its_response_and_still_sends_its_body_is_evicted() -> None:
     with running(ConnectionLimits(max_connections=1)) as place, place.connect() as owing:
         owing.sendall(b"POST /large HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
         left = 64 * 2**20
@@ -139,7 +139,7 @@ def test_one_who_took_a_large_answer_and_still_owes_its_body_gives_way() -> None
         assert statuses(place.raw(LAST)) == [200]
 
 
-def test_a_thousand_stalled_clients_do_not_keep_a_real_one_waiting() -> None:
+def test_a_thousand_stalled_clients_do_not_delay_a_real_one() -> None:
     with running(PATIENT) as place, contextlib.ExitStack() as open_ones:
         for _ in range(1000):
             open_ones.enter_context(place.connect())
@@ -148,12 +148,12 @@ def test_a_thousand_stalled_clients_do_not_keep_a_real_one_waiting() -> None:
 
 
 @pytest.mark.parametrize("name", ["max_connections", "head_s", "max_chunks"])
-def test_a_limit_of_nothing_is_refused(name: str) -> None:
+def test_a_limit_of_zero_is_an_error(name: str) -> None:
     with pytest.raises(ValueError, match=f"connection.{name} must be over 0, got 0"):
         ConnectionLimits(**{name: 0})
 
 
-def test_a_request_that_came_but_was_not_read_when_idle_connections_end_is_answered() -> None:
+def test_an_unread_request_is_answered_when_idle_connections_are_closed() -> None:
     async def story() -> list[bytes]:
         loop, connections = asyncio.get_running_loop(), Connections(PATIENT)
         server = await loop.create_server(partial(Connection, connections, Handlers(App())), "127.0.0.1", 0)
@@ -196,7 +196,7 @@ def test_an_empty_line_after_a_body_leaves_a_connection_idle() -> None:
     assert asyncio.run(story()) == b""
 
 
-def test_those_who_are_late_together_are_given_up_one_after_the_other() -> None:
+def test_clients_that_are_late_together_are_disconnected_one_by_one() -> None:
     connections = Connections(ConnectionLimits())
     assert connections.next_eviction_time(100.0) == 100.0
     turns = [connections.next_eviction_time(100.0) for _ in range(1000)]

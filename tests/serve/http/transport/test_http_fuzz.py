@@ -83,7 +83,7 @@ PLANNED = {200, 206, 304, 400, 404, 405, 408, 412, 413, 414, 415, 416, 422, 431}
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_no_mutant_gets_anything_but_whole_answers_and_none_too_many(
+def test_mutated_requests_get_complete_responses_and_not_too_many(
     site: Any, count: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     chance, statuses, cut_off = random.Random(count), Counter[int](), 0
