@@ -63,7 +63,7 @@ class HealthRoutes:
 
     async def metrics(self, request: Request) -> Response:
         """Return all counters in Prometheus' text format."""
-        self.service.metrics.fold()
+        self.service.metrics.flush()
         data = await asyncio.to_thread(generate_latest, self.service.metrics.registry)
         return Response(data, headers={"Content-Type": CONTENT_TYPE_LATEST, **NO_STORE})
 

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,21 +11,15 @@ from typing import Any
 
 import httpx
 import numpy as np
-import onnx
 import pytest
-from onnx import TensorProto, helper
 
 from edgeline.serve.classifier import Classifier, Outputs
 from edgeline.serve.errors import ArtifactError
 from edgeline.serve.http.service import ServingLimits
-from edgeline.serve.inference import sandbox
 from edgeline.serve.inference.repository import ModelRepository
-from edgeline.serve.inference.sandbox import validate_in_subprocess
-from edgeline.serve.preprocess import Limits
 from tests.support.loading import TestLoader
 
 WAIT_S = 60.0
-PIXELS = Limits().max_pixels
 Publish = Callable[..., Path]
 
 
@@ -281,91 +273,6 @@ def test_no_request_fails_while_good_and_bad_versions_are_published(publish: Pub
         assert slot.rejections == 2
         assert slot.swaps == 4
     assert set(statuses) == {200}
-
-
-# --- validation in a child process -----------------------------------------------------------------------------------
-
-
-def make_endless(folder: Path) -> None:
-    """Replace the graph by one that loops 2**62 times before it answers."""
-    model = onnx.load(folder / "model.onnx")
-    names = {"i": TensorProto.INT64, "go": TensorProto.BOOL, "value": TensorProto.FLOAT}
-    inputs = [helper.make_tensor_value_info(name, kind, []) for name, kind in names.items()]
-    outputs = [helper.make_tensor_value_info(f"{name}_out", names[name], []) for name in ("go", "value")]
-    nodes = [helper.make_node("Identity", ["go"], ["go_out"]), helper.make_node("Sin", ["value"], ["value_out"])]
-    body = helper.make_graph(nodes, "round", inputs, outputs)
-    graph = model.graph
-    graph.initializer.append(helper.make_tensor("rounds", TensorProto.INT64, [], [2**62]))
-    graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
-    last = graph.node[-1]
-    output_name, last.output[0] = last.output[0], "before"
-    graph.node.append(helper.make_node("ReduceSum", ["before"], ["start"], keepdims=0))
-    graph.node.append(helper.make_node("Loop", ["rounds", "yes", "start"], ["end"], body=body))
-    graph.node.append(helper.make_node("Add", ["before", "end"], [output_name]))
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-
-
-def test_a_good_artifact_passes_validation(artifact_template: Path) -> None:
-    validate_in_subprocess(artifact_template, max_pixels=PIXELS)
-
-
-def test_validation_of_an_endless_graph_times_out(make_artifact: Any, seal: Any) -> None:
-    folder = make_artifact()
-    make_endless(folder)
-    seal(folder)
-    with pytest.raises(ArtifactError, match="self-test did not finish within 3 s") as caught:
-        validate_in_subprocess(folder, max_pixels=PIXELS, time_s=3)
-    assert caught.value.code == "candidate_too_slow"
-
-
-def test_validation_raises_the_error_of_a_bad_artifact(make_artifact: Any) -> None:
-    folder = make_artifact()
-    truncate_model(folder)
-    with pytest.raises(ArtifactError, match=r"model\.onnx") as caught:
-        validate_in_subprocess(folder, max_pixels=PIXELS)
-    assert caught.value.code == "digest_mismatch"
-
-
-DEATHS = {
-    "a crash": ("kill -SEGV $$", "process was killed by SIGSEGV"),
-    "out of time": ("kill -XCPU $$", "process was killed by SIGXCPU"),
-    "an exit code": ("exit 7", "exit code 7 and reported nothing"),
-    "nonsense": ("echo nonsense; exit 1", "exit code 1 and reported nothing"),
-}
-
-
-@pytest.mark.parametrize(("script", "reason"), DEATHS.values(), ids=DEATHS)
-def test_a_candidate_is_rejected_when_its_child_process_dies(
-    artifact_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, reason: str
-) -> None:
-    python = tmp_path / "python"
-    python.write_text(f"#!/bin/sh\n{script}\n")
-    python.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(python))
-    with pytest.raises(ArtifactError, match=reason) as caught:
-        validate_in_subprocess(artifact_template, max_pixels=PIXELS)
-    assert caught.value.code == "candidate_crashed"
-
-
-DROP_PRIVILEGES = """
-import json, os, resource, signal
-from edgeline.serve.inference.sandbox import drop_privileges
-drop_privileges()
-left = {name: resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[1] for name in ("AS", "CPU", "CORE", "FSIZE", "NOFILE")}
-print(json.dumps({**left, "nice": os.nice(0), "alarm": signal.alarm(0)}))
-"""
-
-
-def test_the_child_process_drops_the_resources_it_does_not_need() -> None:
-    root = Path(sandbox.__file__).resolve().parents[2]
-    ended = subprocess.run([sys.executable, "-c", DROP_PRIVILEGES], cwd=root, capture_output=True, text=True, check=True)
-    left = json.loads(ended.stdout)
-    assert left["FSIZE"] == left["CORE"] == 0
-    assert 0 < left["AS"] <= sandbox.MAX_MEMORY_BYTES
-    assert 0 < left["CPU"] <= sandbox.MAX_CPU_S
-    assert 0 < left["NOFILE"] <= sandbox.MAX_OPEN_FILES
-    assert left["nice"] >= 10
-    assert 0 < left["alarm"] <= sandbox.TIMEOUT_S
 
 
 def test_an_unexpected_error_while_loading_is_logged_and_reported(

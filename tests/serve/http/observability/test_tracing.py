@@ -1,4 +1,4 @@
-"""Traces: a span for each request, under its caller's, and none for probes."""
+"""Traces: a span for each request, as a child of the caller's, and none for probes."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_each_request_is_a_span_under_its_callers(artifact_template: Path, serving: Any) -> None:
+def test_each_request_is_a_child_span_of_its_caller(artifact_template: Path, serving: Any) -> None:
     photo = (artifact_template / "golden" / "0.jpg").read_bytes()
     exporter, providers = InMemorySpanExporter(), []
 
