@@ -1,4 +1,4 @@
-"""NVIDIA's perf_analyzer against a real server: what no hand-built request shows. docs/conformance.md says how to get it."""
+"""NVIDIA's perf_analyzer against a real server. docs/conformance.md explains how to install it."""
 
 import base64
 import json
