@@ -19,7 +19,7 @@ from edgeline.export.parity.similarity import compare_outputs, drop_between
 from edgeline.export.quantization.qat import tune, tuning_of
 from edgeline.export.quantization.search import base_recipe, choose_calibration
 from edgeline.export.quantization.static_int8 import input_means, make_ready, measure_ranges, quantize
-from edgeline.flows.steps import AFTER_PREPARE
+from edgeline.flows.steps import execute
 from edgeline.pipeline.config import load_config
 from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.data.samples import read_prepared, stream_pixels
@@ -51,7 +51,7 @@ def exported(arguments: argparse.Namespace, artifacts: str) -> Run:
     settings = [f"preprocess.size={arguments.size}"]
     run, _ = prepare(load_config(None, settings, data=arguments.data, model=arguments.model, artifacts=artifacts))
     for step in ("train", "evaluate", "export"):
-        AFTER_PREPARE[step](run)
+        execute(step, run)
     return run
 
 

@@ -3,7 +3,7 @@
     from edgeline.export.emulation.arm64 import prepare_machine        # or export.avx2
     machine = prepare_machine(Path("artifacts/cache/arm64"))
     for entry in check(Path("artifacts/store/digits"), machine):
-        print(entry["variant"], entry["proven"])
+        print(entry["variant"], entry["passed"])
 
 What runs is what a device would run: NumPy, Pillow and ONNX Runtime in the versions that are installed here, and the `serve`
 package, from the file's bytes to the comparison with the golden samples. Int8 is the reason for it: float32 gives the same on
@@ -50,9 +50,9 @@ for name in sys.argv[3:]:
         proof = golden.prove(classifier.artifact, classifier.answer, name)
         seconds = {"load_s": loaded - start, "sample_s": (time.perf_counter() - loaded) / proof.samples}
         figures = {key: getattr(proof, key) for key in proof.__slots__}
-        found |= {"proven": True, **figures, **{key: round(value, 2) for key, value in seconds.items()}}
+        found |= {"passed": True, **figures, **{key: round(value, 2) for key, value in seconds.items()}}
     except GoldenError as error:
-        found |= {"proven": False, "error": str(error)}
+        found |= {"passed": False, "error": str(error)}
     except EdgelineError as error:
         found |= {"broken": str(error)}
     print(json.dumps(found), flush=True)

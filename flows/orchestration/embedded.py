@@ -84,7 +84,7 @@ class EmbeddedServer:
             with socket.create_server((HOST, 0)) as listener, self.log.open("wb") as log:
                 self.port: int = listener.getsockname()[1]
                 self.process = subprocess.Popen(
-                    [sys.executable, "-P", str(Path(__file__).with_name("embedded_server.py")), str(listener.fileno())],
+                    [sys.executable, "-P", str(Path(__file__).with_name("embedded_process.py")), str(listener.fileno())],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,

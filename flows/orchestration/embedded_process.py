@@ -2,7 +2,7 @@
 
 `flows.orchestration.embedded` starts it as a file, so it imports nothing of edgeline.
 
-    python -P embedded_server.py <descriptor of a listening socket>
+    python -P embedded_process.py <descriptor of a listening socket>
 
 Standard input is a pipe whose other end only the parent holds and never writes to. It ends when the parent closes it or
 is no more, however it died; then this process ends too.

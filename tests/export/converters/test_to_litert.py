@@ -116,8 +116,8 @@ def published(finished: Any, environments: Path, tmp_path_factory: pytest.TempPa
     environments.mkdir(parents=True, exist_ok=True)
     run.config.cache.mkdir(exist_ok=True)
     run.config.environments.symlink_to(environments)
-    steps.AFTER_PREPARE["variants"](run)
-    steps.AFTER_PREPARE["verify"](run)
+    steps.execute("variants", run)
+    steps.execute("verify", run)
     return steps.publish(run).folder
 
 

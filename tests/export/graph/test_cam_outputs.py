@@ -20,7 +20,7 @@ from edgeline.export.graph.to_onnx import CalibratedModel, export
 from edgeline.export.quantization.static_int8 import INTEGER_OPERATORS, optimized_graph
 from edgeline.export.verification.explanations import expect_evidence, judge_evidence, torch_evidence
 from edgeline.export.verification.verify import verify
-from edgeline.flows.steps import AFTER_PREPARE, export_key
+from edgeline.flows.steps import STEPS, execute
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import ADMITTED, Sample, read_image, read_prepared
 from edgeline.pipeline.models.backbones import Network, Normalization
@@ -205,7 +205,7 @@ def a_run_that_explains(finished: Any, tmp_path_factory: pytest.TempPathFactory)
     run = Run(run.folder, config)
     (run.folder / "config.json").write_text(config.model_dump_json())
     for name in ("export", "variants", "verify", "publish"):
-        AFTER_PREPARE[name](run)
+        execute(name, run)
     return run
 
 
@@ -270,7 +270,8 @@ def test_the_answers_are_the_same_to_the_bit(finished: Any, store_folder: Path, 
 
 
 def test_it_is_another_export(finished: Any, published: Run) -> None:
-    assert export_key(published) != export_key(finished.run)
+    [step] = [step for step in STEPS if step.name == "export"]
+    assert step.key(published) != step.key(finished.run)
 
 
 def test_the_artifact_is_copied_whole(store_folder: Path, tmp_path: Path) -> None:

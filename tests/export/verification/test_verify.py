@@ -198,7 +198,7 @@ def test_a_file_of_another_checkpoint_is_refused_by_what_it_says_of_itself(run: 
     with pytest.raises(
         VerificationError, match="the file says edgeline.checkpoint_sha256 = '0{64}', this run has '[0-9a-f]{64}'"
     ):
-        steps.AFTER_PREPARE["verify"](run)
+        steps.execute("verify", run)
 
 
 def test_labels_in_another_order_than_the_data_has_are_refused(run: Run, redo: Redo) -> None:
@@ -210,7 +210,7 @@ def test_labels_in_another_order_than_the_data_has_are_refused(run: Run, redo: R
     with pytest.raises(
         VerificationError, match="labels are not the same everywhere .*data: bark, leaf, sky; checkpoint: leaf, sky"
     ):
-        steps.AFTER_PREPARE["verify"](run)
+        steps.execute("verify", run)
 
 
 def test_a_file_of_a_newer_operator_set_than_the_run_asks_for_is_refused(run: Run, redo: Redo) -> None:
@@ -220,7 +220,7 @@ def test_a_file_of_a_newer_operator_set_than_the_run_asks_for_is_refused(run: Ru
     onnx.save(graph, path)
     redo(run.step("export"))
     with pytest.raises(ExportError, match=r"it uses operator set \[19\], at most 18 is allowed"):
-        steps.AFTER_PREPARE["verify"](run)
+        steps.execute("verify", run)
 
 
 def test_a_photo_that_changed_since_it_was_prepared_is_not_compared_with(run: Run, held_out: list[Sample], redo: Redo) -> None:
@@ -228,5 +228,5 @@ def test_a_photo_that_changed_since_it_was_prepared_is_not_compared_with(run: Ru
     path.write_text(path.read_text().replace(held_out[0].sha256, "0" * 64))
     redo(run.step("prepare"))
     with pytest.raises(Exception, match="has changed since the data was prepared") as refusal:
-        steps.AFTER_PREPARE["verify"](run)
+        steps.execute("verify", run)
     assert refusal.value.code == "content_changed"  # type: ignore[attr-defined]

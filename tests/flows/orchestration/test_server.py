@@ -129,7 +129,7 @@ def test_the_configured_server_is_used_without_a_word(
 ) -> None:
     before = [handler.filters.copy() for handler in logging.getLogger().handlers]
     _, steps = run_with_prefect(finished)
-    assert [step.name for step in steps] == ["prepare", *line.AFTER_PREPARE]
+    assert [step.name for step in steps] == list(line.STEP_NAMES)
     assert capfd.readouterr() == ("", "")
     assert not (Path(finished.artifacts) / "prefect").exists()
     assert [handler.filters for handler in logging.getLogger().handlers] == before
