@@ -61,6 +61,11 @@ STEP_NAMES = ("prepare", *(step.name for step in STEPS), "publish")
 """All steps, in order."""
 
 
+def step_named(name: str) -> Step:
+    """The entry of the table with this name."""
+    return next(step for step in STEPS if step.name == name)
+
+
 def publish(run: Run) -> StepResult:
     """Publish the verified artifact to the store."""
     from edgeline.export.publishing.publish import publish as publish_run
@@ -81,8 +86,7 @@ def execute(name: str, run: Run) -> StepResult:
     """
     if name == "publish":
         return publish(run)
-    [step] = [step for step in STEPS if step.name == name]
-    return step.execute(run)
+    return step_named(name).execute(run)
 
 
 def is_up_to_date(config: PipelineConfig) -> bool:
