@@ -13,10 +13,7 @@ from edgeline.pipeline.runs.run import Run
 from edgeline.serve.runtime.provenance import machine_line
 
 ENVIRONMENT = Environment(
-    loader=PackageLoader("edgeline.export.publishing", "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
+    loader=PackageLoader("edgeline.export.publishing"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
 
 

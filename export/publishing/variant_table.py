@@ -11,8 +11,8 @@ from edgeline.export.verification.report import FailedVariant, PassedVariant, Un
 from edgeline.serve.runtime.provenance import machine_line
 
 CAPTION = (
-    "Each variant against PyTorch, on the same images and by the same path. Accuracy and its drop have 95 % intervals, the latter "
-    "paired; times are p50 / p95 of one image; start and memory are of a process that loads the model and runs it once."
+    "Each variant against PyTorch, on the same images and by the same path. Accuracy and its drop have 95 % intervals, the "
+    "latter paired; times are p50 / p95 of one image; start and memory are of a process that loads the model and runs it once."
 )
 
 
