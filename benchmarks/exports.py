@@ -31,11 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgeline.export.parity.compare import Outputs
 from edgeline.export.parity.similarity import compare_outputs, drop_between
 from edgeline.export.quantization.search import choose_calibration
-<<<<<<< HEAD
 from edgeline.flows.steps import execute
-=======
-from edgeline.flows.steps import execute
->>>>>>> main
 from edgeline.pipeline.config import load_config
 from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.data.samples import Prepared, read_prepared
@@ -87,13 +83,8 @@ def main() -> None:
             name = f"benchmark-exports-{model}".replace("_", "-")  # what is published under it is removed every round
             config = load_config(None, settings, data=arguments.data, model=model, name=name, artifacts=artifacts)
             run, _ = prepare(config)
-<<<<<<< HEAD
             execute("train", run)
             execute("evaluate", run)
-=======
-            execute("train", run)
-            execute("evaluate", run)
->>>>>>> main
             folder = Path(temporary, model)
             lay_out(read_prepared(run.step("prepare")), config.export.calibration_images, folder)
 
@@ -202,13 +193,8 @@ def refusal(run: Run) -> str:
         shutil.rmtree(broken.step("export"))
         shutil.rmtree(broken.step("verify"))
         try:
-<<<<<<< HEAD
             execute("export", broken)
             execute("verify", broken)
-=======
-            execute("export", broken)
-            execute("verify", broken)
->>>>>>> main
         except EdgelineError as error:
             return f"refused: {error}"
     return "exported without a word"

@@ -11,7 +11,7 @@ Shapes: N images, H x W the model's input, K classes.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from edgeline.export.external.diagnose import NORMALIZATIONS, ModelPair, diagnos
 from edgeline.export.external.model import InputNormalization, Model, detect_format, read_file
 from edgeline.export.external.onnx_model import nan_weights, open_onnx, operators_of, with_session
 from edgeline.export.external.torch_model import open_torch
-from edgeline.export.parity.compare import MIN_SPREAD, Outputs, compare
+from edgeline.export.parity.compare import Outputs, compare, logit_difference
 from edgeline.export.parity.similarity import compare_outputs, failed_thresholds, sqnr_db
-from edgeline.export.verification.variants import LEVELS, PROBED, logit_difference
+from edgeline.export.thresholds import MIN_SPREAD
+from edgeline.export.verification.variant_checks import LEVELS, PROBE_IMAGES
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.stress_images import preprocessing_fingerprint, stress_images
 from edgeline.pipeline.data.unlabeled import read_photos
@@ -158,7 +159,7 @@ def _check_file(
         report |= figures
         if differences:
             place, report["divergence"] = diverging_layer(pair, pixels[len(stress_images()) :])
-            problems += [*differences, *diagnose_mismatch(pair, pixels[:PROBED]), *([place] if place else [])]
+            problems += [*differences, *diagnose_mismatch(pair, pixels[:PROBE_IMAGES]), *([place] if place else [])]
     return report
 
 
@@ -184,8 +185,8 @@ def _check_consistency(
     observed: dict[int, Outputs],
 ) -> tuple[list[str], dict[str, float]]:
     """Changes with batch size, repetition, thread count and optimization level; and SQNR in dB by optimization level."""
-    first, probed = next(iter(observed)), pixels[:PROBED]
-    usual = Outputs(observed[first].probabilities_NK[:PROBED], observed[first].logits_NK[:PROBED])
+    first, probed = next(iter(observed)), pixels[:PROBE_IMAGES]
+    usual = observed[first][:PROBE_IMAGES]
     tolerance = RUN_TOLERANCES[model.precision] * _largest(observed[first])
     moved = {f"at batch {batch}": logit_difference(observed[first], other) for batch, other in observed.items()}
     moved["when run again"] = logit_difference(usual, view(model.predict(probed, normalization, first)))
@@ -215,14 +216,18 @@ def _compare_with_reference(
     if pair.precision != "float32":
         thresholds = config.int8 if pair.precision == "int8" else config.fp16
         applied = thresholds.model_dump(exclude={"max_drop"})  # the photos have no labels
-        return failed_thresholds(similarity, None, thresholds), {"similarity": similarity.figures, "thresholds": applied}
+        return failed_thresholds(similarity, None, thresholds), {"similarity": similarity.to_dict(), "thresholds": applied}
     comparisons = [
         compare(names, expected, other, config, batch=batch, reference=pair.reference.name) for batch, other in observed.items()
     ]
     # A problem that occurs at every batch size is reported once.
     problems = next(([f"batch {c.batch}: {problem}" for problem in c.problems] for c in comparisons if c.problems), [])
     applied = {"max_difference": config.max_difference, "margin": config.margin, "top1_agreement_over_margin": 1.0}
-    return problems, {"similarity": similarity.figures, "thresholds": applied, "comparisons": [asdict(c) for c in comparisons]}
+    return problems, {
+        "similarity": similarity.to_dict(),
+        "thresholds": applied,
+        "comparisons": [c.to_dict() for c in comparisons],
+    }
 
 
 def _open_reference(request: VerificationRequest, model: Model) -> Model | None:

@@ -9,7 +9,7 @@ these bytes.
 
 import io
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from PIL import Image
 from edgeline.export.converters.environments import FOLDER, opened
 from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.publishing.report import write_golden_page
+from edgeline.export.variant_registry import VariantSpec
 from edgeline.pipeline.config import PublishConfig
 from edgeline.pipeline.data.samples import ADMITTED, Sample, map_ahead, read_image
 from edgeline.pipeline.runs.atomic_files import write_json
@@ -32,16 +33,6 @@ CLEAR = 0.05
 """Margin between the best two classes that a golden sample should have, so that no rounding can flip it."""
 
 
-INT8_TOLERANCES = {"tolerance": 0.15, "logit_tolerance": 0.06}
-"""Of a probability, and of a logit as a share of the largest, between processors.
-
-int8 rounds a few values to the next step where float scales are multiplied in another order: a logit difference of 0.022 was
-seen between x86 and ARM. Saturating products, or another layer's weights, make more."""
-FLOAT16_TOLERANCES = {"tolerance": 0.03, "logit_tolerance": 0.02}
-"""Of a model that computes in float16, held against PyTorch: products have eleven bits, added in any order."""
-TOLERANCES = {"int8": INT8_TOLERANCES, "float16": FLOAT16_TOLERANCES}
-
-
 def write_golden(
     folder: Path,
     deployed: CalibratedModel,
@@ -50,24 +41,23 @@ def write_golden(
     samples: Sequence[Sample],
     config: PublishConfig,
     *,
-    variants: Mapping[str, tuple[Path, str, str]] | None = None,
+    variants: Sequence[VariantSpec] = (),
     environments: Path = FOLDER,
 ) -> None:
     """Write `golden/` below an artifact's folder.
 
-    The reference's answers are PyTorch's. A variant of another precision has answers of its own: those that its file gave
-    here, with the tolerance that its precision needs between processors. One that computes in float16 has PyTorch's, because it
-    may not run here at all.
+    The reference's expected outputs are PyTorch's. Where a variant of another precision has outputs of its own, and at which
+    tolerances, is in `export.thresholds.PRECISIONS`.
 
     Args:
         folder: of the artifact.
-        deployed: the network; its answers become the expected ones.
+        deployed: the network; its outputs become the expected ones.
         spec: its preprocessing.
         labels: class names in index order.
         samples: held-out images to choose from.
         config: how many, and the tolerances.
-        variants: file, format and precision of each variant, by name.
-        environments: where the runtimes that stay apart are installed.
+        variants: those whose files are in the folder.
+        environments: where the runtimes of other formats are installed.
     """
     (folder / FILE_NAME).parent.mkdir()
     deployed.eval()
@@ -96,22 +86,27 @@ def write_golden(
         "samples": written,
     }
     pixels_NHW3 = np.stack([answer["pixels"] for answer in answers])
-    for name, (path, format, precision) in (variants or {}).items():
-        if precision == "float32":
+    for variant in variants:
+        thresholds = variant.thresholds
+        if thresholds.golden_outputs == "reference":
             continue
-        golden.setdefault("variants", {})[name] = TOLERANCES.get(precision, {"tolerance": config.golden_tolerance})
-        if precision == "float16":
-            for entry in written:
-                own = {"probabilities": entry["probabilities"], "logits": entry["logits"]}
-                entry.setdefault("variants", {})[name] = own
-            continue
-        with opened(format, path, environments) as session:
-            probabilities_NK, logits_NK = session.run(["probabilities", "logits"], {"image": pixels_NHW3})
-        for entry, probabilities_K, logits_K in zip(written, probabilities_NK, logits_NK, strict=True):
-            own = {"probabilities": probabilities_K.astype(float).tolist(), "logits": logits_K.astype(float).tolist()}
-            entry.setdefault("variants", {})[name] = own
+        golden.setdefault("variants", {})[variant.name] = _tolerances(variant, config)
+        if thresholds.golden_outputs == "PyTorch":
+            outputs = [(entry["probabilities"], entry["logits"]) for entry in written]
+        else:
+            with opened(variant.format, folder / variant.file, environments) as session:
+                arrays = session.run(["probabilities", "logits"], {"image": pixels_NHW3})
+            outputs = list(zip(*(array_NK.astype(float).tolist() for array_NK in arrays), strict=True))
+        for entry, (probabilities, logits) in zip(written, outputs, strict=True):
+            entry.setdefault("variants", {})[variant.name] = {"probabilities": probabilities, "logits": logits}
     write_json(folder / FILE_NAME, golden)
     write_golden_page((folder / FILE_NAME).with_name("README.md"), golden)
+
+
+def _tolerances(variant: VariantSpec, config: PublishConfig) -> dict[str, float]:
+    probability, logit = variant.thresholds.golden_tolerance, variant.thresholds.golden_logit_tolerance
+    tolerances = {"tolerance": config.golden_tolerance if probability is None else probability}
+    return tolerances if logit is None else tolerances | {"logit_tolerance": logit}
 
 
 def choose(samples: Sequence[Sample], count: int, spec: PreprocessSpec) -> list[Sample]:

@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgeline.export.publishing import variant_table
+from edgeline.export.verification.report import VerificationReport
 from edgeline.pipeline.evaluation.evaluate import Evaluation
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.runtime.provenance import machine_line
@@ -17,7 +18,7 @@ ENVIRONMENT = Environment(
 
 
 def write_report(
-    path: Path, run: Run, evaluation: Evaluation, verification: dict[str, Any], provenance: dict[str, Any]
+    path: Path, run: Run, evaluation: Evaluation, verification: VerificationReport, provenance: dict[str, Any]
 ) -> None:
     """Write the report: figures, plots, the gate's findings, provenance. All text from the data is escaped."""
     page = ENVIRONMENT.get_template("report.html").render(
@@ -26,7 +27,7 @@ def write_report(
         verification=verification,
         provenance=provenance,
         caption=variant_table.CAPTION,
-        forms=variant_table.rows(verification),
+        variants=variant_table.rows(verification),
         remarks=variant_table.remarks(verification),
         int8=variant_table.int8_line(verification),
         origins=variant_table.origins(verification, provenance),
@@ -36,10 +37,13 @@ def write_report(
     path.write_text(page, encoding="utf-8")
 
 
-def write_card(path: Path, name: str, evaluation: Evaluation, verification: dict[str, Any], provenance: dict[str, Any]) -> None:
+def write_card(
+    path: Path, name: str, evaluation: Evaluation, verification: VerificationReport, provenance: dict[str, Any]
+) -> None:
     """Write the model card: what it is for, how good it is, what it was proven on, and its limits."""
+    assert verification.reference is not None, "a report that passed has the reference's figures"
     top1, images, calibration = evaluation.top1, provenance["images"], evaluation.calibration
-    held_out, int8 = verification["images"]["held_out"], variant_table.int8_line(verification)
+    held_out, int8 = verification.images.held_out, variant_table.int8_line(verification)
     more = "".join(f"\n{line}.\n" for line in (*variant_table.remarks(verification), *([f"int8: {int8}"] if int8 else [])))
     text = f"""# {name}
 
@@ -51,14 +55,14 @@ trained), packaged by edgeline {provenance["edgeline"]}.
 | accuracy on {evaluation.images} held-out images | {top1.value:.1%} (95 % interval {top1.low:.1%} to {top1.high:.1%}) |
 | macro F1 | {evaluation.macro.f1:.3f} |
 | expected calibration error | {calibration.ece_after:.3f} (before temperature scaling {calibration.ece_before:.3f}) |
-| largest difference to PyTorch | {verification["max_difference"]:.2g}, {held_out} held-out images and a hard set |
+| largest difference to PyTorch | {verification.max_difference:.2g}, {held_out} held-out images and a hard set |
 | trained on | {images["train"]} images, validated on {images["val"]} |
 
 ## The model and its variants
 
 {_markdown(variant_table.rows(verification))}
 
-{variant_table.CAPTION} Taken on {machine_line(verification["reference"]["measured_on"]["machine"])}.
+{variant_table.CAPTION} Taken on {machine_line(verification.reference.measured_on.machine)}.
 {more}
 ## Intended use
 

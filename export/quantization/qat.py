@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.quantization.fake_quant import as_in_file, read_layers, simulate, with_weights
+from edgeline.export.quantization.report import QatReport
 from edgeline.export.quantization.search import Tuned
 from edgeline.export.quantization.static_int8 import Quantizable
 from edgeline.pipeline.data.samples import Sample, read_prepared, stream_pixels
@@ -115,7 +116,7 @@ def tune(tuning: Tuning, ready: Quantizable, quantized: bytes, epochs: int) -> T
             schedule.step()
             total += loss.item() * len(batch_NHW3)
         losses.append(total / count)
-    report = {"epochs": epochs, "images": count, "losses": losses, "seconds": time.monotonic() - start}
+    report = QatReport(epochs=epochs, images=count, losses=tuple(losses), seconds=time.monotonic() - start)
     return Tuned(with_weights(ready, network.cpu(), layers), report)
 
 

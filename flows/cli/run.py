@@ -28,6 +28,7 @@ from edgeline.flows.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from edgeline.export.verification.report import VerificationReport
     from edgeline.pipeline.config import PipelineConfig
     from edgeline.pipeline.runs.run import Run, StepResult
 
@@ -120,7 +121,7 @@ def _show(summary: dict[str, Any], finished: "Run", demo: bool) -> None:
         console.print(f"  {escape(command):{width}}  [dim]{purpose}[/]", soft_wrap=True)
 
 
-def _show_variants(console: "Console", verification: dict[str, Any]) -> None:
+def _show_variants(console: "Console", verification: "VerificationReport") -> None:
     """Print a table with one column per variant, as many side by side as fit; then what was left out and why."""
     from rich.markup import escape
     from rich.table import Table

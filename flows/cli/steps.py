@@ -115,15 +115,16 @@ def variants(folder: RunFolder, as_json: Json = False) -> None:
     edgeline variants artifacts/runs/photos-0123456789ab
     """
     run, result = execute_step(folder, "variants")
-    report = json.loads((result.folder / "variants.json").read_text(encoding="utf-8"))
-    tried = report.get("int8", {}).get("tried", [])
+    from edgeline.export.variants_report import VariantsReport
+
+    report = VariantsReport.read(result.folder / "variants.json")
     lines = [
-        f"int8 {entry['recipe']}: accuracy drop {entry['accuracy']['drop_points']:.2f} points, SQNR "
-        f"{entry['similarity']['sqnr_db']:.1f} dB, {entry['integer_share']:.0%} of the multiply-adds in integers"
-        for entry in tried
+        f"int8 {entry.recipe}: accuracy drop {entry.accuracy.drop_points:.2f} points, SQNR {entry.similarity.sqnr_db:.1f} dB, "
+        f"{entry.integer_share:.0%} of the multiply-adds in integers"
+        for entry in (report.int8.tried if report.int8 else ())
     ]
-    lines += [f"{v['name']}: {v['file']}" if v["made"] else f"{v['name']}: {v['why']}" for v in report["variants"]]
-    report_step(run, result, report, lines or ["export.variants lists none"], as_json)
+    lines += [f"{v.name}: {v.file}" if v.made else f"{v.name}: {v.why}" for v in report.variants]
+    report_step(run, result, report.to_dict(), lines or ["export.variants lists none"], as_json)
 
 
 def publish(folder: RunFolder, as_json: Json = False) -> None:

@@ -59,15 +59,16 @@ def verify(folder: RunFolder, as_json: Json = False) -> None:
             raise typer.Exit(1) from None
         raise
     from edgeline.export.publishing.variant_table import remarks
+    from edgeline.export.verification.report import VerificationReport
 
-    report = json.loads((result.folder / "verification.json").read_text(encoding="utf-8"))
+    report = VerificationReport.read(result.folder / "verification.json")
     lines = [
-        f"passed: {sum(report['images'].values())} images, batches {', '.join(str(c['batch']) for c in report['comparisons'])}",
-        f"max difference {report['max_difference']:.2g} (threshold {report['thresholds']['max_difference']:g})",
-        f"same top class {report['top1_agreement']:.2%}",
+        f"passed: {report.images.total} images, batches {', '.join(str(c.batch) for c in report.comparisons)}",
+        f"max difference {report.max_difference:.2g} (at most {report.thresholds.max_difference:g} allowed)",
+        f"top-1 agreement {report.top1_agreement:.2%}",
         *remarks(report),
     ]
-    report_step(run, result, report, lines, as_json)
+    report_step(run, result, report.to_dict(), lines, as_json)
 
 
 def verify_onnx(
