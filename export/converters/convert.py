@@ -1,7 +1,7 @@
 """Write a variant in another runtime's format, by that runtime's own converter in an environment of its own.
 
-A converter is a script, `convert_<format>.py`, which knows nothing of edgeline: it is started with a folder, the precision and
-the path to write, and finds in the folder what its format is made from. Nothing it writes is believed: the gate runs it.
+A converter is a script, `to_<format>.py`, that imports nothing of edgeline. Its arguments are a folder with its sources, the
+precision and the path to write. Its output is not trusted: the release gate runs it.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from edgeline.serve.errors import ExportError
 CALIBRATION = "calibration.npy"
 """The source that only int8 is made from."""
 CONVERT_S = 1800
-"""Longest time for a conversion, in seconds."""
+"""Timeout of a conversion, in seconds."""
 
 Write = Callable[[Path], None]
 """Writes a source to a path."""
@@ -31,11 +31,11 @@ def convert(format: str, precision: str, sources: Mapping[str, Write], path: Pat
         format: one of `CONVERTERS`.
         precision: `float32`, `float16` or `int8`.
         sources: by their file name.
-        path: the file to write; what belongs to it comes beside it.
-        environments: the folder of environments.
+        path: the file to write; files that belong to it are written next to it.
+        environments: folder of environments.
 
     Raises:
-        ExportError: the environment cannot be made, or the converter refuses the network.
+        ExportError: the environment cannot be made, or the converter does not support the network.
     """
     python = environment(format, environments)
     converter = CONVERTERS[format]
@@ -48,7 +48,7 @@ def convert(format: str, precision: str, sources: Mapping[str, Write], path: Pat
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=CONVERT_S)
         except subprocess.CalledProcessError as error:
-            last = (error.stderr.strip() or "it said nothing").splitlines()[-1]
+            last = (error.stderr.strip() or "no output").splitlines()[-1]
             raise ExportError(
                 f"{converter.packages[0]} cannot convert this network: {last[:300]}; leave the format out of export.variants",
                 code="format_unfit",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeline.export.converters.environments import PACKAGES, time_there
+from edgeline.export.converters.environments import PACKAGES, time_in_environment
 from edgeline.export.parity.layerwise import IMAGES, find_divergence
 from edgeline.export.parity.similarity import compare_outputs
 from edgeline.export.variant_registry import REFERENCE, VARIANTS
@@ -123,7 +123,7 @@ def measure_costs(candidate: Candidate) -> Costs:
         return Costs.model_validate(found)
     latency: dict[str, Any] = {}
     for threads in dict.fromkeys((1, usable_cores())):
-        times = time_there(spec.format, candidate.path, context.spec, context.environments, threads)
+        times = time_in_environment(spec.format, candidate.path, context.spec, context.environments, threads)
         latency[f"threads_{threads}"] = times | {"runs": RUNS}
     how = provenance(times_command(spec.name), {"batch": 1, "runs": RUNS, "runtime": spec.format, "image": "black"})
     how["versions"] |= dict(package.split("==") for package in PACKAGES[spec.format])  # of the environment that ran it
