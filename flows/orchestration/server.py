@@ -111,9 +111,9 @@ def _run(config: PipelineConfig, url: str) -> tuple[Run, list[StepResult]]:
 
 
 def _unusable(url: str, error: BaseException) -> EdgelineError:
-    said = " ".join(str(error).split()) or type(error).__name__
+    reason = " ".join(str(error).split()) or type(error).__name__
     return EdgelineError(
-        f"the Prefect server {_without_password(url)} cannot be used: {said[:300]}; start it (prefect server start), "
+        f"the Prefect server {_without_password(url)} cannot be used: {reason[:300]}; start it (prefect server start), "
         "unset PREFECT_API_URL for an embedded one, or use --no-prefect; finished steps are kept",
         code="prefect_unreachable",
     )

@@ -1,4 +1,4 @@
-"""Core ML: made and checked where it cannot run, and shipped with that mark."""
+"""Core ML: converted and checked where it cannot run, and published with a note of that."""
 
 import json
 import os
@@ -54,7 +54,7 @@ needs_coreml = pytest.mark.skipif(
 elsewhere = pytest.mark.skipif(platform.system() == "Darwin", reason="Core ML runs here")
 
 
-def test_a_package_is_its_manifest_and_what_belongs_to_it() -> None:
+def test_a_package_consists_of_its_manifest_and_data_files() -> None:
     assert files_of("coreml", FILE) == (
         "model.mlpackage/Manifest.json",
         "model.mlpackage/Data/com.apple.CoreML/model.mlmodel",
@@ -63,15 +63,15 @@ def test_a_package_is_its_manifest_and_what_belongs_to_it() -> None:
 
 
 @elsewhere
-def test_it_is_not_run_where_core_ml_is_not(tmp_path: Path) -> None:
+def test_a_package_does_not_run_on_other_systems(tmp_path: Path) -> None:
     for name in files_of("coreml", FILE):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert not_run_here("coreml") == WHY
     assert not_run_here("onnx") is None
-    with pytest.raises(ArtifactError, match=f"is not run here: {WHY}") as refusal:
+    with pytest.raises(ArtifactError, match=f"is not run here: {WHY}") as caught:
         load_file("coreml", tmp_path / FILE, 1)
-    assert refusal.value.code == "not_run_here"
+    assert caught.value.code == "not_run_here"
 
 
 VALIDATION_IMAGES = {"whole": ([], None), "with a fault": (["its kind is neuralNetwork, expected mlProgram"], False)}
@@ -79,7 +79,7 @@ VALIDATION_IMAGES = {"whole": ([], None), "with a fault": (["its kind is neuralN
 
 @elsewhere
 @pytest.mark.parametrize(("problems", "passed"), VALIDATION_IMAGES.values(), ids=VALIDATION_IMAGES)
-def test_the_gate_marks_what_holds_as_not_run_and_fails_what_does_not(
+def test_a_valid_package_is_reported_as_not_run_and_an_invalid_one_fails(
     tiny: Callable[[], CalibratedModel],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -110,14 +110,14 @@ def test_the_gate_marks_what_holds_as_not_run_and_fails_what_does_not(
     assert list(found["files"]) == list(files_of("coreml", FILE))
 
 
-def test_the_mark_is_in_the_closing_table_and_in_the_manifest() -> None:
+def test_the_closing_table_and_the_manifest_note_that_it_was_not_run() -> None:
     assert figures(ENTRY) == {"passed": None, "not_run": WHY, "structure": ENTRY["structure"], "bytes": 6_700_000}
     [line] = remarks({"variants": [ENTRY]})
     assert line.startswith(f"coreml-fp16 (6.7 MB) is shipped and was not run here ({WHY}): its inputs, outputs and ")
     assert "same best class on 100.00% of 24 images, SQNR 44 dB" in line
 
 
-def test_the_mark_is_in_the_report_and_on_the_card(finished: Any, tmp_path: Path) -> None:
+def test_the_report_and_the_card_note_that_it_was_not_run(finished: Any, tmp_path: Path) -> None:
     evaluation = read_evaluation(finished.run.step("evaluate"))
     verification = json.loads((finished.artifact / "verification.json").read_text())
     provenance = json.loads((finished.artifact / "manifest.json").read_text())["provenance"]
@@ -130,7 +130,7 @@ def test_the_mark_is_in_the_report_and_on_the_card(finished: Any, tmp_path: Path
     assert f"coreml-fp16 (6.7 MB) is shipped and was not run here ({WHY})" in (tmp_path / "card.md").read_text()
 
 
-def test_its_golden_samples_are_pytorchs_with_a_tolerance_of_float16(
+def test_its_golden_samples_are_those_of_pytorch_with_a_float16_tolerance(
     finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample], tmp_path: Path
 ) -> None:
     labels = json.loads((finished.artifact / "manifest.json").read_text())["labels"]
@@ -169,7 +169,7 @@ CHANGED: dict[str, Callable[[], list[np.ndarray]]] = {
 
 
 @pytest.mark.parametrize("found", CHANGED.values(), ids=CHANGED)
-def test_a_weight_that_is_not_the_networks_is_named(found: Callable[[], list[np.ndarray]]) -> None:
+def test_a_weight_that_differs_from_the_network_is_named(found: Callable[[], list[np.ndarray]]) -> None:
     [problem] = compare_weights(WEIGHTS, found())
     assert problem == "weights of the network are not in the package: conv; make the variants again"
 
@@ -210,7 +210,7 @@ def checking(finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, hel
 
 @needs_coreml
 @pytest.mark.slow
-def test_a_package_takes_pictures_and_its_graph_is_the_network(package: Path, check: Check, spec: PreprocessSpec) -> None:
+def test_a_package_has_an_image_input_and_the_graph_of_the_network(package: Path, check: Check, spec: PreprocessSpec) -> None:
     facts, problems = check(package)
     assert problems == []
     assert facts["input"] == ["image", spec.height, spec.width, "RGB"]
@@ -247,10 +247,10 @@ def test_a_package_of_another_network_or_size_is_named(
 
 @needs_coreml
 @pytest.mark.slow
-def test_a_package_that_was_cut_short_is_refused_in_one_line(package: Path, check: Check, tmp_path: Path) -> None:
+def test_a_truncated_package_is_rejected_in_one_line(package: Path, check: Check, tmp_path: Path) -> None:
     shutil.copytree(package.parent, tmp_path / "model.mlpackage")
     cut = tmp_path / "model.mlpackage" / COREML_FILES[1]
     cut.write_bytes(cut.read_bytes()[:1000])
-    with pytest.raises(ArtifactError, match="coremltools cannot read the package") as refusal:
+    with pytest.raises(ArtifactError, match="coremltools cannot read the package") as caught:
         check(tmp_path / FILE)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(caught.value)
