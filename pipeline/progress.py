@@ -55,7 +55,7 @@ def _track_in_notebook(items: Iterable[Item], progress: Progress, description: s
     from IPython.display import display
 
     task = progress.add_task(description, total=total)
-    handle = display(progress, display_id=True)
+    handle = display(progress, display_id=True)  # type: ignore[no-untyped-call]
     shown = time.monotonic()
     for item in items:
         yield item
