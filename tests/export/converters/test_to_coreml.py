@@ -51,7 +51,7 @@ needs_coreml = pytest.mark.skipif(
     "coreml" not in os.environ.get("EDGELINE_TEST_FORMATS", ""),
     reason="installs 5 GB of coremltools and PyTorch; EDGELINE_TEST_FORMATS=coreml runs it",
 )
-elsewhere = pytest.mark.skipif(platform.system() == "Darwin", reason="Core ML runs here")
+not_on_macos = pytest.mark.skipif(platform.system() == "Darwin", reason="Core ML runs here")
 
 
 def test_a_package_consists_of_its_manifest_and_data_files() -> None:
@@ -62,7 +62,7 @@ def test_a_package_consists_of_its_manifest_and_data_files() -> None:
     )
 
 
-@elsewhere
+@not_on_macos
 def test_a_package_does_not_run_on_other_systems(tmp_path: Path) -> None:
     for name in files_of("coreml", FILE):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def test_a_package_does_not_run_on_other_systems(tmp_path: Path) -> None:
 VALIDATION_IMAGES = {"whole": ([], None), "with a fault": (["its kind is neuralNetwork, expected mlProgram"], False)}
 
 
-@elsewhere
+@not_on_macos
 @pytest.mark.parametrize(("problems", "passed"), VALIDATION_IMAGES.values(), ids=VALIDATION_IMAGES)
 def test_a_valid_package_is_reported_as_not_run_and_an_invalid_one_fails(
     tiny: Callable[[], CalibratedModel],

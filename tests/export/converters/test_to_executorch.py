@@ -43,13 +43,13 @@ def test_a_program_is_one_file() -> None:
 
 
 def test_float32_needs_no_calibration_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    sources = {name: lambda _, name=name: asked.append(name) for name in ("program.pt2", "calibration.npy")}
+    requested = []
+    sources = {name: lambda _, name=name: requested.append(name) for name in ("program.pt2", "calibration.npy")}
     monkeypatch.setattr("edgeline.export.converters.convert.environment", lambda *_: Path("/bin/true"))
     convert("executorch", "float32", sources, tmp_path / "model.pte", tmp_path)
-    assert asked == ["program.pt2"]
+    assert requested == ["program.pt2"]
     convert("executorch", "int8", sources, tmp_path / "model.int8.pte", tmp_path)
-    assert asked[1:] == ["program.pt2", "calibration.npy"]
+    assert requested[1:] == ["program.pt2", "calibration.npy"]
 
 
 @pytest.fixture(name="made", scope="module")
