@@ -16,6 +16,7 @@ import pytest
 
 from edgeline.export.publishing.bundle import write_bundle
 from edgeline.export.publishing.publish import read_verification
+from edgeline.export.verification.report import VerificationReport
 from edgeline.pipeline.data.samples import read_prepared
 from edgeline.pipeline.evaluation.evaluate import Evaluation
 from edgeline.pipeline.runs.run import Run
@@ -115,7 +116,7 @@ def test_the_manifest_tells_how_good_it_is_how_it_was_proven_and_where_it_comes_
     assert provenance["images"] == {split: len(prepared.of(split)) for split in ("train", "val", "test")}
     assert provenance["config"]["verify"]["max_batch"] == 16
     assert provenance["versions"].keys() >= {"torch", "timm", "pillow"}
-    commands = {name: taken["command"] for name, taken in provenance["measured_on"].items()}
+    commands = {name: group["command"] for name, group in provenance["measured_on"].items()}
     assert commands == {
         "training": "edgeline train RUN",
         "evaluation": "edgeline evaluate RUN",
@@ -124,14 +125,16 @@ def test_the_manifest_tells_how_good_it_is_how_it_was_proven_and_where_it_comes_
     }
 
 
-def test_every_group_of_figures_says_how_it_was_taken(finished: Any, manifest: Manifest) -> None:
+def test_every_group_of_figures_has_its_run_environment(finished: Any, manifest: Manifest) -> None:
     schema = json.loads((ROOT / "docs" / "schemas" / "measured_on.schema.json").read_text())
     verification = json.loads((finished.artifact / "verification.json").read_text())
-    forms = (verification["reference"], *verification["variants"])
+    variants = (verification["reference"], *verification["variants"])
     groups = [*manifest.provenance["measured_on"].values(), verification["measured_on"], verification["int8"]["measured_on"]]
-    groups += [form["measured_on"] for form in forms] + [variant.verification["measured_on"] for variant in manifest.variants]
-    for taken in groups:
-        jsonschema.validate(taken, schema)
+    groups += [variant["measured_on"] for variant in variants] + [
+        variant.verification["measured_on"] for variant in manifest.variants
+    ]
+    for group in groups:
+        jsonschema.validate(group, schema)
     assert verification["int8"]["calibration"]["images"] == 24
     assert re.fullmatch("[0-9a-f]{64}", verification["int8"]["calibration"]["sha256"])
 
@@ -150,7 +153,7 @@ def test_weights_of_ones_own_are_named_without_their_place(run: Run, redo: Calla
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"weights": "/home/somebody/secret/own.safetensors"}))
     redo(run.step("train"))
-    verification = json.loads((run.step("verify") / "verification.json").read_text())
+    verification = VerificationReport.read(run.step("verify") / "verification.json")
     (tmp_path / "bundle").mkdir()
     manifest = write_bundle(run, tmp_path / "bundle", verification, version=3, content="c" * 64)
     assert (manifest.version, manifest.provenance["weights"]) == (3, "own.safetensors")
@@ -159,7 +162,7 @@ def test_weights_of_ones_own_are_named_without_their_place(run: Run, redo: Calla
 
 
 def test_what_was_read_for_publishing_is_the_verification_of_the_run(finished: Any) -> None:
-    assert read_verification(finished.run)["passed"] is True
+    assert read_verification(finished.run).passed
 
 
 # On a device.

@@ -94,12 +94,12 @@ def no_verification(run: Run, redo: Redo) -> None:
     shutil.rmtree(run.step("verify"))
 
 
-def a_verification_that_is_no_json(run: Run, redo: Redo) -> None:
+def a_verification_that_is_not_json(run: Run, redo: Redo) -> None:
     (run.step("verify") / "verification.json").write_text("passed")
     redo(run.step("verify"))
 
 
-def a_verification_without_what_it_is_of(run: Run, redo: Redo) -> None:
+def a_verification_without_its_inputs(run: Run, redo: Redo) -> None:
     edit(run.step("verify") / "verification.json", lambda held: held.pop("inputs"))
     redo(run.step("verify"))
 
@@ -167,11 +167,11 @@ def other_samples(run: Run, redo: Redo) -> None:
 
 
 NOT_VERIFIED: dict[Callable[[Run, Redo], None], str] = {
-    no_verification: "verify holds no verification; run `edgeline verify` first",
-    a_verification_that_is_no_json: "verify holds no verification",
-    a_verification_without_what_it_is_of: "verify holds no verification",
+    no_verification: "verify has no verification .*; run `edgeline verify` first",
+    a_verification_that_is_not_json: "verify has no verification",
+    a_verification_without_its_inputs: "prepare, train, evaluate, export, variants is not what was verified",
     a_verification_that_failed: "model.onnx is not the file that passed verification; verify it again",
-    a_later_verification_that_failed: "the last verification of this run was not finished or not passed",
+    a_later_verification_that_failed: "the last verification of this run did not finish or did not pass",
     a_model_swapped_after_verification: "model.onnx is not the file that passed verification",
     a_model_swapped_with_its_receipt: "model.onnx is not the file that passed verification",
     one_bit_of_the_model_flipped: "model.onnx is not the file that passed verification",
@@ -191,7 +191,7 @@ NOT_VERIFIED: dict[Callable[[Run, Redo], None], str] = {
 def test_what_is_not_what_was_verified_is_not_published(
     run: Run, redo: Redo, change: Callable[[Run, Redo], None], reason: str
 ) -> None:
-    assert read_verification(run)["passed"] is True
+    assert read_verification(run).passed
     change(run, redo)
     with pytest.raises(VerificationError, match=reason) as refusal:
         publish(run)
@@ -205,7 +205,7 @@ def test_an_older_model_with_every_record_forged_does_not_prove_itself(run: Run,
     digest = result_digest(run.step("export"))
     edit(run.step("verify") / "verification.json", lambda held: held["inputs"].update(export=digest))
     redo(run.step("verify"))
-    assert read_verification(run)["passed"] is True
+    assert read_verification(run).passed
     with pytest.raises(GoldenError, match="the model or the runtime computes something else here"):
         publish(run)
     assert versions(run.config.store / "photos") == []

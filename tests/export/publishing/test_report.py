@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from edgeline.export.publishing.report import write_card, write_report
+from edgeline.export.verification.report import FailedVariant, VerificationReport
 from edgeline.pipeline.evaluation.evaluate import Evaluation, Mistake, read_evaluation
 
 HOSTILE = (
@@ -47,7 +48,7 @@ def with_hostile_names(finished: Any) -> Evaluation:
 def written(finished: Any, hostile: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The report and the card of a run whose labels and files have hostile names."""
     folder = tmp_path_factory.mktemp("pages")
-    verification = json.loads((finished.artifact / "verification.json").read_text())
+    verification = VerificationReport.read(finished.artifact / "verification.json")
     provenance = json.loads((finished.artifact / "manifest.json").read_text())["provenance"]
     provenance |= {"trained_on": HOSTILE[0]}
     write_report(folder / "report.html", finished.run, hostile, verification, provenance)
@@ -114,10 +115,12 @@ def test_the_published_card_has_the_figures_and_the_limits(finished: Any) -> Non
 def test_every_variant_has_its_row_and_what_is_not_shipped_its_reason(
     finished: Any, hostile: Evaluation, tmp_path: Path
 ) -> None:
-    verification = json.loads((finished.artifact / "verification.json").read_text())
+    verification = VerificationReport.read(finished.artifact / "verification.json")
     provenance = json.loads((finished.artifact / "manifest.json").read_text())["provenance"]
     why = "accuracy drops by <b>2.00</b> points"
-    verification["variants"][1] |= {"passed": False, "problems": [why]}
+    failed = FailedVariant.model_validate(dict(verification.variants[1]) | {"passed": False, "problems": [why]})
+    variants = (verification.variants[0], failed, *verification.variants[2:])
+    verification = verification.model_copy(update={"variants": variants})
     write_report(tmp_path / "report.html", finished.run, hostile, verification, provenance)
     write_card(tmp_path / "card.md", "photos", hostile, verification, provenance)
     text = Page((tmp_path / "report.html").read_text()).text

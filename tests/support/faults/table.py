@@ -1,4 +1,4 @@
-"""Every planted fault: what it is, who must catch it, and the words that name its cause.
+"""Every planted fault: what it is, what must catch it, and the words of the message that name its cause.
 
 Write the page with `python -m tests.support.faults.table > docs/faults.md`.
 """
@@ -15,7 +15,7 @@ AREAS = ("graph", "weights", "preprocessing", "labels", "quantization parameters
 GATES = {
     "reference": "`edgeline verify`, on the reference",
     "int8": "`edgeline verify`, on the int8 variant",
-    "preprocessing_fingerprint": "`edgeline verify`, on the pixels of training",
+    "preprocessing_fingerprint": "`edgeline verify`, on the pixels of training time",
     "check": "`edgeline check`",
 }
 
@@ -29,9 +29,9 @@ class Fault:
     gate: str
     """A key of `GATES`."""
     words: str
-    """Of the message that must name the cause; `…` stands for anything."""
+    """Words of the message that must name the cause; `…` stands for anything."""
     on_device: bool = True
-    """Of a fault of the reference or of preprocessing: whether a device's golden samples must see it too."""
+    """Of a fault of the reference or of preprocessing: whether a device's golden samples must reveal it too."""
 
     @property
     def name(self) -> str:
@@ -42,8 +42,8 @@ class Fault:
         return re.sub(r"(\\ )?…(\\ )?", ".*", re.escape(self.words))
 
 
-NOT_ALIKE = "does not give what PyTorch gives: …"
-FIRST = NOT_ALIKE + "the first of 50 layers to diverge is "
+DIFFERS = "does not compute what PyTorch computes: …"
+FIRST = DIFFERS + "the first of 50 layers to diverge is "
 PIXELS = "preprocessing is not what the model was trained with: …"
 INT8 = "the int8 file's quantization is wrong: "
 BLOCK = quantization.BLOCK
@@ -59,11 +59,11 @@ FAULTS: tuple[Fault, ...] = (
             (graph.batch_norm_in_training_mode, FIRST + "head.1"),
             (graph.no_softmax, "do not sum to 1 … is the softmax missing"),
             (graph.outputs_exchanged, "do not sum to 1 … is the softmax missing"),
-            (graph.temperature_ignored, NOT_ALIKE),
-            (graph.temperature_ignored_in_the_logits_alone, NOT_ALIKE),
+            (graph.temperature_ignored, DIFFERS),
+            (graph.temperature_ignored_in_the_logits_alone, DIFFERS),
         )
     ),
-    Fault("graph", graph.answers_that_depend_on_the_batch, "reference", NOT_ALIKE, on_device=False),
+    Fault("graph", graph.answers_that_depend_on_the_batch, "reference", DIFFERS, on_device=False),
     Fault("graph", graph.softmax_over_the_batch, "reference", "do not sum to 1", on_device=False),
     Fault("graph", graph.the_batch_fixed, "reference", "image has the fixed batch 1, it must be free"),
     Fault("graph", graph.a_batch_that_the_exporter_froze_inside, "reference", "Reshape", on_device=False),
@@ -82,10 +82,10 @@ FAULTS: tuple[Fault, ...] = (
             (weights.weights_rounded_to_half_precision, FIRST + "backbone.conv_stem"),
             (
                 weights.the_same_answer_for_every_image,
-                "gives the same answer for every image…" + FIRST[len(NOT_ALIKE) :] + "head.1",
+                "returns the same output for every image…" + FIRST[len(DIFFERS) :] + "head.1",
             ),
             (weights.a_weight_that_is_not_a_number, "weights that are not finite: network.head.1.weight"),
-            (weights.weights_in_another_file, "weights lie in another file: network.head.1.weight"),
+            (weights.weights_in_another_file, "weights are in another file: network.head.1.weight"),
         )
     ),
     Fault(
@@ -202,13 +202,12 @@ def markdown() -> str:
     lines = [
         "# Planted faults\n",
         "Written by `python -m tests.support.faults.table > docs/faults.md`; do not edit by hand.\n",
-        f"{len(FAULTS)} faults are planted, one at a time, in what a right run made: "
+        f"{len(FAULTS)} faults are planted, one at a time, in the results of a correct run: "
         + ", ".join(f"{counts[area]} in {area}" for area in AREAS)
-        + ". `tests/export/verification/test_planted_faults.py` holds each against the gate or the command that "
-        "must catch it, and asserts the "
-        "words of the message that name the cause (`…` stands for figures and more). What has no fault passes the same gates "
+        + ". `tests/export/verification/test_planted_faults.py` runs the check that must catch each and asserts the words of "
+        "the message that name the cause (`…` stands for figures and other text). Results without a fault pass the same checks "
         "there.\n",
-        "| area | fault | caught by | the message says |\n|---|---|---|---|",
+        "| area | fault | caught by | words of the message |\n|---|---|---|---|",
         *(f"| {fault.area} | {fault.name} | {GATES[fault.gate]} | {fault.words} |" for fault in FAULTS),
     ]
     return "\n".join(lines) + "\n"
