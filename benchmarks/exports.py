@@ -138,7 +138,7 @@ def compare(run: Run, model: str, theirs: Any, rounds: int, folder: Path) -> dic
     outputs = {name: Outputs(found[name], np.log(np.maximum(found[name], 1e-30))) for name in ("float32", "int8")}
     similarity = compare_outputs(outputs["float32"], outputs["int8"])
     drop = drop_between(outputs["float32"], outputs["int8"], found["targets"])
-    theirs_int8 = {"drop_points": drop["drop_points"], "agreement": similarity.top1_agreement, **answers}
+    theirs_int8 = {"drop_points": drop.drop_points, "agreement": similarity.top1_agreement, **answers}
     ours_int8 = read_int8(run)
     row |= {"multiply_adds": [multiply_adds(run), answers["multiply_adds"]], "int8": [ours_int8, theirs_int8]}
     row["nan_weight"] = [refusal(run), theirs("nan")["outcome"]]

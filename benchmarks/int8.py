@@ -89,7 +89,7 @@ def judge(expected: Outputs, observed: Outputs, targets_N: np.ndarray) -> dict[s
     similarity, drop = compare_outputs(expected, observed), drop_between(expected, observed, targets_N)
     return {
         "top1": drop["top1"],
-        "drop_points": drop["drop_points"],
+        "drop_points": drop.drop_points,
         "drop_interval_points": drop["drop_interval_points"],
         "agreement": similarity.top1_agreement,
         "clear_agreement": similarity.clear_agreement,

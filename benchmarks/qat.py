@@ -75,10 +75,10 @@ def measure(run: Run, epochs: int) -> tuple[list[dict[str, object]], dict[str, o
         observed = outputs(model, pixels)
         similarity, drop = compare_outputs(expected, observed), drop_between(expected, observed, targets_N)
         figures = {"sqnr_db": similarity.sqnr_db, "agreement": similarity.top1_agreement, "clear": similarity.clear_agreement}
-        figures |= {"kl": similarity.kl, "drop_points": drop["drop_points"]}
+        figures |= {"kl": similarity.kl, "drop_points": drop.drop_points}
         rows.append({"recipe": name, "images": len(test), **figures})
         print(f"{name:40}", *(f"{key} {value:.4f}" for key, value in figures.items()), flush=True)
-    return rows, tuned.report
+    return rows, tuned.report.to_dict()
 
 
 def outputs(model: bytes, pixels: list[np.ndarray]) -> Outputs:

@@ -1,10 +1,9 @@
 """Choose and write the golden samples of an artifact.
 
-They are held-out photos of the user's own, encoded again at most 1,024 pixels wide without any metadata (a photo's EXIF
-tells where it was taken), and one of them a second time turned on its side with an EXIF tag that says so, because ignoring
-that tag is the commonest fault of new devices; it is the one whose turning changes its pixels most. Where the photo is large
-enough, that one is kept up to twice as wide, so that a device decodes it scaled. PyTorch's answers are computed from exactly
-these bytes.
+They are held-out photos of the user's own, encoded again at most 1,024 pixels wide and without metadata (a photo's EXIF has the
+place where it was taken). One of them is stored a second time, turned on its side, with the EXIF tag for it: ignoring that tag
+is the most common fault of new devices. It is the photo whose pixels change most when it is turned. If it is large enough, it
+is stored up to twice as wide, so that a device decodes it scaled. PyTorch's outputs are computed from exactly these bytes.
 """
 
 import io
@@ -29,7 +28,7 @@ from edgeline.serve.artifact.golden import FILE_NAME
 from edgeline.serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, crop_box, decode_image, fit, jpeg_scale, preprocess
 
 MAX_SIDE = 1024
-CLEAR = 0.05
+CLEAR_MARGIN = 0.05
 """Margin between the best two classes that a golden sample should have, so that no rounding can flip it."""
 
 
@@ -68,8 +67,8 @@ def write_golden(
     for position, sample in enumerate(candidates):
         image, suffix = _shrunk(sample)
         answer = _answer(deployed, spec, labels, _encode(image, suffix), suffix)
-        # Towards the end candidates are taken as they are, rather than to have too few.
-        if answer["margin"] < CLEAR and len(candidates) - position >= config.golden - len(answers):
+        # Towards the end all candidates count, so that there are not too few.
+        if answer["margin"] < CLEAR_MARGIN and len(candidates) - position >= config.golden - len(answers):
             continue
         answers.append(answer)
         if (change := _change_by_turning(image, spec)) > most:
@@ -110,12 +109,12 @@ def _tolerances(variant: VariantSpec, config: PublishConfig) -> dict[str, float]
 
 
 def choose(samples: Sequence[Sample], count: int, spec: PreprocessSpec) -> list[Sample]:
-    """Take samples in turn from every class, so that as many classes as possible are seen, the most telling ones first."""
-    # Large ones are looked at first: what need not be shrunk cannot show whether a device smooths when it shrinks.
-    looked_at = _in_turn(sorted(samples, key=lambda s: -min(MAX_SIDE, s.width, s.height)))[:count]
-    scores = list(map_ahead(lambda sample: _telling(_shrunk(sample)[0], spec), looked_at, ahead=16))
-    order = sorted(range(len(looked_at)), key=lambda i: scores[i], reverse=True)
-    return _in_turn([looked_at[i] for i in order])
+    """Choose samples in turn from every class, for as many classes as possible, those that reveal most faults first."""
+    # Large ones first: a photo that is not shrunk cannot show whether a device uses antialiasing.
+    candidates = _in_turn(sorted(samples, key=lambda s: -min(MAX_SIDE, s.width, s.height)))[:count]
+    scores = list(map_ahead(lambda sample: _sensitivity(_shrunk(sample)[0], spec), candidates, ahead=16))
+    order = sorted(range(len(candidates)), key=lambda i: scores[i], reverse=True)
+    return _in_turn([candidates[i] for i in order])
 
 
 def _in_turn(samples: Sequence[Sample]) -> list[Sample]:
@@ -126,10 +125,10 @@ def _in_turn(samples: Sequence[Sample]) -> list[Sample]:
     return [group[r] for r in range(rounds) for _, group in sorted(by_class.items()) if r < len(group)]
 
 
-def _telling(image: Image.Image, spec: PreprocessSpec) -> tuple[float, float]:
-    """How far the two commonest faults of resizing, no smoothing and another filter, would show in a picture; the lesser first.
+def _sensitivity(image: Image.Image, spec: PreprocessSpec) -> tuple[float, float]:
+    """How much the two most common faults of resizing, no antialiasing and another filter, change an image; the smaller first.
 
-    Each as a mean difference of pixels, of 255. Flat or blurred pictures come out alike whatever is done to them.
+    Mean differences of pixels, of 255. Flat or blurred images hardly change.
     """
     other = "bicubic" if spec.interpolation == "bilinear" else "bilinear"
     filtered = fit(image, replace(spec, interpolation=other))
@@ -145,7 +144,7 @@ def _telling(image: Image.Image, spec: PreprocessSpec) -> tuple[float, float]:
 
 
 def _scaled(sample: Sample, spec: PreprocessSpec) -> Image.Image:
-    """The picture as small as a golden sample is, or up to twice that where only then its JPEG is decoded scaled."""
+    """The photo at the size of a golden sample, or up to twice that if only then its JPEG is decoded scaled."""
     usual, larger = (_shrunk(sample, side)[0] for side in (MAX_SIDE, 2 * MAX_SIDE))
     return larger if jpeg_scale(*usual.size, spec) == 1 < jpeg_scale(*larger.size, spec) else usual
 
@@ -158,7 +157,7 @@ def _shrunk(sample: Sample, side: int = MAX_SIDE) -> tuple[Image.Image, str]:
 
 
 def _change_by_turning(image: Image.Image, spec: PreprocessSpec) -> float:
-    """Mean difference of the pixels, of 255, that a quarter turn makes: what ignoring the EXIF tag would show as."""
+    """Mean difference of the pixels, of 255, after a quarter turn: the effect of ignoring the EXIF tag."""
     return _mean_difference(fit(image, spec), fit(image.transpose(Image.Transpose.ROTATE_90), spec))
 
 
@@ -167,7 +166,7 @@ def _mean_difference(one_HW3: np.ndarray, other_HW3: np.ndarray) -> float:
 
 
 def _encode(image: Image.Image, suffix: str, *, orientation: int | None = None) -> bytes:
-    plain = Image.frombytes(image.mode, image.size, image.tobytes())  # no metadata of the original comes along
+    plain = Image.frombytes(image.mode, image.size, image.tobytes())  # without the metadata of the original
     buffer = io.BytesIO()
     if suffix == ".png":
         plain.save(buffer, "PNG", optimize=True)
@@ -197,7 +196,7 @@ def _answer(deployed: CalibratedModel, spec: PreprocessSpec, labels: Sequence[st
 
 
 def _write_sample(folder: Path, index: int, answer: dict[str, Any]) -> dict[str, Any]:
-    """Write a sample's two files, and return what `golden.json` says of it."""
+    """Write a sample's two files, and return its entry in `golden.json`."""
     stem = f"golden/{index}"
     (folder / (stem + answer["suffix"])).write_bytes(answer["data"])
     Image.fromarray(answer["pixels"]).save(folder / f"{stem}.pixels.png", optimize=True)

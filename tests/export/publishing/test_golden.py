@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from edgeline.export.graph.to_onnx import CalibratedModel
-from edgeline.export.publishing.golden import CLEAR, MAX_SIDE, choose, write_golden
+from edgeline.export.publishing.golden import CLEAR_MARGIN, MAX_SIDE, choose, write_golden
 from edgeline.pipeline.config import PublishConfig
 from edgeline.pipeline.data.samples import Sample
 from edgeline.pipeline.models.backbones import Network, Normalization
@@ -297,7 +297,7 @@ def test_pictures_that_the_model_hardly_knows_are_left_out_where_there_are_other
     for sample in doubtful:
         pixels_1HW3 = torch.from_numpy(preprocess(Path(sample.path).read_bytes(), SPEC)[None].copy())
         second, first = colors(pixels_1HW3)[0][0].sort().values[-2:].tolist()
-        assert first - second < CLEAR
+        assert first - second < CLEAR_MARGIN
     _, samples = write([*doubtful, *clear], golden=3)
     assert all(max(sample["probabilities"]) > 0.9 for sample in samples)
 

@@ -107,8 +107,8 @@ def test_the_published_card_has_the_figures_and_the_limits(finished: Any) -> Non
     assert text.startswith("# photos\n")
     assert f"{evaluation.top1.value:.1%}" in text
     assert f"{evaluation.macro.f1:.3f}" in text
-    assert "15 held-out images and a hard set" in text
-    assert "knows its 3 classes and nothing else" in text
+    assert "15 held-out images and stress images" in text
+    assert "has 3 classes and assigns every photo to one of them" in text
     assert "edgeline check ARTIFACT --variant onnx-fp32 --time" in text
 
 

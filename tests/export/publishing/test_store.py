@@ -159,7 +159,7 @@ def test_a_publisher_that_holds_no_lock_wins_the_number_and_loses_nothing(folder
         writer(template, "a")(staging, version)
         shutil.copytree(staging, folder / str(version))
 
-    with pytest.raises(StoreError, match=r"colors/1 was published by somebody who holds no lock on this store; publish again"):
+    with pytest.raises(StoreError, match=r"colors/1 was published by a process without the store's lock; publish again"):
         publish_folder(folder, "b", write)
     assert open_artifact(folder).manifest.provenance["content_sha256"] == "a"
     assert versions(folder) == [1]

@@ -132,11 +132,11 @@ FAULTS: tuple[Fault, ...] = (
         for plant, words in (
             (
                 quantization.an_activations_zero_point_off_by_one,
-                INT8 + "hardtanh_5 is quantized from … zero point 1), its Clip ends at 0 and 6",
+                INT8 + "hardtanh_5 is quantized from … zero point 1), its Clip is bounded by 0 and 6",
             ),
             (
                 quantization.an_activations_scale_doubled,
-                INT8 + "hardtanh_5 is quantized from 0 to … its Clip ends at 0 and 6",
+                INT8 + "hardtanh_5 is quantized from 0 to … its Clip is bounded by 0 and 6",
             ),
             (
                 quantization.a_zero_point_read_otherwise_than_written,
@@ -154,7 +154,7 @@ FAULTS: tuple[Fault, ...] = (
             (quantization.integers_rolled, INT8 + f"{BLOCK}.conv_pw.weight … other weights, or in another order"),
             (quantization.integers_of_the_head_rolled, INT8 + "network.head.1.weight … other weights, or in another order"),
             (quantization.integers_of_a_layer_all_zero, INT8 + "network.backbone.conv_head.weight … other weights"),
-            (quantization.asymmetric_weights, INT8 + f"{BLOCK}.conv_dw.weight has zero point 3, weights of int8 are symmetric"),
+            (quantization.asymmetric_weights, INT8 + f"{BLOCK}.conv_dw.weight has zero point 3, int8 weights are symmetric"),
             (
                 quantization.the_scale_of_a_bias_doubled,
                 INT8 + f"the bias of … ({BLOCK}.conv_dw.weight_bias) has 2 times the scale",
@@ -162,9 +162,9 @@ FAULTS: tuple[Fault, ...] = (
             (quantization.biases_of_other_channels, "layers to diverge is backbone.blocks.4.0.conv_dw"),
             (
                 quantization.the_pictures_zero_point_128_for_127,
-                INT8 + "the picture's bytes are read with zero point 128 … mean 127",
+                INT8 + "the image's bytes are read with zero point 128 … mean 127",
             ),
-            (quantization.the_pictures_scale_of_other_weights, INT8 + "the picture's bytes are read with … scale 0.01735"),
+            (quantization.the_pictures_scale_of_other_weights, INT8 + "the image's bytes are read with … scale 0.01735"),
             (
                 quantization.softmax_quantized,
                 INT8 + "fault_real is quantized (fault_Dequantize); temperature and softmax stay float",
