@@ -1,7 +1,8 @@
-"""int8 on networks with their own 1,000 ImageNet classes: accuracy, similarity, size and speed beside float32.
+"""int8 on networks with their own 1,000 ImageNet classes: accuracy, similarity, size and speed compared with float32.
 
-Every fourth photo of the sample calibrates, the others judge. All recipes are shown, the one that ships by default last. The
-photos are probably ImageNet's own training images: they tell how like int8 is to float32, not how good either is.
+Every fourth photo of the sample is for calibration, the others are for measuring. All recipes are shown, the one that ships by
+default last. The photos are probably ImageNet's own training images: they show how similar int8 is to float32, not how good
+either is.
 """
 
 import argparse
