@@ -1,13 +1,14 @@
 """From a trained checkpoint to a verified artifact with float32, int8 and ORT files, compared with ultralytics' export.
 
-Two pairs. `yolo11n-cls` is what ultralytics offers for a small device; it has about half of EfficientNet-Lite0's multiply-adds,
-the next size up has twice as many, so the pair errs in its favor. `mobilenet_v2` is one network in both: torchvision's layers
-under ultralytics' own classifier, which differs in one activation. Both start from a checkpoint on disk in a fresh process,
-imports counted, and take turns; both calibrate on the same photos. ultralytics writes ONNX in float32 and int8 (ONNX Runtime's
-quantizer at its defaults, but for convolutions and matrices only); with `--openvino` its int8 for OpenVINO too. It has no ORT
-format. The table lists what each checks of its output; for ultralytics according to the source of the named release: it runs one
-black image before the export, for the outputs' shape, and compares nothing. It also lists what happens to a checkpoint with a
-weight that is NaN. ultralytics is installed in an environment of its own, without network access.
+Two pairs. `yolo11n-cls` is what ultralytics offers for a small device; it has about half of EfficientNet-Lite0's
+multiply-adds, the next size up has twice as many, so the pair errs in its favor. `mobilenet_v2` is one network in both:
+torchvision's layers under ultralytics' own classifier, which differs in one activation. Both start from a checkpoint on disk
+in a fresh process, imports counted, and take turns; both calibrate on the same photos. ultralytics writes ONNX in float32 and
+int8 (ONNX Runtime's quantizer at its defaults, but for convolutions and matrices only); with `--openvino` its int8 for
+OpenVINO too. It has no ORT format. The table lists what each checks of its output; for ultralytics according to the source of
+the named release: it runs one black image before the export, for the outputs' shape, and compares nothing. It also lists what
+happens to a checkpoint with a weight that is NaN. ultralytics is installed in an environment of its own, without network
+access.
 """
 
 import argparse
@@ -147,10 +148,8 @@ def compare(run: Run, model: str, theirs: Any, rounds: int, folder: Path) -> dic
     table.append(("seconds (median)", f"{row['edgeline_s']:.1f}", f"{row['ultralytics_s']:.1f}, ratio {row['ratio']:.2f}"))
     table.append(("multiply-adds", *(f"{count / 1e6:.0f} million" for count in row["multiply_adds"])))
     table.append(("files", ", ".join(["float32", *VARIANTS]), ", ".join(wrote["files"])))
-    table.append(
-        ("float32 compared with PyTorch", f"{n} images, 3 batch sizes, max {verification['max_difference']:.0e}", "no")
-    )
-    table.append(("int8 compared with float32", f"{ours_int8['judged_images']} images to choose, {n} to pass", "no"))
+    table.append(("float32 against PyTorch", f"{n} images, 3 batch sizes, max {verification['max_difference']:.0e}", "no"))
+    table.append(("int8 against float32", f"{ours_int8['judged_images']} images to choose, {n} to pass", "no"))
     table.append(("published file answers again", "golden images", "no"))
     table.append(("one weight is NaN", *row["nan_weight"]))
     for title, key, form in (

@@ -1,10 +1,10 @@
 """The table of variants: every network's head on real photos, every variant, or why one was left out.
 
 The pipeline runs with all variants; the figures are those of its own verification, on held-out images. Weights are ImageNet's
-where they are available. Otherwise the backbone is random and the row is marked: its accuracy means nothing, its sizes, times and
-similarity do. The batch norms of a new network are not usable either: its features are near 1e-10 and every photo looks the same.
-A random backbone therefore first gets batch norm statistics from training photos, and is then passed to the pipeline as a file of
-weights. An existing run is reused: name a folder with `--artifacts` to resume.
+where they are available. Otherwise the backbone is random and the row is marked: its accuracy means nothing, its sizes, times
+and similarity do. The batch norms of a new network are not usable either: its features are near 1e-10 and every photo looks
+the same. A random backbone therefore first gets batch norm statistics from training photos, and is then passed to the pipeline
+as a file of weights. An existing run is reused: name a folder with `--artifacts` to resume.
 """
 
 import argparse
