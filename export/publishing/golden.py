@@ -9,7 +9,7 @@ is stored up to twice as wide, so that a device decodes it scaled. PyTorch's out
 import io
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,19 @@ from edgeline.serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, crop_box
 MAX_SIDE = 1024
 CLEAR_MARGIN = 0.05
 """Margin between the best two classes that a golden sample should have, so that no rounding can flip it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _GoldenSample:
+    """An encoded photo, and PyTorch's outputs for it."""
+
+    data: bytes
+    suffix: str
+    pixels_HW3: np.ndarray
+    label: str
+    margin: float
+    probabilities: list[float]
+    logits: list[float]
 
 
 def write_golden(
@@ -60,31 +73,31 @@ def write_golden(
     """
     (folder / FILE_NAME).parent.mkdir()
     deployed.eval()
-    answers: list[dict[str, Any]] = []
+    chosen: list[_GoldenSample] = []
     turned: Sample | None = None
     most = -1.0
     candidates = choose(samples, config.golden * 3, spec)
     for position, sample in enumerate(candidates):
         image, suffix = _shrunk(sample)
-        answer = _answer(deployed, spec, labels, _encode(image, suffix), suffix)
+        golden_sample = _run_sample(deployed, spec, labels, _encode(image, suffix), suffix)
         # Towards the end all candidates count, so that there are not too few.
-        if answer["margin"] < CLEAR_MARGIN and len(candidates) - position >= config.golden - len(answers):
+        if golden_sample.margin < CLEAR_MARGIN and len(candidates) - position >= config.golden - len(chosen):
             continue
-        answers.append(answer)
+        chosen.append(golden_sample)
         if (change := _change_by_turning(image, spec)) > most:
             turned, most = sample, change
-        if len(answers) + 1 >= config.golden:
+        if len(chosen) + 1 >= config.golden:
             break
     assert turned is not None, "there is at least one held-out image"
     data = _encode(_scaled(turned, spec).transpose(Image.Transpose.ROTATE_90), ".jpg", orientation=6)
-    answers.insert(0, _answer(deployed, spec, labels, data, ".turned.jpg"))
-    written = [_write_sample(folder, index, answer) for index, answer in enumerate(answers)]
+    chosen.insert(0, _run_sample(deployed, spec, labels, data, ".turned.jpg"))
+    written = [_write_sample(folder, index, golden_sample) for index, golden_sample in enumerate(chosen)]
     golden: dict[str, Any] = {
         "tolerance": config.golden_tolerance,
         "pixel_tolerance": config.golden_pixel_tolerance,
         "samples": written,
     }
-    pixels_NHW3 = np.stack([answer["pixels"] for answer in answers])
+    pixels_NHW3 = np.stack([golden_sample.pixels_HW3 for golden_sample in chosen])
     for variant in variants:
         thresholds = variant.thresholds
         if thresholds.golden_outputs == "reference":
@@ -179,26 +192,28 @@ def _encode(image: Image.Image, suffix: str, *, orientation: int | None = None) 
     return buffer.getvalue()
 
 
-def _answer(deployed: CalibratedModel, spec: PreprocessSpec, labels: Sequence[str], data: bytes, suffix: str) -> dict[str, Any]:
+def _run_sample(
+    deployed: CalibratedModel, spec: PreprocessSpec, labels: Sequence[str], data: bytes, suffix: str
+) -> _GoldenSample:
     pixels_HW3 = preprocess(data, spec)
     with torch.inference_mode():
         [probabilities_K], [logits_K] = (output.numpy() for output in deployed(torch.from_numpy(np.stack([pixels_HW3]))))
     second, first = np.sort(probabilities_K)[-2:]
-    return {
-        "data": data,
-        "suffix": suffix,
-        "pixels": pixels_HW3,
-        "label": labels[int(probabilities_K.argmax())],
-        "margin": float(first - second),
-        "probabilities": [float(p) for p in probabilities_K],
-        "logits": [float(logit) for logit in logits_K],
-    }
+    return _GoldenSample(
+        data=data,
+        suffix=suffix,
+        pixels_HW3=pixels_HW3,
+        label=labels[int(probabilities_K.argmax())],
+        margin=float(first - second),
+        probabilities=[float(p) for p in probabilities_K],
+        logits=[float(logit) for logit in logits_K],
+    )
 
 
-def _write_sample(folder: Path, index: int, answer: dict[str, Any]) -> dict[str, Any]:
+def _write_sample(folder: Path, index: int, sample: _GoldenSample) -> dict[str, Any]:
     """Write a sample's two files, and return its entry in `golden.json`."""
-    stem = f"golden/{index}"
-    (folder / (stem + answer["suffix"])).write_bytes(answer["data"])
-    Image.fromarray(answer["pixels"]).save(folder / f"{stem}.pixels.png", optimize=True)
-    kept = {name: answer[name] for name in ("label", "probabilities", "logits")}
-    return {"file": stem + answer["suffix"], "pixels": f"{stem}.pixels.png", **kept}
+    file, pixels = f"golden/{index}{sample.suffix}", f"golden/{index}.pixels.png"
+    (folder / file).write_bytes(sample.data)
+    Image.fromarray(sample.pixels_HW3).save(folder / pixels, optimize=True)
+    outputs = {"label": sample.label, "probabilities": sample.probabilities, "logits": sample.logits}
+    return {"file": file, "pixels": pixels, **outputs}

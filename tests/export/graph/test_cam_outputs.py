@@ -220,7 +220,7 @@ def its_artifact(published: Run) -> Path:
     return published.config.store / published.config.artifact_name / "1"
 
 
-def test_every_onnx_and_ort_variant_explains_itself(published: Run, store_folder: Path, pixels: list[np.ndarray]) -> None:
+def test_every_onnx_and_ort_variant_has_activation_maps(published: Run, store_folder: Path, pixels: list[np.ndarray]) -> None:
     report = json.loads((published.step("verify") / "verification.json").read_text())
     assert report["explanation"]["adds_up"] < 1e-5
     assert {entry["name"]: entry["passed"] for entry in report["variants"]} == dict.fromkeys(
@@ -235,7 +235,7 @@ def test_every_onnx_and_ort_variant_explains_itself(published: Run, store_folder
         assert np.corrcoef(ours_Khw.ravel(), reference.ravel())[0, 1] > 0.98, entry["name"]
 
 
-def test_the_manifest_promises_what_the_graph_gives(published: Run, store_folder: Path) -> None:
+def test_the_manifest_lists_the_outputs_of_the_graph(published: Run, store_folder: Path) -> None:
     manifest = Classifier.open(store_folder).manifest
     assert {each["name"]: each["shape"] for each in manifest.outputs[2:]} == {
         "evidence": ["batch", 3, 7, 7],
@@ -258,7 +258,7 @@ def test_the_features_are_those_of_the_training_images(published: Run, store_fol
     np.testing.assert_allclose(features.variance_C, embedding_NC.var(0), atol=1e-3)
 
 
-def test_the_outputs_leave_the_integer_operators_as_they_were(finished: Any, published: Run) -> None:
+def test_the_outputs_do_not_change_the_integer_operators(finished: Any, published: Run) -> None:
     def integers(path: Path) -> Counter[str]:
         graph = optimized_graph(path.read_bytes()).graph
         return Counter(node.op_type for node in graph.node if node.op_type in INTEGER_OPERATORS)
@@ -268,18 +268,18 @@ def test_the_outputs_leave_the_integer_operators_as_they_were(finished: Any, pub
     )
 
 
-def test_the_answers_are_the_same_to_the_bit(finished: Any, store_folder: Path, pixels: list[np.ndarray]) -> None:
+def test_the_other_outputs_are_the_same_to_the_bit(finished: Any, store_folder: Path, pixels: list[np.ndarray]) -> None:
     for variant in (None, "onnx-int8"):
         one, other = (Classifier.open(folder, variant=variant) for folder in (store_folder, finished.artifact))
         for found, expected in zip(one.answer(np.stack(pixels)), other.answer(np.stack(pixels)), strict=True):
             np.testing.assert_array_equal(found, expected)
 
 
-def test_it_is_another_export(finished: Any, published: Run) -> None:
+def test_the_setting_changes_the_key_of_the_export(finished: Any, published: Run) -> None:
     assert step_named("export").key(published) != step_named("export").key(finished.run)
 
 
-def test_the_artifact_is_copied_whole(store_folder: Path, tmp_path: Path) -> None:
+def test_a_changed_embedding_file_is_a_digest_mismatch(store_folder: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(store_folder, tmp_path / "photos" / "1", copy_function=shutil.copyfile))
     (copied / "embedding.json").write_text("{}")
     with pytest.raises(Exception, match=r"embedding\.json") as error:

@@ -241,7 +241,7 @@ BROKEN: dict[Callable[[Graph], None], str] = {
 
 
 @pytest.mark.parametrize(("fault", "cause"), BROKEN.items(), ids=lambda v: v.__name__.replace("_", " ") if callable(v) else "")
-def test_a_model_that_breaks_the_contract_is_refused_by_its_cause(fault: Callable[[Graph], None], cause: str) -> None:
+def test_a_model_that_breaks_the_contract_is_rejected_by_its_cause(fault: Callable[[Graph], None], cause: str) -> None:
     graph = good()
     fault(graph)
     with pytest.raises(ExportError, match=cause) as error:
@@ -249,7 +249,7 @@ def test_a_model_that_breaks_the_contract_is_refused_by_its_cause(fault: Callabl
     assert error.value.code == "graph_contract"
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     graph = good()
     for fault in (fixes_the_batch, holds_nan, has_a_newer_format):
         fault(graph)
@@ -265,12 +265,12 @@ NOT_ONNX = {
 
 
 @pytest.mark.parametrize("data", NOT_ONNX.values(), ids=NOT_ONNX)
-def test_bytes_that_are_no_model_are_refused(data: bytes) -> None:
+def test_bytes_that_are_not_a_model_are_rejected(data: bytes) -> None:
     with pytest.raises(ExportError, match="the file is not an ONNX model") as error:
         check_graph(data, SPEC, classes=2)
     assert error.value.code == "not_onnx"
 
 
-def test_an_empty_file_is_refused() -> None:
+def test_an_empty_file_is_rejected() -> None:
     with pytest.raises(ExportError, match=r"its inputs and outputs are \[\], expected"):
         check_graph(b"", SPEC, classes=2)

@@ -46,7 +46,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 # What is published.
 
 
-def test_a_run_becomes_a_version_that_proves_itself(finished: Any, run: Run) -> None:
+def test_a_run_becomes_a_version_that_passes_its_self_test(finished: Any, run: Run) -> None:
     result = publish(run)
     assert (result.folder, result.reused) == (run.config.store / "photos" / "1", False)
     proof = Classifier.open(result.folder).proof
@@ -55,21 +55,21 @@ def test_a_run_becomes_a_version_that_proves_itself(finished: Any, run: Run) -> 
     assert max(proof.max_difference, proof.max_logit_difference) < 1e-5
 
 
-def test_a_run_gives_the_same_files_wherever_and_whenever_it_is_published(finished: Any, run: Run) -> None:
+def test_a_run_publishes_the_same_files_wherever_and_whenever(finished: Any, run: Run) -> None:
     again = open_artifact(publish(run).folder)
     first = open_artifact(finished.artifact)
     assert again.manifest.files == first.manifest.files
     assert again.manifest.to_dict() | {"created": ""} == first.manifest.to_dict() | {"created": ""}
 
 
-def test_publishing_again_gives_the_same_version(run: Run) -> None:
+def test_publishing_again_returns_the_same_version(run: Run) -> None:
     first = publish(run)
     again = publish(run)
     assert (again.folder, again.reused) == (first.folder, True)
     assert versions(run.config.store / "photos") == [1]
 
 
-def test_other_settings_of_publishing_make_a_new_version_beside_the_old(run: Run) -> None:
+def test_other_publish_settings_make_a_new_version_next_to_the_old(run: Run) -> None:
     old = publish(run)
     before = {path: path.read_bytes() for path in old.folder.rglob("*") if path.is_file()}
     settings = run.config.publish.model_copy(update={"golden": 2})
@@ -188,7 +188,7 @@ NOT_VERIFIED: dict[Callable[[Run, Redo], None], str] = {
 @pytest.mark.parametrize(
     ("change", "reason"), NOT_VERIFIED.items(), ids=lambda v: v.__name__.replace("_", " ") if callable(v) else ""
 )
-def test_what_is_not_what_was_verified_is_not_published(
+def test_results_that_were_not_verified_are_not_published(
     run: Run, redo: Redo, change: Callable[[Run, Redo], None], reason: str
 ) -> None:
     assert read_verification(run).passed
@@ -199,7 +199,7 @@ def test_what_is_not_what_was_verified_is_not_published(
     assert not run.config.store.exists()
 
 
-def test_an_older_model_with_every_record_forged_does_not_prove_itself(run: Run, redo: Redo) -> None:
+def test_an_older_model_with_every_record_forged_fails_its_self_test(run: Run, redo: Redo) -> None:
     """Nothing is left that a hash could tell, so PyTorch's answers have to."""
     a_model_swapped_with_its_receipt_and_its_digest(run, redo)
     digest = result_digest(run.step("export"))
@@ -229,7 +229,7 @@ publish(open_run(Path(sys.argv[1])))
 """
 
 
-def test_a_run_whose_publishing_is_killed_at_the_last_moment_is_not_there_and_can_be_published_again(run: Run) -> None:
+def test_a_run_whose_publisher_was_killed_is_not_published_and_can_be_published_again(run: Run) -> None:
     """`test_store.py` kills a small publication at every moment; this is a whole one."""
     ended = subprocess.run([sys.executable, "-c", KILLED, str(run.folder)], cwd=ROOT, capture_output=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
@@ -241,7 +241,7 @@ def test_a_run_whose_publishing_is_killed_at_the_last_moment_is_not_there_and_ca
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "1"]
 
 
-def test_a_step_that_was_never_run_is_asked_for(run: Run) -> None:
+def test_a_step_that_was_never_run_is_named(run: Run) -> None:
     shutil.rmtree(run.step("train"))
     with pytest.raises(EdgelineError, match="the result of train has changed since it was made; run the step again"):
         publish(run)

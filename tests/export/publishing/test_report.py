@@ -56,7 +56,7 @@ def written(finished: Any, hostile: Evaluation, tmp_path_factory: pytest.TempPat
     return {name: (folder / name).read_text(encoding="utf-8") for name in ("report.html", "card.md")}
 
 
-def test_a_hostile_name_is_shown_as_it_is_and_does_nothing(pages: dict[str, str]) -> None:
+def test_a_hostile_name_is_escaped(pages: dict[str, str]) -> None:
     page = Page(pages["report.html"])
     assert "script" not in page.tags
     assert not [name for name, _ in page.attributes if name.startswith("on")]
@@ -68,7 +68,7 @@ def test_a_hostile_name_is_shown_as_it_is_and_does_nothing(pages: dict[str, str]
         assert raw not in pages["card.md"]
 
 
-def test_a_report_asks_for_nothing_outside_itself(pages: dict[str, str], finished: Any) -> None:
+def test_a_report_loads_nothing_from_outside(pages: dict[str, str], finished: Any) -> None:
     for source in (pages["report.html"], (finished.artifact / "report.html").read_text(encoding="utf-8")):
         page = Page(source)
         referred = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]

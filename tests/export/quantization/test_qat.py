@@ -187,7 +187,7 @@ def test_the_same_seed_tunes_to_the_same_bytes(case: Case) -> None:
     assert case.tuned(epochs=1)[0] == case.tuned(epochs=1)[0]
 
 
-def test_neither_the_float_file_nor_the_network_is_touched(case: Case) -> None:
+def test_tuning_changes_neither_the_float_file_nor_the_network(case: Case) -> None:
     state = {name: tensor.clone() for name, tensor in case.deployed.state_dict().items()}
     before = case.ready.model.SerializeToString(deterministic=True)
     case.tuned(epochs=1)

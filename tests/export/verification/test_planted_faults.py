@@ -154,7 +154,7 @@ def test_the_table_has_at_least_25_distinct_faults_and_three_in_each_area() -> N
     assert min(counts.values()) >= 3
 
 
-def test_the_page_of_faults_is_the_one_the_table_writes() -> None:
+def test_the_page_of_faults_is_generated_from_the_table() -> None:
     assert (ROOT / "docs" / "faults.md").read_text(encoding="utf-8") == markdown()
 
 
@@ -321,9 +321,7 @@ def test_another_batch_norm_epsilon_is_rejected(
         Classifier.open(artifact)
 
 
-def test_the_model_of_an_older_run_is_recognized_by_its_logits_although_it_is_as_confident(
-    finished: Any, artifact: Path, seal: Seal
-) -> None:
+def test_the_model_of_an_older_run_is_recognized_by_its_logits_alone(finished: Any, artifact: Path, seal: Seal) -> None:
     (artifact / "model.onnx").write_bytes(mutate(finished.model, weights.head_of_an_older_run))
     seal(artifact)
     classifier = Classifier.open(artifact, prove=False)

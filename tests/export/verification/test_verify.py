@@ -60,7 +60,7 @@ def test_the_report_compares_at_batch_one_an_odd_one_and_the_largest(report: dic
         assert report[what] == max(c[what] for c in report["comparisons"])
 
 
-def test_the_report_says_on_which_machine_and_with_which_settings(report: dict[str, Any]) -> None:
+def test_the_report_has_its_machine_and_settings(report: dict[str, Any]) -> None:
     taken = report["measured_on"]
     assert taken["command"] == "edgeline verify RUN"
     assert taken["machine"]["cores"] == usable_cores()
@@ -72,7 +72,7 @@ def test_the_report_says_on_which_machine_and_with_which_settings(report: dict[s
         assert 0 < latency["p50_ms"] <= latency["p95_ms"]
 
 
-def test_the_report_names_the_file_and_the_results_that_it_is_of(finished: Any, report: dict[str, Any]) -> None:
+def test_the_report_names_the_file_and_the_results_that_it_covers(finished: Any, report: dict[str, Any]) -> None:
     assert report["model_sha256"] == hashlib.sha256(finished.model).hexdigest()
     assert report["inputs"] == {
         name: result_digest(finished.run.step(name)) for name in ("prepare", "train", "evaluate", "export", "variants")
