@@ -16,7 +16,7 @@ from common import SHARED, report
 from torch import nn
 
 from edgeline.export.graph.precision import halve, to_ort
-from edgeline.export.graph.to_onnx import CalibratedModel, export
+from edgeline.export.graph.to_onnx import CalibratedModel, GraphOptions, export
 from edgeline.export.parity.compare import Outputs, in_batches
 from edgeline.export.parity.similarity import compare_outputs, drop_between
 from edgeline.export.quantization.search import time_in_turn
@@ -125,7 +125,7 @@ def export_with_own_classes(model: str) -> tuple[bytes, PreprocessSpec]:
     network.classifier.load_state_dict(linear.state_dict())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        export(CalibratedModel(network, 1.0), pretrained.preprocess, path, classes=linear.out_features, opset=18, metadata={})
+        export(CalibratedModel(network, 1.0), pretrained.preprocess, path, GraphOptions(classes=linear.out_features, opset=18))
         return path.read_bytes(), pretrained.preprocess
 
 

@@ -7,8 +7,9 @@ already divided by the temperature, and `probabilities`, their softmax. Normaliz
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,12 @@ def build_export(run: Run, folder: Path) -> None:
             CalibratedModel(network, temperature),
             checkpoint.preprocess,
             folder / file_names.MODEL,
-            classes=len(checkpoint.labels),
-            opset=opset,
-            metadata=metadata_of(run, checkpoint, temperature),
-            explain=run.config.export.explain,
+            GraphOptions(
+                classes=len(checkpoint.labels),
+                opset=opset,
+                metadata=metadata_of(run, checkpoint, temperature),
+                explain=run.config.export.explain,
+            ),
         )
 
 
@@ -84,26 +87,28 @@ def metadata_of(run: Run, checkpoint: Checkpoint, temperature: float) -> dict[st
     }
 
 
-def export(
-    deployed: CalibratedModel,
-    spec: PreprocessSpec,
-    path: Path,
-    *,
-    classes: int,
-    opset: int,
-    metadata: dict[str, str],
-    explain: bool = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphOptions:
+    """What an exported graph must have."""
+
+    classes: int
+    """K."""
+    opset: int
+    """Operator set of the default domain."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Written into the file's `metadata_props`."""
+    explain: bool = False
+    """Whether class activation maps and embeddings become outputs (`export.graph.cam_outputs`)."""
+
+
+def export(deployed: CalibratedModel, spec: PreprocessSpec, path: Path, options: GraphOptions) -> None:
     """Write the ONNX file and check it against the contract.
 
     Args:
-        deployed: in evaluation mode.
+        deployed: the network with its temperature; evaluation mode is set here.
         spec: gives H and W.
         path: of the file.
-        classes: K.
-        opset: operator set of the default domain.
-        metadata: written into the file's `metadata_props`.
-        explain: whether class activation maps and embeddings become outputs (`export.graph.cam_outputs`).
+        options: of the graph.
 
     Raises:
         ConfigError: `explain` is set and the network does not support it.
@@ -119,11 +124,11 @@ def export(
                 deployed,
                 (example,),
                 dynamo=True,
-                opset_version=opset,
+                opset_version=options.opset,
                 input_names=["image"],
                 output_names=["probabilities", "logits"],
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
-                custom_translation_table={torch.ops.aten.adaptive_avg_pool2d.default: _pooling(opset)},
+                custom_translation_table={torch.ops.aten.adaptive_avg_pool2d.default: _pooling(options.opset)},
                 verbose=False,
             )
     except Exception as error:  # the exporter and its decompositions raise dozens of kinds
@@ -134,12 +139,12 @@ def export(
     model = program.model_proto
     _strip(model)
     model.ir_version = IR_VERSION
-    for key, value in sorted(metadata.items()):
+    for key, value in sorted(options.metadata.items()):
         model.metadata_props.add(key=key, value=value)
-    if explain:
+    if options.explain:
         model = add_outputs(model, spec.height, spec.width)
     path.write_bytes(model.SerializeToString(deterministic=True))
-    check_graph(path.read_bytes(), spec, classes=classes, opset=opset)
+    check_graph(path.read_bytes(), spec, classes=options.classes, opset=options.opset)
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -79,13 +79,15 @@ def write_bundle(run: Run, folder: Path, verification: VerificationReport, *, ve
     shipped = list(verification.shipped)
     for variant in shipped:
         _copy_variant(run.step("variants"), folder, variant)
-    deployed = CalibratedModel(network, evaluation.calibration.temperature)
+    source = golden.GoldenSource(
+        deployed=CalibratedModel(network, evaluation.calibration.temperature),
+        spec=checkpoint.preprocess,
+        labels=checkpoint.labels,
+        samples=held_out,
+    )
     golden.write_golden(
         folder,
-        deployed,
-        checkpoint.preprocess,
-        checkpoint.labels,
-        held_out,
+        source,
         run.config.publish,
         variants=[VARIANTS[variant.name] for variant in shipped],
         environments=run.config.environments,

@@ -45,12 +45,22 @@ class _GoldenSample:
     logits: list[float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class GoldenSource:
+    """What golden samples are made from."""
+
+    deployed: CalibratedModel
+    """The network, whose outputs become the expected ones."""
+    spec: PreprocessSpec
+    labels: Sequence[str]
+    """Class names in index order."""
+    samples: Sequence[Sample]
+    """Held-out images to choose from."""
+
+
 def write_golden(
     folder: Path,
-    deployed: CalibratedModel,
-    spec: PreprocessSpec,
-    labels: Sequence[str],
-    samples: Sequence[Sample],
+    source: GoldenSource,
     config: PublishConfig,
     *,
     variants: Sequence[VariantSpec] = (),
@@ -63,34 +73,31 @@ def write_golden(
 
     Args:
         folder: of the artifact.
-        deployed: the network; its outputs become the expected ones.
-        spec: its preprocessing.
-        labels: class names in index order.
-        samples: held-out images to choose from.
+        source: the network and the images.
         config: how many, and the tolerances.
         variants: those whose files are in the folder.
         environments: where the runtimes of other formats are installed.
     """
     (folder / FILE_NAME).parent.mkdir()
-    deployed.eval()
+    source.deployed.eval()
     chosen: list[_GoldenSample] = []
     turned: Sample | None = None
     most = -1.0
-    candidates = choose(samples, config.golden * 3, spec)
+    candidates = choose(source.samples, config.golden * 3, source.spec)
     for position, sample in enumerate(candidates):
         image, suffix = _shrunk(sample)
-        golden_sample = _run_sample(deployed, spec, labels, _encode(image, suffix), suffix)
+        golden_sample = _run_sample(source, _encode(image, suffix), suffix)
         # Towards the end all candidates count, so that there are not too few.
         if golden_sample.margin < CLEAR_MARGIN and len(candidates) - position >= config.golden - len(chosen):
             continue
         chosen.append(golden_sample)
-        if (change := _change_by_turning(image, spec)) > most:
+        if (change := _change_by_turning(image, source.spec)) > most:
             turned, most = sample, change
         if len(chosen) + 1 >= config.golden:
             break
     assert turned is not None, "there is at least one held-out image"
-    data = _encode(_scaled(turned, spec).transpose(Image.Transpose.ROTATE_90), ".jpg", orientation=6)
-    chosen.insert(0, _run_sample(deployed, spec, labels, data, ".turned.jpg"))
+    data = _encode(_scaled(turned, source.spec).transpose(Image.Transpose.ROTATE_90), ".jpg", orientation=6)
+    chosen.insert(0, _run_sample(source, data, ".turned.jpg"))
     written = [_write_sample(folder, index, golden_sample) for index, golden_sample in enumerate(chosen)]
     golden: dict[str, Any] = {
         "tolerance": config.golden_tolerance,
@@ -192,18 +199,16 @@ def _encode(image: Image.Image, suffix: str, *, orientation: int | None = None) 
     return buffer.getvalue()
 
 
-def _run_sample(
-    deployed: CalibratedModel, spec: PreprocessSpec, labels: Sequence[str], data: bytes, suffix: str
-) -> _GoldenSample:
-    pixels_HW3 = preprocess(data, spec)
+def _run_sample(source: GoldenSource, data: bytes, suffix: str) -> _GoldenSample:
+    pixels_HW3 = preprocess(data, source.spec)
     with torch.inference_mode():
-        [probabilities_K], [logits_K] = (output.numpy() for output in deployed(torch.from_numpy(np.stack([pixels_HW3]))))
+        [probabilities_K], [logits_K] = (output.numpy() for output in source.deployed(torch.from_numpy(np.stack([pixels_HW3]))))
     second, first = np.sort(probabilities_K)[-2:]
     return _GoldenSample(
         data=data,
         suffix=suffix,
         pixels_HW3=pixels_HW3,
-        label=labels[int(probabilities_K.argmax())],
+        label=source.labels[int(probabilities_K.argmax())],
         margin=float(first - second),
         probabilities=[float(p) for p in probabilities_K],
         logits=[float(logit) for logit in logits_K],

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.parity.similarity import OutputSimilarity
-from edgeline.export.publishing.golden import write_golden
+from edgeline.export.publishing.golden import GoldenSource, write_golden
 from edgeline.export.publishing.report import write_card, write_report
 from edgeline.export.publishing.variant_table import figures, remarks
 from edgeline.export.variant_registry import VARIANTS
@@ -140,7 +140,8 @@ def test_its_golden_samples_are_pytorchs_with_a_tolerance_of_float16(
 ) -> None:
     labels = json.loads((finished.artifact / "manifest.json").read_text())["labels"]
     variants = [VARIANTS["coreml-fp16"]]
-    write_golden(tmp_path, deployed, spec, labels, held_out, finished.config.publish, variants=variants)
+    source = GoldenSource(deployed=deployed, spec=spec, labels=labels, samples=held_out)
+    write_golden(tmp_path, source, finished.config.publish, variants=variants)
     golden = json.loads((tmp_path / "golden" / "golden.json").read_text())
     assert golden["variants"] == {"coreml-fp16": {"tolerance": 0.03, "logit_tolerance": 0.02}}
     for sample in golden["samples"]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from edgeline.export.graph.cam_outputs import add_outputs, plain, remove_outputs, shapes_of
 from edgeline.export.graph.contract import check_graph
-from edgeline.export.graph.to_onnx import CalibratedModel, export
+from edgeline.export.graph.to_onnx import CalibratedModel, GraphOptions, export
 from edgeline.export.quantization.static_int8 import INTEGER_OPERATORS, optimized_graph
 from edgeline.export.thresholds import PRECISIONS
 from edgeline.export.verification.context import VerificationContext
@@ -177,7 +177,7 @@ def test_a_network_with_more_than_a_linear_layer_is_rejected(tmp_path: Path) -> 
     network = Network(nn.Sequential(*layers), 8, 3, 0.0, Normalization((127.0,) * 3, (128.0,) * 3)).eval()
     spec = PreprocessSpec(height=16, width=16)
     with pytest.raises(ConfigError, match=r"set export\.explain = false") as error:
-        export(CalibratedModel(network, 0.7), spec, tmp_path / "model.onnx", classes=3, opset=18, metadata={}, explain=True)
+        export(CalibratedModel(network, 0.7), spec, tmp_path / "model.onnx", GraphOptions(classes=3, opset=18, explain=True))
     assert error.value.code == "not_explainable"
     with pytest.raises(ConfigError, match="no layer's output"):
         pytorch_maps(network, 0.7, np.zeros((1, 16, 16, 3), np.uint8))
@@ -187,7 +187,7 @@ def test_the_maps_of_a_classifier_without_a_bias_add_up(tiny: Callable[[], Calib
     deployed = tiny()
     nn.init.zeros_(deployed.network.classifier.bias)
     spec = PreprocessSpec(height=16, width=16)
-    export(deployed, spec, tmp_path / "model.onnx", classes=3, opset=18, metadata={}, explain=True)
+    export(deployed, spec, tmp_path / "model.onnx", GraphOptions(classes=3, opset=18, explain=True))
     expected = expected_maps(deployed.network, 0.7, list(np.zeros((2, 16, 16, 3), np.uint8)))
     session = create_session((tmp_path / "model.onnx").read_bytes())
     _, problems = compare_maps(session, expected, **(EXACT | {"min_sqnr_db": 80}))
@@ -197,7 +197,7 @@ def test_the_maps_of_a_classifier_without_a_bias_add_up(tiny: Callable[[], Calib
 def test_a_last_map_of_one_place_is_rejected(tiny: Callable[[], CalibratedModel], tmp_path: Path) -> None:
     spec = PreprocessSpec(height=4, width=4)  # the convolution leaves one place of it
     with pytest.raises(ConfigError, match="one place"):
-        export(tiny(), spec, tmp_path / "model.onnx", classes=3, opset=18, metadata={}, explain=True)
+        export(tiny(), spec, tmp_path / "model.onnx", GraphOptions(classes=3, opset=18, explain=True))
 
 
 # The line

@@ -13,7 +13,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from edgeline.export.graph.contract import check_graph
-from edgeline.export.graph.to_onnx import CalibratedModel, export, metadata_of
+from edgeline.export.graph.to_onnx import CalibratedModel, GraphOptions, export, metadata_of
 from edgeline.pipeline.data.stress_images import stress_images
 from edgeline.pipeline.evaluation.evaluate import read_evaluation
 from edgeline.pipeline.models.backbones import Network, Normalization
@@ -126,7 +126,7 @@ def test_exporting_again_writes_the_same_bytes_whatever_mode_the_network_was_in(
     left_training = CalibratedModel(network, temperature).train()
     path = tmp_path / "model.onnx"
     metadata = metadata_of(finished.run, checkpoint, temperature)
-    export(left_training, spec, path, classes=3, opset=18, metadata=metadata)
+    export(left_training, spec, path, GraphOptions(classes=3, opset=18, metadata=metadata))
     assert path.read_bytes() == finished.model
 
 
@@ -150,7 +150,7 @@ def with_backbone(backbone: nn.Module, features: int) -> CalibratedModel:
 @pytest.mark.parametrize(("size", "operator"), [(1, "GlobalAveragePool"), (2, "AveragePool"), (16, "Identity")])
 def test_pooling_is_one_operator_and_equals_pytorchs(size: int, operator: str, tmp_path: Path) -> None:
     deployed = with_backbone(Pooled(size), 3 * size * size)
-    export(deployed, SMALL, tmp_path / "model.onnx", classes=3, opset=18, metadata={})
+    export(deployed, SMALL, tmp_path / "model.onnx", GraphOptions(classes=3, opset=18))
     kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
     assert (operator in kinds) or (operator == "Identity" and not any("Pool" in kind for kind in kinds))
     assert "ReduceMean" not in kinds
@@ -182,9 +182,9 @@ CANNOT: dict[str, tuple[nn.Module, int, str]] = {
 @pytest.mark.parametrize(("backbone", "features", "reason"), CANNOT.values(), ids=CANNOT)
 def test_a_network_that_cannot_be_exported_is_rejected(tmp_path: Path, backbone: nn.Module, features: int, reason: str) -> None:
     with pytest.raises(ExportError, match=reason):
-        export(with_backbone(backbone, features), SMALL, tmp_path / "model.onnx", classes=3, opset=18, metadata={})
+        export(with_backbone(backbone, features), SMALL, tmp_path / "model.onnx", GraphOptions(classes=3, opset=18))
 
 
 def test_a_network_with_another_number_of_classes_is_rejected(tiny: Callable[[], CalibratedModel], tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"probabilities is FLOAT \[batch, 3\], expected FLOAT \[batch, 4\]"):
-        export(tiny(), SMALL, tmp_path / "model.onnx", classes=4, opset=18, metadata={})
+        export(tiny(), SMALL, tmp_path / "model.onnx", GraphOptions(classes=4, opset=18))

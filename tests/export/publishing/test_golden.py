@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from edgeline.export.graph.to_onnx import CalibratedModel
-from edgeline.export.publishing.golden import CLEAR_MARGIN, MAX_SIDE, choose, write_golden
+from edgeline.export.publishing.golden import CLEAR_MARGIN, MAX_SIDE, GoldenSource, choose, write_golden
 from edgeline.pipeline.config import PublishConfig
 from edgeline.pipeline.data.samples import Sample
 from edgeline.pipeline.models.backbones import Network, Normalization
@@ -90,7 +90,8 @@ def writing(colors: CalibratedModel, tmp_path: Path) -> Callable[..., tuple[Path
     def make(samples: list[Sample], **settings: Any) -> tuple[Path, list[dict[str, Any]]]:
         folder = tmp_path / f"artifact-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        write_golden(folder, colors, SPEC, LABELS, samples, PublishConfig(**settings))
+        source = GoldenSource(deployed=colors, spec=SPEC, labels=LABELS, samples=samples)
+        write_golden(folder, source, PublishConfig(**settings))
         return folder, json.loads((folder / "golden" / "golden.json").read_text())["samples"]
 
     return make
@@ -244,7 +245,8 @@ def test_the_turned_sample_is_large_enough_to_be_decoded_scaled_where_the_photo_
 ) -> None:
     spec = PreprocessSpec(height=224, width=224)
     sample = keep(textured(SHADES["blue"], 0, size=size), "blue")
-    write_golden(tmp_path, colors, spec, LABELS, [sample], PublishConfig(golden=2))
+    source = GoldenSource(deployed=colors, spec=spec, labels=LABELS, samples=[sample])
+    write_golden(tmp_path, source, PublishConfig(golden=2))
     turned = picture(tmp_path / "golden" / "0.turned.jpg")
     assert turned.height == side
     assert jpeg_scale(turned.height, turned.width, spec) == scale

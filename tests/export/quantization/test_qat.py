@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from PIL import Image
 from torch import Tensor, nn
 
-from edgeline.export.graph.to_onnx import CalibratedModel, export
+from edgeline.export.graph.to_onnx import CalibratedModel, GraphOptions, export
 from edgeline.export.parity.compare import Outputs, run_session
 from edgeline.export.parity.similarity import compare_outputs, sqnr_db
 from edgeline.export.quantization import search
@@ -123,7 +123,7 @@ def case(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Cas
     train = samples[:-64]
     deployed = CalibratedModel(small_network(next(stream_pixels(train, SPEC, 64))), 1.3)
     path = tmp_path_factory.mktemp("small") / "model.onnx"
-    export(deployed, SPEC, path, classes=10, opset=18, metadata={})
+    export(deployed, SPEC, path, GraphOptions(classes=10, opset=18))
     ready = make_ready(path.read_bytes())
     calibration = train[:24]
     ranges = measure_ranges(ready, stream_pixels(calibration, SPEC, 8), "minmax")
