@@ -16,7 +16,7 @@ import pytest
 from onnx import numpy_helper
 
 from edgeline.export.graph.to_onnx import CalibratedModel
-from edgeline.export.parity.similarity import OutputSimilarity
+from edgeline.export.parity.report import OutputSimilarity
 from edgeline.export.publishing.golden import GoldenSource, write_golden
 from edgeline.export.publishing.report import write_card, write_report
 from edgeline.export.publishing.variant_table import figures, remarks

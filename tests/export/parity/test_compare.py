@@ -6,7 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from edgeline.export.parity.compare import Comparison, Outputs, compare, raise_problems
+from edgeline.export.parity.compare import Outputs, compare, raise_problems
+from edgeline.export.parity.report import Comparison
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.serve.errors import VerificationError
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from edgeline.export.parity.similarity import AccuracyDrop, OutputSimilarity
+from edgeline.export.parity.report import AccuracyDrop, OutputSimilarity
 from edgeline.export.publishing.variant_table import figures, int8_line, origins, remarks, rows
 from edgeline.export.quantization.report import CalibrationImages, Int8Report, ValidationImages
 from edgeline.export.records import MeasuredOn

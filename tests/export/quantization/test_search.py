@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from edgeline.export.parity.similarity import AccuracyDrop
+from edgeline.export.parity.report import AccuracyDrop
 from edgeline.export.quantization import search
 from edgeline.export.quantization.search import SearchRequest, choose_calibration, choose_int8, search_schedule
 from edgeline.export.quantization.static_int8 import integer_share, measure_ranges, quantize
