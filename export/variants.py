@@ -18,6 +18,7 @@ from edgeline.export.converters.convert import Write, convert
 from edgeline.export.graph.cam_outputs import add_outputs, plain
 from edgeline.export.graph.precision import halve, to_ort
 from edgeline.export.graph.to_onnx import CalibratedModel
+from edgeline.export.quantization.qat import tune, tuning_of
 from edgeline.export.quantization.report import Int8Report
 from edgeline.export.quantization.search import TIMED_RUNS, Choice, SearchRequest, Tuned, choose_calibration, choose_int8
 from edgeline.export.quantization.static_int8 import Quantizable, saturates
@@ -119,8 +120,6 @@ def _choose(run: Run, reference: bytes) -> Choice:
 
 
 def _tune(run: Run, reference: bytes, ready: Quantizable, quantized: bytes, epochs: int) -> Tuned:
-    from edgeline.export.quantization.qat import tune, tuning_of  # most runs do not need it
-
     return tune(tuning_of(run, reference), ready, quantized, epochs)
 
 

@@ -17,7 +17,7 @@ from scipy.spatial.distance import cdist
 from edgeline.export.external.model import InputNormalization, Model, Precision, last_line
 from edgeline.export.parity.compare import Outputs
 from edgeline.export.parity.layerwise import IMAGES, first_diverging, layers_of
-from edgeline.export.parity.layerwise_report import Divergence, Layer
+from edgeline.export.parity.report import Divergence, Layer
 from edgeline.export.parity.similarity import sqnr_db
 from edgeline.export.thresholds import FLOAT_LAYER_DB
 

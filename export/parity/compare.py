@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from edgeline.export.records import Record
+from edgeline.export.parity.report import Comparison, Flip, ImageDifference
 from edgeline.export.thresholds import MAX_SUM_ERROR, MIN_SPREAD
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.progress import track
@@ -39,42 +39,6 @@ class Outputs:
     def __getitem__(self, rows: slice | Sequence[int]) -> "Outputs":
         """The outputs of some of the images."""
         return Outputs(self.probabilities_NK[rows], self.logits_NK[rows])
-
-
-class ImageDifference(Record):
-    """The largest differences of one image's outputs."""
-
-    image: str
-    difference: float
-    """Of a probability."""
-    logit_difference: float
-    """As a share of the largest logit that PyTorch computed."""
-
-
-class Flip(ImageDifference):
-    """An image with another best class."""
-
-    margin: float
-    """Between PyTorch's best two classes."""
-
-
-class Comparison(Record):
-    """Result of a comparison of two sets of outputs."""
-
-    images: int
-    batch: int
-    max_difference: float
-    """Of a probability."""
-    max_logit_difference: float
-    """As a share of the largest logit that PyTorch computed."""
-    top1_agreement: float
-    """Share of all images whose best class is the same."""
-    top1_agreement_over_margin: float
-    """The same over the images whose best two classes PyTorch separates by more than the margin."""
-    flips: tuple[Flip, ...]
-    worst: tuple[ImageDifference, ...]
-    """Images with the largest differences."""
-    problems: tuple[str, ...]
 
 
 def compare(

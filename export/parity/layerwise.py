@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeline.export.graph.to_onnx import CalibratedModel
-from edgeline.export.parity.layerwise_report import Divergence, Layer
+from edgeline.export.parity.report import Divergence, Layer
 from edgeline.export.parity.similarity import sqnr_db
 from edgeline.export.thresholds import FLOAT_LAYER_DB, INT8_LAYER_FALL_DB
 from edgeline.pipeline.evaluation.plots import write_divergence_png

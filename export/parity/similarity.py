@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import log_softmax
 
 from edgeline.export.parity.compare import Outputs
-from edgeline.export.records import JsonFloat, Record
+from edgeline.export.parity.report import AccuracyDrop, OutputSimilarity
 from edgeline.export.thresholds import CLEAR_MARGIN
 from edgeline.pipeline.config import Int8Thresholds
 from edgeline.pipeline.evaluation.metrics import paired_drop, wilson_interval
@@ -15,52 +15,6 @@ from edgeline.pipeline.evaluation.metrics import paired_drop, wilson_interval
 TOP = 5
 EXACT_DB = 200.0
 """Stands for the infinite ratio of two equal arrays, which JSON cannot represent."""
-
-
-class OutputSimilarity(Record):
-    """Figures of a comparison of a variant with the reference."""
-
-    images: int
-    sqnr_db: float
-    """Energy of the reference's logits over that of the difference, in decibels."""
-    cosine: JsonFloat
-    """Mean cosine of the angle between the two logit vectors."""
-    kl: JsonFloat
-    """Mean Kullback-Leibler divergence of the variant's probabilities from the reference's, in nats."""
-    max_difference: JsonFloat
-    """Of a probability."""
-    top1_agreement: float
-    clear_agreement: float
-    """Of the best class, over the images on which the reference is clear (see `thresholds.CLEAR_MARGIN`)."""
-    top5_agreement: float
-    """Mean share of the reference's best five classes (or all but one of fewer) that are among the variant's."""
-    flips: int
-    """Images with another best class."""
-    largest_flipped_margin: float
-    """The reference's margin on the clearest image that flipped; 0 where none did."""
-
-    @property
-    def finite(self) -> bool:
-        """Whether every figure is a number."""
-        return bool(np.isfinite([self.sqnr_db, self.kl, self.max_difference, self.cosine]).all())
-
-
-class AccuracyDrop(Record):
-    """The accuracies of a variant and of the reference on the same images, and their paired difference."""
-
-    reference_top1: float
-    top1: float
-    top1_interval: tuple[float, float]
-    """95 %, Wilson score."""
-    images: int
-    lost: int
-    """Images that only the reference classifies correctly."""
-    gained: int
-    """Images that only the variant classifies correctly."""
-    drop_points: float
-    """Percentage points."""
-    drop_interval_points: tuple[float, float]
-    """95 %."""
 
 
 def compare_outputs(expected: Outputs, observed: Outputs) -> OutputSimilarity:

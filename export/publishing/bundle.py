@@ -15,7 +15,7 @@ from edgeline.export import file_names
 from edgeline.export.graph.cam_outputs import shapes_of
 from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.publishing import golden, report
-from edgeline.export.publishing.drift_baseline import write_reference
+from edgeline.export.publishing.drift_baseline import write_baseline
 from edgeline.export.publishing.variant_table import figures
 from edgeline.export.variant_registry import REFERENCE, VARIANTS
 from edgeline.export.verification.report import PassedVariant, UnrunVariant, VerificationReport
@@ -79,18 +79,20 @@ def write_bundle(run: Run, folder: Path, verification: VerificationReport, *, ve
     shipped = list(verification.shipped)
     for variant in shipped:
         _copy_variant(run.step("variants"), folder, variant)
-    deployed = CalibratedModel(network, evaluation.calibration.temperature)
+    source = golden.GoldenSource(
+        deployed=CalibratedModel(network, evaluation.calibration.temperature),
+        spec=checkpoint.preprocess,
+        labels=checkpoint.labels,
+        samples=held_out,
+    )
     golden.write_golden(
         folder,
-        deployed,
-        checkpoint.preprocess,
-        checkpoint.labels,
-        held_out,
+        source,
         run.config.publish,
         variants=[VARIANTS[variant.name] for variant in shipped],
         environments=run.config.environments,
     )
-    write_reference(folder, run, checkpoint)
+    write_baseline(folder, run, checkpoint)
     provenance = {
         "content_sha256": content,
         "edgeline": package_version("edgeline"),

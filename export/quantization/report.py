@@ -1,6 +1,6 @@
 """What the int8 recipe search reports: each recipe that was tried, and the one that was chosen."""
 
-from edgeline.export.parity.similarity import AccuracyDrop, OutputSimilarity
+from edgeline.export.parity.report import AccuracyDrop, OutputSimilarity
 from edgeline.export.records import JsonFloat, MeasuredOn, Record
 
 

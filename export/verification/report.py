@@ -11,9 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from edgeline.export.parity.compare import Comparison
-from edgeline.export.parity.layerwise_report import Divergence
-from edgeline.export.parity.similarity import AccuracyDrop, OutputSimilarity
+from edgeline.export.parity.report import AccuracyDrop, Comparison, Divergence, OutputSimilarity
 from edgeline.export.quantization.report import Int8Report
 from edgeline.export.records import Document, JsonFloat, MeasuredOn, Record
 from edgeline.export.variants_report import VariantFile

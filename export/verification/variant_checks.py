@@ -19,7 +19,8 @@ import numpy as np
 from edgeline.export.converters.environments import opened
 from edgeline.export.graph.contract import check_graph
 from edgeline.export.parity.compare import Outputs, implausible, logit_difference, run_session
-from edgeline.export.parity.similarity import AccuracyDrop, compare_outputs, drop_between, failed_thresholds, sqnr_db
+from edgeline.export.parity.report import AccuracyDrop
+from edgeline.export.parity.similarity import compare_outputs, drop_between, failed_thresholds, sqnr_db
 from edgeline.export.quantization.qdq_check import check_quantized
 from edgeline.export.quantization.static_int8 import saturates
 from edgeline.export.variant_registry import Check, VariantSpec

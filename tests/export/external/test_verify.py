@@ -19,7 +19,7 @@ from torch import nn
 
 from edgeline.export.external.model import InputSpec
 from edgeline.export.external.verify import IMAGENET, VerificationRequest, as_outputs, is_distribution, verify_external
-from edgeline.export.graph.ort_tools import quiet
+from edgeline.export.graph.ort_tools import suppress_output
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.stress_images import preprocessing_fingerprint
 from edgeline.pipeline.data.unlabeled import read_photos
@@ -57,7 +57,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nn.init.normal_(network.fc.weight, std=3)
     network.eval()
     example, shapes = torch.zeros(2, 3, SIDE, SIDE), ({0: torch.export.Dim("batch", min=1, max=64)},)
-    with quiet(), warnings.catch_warnings():
+    with suppress_output(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             network, (example,), folder / "model.onnx", dynamo=True, external_data=False, dynamic_shapes=shapes, verbose=False
@@ -285,7 +285,7 @@ def test_an_int8_file_is_compared_at_the_int8_thresholds(files: Path, photos: Pa
             return {name: IMAGENET(pixels.pop()[None], port)} if pixels else None
 
     path = tmp_path / "int8.onnx"
-    with quiet():
+    with suppress_output():
         quantize_static(files / "model.onnx", path, Images(), quant_format=QuantFormat.QDQ, per_channel=True)
     report = verify_external(VerificationRequest(file=path, data=photos, against=files / "model.onnx", config=FEW))
     assert report["problems"] == []
@@ -300,7 +300,7 @@ def test_dynamic_quantization_that_depends_on_the_batch_is_detected(files: Path,
     model = onnx.load(files / "model.onnx")
     del model.graph.value_info[:]  # the tool fails on shapes that it has changed itself
     (tmp_path / "float.onnx").write_bytes(model.SerializeToString())
-    with quiet():
+    with suppress_output():
         quantize_dynamic(tmp_path / "float.onnx", tmp_path / "dynamic.onnx", op_types_to_quantize=["Conv", "MatMul", "Gemm"])
     report = verify_external(VerificationRequest(file=tmp_path / "dynamic.onnx", data=photos, config=FEW))
     assert "at batch 7" in report["problems"][0]
