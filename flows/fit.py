@@ -127,6 +127,8 @@ def fit(
         EdgelineError: a step failed; the results of the steps before it are kept.
         MissingExtraError: the `export` extra is not installed.
     """
+    # As for the command line: idle threads of PyTorch's OpenMP sleep instead of spin. Read when PyTorch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from edgeline.flows.steps import run_pipeline
 
