@@ -5,6 +5,13 @@
     classifier = Classifier.open("artifacts/store/birds")
     classifier.predict([open("photo.jpg", "rb").read()])
 
+With the `export` extra, `fit` trains one:
+
+    import edgeline
+
+    result = edgeline.fit("photos/", name="birds", model="mobilenet_v2")
+    result.accuracy
+
 Importing this package loads nothing else: its public names are resolved on first use.
 """
 
@@ -12,6 +19,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgeline.flows.fit import fit as fit
     from edgeline.serve.classifier import Classifier as Classifier
     from edgeline.serve.classifier import Prediction as Prediction
 
@@ -20,8 +28,9 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "Classifier": "edgeline.serve.classifier",
     "Prediction": "edgeline.serve.classifier",
+    "fit": "edgeline.flows.fit",
 }
-__all__ = ["Classifier", "Prediction", "__version__"]
+__all__ = ["Classifier", "Prediction", "__version__", "fit"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The part of this package that a device has, made importable by another Python: `edgeline.serve` and nothing else."""
+"""Make the part of edgeline that a device has, `edgeline.serve` alone, importable by another Python."""
 
 from pathlib import Path
 
@@ -6,10 +6,7 @@ import edgeline.serve
 
 
 def link_device_package(folder: Path) -> None:
-    """Link `edgeline.serve` into a folder that another Python has on its path.
-
-    Nothing that is installed next to it here becomes importable there.
-    """
+    """Link `edgeline.serve` into a folder on the path of another Python, without the packages installed next to it."""
     package = folder / "edgeline"
     package.mkdir(parents=True)
     (package / "__init__.py").symlink_to(str(edgeline.__file__))

@@ -1,7 +1,10 @@
-"""The pipeline: its steps in order, one table. No Prefect here, and no torch until a step has work to do."""
+"""The pipeline: a table of its steps in order, and the functions that execute them.
+
+Neither Prefect nor PyTorch is imported here: a module that builds a step is imported only when the step has work to do.
+"""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 from edgeline.pipeline.config import PipelineConfig
@@ -53,7 +56,9 @@ STEPS = (
         packages=RUNTIMES,
     ),
 )
-"""Between `prepare`, which makes the run, and `publish`, which writes to the store."""
+"""The cached steps, in order: those between `prepare`, which creates the run, and `publish`, which writes to the store."""
+STEP_NAMES = ("prepare", *(step.name for step in STEPS), "publish")
+"""All steps, in order."""
 
 
 def step_named(name: str) -> Step:
@@ -69,11 +74,23 @@ def publish(run: Run) -> StepResult:
     return replace(publish_run(run), seconds=time.monotonic() - start)
 
 
-AFTER_PREPARE: Mapping[str, Callable[[Run], StepResult]] = {**{step.name: step.execute for step in STEPS}, "publish": publish}
+def execute(name: str, run: Run) -> StepResult:
+    """Execute one step of a run, or find its result.
+
+    Args:
+        name: one of `STEP_NAMES` but `prepare`, which creates the run.
+        run: with the results of the steps before it.
+
+    Raises:
+        EdgelineError: the step failed, or one that it reads has not been executed.
+    """
+    if name == "publish":
+        return publish(run)
+    return step_named(name).execute(run)
 
 
 def is_up_to_date(config: PipelineConfig) -> bool:
-    """Whether every step's result, the published artifact too, is there already for this configuration and data."""
+    """Whether the result of every step, including the published artifact, exists for this configuration and data."""
     from edgeline.export.publishing.publish import content_digest
     from edgeline.export.publishing.store import find_content
 
@@ -92,20 +109,20 @@ def run_pipeline(
     config: PipelineConfig,
     *,
     call_prepare: Callable[[PipelineConfig], tuple[Run, StepResult]] = prepare,
-    call: Callable[[str, Run], StepResult] = lambda name, run: AFTER_PREPARE[name](run),
+    call_step: Callable[[str, Run], StepResult] = execute,
 ) -> tuple[Run, list[StepResult]]:
     """Run every step in order.
 
     Args:
-        config: what is asked for.
-        call_prepare: runs the first step; the Prefect flow passes its task.
-        call: runs a later step by name; likewise.
+        config: the settings of the run.
+        call_prepare: calls the first step; the Prefect flow passes its task.
+        call_step: calls a later step by name; likewise.
 
     Returns:
-        The run, and what each step left behind, `publish` last: its folder is the artifact.
+        The run and the result of each step, `publish` last: its folder is the artifact.
 
     Raises:
-        EdgelineError: a step failed; the ones before it keep their results.
+        EdgelineError: a step failed; the results of the steps before it are kept.
     """
     run, prepared = call_prepare(config)
-    return run, [prepared, *(call(name, run) for name in AFTER_PREPARE)]
+    return run, [prepared, *(call_step(name, run) for name in STEP_NAMES[1:])]

@@ -1,4 +1,4 @@
-"""What a finished run comes to: for the terminal, for `--json` and for the Prefect UI."""
+"""The summary of a finished run: for the terminal, `--json`, Python and the Prefect UI."""
 
 import json
 import sys
@@ -6,10 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from shutil import which
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from edgeline.export import file_names
 from edgeline.export.publishing.variant_table import figures, int8_line
+from edgeline.export.verification.report import FailedVariant, VariantResult, VerificationReport
 from edgeline.pipeline.runs.run import Run, StepResult
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 MEGABYTE = 1e6
 
@@ -19,13 +24,13 @@ def summarize(run: Run, steps: list[StepResult]) -> dict[str, Any]:
 
     Args:
         run: finished up to its last step.
-        steps: what each left behind, `publish` last.
+        steps: the result of each step, `publish` last.
     """
     artifact = steps[-1].folder
     manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
     evaluation = json.loads((artifact / "evaluation.json").read_text(encoding="utf-8"))
     verification = read_verification({"artifact": str(artifact)})
-    times = verification["reference"]["latency"]
+    assert verification.reference is not None, "only a verified model is published"
     return {
         "artifact": str(artifact),
         "name": manifest["name"],
@@ -36,16 +41,16 @@ def summarize(run: Run, steps: list[StepResult]) -> dict[str, Any]:
         "images": manifest["provenance"]["images"],
         "classes": len(manifest["labels"]),
         "top1": evaluation["top1"],
-        "shipped_top1": verification["test_accuracy"],
+        "shipped_top1": verification.test_accuracy and verification.test_accuracy.to_dict(),
         "macro_f1": evaluation["macro"]["f1"],
         "ece_before": evaluation["calibration"]["ece_before"],
         "ece_after": evaluation["calibration"]["ece_after"],
-        "max_difference": verification["max_difference"],
-        "top1_agreement": verification["top1_agreement"],
-        "verified_images": sum(verification["images"].values()),
-        "p50_ms": times[list(times)[-1]]["p50_ms"],
+        "max_difference": verification.max_difference,
+        "top1_agreement": verification.top1_agreement,
+        "verified_images": verification.images.total,
+        "p50_ms": list(verification.reference.latency.values())[-1].p50_ms,
         "model_bytes": next(entry["size"] for entry in manifest["files"] if entry["path"] == manifest["variants"][0]["file"]),
-        "variants": [_variant_figures(entry) for entry in (verification["reference"], *verification["variants"])],
+        "variants": [_variant_figures(entry) for entry in (verification.reference, *verification.variants)],
         "int8": int8_line(verification),
         "artifact_bytes": sum(entry["size"] for entry in manifest["files"]),
         "steps": [asdict(step) | {"folder": str(step.folder)} for step in steps],
@@ -53,7 +58,7 @@ def summarize(run: Run, steps: list[StepResult]) -> dict[str, Any]:
 
 
 def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """A summary as a short table of (what, how much)."""
+    """A summary as the rows of a short table: a label and a value."""
     top1, images = summary["top1"], summary["images"]
     return [
         ("artifact", f"{summary['name']} version {summary['version']}"),
@@ -63,48 +68,55 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("calibration error", f"{summary['ece_after']:.3f} (before temperature {summary['ece_before']:.3f})"),
         (
             "ONNX against PyTorch",
-            f"max difference {summary['max_difference']:.1e}, same best class {summary['top1_agreement']:.2%}, "
+            f"max difference {summary['max_difference']:.1e}, top-1 agreement {summary['top1_agreement']:.2%}, "
             f"{summary['verified_images']} images",
         ),
         ("size", f"model {summary['model_bytes'] / MEGABYTE:.1f} MB, artifact {summary['artifact_bytes'] / MEGABYTE:.1f} MB"),
-        ("p50 latency", f"{summary['p50_ms']:.1f} ms an image"),
+        ("p50 latency", f"{summary['p50_ms']:.1f} ms per image"),
         *([("int8", summary["int8"])] if summary["int8"] else []),
-        (
-            "steps",
-            ", ".join(f"{s['name']} {_took(s)}" for s in summary["steps"]),
-        ),
+        ("steps", ", ".join(f"{step['name']} {_duration(step)}" for step in summary["steps"])),
     ]
 
 
-def read_verification(summary: dict[str, Any]) -> dict[str, Any]:
-    """The whole of what the gate found for a summary's artifact."""
-    found: dict[str, Any] = json.loads((Path(summary["artifact"]) / "verification.json").read_text(encoding="utf-8"))
-    return found
+def summary_table(summary: dict[str, Any]) -> "Table":
+    """A summary as a table for the terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for label, value in summary_rows(summary):
+        table.add_row(f"[bold]{label}[/]", escape(value))
+    return table
 
 
-def _variant_figures(entry: dict[str, Any]) -> dict[str, Any]:
-    if entry["passed"] is False:
-        return {"name": entry["name"], "passed": False, "why": "; ".join(entry["problems"])}
-    return {"name": entry["name"], **figures(entry)}
+def read_verification(summary: dict[str, Any]) -> VerificationReport:
+    """The verification report of a summary's artifact."""
+    return VerificationReport.read(Path(summary["artifact"]) / file_names.VERIFICATION)
+
+
+def next_commands(summary: dict[str, Any], image: str | None) -> list[tuple[str, str]]:
+    """The commands to try next, each with its purpose."""
+    artifact = str(Path(summary["artifact"]).parent)
+    here = Path(sys.executable).with_name("edgeline")
+    short = str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
+    edgeline = "edgeline" if which("edgeline") else quote(short)
+    return [
+        (f"{edgeline} serve {quote(artifact)}", "serve it over HTTP, with a page for phones"),
+        (f"{edgeline} predict {quote(artifact)} {quote(image or 'photo.jpg')}", "classify an image"),
+        (f"{edgeline} check {quote(artifact)}", "run its self-test, here or on a device"),
+        (f"{edgeline} run --data FOLDER", "train on your own photos, one folder per class"),
+    ]
+
+
+def _variant_figures(variant: VariantResult) -> dict[str, Any]:
+    if isinstance(variant, FailedVariant):
+        return {"name": variant.name, "passed": False, "why": "; ".join(variant.problems)}
+    return {"name": variant.name, **figures(variant)}
 
 
 def _percent(share: dict[str, Any]) -> str:
     return f"{share['value']:.2%}, 95 % interval {share['low']:.2%} to {share['high']:.2%}"
 
 
-def _took(step: dict[str, Any]) -> str:
+def _duration(step: dict[str, Any]) -> str:
     return "reused" if step["reused"] else f"{step['seconds']:.1f} s"
-
-
-def next_commands(summary: dict[str, Any], image: str | None) -> list[tuple[str, str]]:
-    """The commands worth trying next, each with what it does."""
-    artifact = str(Path(summary["artifact"]).parent)
-    here = Path(sys.executable).with_name("edgeline")
-    short = str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
-    edgeline = "edgeline" if which("edgeline") else quote(short)
-    return [
-        (f"{edgeline} serve {quote(artifact)}", "answer over HTTP, and let phones download it"),
-        (f"{edgeline} predict {quote(artifact)} {quote(image or 'photo.jpg')}", "classify a picture"),
-        (f"{edgeline} check {quote(artifact)}", "prove it, here or on a device"),
-        (f"{edgeline} run --data FOLDER", "the same with your own photos, one folder a class"),
-    ]

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.structure import PACKAGES, ROOT, read_modules
 
-PUBLIC = ("Classifier", "Prediction", "__version__")
+PUBLIC = ("Classifier", "Prediction", "__version__", "fit")
 
 
 def run_python(code: str, folder: Path) -> subprocess.CompletedProcess[str]:

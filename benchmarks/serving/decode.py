@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from common import SHARED, report
 from int8 import export_with_own_classes
 
-from edgeline.flows.steps import AFTER_PREPARE
+from edgeline.flows.steps import execute
 from edgeline.pipeline.config import load_config
 from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.data.samples import read_prepared
@@ -73,7 +73,7 @@ def train(name: str, artifacts: str) -> Judge:
     settings = [f"prepare.test_share={TRAINED[name]}"]
     run, _ = prepare(load_config(None, settings, data=str(SHARED / name), artifacts=artifacts))
     for step in ("train", "evaluate", "export"):
-        AFTER_PREPARE[step](run)
+        execute(step, run)
     model = (run.step("export") / "model.onnx").read_bytes()
     samples = read_prepared(run.step("prepare")).of("test")
     classes, spec = len({sample.label for sample in samples}), read_settings(run.step("train")).preprocess

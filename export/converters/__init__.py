@@ -1,1 +1,1 @@
-"""Other runtimes' formats, each made in an environment of its own."""
+"""Converters to other runtimes' formats, each run in a separate environment."""

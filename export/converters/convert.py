@@ -1,7 +1,7 @@
 """Write a variant in another runtime's format, by that runtime's own converter in an environment of its own.
 
-A converter is a script, `convert_<format>.py`, which knows nothing of edgeline: it is started with a folder, the precision and
-the path to write, and finds in the folder what its format is made from. Nothing it writes is believed: the gate runs it.
+A converter is a script, `to_<format>.py`, that imports nothing of edgeline. Its arguments are a folder with its sources, the
+precision and the path to write. Its output is not trusted: the release gate runs it.
 """
 
 import importlib.util
@@ -10,29 +10,15 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from edgeline.export.converters.environments import PACKAGES, environment
+from edgeline.export.converters.environments import environment
+from edgeline.export.variant_registry import CONVERTERS
 from edgeline.pipeline.progress import waiting
 from edgeline.serve.errors import ExportError
 
-SOURCES = {
-    "openvino": ("model.onnx",),
-    "litert": ("program.pt2", "calibration.npy"),
-    "executorch": ("program.pt2", "calibration.npy"),
-    "coreml": ("program.pt2",),
-}
-"""What a format is made from: the ONNX file of the same precision, the PyTorch program (`torch.export`, one image at a time),
-calibration images as uint8 (N, H, W, 3)."""
-SCRIPTS = {
-    "openvino": "edgeline.export.converters.to_openvino",
-    "litert": "edgeline.export.converters.to_litert",
-    "executorch": "edgeline.export.converters.to_executorch",
-    "coreml": "edgeline.export.converters.to_coreml",
-}
-"""A format's converter. Named as modules so that they are part of the code digest of the variants; they run as files."""
 CALIBRATION = "calibration.npy"
 """The source that only int8 is made from."""
 CONVERT_S = 1800
-"""Longest time for a conversion, in seconds."""
+"""Timeout of a conversion, in seconds."""
 
 Write = Callable[[Path], None]
 """Writes a source to a path."""
@@ -42,33 +28,34 @@ def convert(format: str, precision: str, sources: Mapping[str, Write], path: Pat
     """Write one variant.
 
     Args:
-        format: one of `SOURCES`.
+        format: one of `CONVERTERS`.
         precision: `float32`, `float16` or `int8`.
         sources: by their file name.
-        path: the file to write; what belongs to it comes beside it.
-        environments: the folder of environments.
+        path: the file to write; files that belong to it are written next to it.
+        environments: folder of environments.
 
     Raises:
-        ExportError: the environment cannot be made, or the converter refuses the network.
+        ExportError: the environment cannot be made, or the converter does not support the network.
     """
     python = environment(format, environments)
-    script = script_path(SCRIPTS[format])
+    converter = CONVERTERS[format]
+    script = script_path(converter.script)
     with tempfile.TemporaryDirectory() as folder, waiting(f"writing {path.name}"):
-        for name in SOURCES[format]:
+        for name in converter.sources:
             if name != CALIBRATION or precision == "int8":
                 sources[name](Path(folder, name))
         command = [str(python), "-I", str(script), folder, precision, str(path)]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=CONVERT_S)
         except subprocess.CalledProcessError as error:
-            last = (error.stderr.strip() or "it said nothing").splitlines()[-1]
+            last = (error.stderr.strip() or "no output").splitlines()[-1]
             raise ExportError(
-                f"{PACKAGES[format][0]} cannot convert this network: {last[:300]}; leave the format out of export.variants",
+                f"{converter.packages[0]} cannot convert this network: {last[:300]}; leave the format out of export.variants",
                 code="format_unfit",
             ) from error
         except subprocess.TimeoutExpired as error:
             raise ExportError(
-                f"{PACKAGES[format][0]} took more than {CONVERT_S} seconds to convert this network", code="format_unfit"
+                f"{converter.packages[0]} took more than {CONVERT_S} seconds to convert this network", code="format_unfit"
             ) from error
 
 

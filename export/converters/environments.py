@@ -1,8 +1,8 @@
-"""Environments for tools that cannot be installed beside the others, and models that answer from within them.
+"""Separate environments for converters and runtimes that cannot be installed together, and models that run in them.
 
-A converter may ask for another torch, a runtime may be wanted only to prove a variant. Each format's tools lie in an
-environment of their own under the cache, made the first time that a run asks for the format, from the releases named here.
-Only `serve` is lent to it: what answers there is what answers on a device.
+A converter may need another release of torch, and a runtime may be needed only to verify a variant. The tools of each format
+are installed in an environment under the cache the first time a run uses the format, from pinned releases. Of edgeline, only
+`edgeline.serve` is exposed to it, so the model runs there as on a device.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from edgeline.export.device_package import link_device_package
+from edgeline.export.variant_registry import CONVERTERS
 from edgeline.serve.errors import ArtifactError, ExportError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.backends import load_file, receive, send
@@ -29,25 +30,13 @@ from edgeline.serve.runtime.benchmark import RUNS, start_arguments
 from edgeline.serve.runtime.session import usable_cores
 
 FOLDER = Path("artifacts", "cache", "environments")
-"""Where they lie for who does not say."""
-PACKAGES = {
-    "openvino": ("openvino==2026.4.1", "numpy==2.4.6", "pillow==13.0.0"),
-    "litert": (
-        "litert-torch==0.10.0",
-        "ai-edge-litert==2.3.0",
-        "ai-edge-quantizer==0.10.0",
-        "torch==2.14.1",
-        "numpy==2.4.6",
-        "pillow==13.0.0",
-    ),
-    "executorch": ("executorch==1.5.1", "torch==2.15.0", "numpy==2.4.6", "pillow==13.0.0"),
-    "coreml": ("coremltools==9.0", "torch==2.15.0", "numpy==2.4.6", "pillow==13.0.0"),
-}
+"""Default folder of environments."""
+PACKAGES = {format: converter.packages for format, converter in CONVERTERS.items()}
 """What a format's environment holds, to convert and to run."""
 TIMED_S = 600
-"""Longest time for a process that times a model, in seconds."""
+"""Timeout of a process that times a model, in seconds."""
 INSTALL_S = 1800
-"""Longest time for an installation, in seconds."""
+"""Timeout of an installation, in seconds."""
 
 
 def environment(format: str, cache: Path) -> Path:
@@ -55,17 +44,17 @@ def environment(format: str, cache: Path) -> Path:
 
     Args:
         format: one of `PACKAGES`.
-        cache: folder of environments. One is made beside its final name, so it is whole or not there.
+        cache: folder of environments. A new one is made in a temporary folder and renamed, so it is complete or absent.
 
     Returns:
-        Its Python.
+        The path of its Python.
 
     Raises:
         ExportError: `format_unavailable`: it cannot be made here.
     """
     packages = PACKAGES[format]
-    asked = "\n".join([*packages, sys.version])
-    folder = (cache / f"{format}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}").resolve()
+    contents = "\n".join([*packages, sys.version])
+    folder = (cache / f"{format}-{hashlib.sha256(contents.encode()).hexdigest()[:12]}").resolve()
     python = folder / "bin" / "python"
     if python.exists():
         return python
@@ -77,9 +66,9 @@ def environment(format: str, cache: Path) -> Path:
         if not python.exists():  # another run may have been faster
             partial.rename(folder)
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
+        output = getattr(error, "stderr", None) or str(error)
         raise ExportError(
-            f"the tools for {format} cannot be installed here ({_last_line(said)}); they are {', '.join(packages)}",
+            f"the tools for {format} cannot be installed here ({_last_line(output)}); they are {', '.join(packages)}",
             code="format_unavailable",
         ) from error
     finally:
@@ -88,10 +77,10 @@ def environment(format: str, cache: Path) -> Path:
 
 
 def install(python: Path, packages: Sequence[str]) -> None:
-    """Install packages into an environment: by uv where it is there, which links large files instead of copying them.
+    """Install packages into an environment, with uv if it is installed: it links large files instead of copying them.
 
     Raises:
-        subprocess.SubprocessError: it fails, or takes too long.
+        subprocess.SubprocessError: it failed, or took too long.
     """
     if importlib.util.find_spec("uv") is not None:
         installer = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", str(python)]
@@ -102,30 +91,30 @@ def install(python: Path, packages: Sequence[str]) -> None:
 
 @contextmanager
 def expose_device_package() -> Iterator[dict[str, str]]:
-    """Lend this package's `serve`, and nothing that lies beside it, to another Python.
+    """Make `edgeline.serve`, and none of the packages installed next to it, importable by another Python.
 
     Yields:
-        The variables to start it with.
+        The environment variables to start it with.
     """
     with tempfile.TemporaryDirectory() as folder:
         link_device_package(Path(folder))
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-        yield kept | {"PYTHONPATH": folder, "OMP_WAIT_POLICY": "PASSIVE"}
+        inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+        yield inherited | {"PYTHONPATH": folder, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @contextmanager
 def opened(format: str, path: Path, environments: Path, threads: int | None = None, *, saturates: bool = True) -> Iterator[Any]:
-    """Load a variant with what runs it: here for ONNX Runtime's formats, in its own environment for another runtime's.
+    """Load a variant: in this process for ONNX Runtime's formats, in its own environment for another runtime's.
 
     Args:
-        format: as the manifest names it.
-        path: its file; what belongs to it lies beside.
-        environments: the folder of environments.
+        format: as named in the manifest.
+        path: its file; files that belong to it are next to it.
+        environments: folder of environments.
         threads: for one image; by default as many as this process may use.
-        saturates: as `serve.runtime.session.create_session` takes it.
+        saturates: as for `serve.runtime.session.create_session`.
 
     Yields:
-        What has ONNX Runtime's `run`.
+        An object with the `run` method of an ONNX Runtime session.
 
     Raises:
         ExportError: the environment cannot be made.
@@ -136,53 +125,53 @@ def opened(format: str, path: Path, environments: Path, threads: int | None = No
         return
     python = environment(format, environments)
     command = [str(python), "-P", "-m", "edgeline.serve.runtime.backends", format, str(path), str(threads or usable_cores())]
-    with expose_device_package() as variables, tempfile.TemporaryFile() as said:
-        child = subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said)
+    with expose_device_package() as variables, tempfile.TemporaryFile() as log:
+        child = subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
         with child:
             try:
-                yield Remote(child, said)
+                yield RemoteModel(child, log)
             finally:
                 child.kill()
 
 
-class Remote:
-    """A model that answers in a process of its own."""
+class RemoteModel:
+    """A model that runs in another process."""
 
-    def __init__(self, child: "subprocess.Popen[bytes]", said: Any) -> None:
-        self._child, self._said = child, said
+    def __init__(self, child: "subprocess.Popen[bytes]", log: Any) -> None:
+        self._child, self._log = child, log
 
     def run(self, names: Sequence[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """As `serve.runtime.backends.Model.run`.
+        """Like `serve.runtime.backends.Model.run`.
 
         Raises:
             ArtifactError: the process ended.
         """
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        with suppress(BrokenPipeError):  # it ended; what it said is read below
+        with suppress(BrokenPipeError):  # it ended; its output is read below
             send(self._child.stdin, feeds["image"])  # type: ignore[arg-type]
-        answers = [receive(self._child.stdout) for _ in range(2)]  # type: ignore[arg-type]
-        found = {name: array for name, array in zip(("probabilities", "logits"), answers, strict=True) if array is not None}
+        outputs = [receive(self._child.stdout) for _ in range(2)]  # type: ignore[arg-type]
+        found = {name: array for name, array in zip(("probabilities", "logits"), outputs, strict=True) if array is not None}
         if len(found) < 2:
             if (code := self._child.wait(timeout=60)) < 0:
                 raise ArtifactError(f"the runtime crashed (signal {-code})", code="model_unloadable")
-            self._said.seek(0)
-            raise ArtifactError(_last_line(self._said.read().decode(errors="replace")), code="model_unloadable")
+            self._log.seek(0)
+            raise ArtifactError(_last_line(self._log.read().decode(errors="replace")), code="model_unloadable")
         return [found[name] for name in names]
 
 
-def time_there(format: str, path: Path, spec: PreprocessSpec, environments: Path, threads: int) -> dict[str, float]:
-    """Time a variant in a fresh process of its own environment, as `serve.runtime.benchmark.start` tells it.
+def time_in_environment(format: str, path: Path, spec: PreprocessSpec, environments: Path, threads: int) -> dict[str, float]:
+    """Time a variant in a new process of its own environment, like `serve.runtime.benchmark.start`.
 
     Args:
-        format: as the manifest names it.
+        format: as named in the manifest.
         path: its file.
         spec: its preprocessing.
-        environments: the folder of environments.
+        environments: folder of environments.
         threads: for one image.
 
     Raises:
-        ArtifactError: the process crashed, or did not end.
+        ArtifactError: the process crashed, or did not finish.
     """
     arguments = start_arguments(path, format, spec, threads, runs=RUNS)
     command = [str(environment(format, environments)), "-P", "-m", "edgeline.serve.runtime.benchmark", *arguments]
@@ -198,5 +187,5 @@ def time_there(format: str, path: Path, spec: PreprocessSpec, environments: Path
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def _last_line(said: str) -> str:
-    return (said.strip() or "it said nothing").splitlines()[-1][:300]
+def _last_line(output: str) -> str:
+    return (output.strip() or "no output").splitlines()[-1][:300]

@@ -1,8 +1,8 @@
-"""Tell what a Core ML package holds, and compute it the slow way; see `export.verification.coreml`.
+"""Describe a Core ML package and compute its outputs with PyTorch; see `export.verification.coreml`.
 
-Runs where coremltools is installed, on any system: it parses the package, which Core ML itself only does on macOS, prints what
-it takes and gives as JSON, and writes its layers' weights. Its graph is computed one operator after the other, in float32 by
-PyTorch: that shows what the graph means, not how a phone rounds it.
+Runs in an environment with coremltools, on any system: it parses the package, which Core ML itself does only on macOS, prints
+its inputs and outputs as JSON, and writes the weights of its layers. The graph is computed operator by operator in float32,
+which shows what the graph means, not how a phone rounds it.
 
 Shapes: N images, H x W the model's input, K classes.
 """
@@ -24,15 +24,15 @@ LAYERS = ("conv", "linear")
 
 
 def facts_of(spec: Any, operations: list[Any]) -> dict[str, Any]:
-    """What a package takes and gives, and of which operators it is made."""
-    [picture] = [value.type.imageType for value in spec.description.input]
+    """The inputs, outputs and operators of a package."""
+    [image] = [value.type.imageType for value in spec.description.input]
     arrays = {value.name: value.type.multiArrayType for value in spec.description.output}
     colors = FeatureTypes_pb2.ImageFeatureType.ColorSpace
     types = FeatureTypes_pb2.ArrayFeatureType.ArrayDataType
     names = [operation.op_type for operation in operations]
     return {
         "kind": spec.WhichOneof("Type"),
-        "input": [spec.description.input[0].name, picture.height, picture.width, colors.Name(picture.colorSpace)],
+        "input": [spec.description.input[0].name, image.height, image.width, colors.Name(image.colorSpace)],
         "outputs": {name: [list(array.shape), types.Name(array.dataType)] for name, array in arrays.items()},
         "specification": spec.specificationVersion,
         "operators": {name: names.count(name) for name in sorted(set(names) - {"const"})},
@@ -40,7 +40,7 @@ def facts_of(spec: Any, operations: list[Any]) -> dict[str, Any]:
 
 
 def padded(x: Tensor, given: Mapping[str, Any], value: float = 0.0) -> Tensor:
-    """Pad height and width as a convolution or a pooling asks for."""
+    """Pad height and width for a convolution or a pooling."""
     if given["pad_type"] == "valid":
         return x
     if given["pad_type"] != "custom":
@@ -67,7 +67,7 @@ def pad(given: Mapping[str, Any]) -> Tensor:
 def pool(given: Mapping[str, Any], kind: str) -> Tensor:
     """`max_pool` and `avg_pool`, in two dimensions."""
     if given.get("ceil_mode", False):
-        raise NotImplementedError("a pooling that rounds its size up")
+        raise NotImplementedError("a pooling with ceil_mode")
     sizes, strides = given["kernel_sizes"].tolist(), given["strides"].tolist()
     if kind == "max":
         return functional.max_pool2d(padded(given["x"], given, -torch.inf), sizes, strides)
@@ -100,20 +100,20 @@ OPERATORS: dict[str, Callable[[Mapping[str, Any]], Tensor]] = {
     "sub": lambda given: given["x"] - given["y"],
     "transpose": lambda given: given["x"].permute(given["perm"].tolist()),
 }
-"""What is known of Core ML's operators; arguments go by the names of its own documentation."""
+"""The supported operators of Core ML; arguments have the names of its documentation."""
 
 
 def constant(value: Any) -> Any:
-    """A constant as PyTorch takes it: numbers as float32, indices as they are, words as words."""
+    """A constant for PyTorch: floats as float32, integers and booleans unchanged, anything else as a string."""
     array = np.asarray(value)
     if array.dtype.kind == "f":
         return torch.from_numpy(array.astype(np.float32))
     return torch.from_numpy(np.array(array)) if array.dtype.kind in "iub" else str(value)
 
 
-def compute(operations: Sequence[Any], picture_13HW: Tensor, outputs: Sequence[str]) -> tuple[list[Tensor], float]:
-    """Compute a package's outputs for one picture, and the largest number on the way."""
-    values: dict[str, Any] = {"image": picture_13HW}
+def compute(operations: Sequence[Any], image_13HW: Tensor, outputs: Sequence[str]) -> tuple[list[Tensor], float]:
+    """Compute a package's outputs for one image, and the largest absolute intermediate value."""
+    values: dict[str, Any] = {"image": image_13HW}
     largest = 0.0
 
     def value_of(argument: Any) -> Any:
@@ -151,7 +151,7 @@ if __name__ == "__main__":
         try:
             with torch.inference_mode():
                 rows = [compute(operations, image_3HW[None], ("probabilities", "logits")) for image_3HW in images_N3HW]
-        except NotImplementedError as error:  # a known operator, asked for what is not known of it
+        except NotImplementedError as error:  # a supported operator with an unsupported option
             facts["unknown"] = [str(error)]
         else:
             answers = {

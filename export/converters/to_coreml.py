@@ -1,9 +1,9 @@
-"""Write Core ML's package of a network, with float16 weights.
+"""Convert a network to a Core ML package with float16 weights.
 
 Started by `export.converters.convert` in the environment that has coremltools.
 
-The input is an RGB picture of the model's size, so that an app hands over a pixel buffer; what Core ML reads from it is 0 to
-255, and normalization is in the network.
+The input is an RGB image of the model's size, so that an app passes a pixel buffer. Core ML reads it as values of 0 to 255;
+normalization is part of the network.
 """
 
 import hashlib
@@ -19,21 +19,21 @@ import torch
 from torch import Tensor, nn
 
 
-class Pictures(nn.Module):
-    """A network of uint8 (1, H, W, 3) as one of float (1, 3, H, W), which is what Core ML makes of a picture."""
+class ImageInput(nn.Module):
+    """A network of uint8 (1, H, W, 3) with an input of float (1, 3, H, W), as Core ML passes images."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image_13HW: Tensor) -> tuple[Tensor, Tensor]:
-        """Classify one picture."""
-        answers: tuple[Tensor, Tensor] = self.network(image_13HW.permute(0, 2, 3, 1))
-        return answers
+        """Classify one image."""
+        outputs: tuple[Tensor, Tensor] = self.network(image_13HW.permute(0, 2, 3, 1))
+        return outputs
 
 
-def taking_floats(program: torch.export.ExportedProgram) -> nn.Module:
-    """A program of bytes as a module that takes the same numbers as floats: nothing in it asks for the type any more."""
+def accept_floats(program: torch.export.ExportedProgram) -> nn.Module:
+    """A uint8 program as a module that accepts the same values as floats, by removing its checks of the type."""
     network = program.module(check_guards=False)
     for node in list(network.graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
@@ -43,7 +43,7 @@ def taking_floats(program: torch.export.ExportedProgram) -> nn.Module:
 
 
 def write_package(model: Any, package: Path) -> None:
-    """Write a model as a package, the same bytes for the same network: without the day, and with identifiers of its content."""
+    """Write a model as a package with reproducible bytes: without the date, and with identifiers derived from its content."""
     spec = model.get_spec()
     spec.description.metadata.userDefined.pop("com.github.apple.coremltools.conversion_date", None)
     data = package / "Data" / "com.apple.CoreML"
@@ -54,10 +54,10 @@ def write_package(model: Any, package: Path) -> None:
     entries = {}
     for name, content in (("model.mlmodel", spec.SerializeToString(deterministic=True)), ("weights", weights)):
         identifier = str(uuid.UUID(bytes=hashlib.sha256(content).digest()[:16]))
-        what = "Specification" if name == "model.mlmodel" else "Weights"
+        kind = "Specification" if name == "model.mlmodel" else "Weights"
         entries[identifier] = {
             "author": "com.apple.CoreML",
-            "description": f"CoreML Model {what}",
+            "description": f"CoreML Model {kind}",
             "name": name,
             "path": f"com.apple.CoreML/{name}",
         }
@@ -69,10 +69,10 @@ if __name__ == "__main__":
     folder, _, path = sys.argv[1:]
     program = torch.export.load(Path(folder, "program.pt2"))
     _, height, width, _ = program.example_inputs[0][0].shape
-    pictures = Pictures(taking_floats(program))
+    network = ImageInput(accept_floats(program))
     example_13HW = torch.zeros(1, 3, height, width)
     model = coremltools.convert(
-        torch.export.export(pictures, (example_13HW,)).run_decompositions({}),
+        torch.export.export(network, (example_13HW,)).run_decompositions({}),
         inputs=[coremltools.ImageType("image", example_13HW.shape, color_layout=coremltools.colorlayout.RGB)],
         outputs=[coremltools.TensorType(name, dtype=np.float32) for name in ("probabilities", "logits")],
         minimum_deployment_target=coremltools.target.iOS16,

@@ -1,7 +1,7 @@
-"""Write ExecuTorch's program of a network, for XNNPACK; see `export.converters.convert`. Runs where executorch is installed.
+"""Convert a network to an ExecuTorch program for XNNPACK; see `export.converters.convert`. Needs executorch.
 
-int8 has ranges of its own, from the calibration images: activations and convolutions in integers, one scale a channel. Linear
-layers take their ranges from what they are given, so that the logits and the softmax stay float.
+int8 uses ranges from the calibration images: integer activations and convolutions, one scale per channel. Linear layers are
+quantized dynamically, so that the logits and the softmax stay float.
 
 Shapes: N images, H x W the model's input.
 """
@@ -26,10 +26,10 @@ def quantize(network: Any, calibration_NHW3: np.ndarray) -> Any:
 
     Args:
         network: of one uint8 image (1, H, W, 3).
-        calibration_NHW3: images that show the ranges of its activations.
+        calibration_NHW3: images that determine the ranges of its activations.
     """
-    # Left alone, the quantizer fuses ReLU only. A ReLU6 would be stored with the range from before it was cut off: a
-    # MobileNet loses 11 dB so.
+    # By default the quantizer fuses ReLU only. A ReLU6 would be stored with its range before clipping, which costs a
+    # MobileNet 11 dB.
     xnnpack_quantizer_utils.is_relu_node = lambda node: node.op == "call_function" and node.target in CLAMPS
     quantizer = XNNPACKQuantizer()
     quantizer.set_global(get_symmetric_quantization_config(is_per_channel=True))

@@ -1,8 +1,8 @@
-"""Write a LiteRT file (`.tflite`) of a PyTorch program; see `export.converters.convert`. Runs where litert-torch is installed.
+"""Convert a PyTorch program to a LiteRT file (`.tflite`); see `export.converters.convert`. Needs litert-torch.
 
 One input `image`, uint8 [1, H, W, 3], and two float32 outputs, `probabilities` and `logits`, by these names in its signature.
-int8 is static, with ranges from the calibration images. What becomes a logit stays float: a linear layer's weights are int8 and
-its input is quantized as it comes, its output is not. The softmax is float.
+int8 is static, with ranges from the calibration images. Logits stay float: linear layers have int8 weights and dynamically
+quantized inputs, but float outputs. The softmax is float.
 """
 
 import os
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 SIGNATURE = "serving_default"
 
 
-class Named(nn.Module):
-    """A program whose outputs have names."""
+class NamedOutputs(nn.Module):
+    """A program with named outputs."""
 
     def __init__(self, program: nn.Module) -> None:
         super().__init__()
@@ -39,22 +39,22 @@ def convert(program: Path, path: Path) -> None:
     exported = torch.export.load(program)
     [example_1HW3], _ = exported.example_inputs
     with torch.no_grad():
-        model = litert_torch.convert(Named(exported.module()), sample_kwargs={"image": example_1HW3})
+        model = litert_torch.convert(NamedOutputs(exported.module()), sample_kwargs={"image": example_1HW3})
     model.export(str(path))
 
 
 def quantize(float32: Path, pixels_NHW3: np.ndarray, path: Path) -> None:
-    """Write the int8 file of a float32 one."""
-    operator, never = qtyping.TFLOperationName, "no_quantize"
-    chosen = quantizer.Quantizer(str(float32))
-    chosen.add_static_config(".*", operator.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
-    chosen.add_dynamic_config(".*", operator.FULLY_CONNECTED, num_bits=8)
-    # Its file does not run where a tensor that is an output, and the softmax's input too, is quantized.
-    for kept in (operator.INPUT, operator.OUTPUT, operator.SOFTMAX):
-        chosen.update_quantization_recipe(".*", kept, algorithm_key=never)
+    """Write the int8 version of a float32 file."""
+    operator = qtyping.TFLOperationName
+    recipe = quantizer.Quantizer(str(float32))
+    recipe.add_static_config(".*", operator.ALL_SUPPORTED, activation_num_bits=8, weight_num_bits=8)
+    recipe.add_dynamic_config(".*", operator.FULLY_CONNECTED, num_bits=8)
+    # A file with a quantized tensor that is both an output and the softmax's input does not run.
+    for unquantized in (operator.INPUT, operator.OUTPUT, operator.SOFTMAX):
+        recipe.update_quantization_recipe(".*", unquantized, algorithm_key="no_quantize")
     images = [{"image": image_HW3[None]} for image_HW3 in pixels_NHW3]
-    ranges = chosen.calibrate({SIGNATURE: images}, num_threads=torch.get_num_threads())
-    path.write_bytes(bytes(chosen.quantize(ranges).quantized_model))
+    ranges = recipe.calibrate({SIGNATURE: images}, num_threads=torch.get_num_threads())
+    path.write_bytes(bytes(recipe.quantize(ranges).quantized_model))
 
 
 def main(folder: Path, precision: str, path: Path) -> None:
@@ -71,5 +71,5 @@ def main(folder: Path, precision: str, path: Path) -> None:
 if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
-    except Exception as error:  # what it cannot convert it tells by errors of many kinds, over many lines
+    except Exception as error:  # the converter raises errors of many types with messages of many lines
         sys.exit((str(error).strip() or repr(error)).splitlines()[0])

@@ -1,4 +1,4 @@
-"""Write OpenVINO's intermediate representation of an ONNX file.
+"""Convert an ONNX file to OpenVINO's intermediate representation.
 
 Started by `export.converters.convert` in the environment that has openvino.
 

@@ -1,1 +1,1 @@
-"""Verify ONNX classifiers that were made elsewhere."""
+"""Verification of third-party ONNX classifiers."""

@@ -1,23 +1,25 @@
-"""Why does a file from elsewhere not give what its reference gives? The usual suspects, tried one after the other.
+"""Find out why an ONNX file and its reference give different outputs, by trying the common causes one after the other.
 
-Each is a change after which the two agree: another order of the channels, another normalization, another order of the
-classes, another scale of the logits. Beside them, the first layer whose output differs, where both sides name their layers.
+Each is a change that makes the two agree: another channel order, another normalization, another class order, another scale of
+the logits. In addition, the first layer whose output differs is reported if both models name their layers.
 
 Shapes: N images, K classes.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
 from scipy.spatial.distance import cdist
 
-from edgeline.export.external.model import Feed, Precision, Program, last_line
+from edgeline.export.external.model import InputNormalization, Model, Precision, last_line
 from edgeline.export.parity.compare import Outputs
-from edgeline.export.parity.layerwise import FLOAT_DB, IMAGES, Layer, first_diverging, layers_of
+from edgeline.export.parity.layerwise import IMAGES, first_diverging, layers_of
+from edgeline.export.parity.report import Divergence, Layer
 from edgeline.export.parity.similarity import sqnr_db
+from edgeline.export.thresholds import FLOAT_LAYER_DB
 
 NORMALIZATIONS = {
     "mean 0.485,0.456,0.406 and std 0.229,0.224,0.225 (ImageNet's)": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -27,89 +29,99 @@ NORMALIZATIONS = {
 }
 
 
-AGREE_DB: dict[Precision, float] = {"float32": FLOAT_DB, "float16": 40.0, "int8": 15.0}
-"""Logits of one network are at least so much alike."""
+AGREE_DB: dict[Precision, float] = {"float32": FLOAT_LAYER_DB, "float16": 40.0, "int8": 15.0}
+"""Minimum SQNR between the logits of the same network in this precision and in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
-    """A file and what it is held against."""
+class ModelPair:
+    """A file and the reference it is compared with."""
 
-    file: Program
-    reference: Program
-    feed: Feed
+    file: Model
+    reference: Model
+    normalization: InputNormalization
     view: Callable[[np.ndarray], Outputs]
-    """Scores of either as what can be compared."""
+    """Converts scores of either model to outputs that can be compared."""
     precision: Precision
-    """The lower of theirs."""
+    """The lower of their two precisions."""
 
     def agree(self, expected_NK: np.ndarray, observed_NK: np.ndarray) -> bool:
-        """Whether logits are as much alike as those of the same network."""
+        """Whether logits are as similar as those of the same network would be."""
         return sqnr_db(expected_NK, observed_NK) >= AGREE_DB[self.precision]
 
-    def logits(self, program: Program, pixels: Sequence[np.ndarray], feed: Feed) -> np.ndarray:
-        """What one of the two gives, float64 (N, K)."""
-        return self.view(program.ask(pixels, feed, program.port.batch or 1)).logits_NK.astype(np.float64)
+    def logits(self, model: Model, pixels: Sequence[np.ndarray], normalization: InputNormalization) -> np.ndarray:
+        """The logits of one of the two, float64 (N, K)."""
+        return self.view(model.predict(pixels, normalization, model.input.batch or 1)).logits_NK.astype(np.float64)
 
 
-def suspect(pair: Pair, pixels: Sequence[np.ndarray]) -> list[str]:
-    """What explains that the two do not agree, in words; nothing where none of the suspects does."""
-    expected_NK, observed_NK = (pair.logits(program, pixels, pair.feed) for program in (pair.reference, pair.file))
-    found = [_other_feed(pair, pixels, expected_NK, observed_NK), _other_order(pair, expected_NK, observed_NK)]
-    scale = float((expected_NK * observed_NK).sum() / max(float(np.square(expected_NK).sum()), np.finfo(float).tiny))
-    if pair.agree(scale * expected_NK, observed_NK):
-        found.append(f"its logits are {scale:.4g} times those of the reference: one of the two divides by a temperature")
-    return [words for words in found if words]
-
-
-def diverging_layer(pair: Pair, pixels: Sequence[np.ndarray]) -> tuple[str, dict[str, Any] | None]:
-    """Name the first layer whose output differs.
+def diagnose_mismatch(pair: ModelPair, pixels: Sequence[np.ndarray]) -> list[str]:
+    """Explain why two models do not agree.
 
     Returns:
-        A sentence, empty where no layer is out of tolerance, and the figures of every layer; None where there are none.
+        A sentence for each cause found; empty if none of the common causes explains it.
     """
-    if pair.reference.layers is None or pair.file.layers is None or pair.file.model is None:
-        return f"{pair.reference.kind} does not tell what its layers give: no layer is named", None
+    expected_NK, observed_NK = (pair.logits(model, pixels, pair.normalization) for model in (pair.reference, pair.file))
+    causes = [
+        _other_normalization(pair, pixels, expected_NK, observed_NK),
+        _other_class_order(pair, expected_NK, observed_NK),
+    ]
+    scale = float((expected_NK * observed_NK).sum() / max(float(np.square(expected_NK).sum()), np.finfo(float).tiny))
+    if pair.agree(scale * expected_NK, observed_NK):
+        causes.append(f"its logits are {scale:.4g} times those of the reference: one of the two divides by a temperature")
+    return [cause for cause in causes if cause]
+
+
+def diverging_layer(pair: ModelPair, pixels: Sequence[np.ndarray]) -> tuple[str, dict[str, Any] | None]:
+    """Find the first layer whose output differs.
+
+    Returns:
+        A sentence, empty if every layer is within tolerance, and the figures of every layer, or None if there are none.
+    """
+    if pair.reference.layers is None or pair.file.layers is None or pair.file.onnx_bytes is None:
+        return f"{pair.reference.format} does not expose layer outputs, so the diverging layer is unknown", None
     try:
-        expected, observed = (_layers(program, pixels[:IMAGES], pair.feed) for program in (pair.reference, pair.file))
-    except Exception as error:  # a graph may be of a kind that runs whole and not in parts; the gate has failed without it
+        expected, observed = (_layers(model, pixels[:IMAGES], pair.normalization) for model in (pair.reference, pair.file))
+    except Exception as error:  # a graph may run as a whole but not in parts; the verification has failed in any case
         return f"the layers cannot be compared ({last_line(error)})", None
     layers = []
-    for path, node, _ in layers_of(onnx.load_model_from_string(pair.file.model)):
+    for path, node, _ in layers_of(onnx.load_model_from_string(pair.file.onnx_bytes)):
         pairs = [(a, b) for a in expected.get(path, []) for b in observed.get(path, []) if a.shape == b.shape]
-        if pairs:  # before or after the batch norm that follows it, whichever the file holds
-            layers.append(Layer(path, node, max(sqnr_db(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs)))
+        if pairs:  # before or after the batch norm that follows it, depending on what the file contains
+            ratio = max(sqnr_db(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs)
+            layers.append(Layer(module=path, node=node, sqnr_db=ratio))
     if not layers:
-        return "the two share no names of layers: no layer is named", None
+        return "the two models have no layer names in common, so the diverging layer is unknown", None
     first = first_diverging(layers, quantized=pair.precision != "float32")
-    report = {"first": None if first is None else asdict(first), "layers": [asdict(layer) for layer in layers]}
+    report = Divergence(first=first, layers=tuple(layers)).to_dict()
     if first is None:
         return "", report
     return f"the first of {len(layers)} layers to diverge is {first.module} (SQNR {first.sqnr_db:.0f} dB)", report
 
 
-def _other_feed(pair: Pair, pixels: Sequence[np.ndarray], expected_NK: np.ndarray, observed_NK: np.ndarray) -> str:
-    # A file of bytes normalizes for itself, so it is its reference that must be fed otherwise.
-    fed = pair.file if pair.file.port.dtype != "uint8" else pair.reference
-    given = pair.feed
-    asked = {"BGR instead of RGB": Feed(given.mean[::-1], given.std[::-1], bgr=True)}
-    if fed.port.dtype != "uint8":
-        asked["BGR instead of RGB, with mean and std in the order RGB"] = replace(given, bgr=True)
-        asked |= {words: Feed(mean, std) for words, (mean, std) in NORMALIZATIONS.items()}
-        asked |= {
-            f"BGR instead of RGB, {words}": Feed(mean[::-1], std[::-1], bgr=True)
+def _other_normalization(
+    pair: ModelPair, pixels: Sequence[np.ndarray], expected_NK: np.ndarray, observed_NK: np.ndarray
+) -> str:
+    # A file with uint8 input normalizes inside, so the reference's input has to vary.
+    varied = pair.file if pair.file.input.dtype != "uint8" else pair.reference
+    given = pair.normalization
+    candidates = {"BGR instead of RGB": InputNormalization(given.mean[::-1], given.std[::-1], bgr=True)}
+    if varied.input.dtype != "uint8":
+        candidates["BGR instead of RGB, with mean and std in the order RGB"] = replace(given, bgr=True)
+        candidates |= {words: InputNormalization(mean, std) for words, (mean, std) in NORMALIZATIONS.items()}
+        candidates |= {
+            f"BGR instead of RGB, {words}": InputNormalization(mean[::-1], std[::-1], bgr=True)
             for words, (mean, std) in NORMALIZATIONS.items()
         }
-    for words, feed in asked.items():
-        if feed == given:
+    for words, normalization in candidates.items():
+        if normalization == given:
             continue
-        logits_NK = pair.logits(fed, pixels, feed)
-        if pair.agree(*((expected_NK, logits_NK) if fed is pair.file else (logits_NK, observed_NK))):
-            return f"the two agree if {fed.name} is fed {words}: they expect another order of channels or normalization"
+        logits_NK = pair.logits(varied, pixels, normalization)
+        if pair.agree(*((expected_NK, logits_NK) if varied is pair.file else (logits_NK, observed_NK))):
+            return f"the two agree if {varied.name} is fed {words}: they expect another channel order or normalization"
     return ""
 
 
-def _other_order(pair: Pair, expected_NK: np.ndarray, observed_NK: np.ndarray) -> str:
+def _other_class_order(pair: ModelPair, expected_NK: np.ndarray, observed_NK: np.ndarray) -> str:
     order_K = cdist(expected_NK.T, observed_NK.T).argmin(1)
     moved = np.flatnonzero(order_K != np.arange(len(order_K))).tolist()
     if not moved or len(set(order_K.tolist())) < len(order_K) or not pair.agree(expected_NK, observed_NK[:, order_K]):
@@ -118,13 +130,13 @@ def _other_order(pair: Pair, expected_NK: np.ndarray, observed_NK: np.ndarray) -
     return f"its classes are in another order: {examples}{', ...' if len(moved) > 3 else ''}"
 
 
-def _layers(program: Program, pixels: Sequence[np.ndarray], feed: Feed) -> dict[str, list[np.ndarray]]:
-    assert program.layers is not None
-    batch = program.port.batch or len(pixels)
+def _layers(model: Model, pixels: Sequence[np.ndarray], normalization: InputNormalization) -> dict[str, list[np.ndarray]]:
+    assert model.layers is not None
+    batch = model.input.batch or len(pixels)
     parts: list[dict[str, list[np.ndarray]]] = []
     for start in range(0, len(pixels), batch):
         images = np.stack([pixels[(start + i) % len(pixels)] for i in range(batch)])
-        parts.append(program.layers(feed(images, program.port)))
+        parts.append(model.layers(normalization(images, model.input)))
     return {
         path: [np.concatenate(arrays)[: len(pixels)] for arrays in zip(*(part[path] for part in parts), strict=True)]
         for path in parts[0]

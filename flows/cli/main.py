@@ -1,44 +1,22 @@
 """The `edgeline` command.
 
-Imports nothing heavy: each command imports what it needs when it runs, so `edgeline predict` answers on a device that has
-only the base install. This is one of the two process edges: every error that a person can act on becomes one line and
-exit code 1 here, a command line that makes no sense exit code 2, and an interrupt 130.
+Nothing heavy is imported here: each command imports what it needs when it runs, so `edgeline predict` works on a device that
+has only the base install. This is one of the two process edges: an error that a person can act on becomes one line and exit
+code 1, an invalid command line exit code 2, and an interrupt exit code 130.
 """
 
 import os
 import sys
 import warnings
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
-from edgeline.flows.cli import run as line
-from edgeline.flows.orchestration import deployment as deployments
+from edgeline.flows.cli import deploy, run, steps, verify
+from edgeline.flows.extras import missing_extra
 from edgeline.serve.cli import register as device
 from edgeline.serve.conformance import command as conformance
-from edgeline.serve.errors import EdgelineError, MissingExtraError
-
-EXTRAS = {
-    "starlette": "http",
-    "httptools": "http",
-    "prometheus_client": "http",
-    "opentelemetry": "otel",
-    "python_multipart": "http",
-    "geventhttpclient": "conformance",
-    "pytest": "conformance",
-    "tritonclient": "conformance",
-    "prefect": "flows",
-    "onnx": "export",
-    "onnxscript": "export",
-    "jinja2": "export",
-    "openvino": "openvino",
-    "ai_edge_litert": "litert",
-    "executorch": "executorch",
-    "coremltools": "coreml",
-    "cv2": "camera",
-}
-"""The extra that brings a package; all else that can be missing comes with `train`."""
+from edgeline.serve.errors import EdgelineError
 
 app = typer.Typer(
     name="edgeline",
@@ -49,8 +27,8 @@ app = typer.Typer(
 )
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         print(version("edgeline"))
@@ -63,39 +41,45 @@ def edgeline(
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
     ] = False,
 ) -> None:
-    """From a folder of photos to an image classifier that carries its own proof to small machines."""
+    """Train an image classifier from a folder of photos, verify it, and run it on small devices."""
 
 
-line.register(app)
-deployments.register(app)
+app.command()(run.run)
+for command in (steps.prepare, steps.train, steps.evaluate, steps.export, steps.variants):
+    app.command()(command)
+app.command(cls=verify.VerifyCommand)(verify.verify)
+app.command()(steps.publish)
+app.command("verify-onnx")(verify.verify_onnx)
+app.command()(verify.emulate)
+app.command("deploy")(deploy.deploy_pipeline)
 device.register(app)
 conformance.register(app)
 
 
 def main() -> None:
     """Run the command line, and turn errors into one line and an exit code."""
-    # Threads of PyTorch's OpenMP that wait for each other sleep instead of spinning: on a machine with other work to do,
-    # training is two to four times faster so. Read when PyTorch is loaded, which is why it is set here.
+    # Makes idle threads of PyTorch's OpenMP sleep instead of spin, which trains two to four times faster on a machine with
+    # other work to do. Set here because it is read when PyTorch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Pillow's remarks on damaged metadata: every image gets an answer or an error of ours.
+    # Pillow's warnings about damaged metadata: every image gets a prediction or an error of ours.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         app()
     except EdgelineError as error:
         fail(error)
     except ModuleNotFoundError as error:
-        module = (error.name or "").partition(".")[0]
-        if find_spec(module) is not None:
+        missing = missing_extra(error)
+        if missing is None:
             raise
-        fail(MissingExtraError(module, EXTRAS.get(module, "train")))
+        fail(missing)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away; there is nobody left to tell
+        sys.stderr.close()  # the reader of our output is gone
         sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        fail(EdgelineError(f"{where}{error.strerror or error}; look at the disk and its permissions", code="io_error"))
+        fail(EdgelineError(f"{where}{error.strerror or error}; check the disk and its permissions", code="io_error"))
 
 
 def fail(error: EdgelineError) -> None:

@@ -1,62 +1,68 @@
-"""`edgeline verify --onnx`: read its options, have the file judged, and say what was found."""
+"""`edgeline verify-onnx`: parse its options, verify the file and print the report."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from edgeline.serve.errors import ConfigError, VerificationError
 
+if TYPE_CHECKING:
+    from edgeline.export.external.verify import VerificationRequest
 
-def verify_file(file: Path, options: dict[str, Any], as_json: bool) -> None:
-    """Judge an ONNX file from elsewhere and print the report.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """The options of the command as given; None means not given."""
+
+    file: Path
+    data: Path
+    against: Path | None
+    trusted: bool
+    mean: str | None
+    std: str | None
+    size: str | None
+    crop_fraction: float | None
+    interpolation: str | None
+    images: int | None
+
+
+def verify_file(options: Options, as_json: bool) -> None:
+    """Verify a third-party ONNX file and print the report.
 
     Args:
-        file: ONNX.
-        options: those that were given, as the command line names them.
+        options: of the command line.
         as_json: print the whole report.
 
     Raises:
-        ConfigError: an option makes no sense.
-        VerificationError: the file does not hold, or cannot be judged.
+        ConfigError: an option is invalid.
+        VerificationError: the file fails, or cannot be verified.
     """
-    if "data" not in options:
-        raise ConfigError("--onnx needs photos to look at: give a folder of them with --data")
-    mean, std, size = _triple("mean", options.get("mean")), _triple("std", options.get("std")), _size(options.get("size"))
-    from edgeline.export.external.model import Feed
-    from edgeline.export.external.verify import IMAGENET, Request, verify_foreign
-    from edgeline.pipeline.config import VerifyConfig
+    request = _request(options)
+    from edgeline.export.external.verify import verify_external
 
-    request = Request(
-        file=file,
-        data=options["data"],
-        against=options.get("against"),
-        trusted=options.get("trust_program", False),
-        feed=Feed(mean or IMAGENET.mean, std or IMAGENET.std),
-        size=size,
-        config=VerifyConfig(**{name: options[name] for name in ("images",) if name in options}),
-        **{name: options[name] for name in ("crop_fraction", "interpolation") if name in options},
-    )
-    report = verify_foreign(request)
+    report = verify_external(request)
     if as_json:
         print(json.dumps(report))
     else:
-        for line in lines_of(report):
+        for line in report_lines(report):
             print(line)
     if report["passed"]:
         return
     if as_json:
         raise typer.Exit(1)
-    raise VerificationError(f"{report['file']['name']} does not hold: {'; '.join(report['problems'])}")
+    raise VerificationError(f"{report['file']['name']} failed: {'; '.join(report['problems'])}")
 
 
-def lines_of(report: dict[str, Any]) -> list[str]:
-    """A report for people: what was fed, what was found, what was taken for granted."""
+def report_lines(report: dict[str, Any]) -> list[str]:
+    """A report for people: the input, the findings and the assumptions."""
     spec, norm, images, similarity = (report[key] for key in ("preprocess", "normalization", "images", "similarity"))
-    lines = [f"{entry['name']}: {entry['kind']}, {entry['precision']}, takes {entry['takes']}" for entry in _files(report)]
+    models = [entry for entry in (report["file"], report["against"]) if entry is not None]
+    lines = [f"{entry['name']}: {entry['kind']}, {entry['precision']}, input {entry['takes']}" for entry in models]
     lines.append(
-        f"fed {images['photos']} photos and a hard set of {images['stress_images']}, {spec['height']} x {spec['width']}, crop "
+        f"ran {images['photos']} photos and {images['stress_images']} stress images, {spec['height']} x {spec['width']}, crop "
         f"{spec['crop_fraction']:g}, {spec['interpolation']}; mean {_numbers(norm['mean'])}, std {_numbers(norm['std'])}"
     )
     if unreadable := images["unreadable"]:
@@ -65,26 +71,41 @@ def lines_of(report: dict[str, Any]) -> list[str]:
     lines.append(f"run at batch {', '.join(map(str, report['batches']))}")
     if similarity is not None:
         lines.append(
-            f"compared as {report['precision']}, by {report['scores']}: same best class {similarity['top1_agreement']:.2%} "
-            f"({similarity['flips']} flips, the clearest by {similarity['largest_flipped_margin']:.2g}), SQNR "
-            f"{similarity['sqnr_db']:.1f} dB, cosine {similarity['cosine']:.6f}, KL {similarity['kl']:.2g}, a "
-            f"probability differs by "
-            f"at most {similarity['max_difference']:.2g}"
+            f"compared as {report['precision']}, by {report['scores']}: top-1 agreement {similarity['top1_agreement']:.2%} "
+            f"({similarity['flips']} flips, the largest margin {similarity['largest_flipped_margin']:.2g}), SQNR "
+            f"{similarity['sqnr_db']:.1f} dB, cosine {similarity['cosine']:.6f}, KL {similarity['kl']:.2g}, probabilities "
+            f"differ by at most {similarity['max_difference']:.2g}"
         )
         lines.append("thresholds: " + ", ".join(f"{name} {value:g}" for name, value in report["thresholds"].items()))
     if levels := report["levels_sqnr_db"]:
-        said = ", ".join(f"{level} {db:.0f} dB" for level, db in levels.items())
-        lines.append(f"other levels of graph optimization beside the one that ships: {said} (200 is equal)")
+        listed = ", ".join(f"{level} {db:.0f} dB" for level, db in levels.items())
+        lines.append(f"SQNR at other levels of graph optimization: {listed} (200 means equal)")
     lines += [f"note: {note}" for note in report["notes"]]
     return [*lines, "passed" if report["passed"] else "failed"]
 
 
-def _files(report: dict[str, Any]) -> list[dict[str, Any]]:
-    return [entry for entry in (report["file"], report["against"]) if entry is not None]
+def _request(options: Options) -> "VerificationRequest":
+    mean, std, size = _triple("mean", options.mean), _triple("std", options.std), _size(options.size)
+    from edgeline.export.external.model import InputNormalization
+    from edgeline.export.external.verify import IMAGENET, VerificationRequest
+    from edgeline.pipeline.config import VerifyConfig
+
+    preprocessing = {"crop_fraction": options.crop_fraction, "interpolation": options.interpolation}
+    given: dict[str, Any] = {name: value for name, value in preprocessing.items() if value is not None}
+    return VerificationRequest(
+        file=options.file,
+        data=options.data,
+        against=options.against,
+        trusted=options.trusted,
+        normalization=InputNormalization(mean or IMAGENET.mean, std or IMAGENET.std),
+        size=size,
+        config=VerifyConfig() if options.images is None else VerifyConfig(images=options.images),
+        **given,
+    )
 
 
 def _triple(name: str, text: str | None) -> tuple[float, ...] | None:
-    """`0.5` or `0.485,0.456,0.406`."""
+    """Parse `0.5` or `0.485,0.456,0.406`."""
     if text is None:
         return None
     try:
@@ -97,7 +118,7 @@ def _triple(name: str, text: str | None) -> tuple[float, ...] | None:
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
-    """`224` or `HEIGHTxWIDTH`."""
+    """Parse `224` or `HEIGHTxWIDTH`."""
     if text is None:
         return None
     sides = text.split("x")

@@ -1,11 +1,11 @@
 """The process of the embedded Prefect server.
 
-`flows.orchestration.embedded` starts it as a file, so it imports nothing of edgeline.
+Started as a file by `flows.orchestration.embedded`; imports nothing of edgeline.
 
-    python -P embedded_server.py <descriptor of a listening socket>
+    python -P embedded_process.py <descriptor of a listening socket>
 
-Standard input is a pipe whose other end only the parent holds and never writes to. It ends when the parent closes it or
-is no more, however it died; then this process ends too.
+Standard input is a pipe that only the parent holds open. It is closed when the parent closes it or dies for any reason; then
+this process ends too.
 """
 
 import os
@@ -40,7 +40,7 @@ def _end_with_parent(running: "list[Server]") -> None:
     os.read(sys.stdin.fileno(), 1)  # not sys.stdin.read(): a thread inside it when Python exits is a fatal error
     if running and running[0].started:
         running[0].should_exit = True
-        time.sleep(SHUTDOWN_S)  # in which the main thread ends the process, or hangs
+        time.sleep(SHUTDOWN_S)  # the main thread ends the process meanwhile, unless it hangs
     os._exit(0)
 
 

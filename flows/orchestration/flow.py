@@ -1,75 +1,144 @@
-"""The line as a Prefect flow: the same steps in the same order as `flows.steps`, each one a task.
+"""The pipeline as a Prefect flow: the steps of `flows.steps` in the same order, each one a task of the same name.
 
-This is what a deployment runs (`flows.orchestration.flow.edgeline`), and what `edgeline run` runs unless told not to. Its
-parameter is the whole configuration, so Prefect's form shows every setting, and its API refuses what the configuration would
-refuse.
+A deployment runs this flow (`flows.orchestration.flow.edgeline`), and so does `edgeline run` without `--no-prefect`. Its one
+parameter is the whole configuration, so Prefect's form shows every setting and its API validates them: a new setting of
+`pipeline.config` needs no change here.
+
+Prefect's cache is off (`NO_CACHE`): a step recognizes its own result by content within milliseconds and checks every file of
+it, while a path cached in Prefect's database could name a folder that no longer exists. A task whose result was reused ends
+in the state `Cached`.
+
+Only publishing is retried, because it writes to a store that may be on a network. The other steps would fail in the same way
+again, and an interrupted run resumes when it is started the next time.
 """
 
+import errno
 import logging
 from pathlib import Path
+from typing import Any
 
-from prefect import flow, get_run_logger
+from prefect import Task, flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
+from prefect.states import Completed
 
+from edgeline.flows import steps
 from edgeline.flows.orchestration.report import report
-from edgeline.flows.orchestration.tasks import AFTER_PREPARE, prepare
-from edgeline.flows.steps import run_pipeline
 from edgeline.pipeline.config import PipelineConfig, parse_config
+from edgeline.pipeline.data.prepare import prepare as prepare_samples
 from edgeline.pipeline.runs.run import Run, StepResult
-from edgeline.serve.errors import ConfigError, EdgelineError
+from edgeline.serve.errors import ConfigError, EdgelineError, StoreError
+
+PERMANENT = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+}
+"""System errors that waiting does not fix."""
+DESCRIPTIONS = {
+    "train": "Train a checkpoint.",
+    "evaluate": "Evaluate and calibrate the checkpoint.",
+    "export": "Export the checkpoint to one ONNX file.",
+    "variants": "Make the int8 and other variants.",
+    "verify": "Compare the ONNX file and its variants with PyTorch.",
+    "publish": "Publish the verified artifact to the store.",
+}
+
+
+def is_temporary(task: Task[Any, Any], run: TaskRun, state: State[Any]) -> bool:
+    """Whether to retry after a failure: the store or the disk failed, and not for a permanent reason."""
+    error = state.data
+    cause = error.__cause__ if isinstance(error, StoreError) else error
+    if isinstance(cause, OSError):
+        return cause.errno not in PERMANENT
+    return isinstance(error, StoreError)
+
+
+@task(task_run_name="prepare", cache_policy=NO_CACHE)
+def prepare(config: PipelineConfig) -> State[tuple[Run, StepResult]]:
+    """Find, check, deduplicate and split the images; creates the run that the other tasks take."""
+    run, result = prepare_samples(config)
+    return _completed(result, (run, result))
+
+
+def step_task(name: str) -> Task[[Run], State[StepResult]]:
+    """The task that executes a step of `flows.steps`."""
+
+    def execute(run: Run) -> State[StepResult]:
+        result = steps.execute(name, run)
+        return _completed(result, result)
+
+    execute.__name__ = execute.__qualname__ = name  # Prefect counts a task's runs by the qualified name
+    return Task(execute, name=name, task_run_name=name, description=DESCRIPTIONS[name], cache_policy=NO_CACHE)
+
+
+TASKS = {name: step_task(name) for name in steps.STEP_NAMES if name != "prepare"}
+"""A task for each step after `prepare`, in order."""
+TASKS["publish"] = TASKS["publish"].with_options(retries=3, retry_delay_seconds=[1, 5, 20], retry_condition_fn=is_temporary)
 
 
 @flow(name="edgeline", flow_run_name="{config.artifact_name}")
 def edgeline(config: PipelineConfig) -> tuple[Run, list[StepResult]]:
-    """Run the line: prepare, train, evaluate, export, make variants, verify, publish.
+    """Run the pipeline: prepare, train, evaluate, export, make variants, verify, publish.
 
     Args:
-        config: what is asked for.
+        config: the settings of the run.
 
     Returns:
-        The run, and what each step left behind, `publish` last: its folder is the artifact.
+        The run and the result of each step, `publish` last: its folder is the artifact.
 
     Raises:
-        EdgelineError: a step failed; the ones before it keep their results.
+        EdgelineError: a step failed; the results of the steps before it are kept.
     """
     for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(errors_in_one_line)  # the same one again is not added
+        logging.getLogger(name).addFilter(drop_traceback_of_user_errors)  # adding it twice has no effect
     _check(config)
     log = get_run_logger()
 
     def call_prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
         run, result = prepare(config).result()
-        log.info("%s", _told(result))
+        log.info("%s", _message(result))
         return run, result
 
-    def call(name: str, run: Run) -> StepResult:
-        result = AFTER_PREPARE[name](run).result()
-        log.info("%s", _told(result))
+    def call_step(name: str, run: Run) -> StepResult:
+        result = TASKS[name](run).result()
+        log.info("%s", _message(result))
         return result
 
-    run, steps = run_pipeline(config, call_prepare=call_prepare, call=call)
-    report(run, steps)
-    return run, steps
+    run, results = steps.run_pipeline(config, call_prepare=call_prepare, call_step=call_step)
+    report(run, results)
+    return run, results
 
 
-def errors_in_one_line(record: logging.LogRecord) -> bool:
-    """A log filter: an error that a person can act on says all in its message, and loses its traceback here."""
+def drop_traceback_of_user_errors(record: logging.LogRecord) -> bool:
+    """A log filter: the message of an error that a person can act on is complete without its traceback."""
     if record.exc_info and isinstance(record.exc_info[1], EdgelineError):
         record.exc_info = record.exc_text = None
     return True
 
 
 def _check(config: PipelineConfig) -> None:
-    """Refuse what the schema of the parameters cannot express."""
+    """Check what the schema of the parameters cannot express.
+
+    Raises:
+        ConfigError: the configuration is invalid, or not fit for a worker.
+    """
     parse_config(config.model_dump())
     context = FlowRunContext.get()
     deployed = context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
     if deployed and not Path(config.artifacts).is_absolute():
         raise ConfigError(
-            f"artifacts is {config.artifacts!r}, which a worker would look for in a folder that it removes afterwards; "
-            "give the deployment an absolute path"
+            f"artifacts is {config.artifacts!r}, which a worker would resolve in a temporary folder; give the deployment an "
+            "absolute path"
         )
 
 
-def _told(result: StepResult) -> str:
+def _message(result: StepResult) -> str:
     return f"{result.name}: {'reused' if result.reused else f'done in {result.seconds:.1f} s'}: {result.folder}"
+
+
+def _completed(result: StepResult, data: Any) -> State[Any]:
+    if result.reused:
+        return Completed(name="Cached", message="Recognized by content; every file is unchanged.", data=data)
+    return Completed(message=f"Done in {result.seconds:.1f} s.", data=data)

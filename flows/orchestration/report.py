@@ -1,4 +1,4 @@
-"""What a finished run leaves in the Prefect UI: tables of its figures and of its variants, its confusion matrix, an event."""
+"""The artifacts and the event of a finished run in Prefect: tables of figures and variants, and the confusion matrix."""
 
 import base64
 import json
@@ -13,23 +13,23 @@ from edgeline.flows.summary import read_verification, summarize, summary_rows
 from edgeline.pipeline.runs.run import Run, StepResult
 
 MAX_CLASSES = 30
-"""A larger matrix is shown as its picture only."""
+"""Larger confusion matrices are shown as an image only."""
 PUBLISHED = "edgeline.model.published"
 
 
 def report(run: Run, steps: list[StepResult]) -> None:
-    """Show a finished run in the UI, and announce what it published.
+    """Create the artifacts of a finished run, and emit an event if it published a new version.
 
-    Artifacts of one name share a key, so the UI lines up their versions. The event is the one to trigger on: it is emitted
-    only where something new was published, not where a run found it published already.
+    Artifacts of one name share a key, so the UI shows their history. The event is meant for triggers: it is not emitted by a
+    run whose artifact was already published.
 
     Args:
         run: finished up to its last step.
-        steps: what each left behind, `publish` last.
+        steps: the result of each step, `publish` last.
     """
     summary = summarize(run, steps)
     key = artifact_key(summary["name"])
-    figures = [{"what": what, "how much": how_much} for what, how_much in summary_rows(summary)]
+    figures = [{"figure": label, "value": value} for label, value in summary_rows(summary)]
     create_table_artifact(
         figures, key=key, description=f"{summary['name']} version {summary['version']}: {summary['artifact']}"
     )
@@ -49,12 +49,12 @@ def report(run: Run, steps: list[StepResult]) -> None:
 
 
 def artifact_key(name: str) -> str:
-    """The key of a name's artifacts: Prefect takes lower-case letters, digits and dashes."""
+    """The key of a name's artifacts: Prefect allows lower-case letters, digits and dashes."""
     return "edgeline-" + re.sub(r"[^a-z0-9]+", "-", name.lower())
 
 
 def confusion_table(confusion: list[list[int]], labels: list[str]) -> str:
-    """A confusion matrix in Markdown, a row a true class."""
+    """A confusion matrix in Markdown, one row per true class."""
     cells = [_cell(label) for label in labels]
     lines = [["true \\ predicted", *cells], ["---", *["--:"] * len(cells)]]
     for label, counts in zip(cells, confusion, strict=True):
@@ -64,20 +64,20 @@ def confusion_table(confusion: list[list[int]], labels: list[str]) -> str:
 
 def _report_confusion(key: str, folder: Path) -> None:
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    picture = base64.b64encode((folder / "confusion.png").read_bytes()).decode()
+    image = base64.b64encode((folder / "confusion.png").read_bytes()).decode()
     create_image_artifact(
         key=f"{key}-confusion-image",
-        image_url=f"data:image/png;base64,{picture}",
+        image_url=f"data:image/png;base64,{image}",
         description="Confusion matrix of the test split: shares of each true class.",
     )
     if len(evaluation["labels"]) <= MAX_CLASSES:
         create_markdown_artifact(
             key=f"{key}-confusion",
             markdown=confusion_table(evaluation["confusion"], evaluation["labels"]),
-            description="Confusion matrix of the test split: counts, a row a true class.",
+            description="Confusion matrix of the test split: counts, one row per true class.",
         )
 
 
 def _cell(label: str) -> str:
-    """A class name as Markdown text: no table border, no markup, no HTML."""
+    """A class name escaped for a Markdown table."""
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~-])", r"\\\1", label)

@@ -1,8 +1,8 @@
-"""The Prefect server that a run reports to: the configured one, or else an embedded one.
+"""Run the pipeline on the configured Prefect server, or on an embedded one if none is configured.
 
     run, steps = run_with_prefect(config)
 
-Prefect is imported only after the embedded server's process is on its way: both take seconds, and so take them together.
+Prefect is imported after the process of the embedded server has been started: both take seconds, so they overlap.
 """
 
 import logging
@@ -24,18 +24,18 @@ PROBE_S = 10.0
 
 
 def run_with_prefect(config: PipelineConfig) -> tuple[Run, list[StepResult]]:
-    """Run the line as a Prefect flow, on the configured server or else on an embedded one.
+    """Run the pipeline as a Prefect flow, on the configured server or else on an embedded one.
 
-    The terminal stays ours: Prefect's log goes to the configured server, and nowhere else.
+    Prefect's log is sent to the configured server and not printed on the terminal.
 
     Args:
-        config: what is asked for.
+        config: the settings of the run.
 
     Returns:
-        The run, and what each step left behind, `publish` last: its folder is the artifact.
+        The run and the result of each step, `publish` last: its folder is the artifact.
 
     Raises:
-        EdgelineError: a step failed; or the server does not answer, or did not start.
+        EdgelineError: a step failed, or the server does not respond, or did not start.
     """
     url = configured_url()
     if url is not None:
@@ -45,15 +45,14 @@ def run_with_prefect(config: PipelineConfig) -> tuple[Run, list[StepResult]]:
     with EmbeddedServer(Path(config.artifacts) / "prefect") as server, server.settings():
         with waiting("starting Prefect"):
             import_module("edgeline.flows.orchestration.flow")
-            import_module(
-                "edgeline.pipeline.models.backbones"
-            )  # PyTorch: nearly every run needs it, and the server is not up yet
+            # Imports PyTorch, which nearly every run needs, while the server starts.
+            import_module("edgeline.pipeline.models.backbones")
             server.wait()
         return _run(config, server.url)
 
 
 def configured_url() -> str | None:
-    """Where the user's own Prefect server is: from the environment, Prefect's settings files, or its active profile.
+    """The URL of the user's Prefect server, from the environment, Prefect's settings files or its active profile.
 
     Raises:
         ConfigError: Prefect cannot read its settings.
@@ -71,10 +70,13 @@ def configured_url() -> str | None:
 
 
 def check_server(url: str) -> str:
-    """Return the configured server's address, without a password, if it answers, takes us and is of our major version.
+    """Check that the configured server responds, accepts the credentials and has the same major version.
+
+    Returns:
+        Its URL without the password.
 
     Raises:
-        EdgelineError: it does not.
+        EdgelineError: it cannot be used.
     """
     import httpx
     from prefect.client.orchestration import get_client
@@ -92,7 +94,7 @@ def check_server(url: str) -> str:
 
 
 def opt_out() -> None:
-    """Keep Prefect's client from reporting its use; to be called before it is imported."""
+    """Disable the telemetry of Prefect's client; must be called before it is imported."""
     os.environ.setdefault("DO_NOT_TRACK", "1")
 
 
@@ -102,16 +104,16 @@ def _run(config: PipelineConfig, url: str) -> tuple[Run, list[StepResult]]:
     from edgeline.flows.orchestration.flow import edgeline
 
     try:
-        with _quiet_terminal():
+        with _silence_terminal():
             return edgeline(config)
     except httpx.HTTPError as error:
         raise _unusable(url, error) from error
 
 
 def _unusable(url: str, error: BaseException) -> EdgelineError:
-    said = " ".join(str(error).split()) or type(error).__name__
+    reason = " ".join(str(error).split()) or type(error).__name__
     return EdgelineError(
-        f"the Prefect server {_without_password(url)} cannot be used: {said[:300]}; start it (prefect server start), "
+        f"the Prefect server {_without_password(url)} cannot be used: {reason[:300]}; start it (prefect server start), "
         "unset PREFECT_API_URL for an embedded one, or use --no-prefect; finished steps are kept",
         code="prefect_unreachable",
     )
@@ -123,7 +125,7 @@ def _without_password(url: str) -> str:
 
 
 def _may_have_settings() -> bool:
-    """Whether any place that Prefect reads settings from has some: it takes seconds to ask Prefect itself."""
+    """Whether Prefect may have settings anywhere. Importing Prefect to find out would take seconds."""
     if "prefect.settings" in sys.modules or any(name.upper().startswith("PREFECT_") for name in os.environ):
         return True
     profiles = Path("~/.prefect/profiles.toml").expanduser()
@@ -134,8 +136,8 @@ def _may_have_settings() -> bool:
 
 
 @contextmanager
-def _quiet_terminal() -> Iterator[None]:
-    """Keep Prefect's log handlers off the terminal; the ones that send to its API stay."""
+def _silence_terminal() -> Iterator[None]:
+    """Disable Prefect's log handlers for the terminal; those that send to its API stay."""
     loggers = [logging.getLogger(name) for name in (None, "prefect", "prefect._internal")]
     handlers = {
         handler
@@ -144,13 +146,13 @@ def _quiet_terminal() -> Iterator[None]:
         if isinstance(handler, logging.StreamHandler) and type(handler).__module__ == "prefect.logging.handlers"
     }
     for handler in handlers:
-        handler.addFilter(_nothing)
+        handler.addFilter(_drop)
     try:
         yield
     finally:
         for handler in handlers:
-            handler.removeFilter(_nothing)
+            handler.removeFilter(_drop)
 
 
-def _nothing(record: logging.LogRecord) -> bool:
+def _drop(record: logging.LogRecord) -> bool:
     return False

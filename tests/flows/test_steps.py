@@ -1,4 +1,4 @@
-"""The line's bookkeeping: what is done, what is reused, and what is noticed. The steps' own work has tests of its own."""
+"""Which steps are executed and which are reused. What the steps do is tested elsewhere."""
 
 import json
 import shutil
@@ -37,8 +37,8 @@ TINY = ["model=timm:test_efficientnet", "weights=none", "preprocess.size=32"]
 SETTINGS = ["verify.images=20", "export.variants=[]", *TINY]
 
 
-@pytest.fixture(name="line", scope="module")
-def _line(request: pytest.FixtureRequest) -> tuple[PipelineConfig, Run, list[StepResult]]:
+@pytest.fixture(name="completed", scope="module")
+def _completed(request: pytest.FixtureRequest) -> tuple[PipelineConfig, Run, list[StepResult]]:
     """A configuration with its finished run, and what each step returned when it was built."""
 
     def configure(folder: Path) -> PipelineConfig:
@@ -58,9 +58,9 @@ def _line(request: pytest.FixtureRequest) -> tuple[PipelineConfig, Run, list[Ste
 
 
 @pytest.fixture(name="copied")
-def _copied(line: tuple[PipelineConfig, Run, list[StepResult]], tmp_path: Path) -> PipelineConfig:
-    """The finished line's configuration on a copy of its artifacts, to be spoiled."""
-    config = line[0]
+def _copied(completed: tuple[PipelineConfig, Run, list[StepResult]], tmp_path: Path) -> PipelineConfig:
+    """The finished run's configuration on a copy of its artifacts, which tests may damage."""
+    config = completed[0]
     shutil.copytree(config.artifacts, tmp_path / "artifacts")
     return config.model_copy(update={"artifacts": str(tmp_path / "artifacts")})
 
@@ -69,21 +69,21 @@ def reused(config: PipelineConfig) -> dict[str, bool]:
     return {step.name: step.reused for step in run_pipeline(config)[1]}
 
 
-def test_the_line_ends_with_a_published_artifact(line: tuple[PipelineConfig, Run, list[StepResult]]) -> None:
-    config, _, steps = line
+def test_the_pipeline_ends_with_a_published_artifact(completed: tuple[PipelineConfig, Run, list[StepResult]]) -> None:
+    config, _, steps = completed
     assert [step.name for step in steps] == ["prepare", "train", "evaluate", "export", "variants", "verify", "publish"]
     assert steps[-1].folder == config.store / "photos" / "1"
     assert not any(step.reused for step in steps)
 
 
-def test_again_with_nothing_changed_every_step_is_reused(line: tuple[PipelineConfig, Run, list[StepResult]]) -> None:
-    config = line[0]
+def test_every_step_is_reused_if_nothing_has_changed(completed: tuple[PipelineConfig, Run, list[StepResult]]) -> None:
+    config = completed[0]
     assert is_up_to_date(config)
     assert all(reused(config).values())
 
 
-def test_a_reused_line_never_imports_torch(line: tuple[PipelineConfig, Run, list[StepResult]]) -> None:
-    config = line[0]
+def test_a_run_that_reuses_every_step_does_not_import_torch(completed: tuple[PipelineConfig, Run, list[StepResult]]) -> None:
+    config = completed[0]
     program = (
         "import sys; from edgeline.flows.steps import run_pipeline; from edgeline.pipeline.config import load_config\n"
         f"run_pipeline(load_config(None, {SETTINGS!r}, data={config.data!r}, artifacts={config.artifacts!r}))\n"
@@ -92,16 +92,16 @@ def test_a_reused_line_never_imports_torch(line: tuple[PipelineConfig, Run, list
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-SPOILED = {
+DAMAGED = {
     "a deleted checkpoint": ("train/checkpoint.safetensors", None, "train"),
     "a changed evaluation": ("evaluate/evaluation.json", b"{}", "evaluate"),
     "a deleted ONNX file": ("export/model.onnx", None, "export"),
-    "a receipt of nothing": ("verify/receipt.json", b"", "verify"),
+    "an empty receipt": ("verify/receipt.json", b"", "verify"),
 }
 
 
-@pytest.mark.parametrize(("path", "content", "redone"), SPOILED.values(), ids=SPOILED)
-def test_a_spoiled_result_is_noticed_and_made_again(
+@pytest.mark.parametrize(("path", "content", "redone"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_result_is_detected_and_rebuilt(
     copied: PipelineConfig, path: str, content: bytes | None, redone: str
 ) -> None:
     [run] = copied.runs.glob("photos-*")
@@ -113,24 +113,24 @@ def test_a_spoiled_result_is_noticed_and_made_again(
     done = reused(copied)
     assert not done[redone]
     assert done["prepare"]
-    # What is made again is the same to the byte, so nothing new has to be published.
+    # The rebuilt result is identical, so there is nothing new to publish.
     assert done["publish"] or redone in ("verify", "evaluate")
 
 
-def test_a_changed_setting_redoes_its_step_and_the_ones_that_read_it(copied: PipelineConfig) -> None:
+def test_a_changed_setting_makes_a_run_out_of_date(copied: PipelineConfig) -> None:
     stricter = copied.model_copy(update={"verify": copied.verify.model_copy(update={"odd_batch": 3})})
     assert not is_up_to_date(stricter)
 
 
-def test_an_added_photo_is_noticed(copied: PipelineConfig, tmp_path: Path) -> None:
+def test_an_added_photo_makes_a_run_out_of_date(copied: PipelineConfig, tmp_path: Path) -> None:
     shutil.copytree(copied.data, tmp_path / "photos")
     moved = copied.model_copy(update={"data": str(tmp_path / "photos")})
     Image.new("RGB", (40, 48), (250, 10, 10)).save(tmp_path / "photos" / "red" / "new.png")
     assert not is_up_to_date(moved)
 
 
-def test_the_summary_has_every_figure_and_says_what_to_do_next(line: tuple[PipelineConfig, Run, list[StepResult]]) -> None:
-    _, run, steps = line
+def test_the_summary_has_every_figure_and_the_next_commands(completed: tuple[PipelineConfig, Run, list[StepResult]]) -> None:
+    _, run, steps = completed
     summary = json.loads(json.dumps(summarize(run, steps)))
     rows = dict(summary_rows(summary))
     assert rows["artifact"] == "photos version 1"
@@ -141,7 +141,7 @@ def test_the_summary_has_every_figure_and_says_what_to_do_next(line: tuple[Pipel
     assert next_commands(summary, None)[0][0].endswith(f"edgeline serve {steps[-1].folder.parent}")
 
 
-def test_a_second_process_on_the_same_step_is_told_who_works_on_it(copied: PipelineConfig) -> None:
+def test_a_second_process_on_the_same_step_fails_and_names_the_first(copied: PipelineConfig) -> None:
     [run] = copied.runs.glob("photos-*")
     program = (
         "import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX)\n"

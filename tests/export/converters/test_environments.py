@@ -12,7 +12,7 @@ from edgeline.serve.errors import ArtifactError, ExportError
 from edgeline.serve.runtime.session import create_session
 
 
-def test_tools_that_cannot_be_installed_are_named_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_installation_names_the_packages_and_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(environments.PACKAGES, "openvino", ("edgeline-has-no-such-package==1.0",))
     with pytest.raises(
         ExportError, match=r"tools for openvino cannot be installed here \(.+\); they are edgeline-has"
@@ -22,40 +22,42 @@ def test_tools_that_cannot_be_installed_are_named_with_the_reason(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_environment_that_is_there_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_environment_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environments, "install", lambda *_: None)
     python = environment("openvino", tmp_path)
     monkeypatch.setattr(environments, "install", lambda *_: pytest.fail("made again"))
     assert environment("openvino", tmp_path) == python
 
 
-def test_nothing_but_serve_is_lent() -> None:
+def test_only_serve_is_exposed_to_an_environment() -> None:
     with expose_device_package() as variables:
-        assert [path.name for path in Path(variables["PYTHONPATH"]).iterdir()] == ["serve"]
+        [package] = Path(variables["PYTHONPATH"]).iterdir()
+        assert package.name == "edgeline"
+        assert {path.name for path in package.iterdir()} == {"__init__.py", "serve"}
 
 
 @pytest.fixture
 def own_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime as if it were another runtime in an environment of its own: this Python's."""
+    """Treats ONNX Runtime as another runtime, in an environment that is this Python's."""
     monkeypatch.setitem(environments.PACKAGES, "onnx", ())
     monkeypatch.setattr(environments, "environment", lambda *_: Path(sys.executable))
 
 
 @pytest.mark.usefixtures("own_python")
-def test_a_model_in_another_process_answers_as_one_in_this(finished: Any, tmp_path: Path) -> None:
+def test_a_model_in_another_process_gives_the_same_outputs(finished: Any, tmp_path: Path) -> None:
     path = finished.run.step("export") / "model.onnx"
     shape = create_session(finished.model).get_inputs()[0].shape[1:]
     pixels_NHW3 = np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8)
-    asked = ["logits", "probabilities"]
-    expected = create_session(finished.model, threads=1).run(asked, {"image": pixels_NHW3})
+    names = ["logits", "probabilities"]
+    expected = create_session(finished.model, threads=1).run(names, {"image": pixels_NHW3})
     with opened("onnx", path, tmp_path, threads=1) as model:
         for _ in range(2):
-            for mine, theirs in zip(model.run(asked, {"image": pixels_NHW3}), expected, strict=True):
+            for mine, theirs in zip(model.run(names, {"image": pixels_NHW3}), expected, strict=True):
                 assert np.array_equal(mine, theirs)
 
 
 @pytest.mark.usefixtures("own_python")
-def test_a_model_that_does_not_load_in_another_process_says_why(tmp_path: Path) -> None:
+def test_a_model_that_fails_to_load_in_another_process_reports_the_reason(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with (
         opened("onnx", tmp_path / "model.onnx", tmp_path) as model,
@@ -64,7 +66,7 @@ def test_a_model_that_does_not_load_in_another_process_says_why(tmp_path: Path) 
         model.run(["logits"], {"image": np.zeros((1, 8, 8, 3), np.uint8)})
 
 
-def test_a_converter_that_refuses_gives_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_conversion_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgeline.export.converters.convert.environment", lambda *_: Path(sys.executable))
     sources = {"model.onnx": lambda path: path.write_bytes(b"no model")}
     with pytest.raises(ExportError, match=r"openvino==\S+ cannot convert this network: .*; leave the format out") as error:

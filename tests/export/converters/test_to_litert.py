@@ -1,4 +1,4 @@
-"""LiteRT files. Its tools take 6 GB, so what runs them runs only where it is asked for."""
+"""LiteRT files. The tools take 6 GB, so the tests that run them are opt-in."""
 
 import json
 import os
@@ -40,20 +40,20 @@ def listed(folder: Path) -> list[dict[str, Any]]:
 
 
 def stand_in(path: Path, script: str) -> Path:
-    """A program that is started as an environment's Python is: `-I SCRIPT FOLDER PRECISION PATH`."""
+    """A program that is started like the Python of an environment: `-I SCRIPT FOLDER PRECISION PATH`."""
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     return path
 
 
-def test_a_device_without_the_runtime_is_told_which_extra_brings_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_runtime_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "model.tflite").touch()
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     with pytest.raises(MissingExtraError, match=r"'ai_edge_litert': pip install 'edgeline\[litert\]'$"):
         load_file("litert", tmp_path / "model.tflite", 1)
 
 
-def test_tools_that_cannot_be_installed_leave_the_variant_out_with_one_line(
+def test_a_failed_installation_leaves_the_variant_out_with_the_reason(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PACKAGES, "litert", ("ai-edge-litert==0.0.0",))
@@ -68,21 +68,21 @@ def test_tools_that_cannot_be_installed_leave_the_variant_out_with_one_line(
     assert list(run.config.environments.iterdir()) == []
 
 
-def test_what_the_converter_refuses_leaves_the_variant_out_with_its_reason(
+def test_a_failed_conversion_leaves_the_variant_out_with_the_reason(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refusing = stand_in(tmp_path / "python", "echo progress >&2; echo 'Lowering not found: aten.erfcx' >&2; exit 1")
-    monkeypatch.setattr("edgeline.export.converters.convert.environment", lambda *_: refusing)
+    failing = stand_in(tmp_path / "python", "echo progress >&2; echo 'Lowering not found: aten.erfcx' >&2; exit 1")
+    monkeypatch.setattr("edgeline.export.converters.convert.environment", lambda *_: failing)
     build_variants(asking(run, *NAMES[:1]), tmp_path)
     [entry] = listed(tmp_path)
     assert not entry["made"]
     assert entry["why"] == (
         "litert-torch==0.10.0 cannot convert this network: Lowering not found: aten.erfcx; leave the format out of "
-        "edgeline.export.variants"
+        "export.variants"
     )
 
 
-def test_the_converter_finds_the_network_of_one_image_and_balanced_training_images(
+def test_the_converter_gets_the_network_for_one_image_and_balanced_training_images(
     run: Run, deployed: CalibratedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {precision: tmp_path / precision for precision in ("float32", "int8")}
@@ -105,32 +105,32 @@ def test_the_converter_finds_the_network_of_one_image_and_balanced_training_imag
 
 @pytest.fixture(scope="module")
 def environments() -> Path:
-    """Where a run from this folder keeps them, so that they are installed once."""
+    """The folder that a run from here would use, so that they are installed once."""
     return ROOT / "artifacts" / "cache" / "environments"
 
 
 @pytest.fixture(scope="module")
 def published(finished: Any, environments: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact that ships both files, and so one whose gate they passed."""
+    """An artifact with both files, so both have been verified."""
     run = asking(finished.copy(tmp_path_factory.mktemp("litert") / "artifacts"), *NAMES)
     environments.mkdir(parents=True, exist_ok=True)
     run.config.cache.mkdir(exist_ok=True)
     run.config.environments.symlink_to(environments)
-    steps.AFTER_PREPARE["variants"](run)
-    steps.AFTER_PREPARE["verify"](run)
+    steps.execute("variants", run)
+    steps.execute("verify", run)
     return steps.publish(run).folder
 
 
 @heavy
 @pytest.mark.slow
-def test_both_files_pass_the_gate(published: Path) -> None:
-    judged = {entry["name"]: entry for entry in json.loads((published / "verification.json").read_text())["variants"]}
-    assert {name: judged[name]["problems"] for name in NAMES} == {name: [] for name in NAMES}
-    assert all(judged[name]["passed"] for name in NAMES)
-    assert judged["litert-int8"]["bytes"] < 0.35 * judged["litert-fp32"]["bytes"]
+def test_both_files_pass_the_release_gate(published: Path) -> None:
+    verified = {entry["name"]: entry for entry in json.loads((published / "verification.json").read_text())["variants"]}
+    assert {name: verified[name]["problems"] for name in NAMES} == {name: [] for name in NAMES}
+    assert all(verified[name]["passed"] for name in NAMES)
+    assert verified["litert-int8"]["bytes"] < 0.35 * verified["litert-fp32"]["bytes"]
 
 
-PROVE = """
+SELF_TEST = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -149,17 +149,17 @@ print(classifier.proof.samples, together == alone * 8)
 @heavy
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_proves_itself_on_a_device_and_threads_may_share_it(published: Path, environments: Path, name: str) -> None:
+def test_a_file_passes_its_self_test_on_a_device_and_is_thread_safe(published: Path, environments: Path, name: str) -> None:
     """The device has numpy, Pillow and the runtime, and no ONNX Runtime."""
     python = environment("litert", environments)
     with expose_device_package() as variables:
-        command = [str(python), "-P", "-c", PROVE, str(published), name]
+        command = [str(python), "-P", "-c", SELF_TEST, str(published), name]
         done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     assert done.stdout == "5 True\n", done.stderr
 
 
 class Rare(nn.Module):
-    """Ends in an operator that no phone has."""
+    """Ends in an operator that LiteRT does not have."""
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits_NK = torch.special.bessel_j0(image.float().mean((1, 2)))

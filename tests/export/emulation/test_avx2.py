@@ -1,4 +1,4 @@
-"""x86 without VNNI, emulated: int8 products saturate there unless weights have 7 bits or the exact setting is made."""
+"""Emulated x86 without VNNI: int8 products saturate unless weights have 7 bits or the exact setting is used."""
 
 import json
 from pathlib import Path
@@ -29,15 +29,15 @@ def test_a_missing_emulator_is_named_with_the_command_that_installs_it(tmp_path:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
     with pytest.raises(
-        EdgelineError, match=r"qemu-x86_64-static is not on this machine.*: apt-get install qemu-user-static$"
-    ) as refusal:
+        EdgelineError, match=r"qemu-x86_64-static is not installed.*: apt-get install qemu-user-static$"
+    ) as caught:
         prepare_machine(tmp_path / "x86-avx2")
-    assert refusal.value.code == "x86_avx2_unavailable"
+    assert caught.value.code == "x86_avx2_unavailable"
 
 
-def test_another_architecture_cannot_be_an_old_x86(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_architecture_cannot_emulate_x86(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    with pytest.raises(EdgelineError, match="takes Linux on x86-64; here is Linux aarch64"):
+    with pytest.raises(EdgelineError, match="requires Linux on x86-64; this is Linux aarch64"):
         prepare_machine(tmp_path / "x86-avx2")
 
 
@@ -60,7 +60,7 @@ print(json.dumps(found))
 def test_seven_bit_weights_need_no_exact_setting_and_eight_bit_ones_do(
     machine: Machine, finished: Any, held_out: list[Sample], spec: PreprocessSpec, tmp_path: Path
 ) -> None:
-    """The exact setting changes no bit of a model that `saturates` clears, which is why devices leave it off."""
+    """The exact setting does not change a single bit of a model for which `saturates` is false, so devices omit it."""
     ready = make_ready(finished.model)
     pixels_NHW3 = next(stream_pixels(held_out, spec, 4))
     ranges = measure_ranges(ready, iter([pixels_NHW3]), "minmax")
@@ -75,14 +75,14 @@ def test_seven_bit_weights_need_no_exact_setting_and_eight_bit_ones_do(
     done = machine.run(COMPARE, str(tmp_path / "pixels.npy"), *map(str, paths), path=[root], timeout_s=600)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["multiplies_exactly"] is False, "what the emulated system says of its processor is what is read"
+    assert found["multiplies_exactly"] is False, "the reported features of the emulated processor are not used"
     (exact, fastest), (right, saturated) = (found[str(path)] for path in paths)
     assert fastest == exact
     assert np.abs(np.subtract(saturated, right)).max() > 0.05 * np.abs(right).max()
 
 
 @pytest.mark.long
-def test_a_published_int8_proves_itself_with_the_setting_that_the_device_makes(machine: Machine, finished: Any) -> None:
+def test_a_published_int8_variant_passes_with_the_settings_of_the_device(machine: Machine, finished: Any) -> None:
     [entry] = check(finished.artifact, machine, variants=["onnx-int8"])
-    assert (entry["proven"], entry["exact_setting"], entry["samples"]) == (True, True, 5)
+    assert (entry["passed"], entry["exact_setting"], entry["samples"]) == (True, True, 5)
     assert entry["max_logit_difference"] < entry["logit_tolerance"]

@@ -42,7 +42,7 @@ def parent_of_a_server(home: Path, moment: str) -> Iterator[tuple[subprocess.Pop
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; a dead one may stay in the table until its new parent asks for it."""
+    """Whether a process runs; a dead one stays in the process table until its new parent waits for it."""
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -52,7 +52,7 @@ def is_alive(pid: int) -> bool:
 
 @pytest.mark.parametrize("moment", ["serving", "starting"])
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM], ids=lambda signum: signum.name)
-def test_the_server_ends_with_its_parent_however_that_ends(
+def test_the_server_ends_when_its_parent_is_killed(
     migrated_home: Callable[[], Path], wait_for: Any, signum: signal.Signals, moment: str
 ) -> None:
     with parent_of_a_server(migrated_home(), moment) as (parent, server):
@@ -62,7 +62,7 @@ def test_the_server_ends_with_its_parent_however_that_ends(
         wait_for(lambda: not is_alive(server), 10)
 
 
-def test_leaving_stops_the_server_and_loses_no_task_run(migrated_home: Callable[[], Path]) -> None:
+def test_stopping_the_server_loses_no_task_run(migrated_home: Callable[[], Path]) -> None:
     from prefect import flow, task
 
     @task
@@ -83,18 +83,18 @@ def test_leaving_stops_the_server_and_loses_no_task_run(migrated_home: Callable[
     assert states == ["Completed"] * 6
 
 
-def test_nobody_is_answered_without_the_password(prefect_server: EmbeddedServer) -> None:
-    with pytest.raises(urllib.error.HTTPError) as refusal:
+def test_a_request_without_the_password_is_unauthorized(prefect_server: EmbeddedServer) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"{prefect_server.url}/admin/version", timeout=10)
-    with refusal.value:
-        assert refusal.value.code == 401
+    with caught.value:
+        assert caught.value.code == 401
 
 
-def test_only_this_machine_is_listened_to(prefect_server: EmbeddedServer) -> None:
+def test_the_server_listens_on_the_loopback_address_only(prefect_server: EmbeddedServer) -> None:
     assert prefect_server.url.startswith("http://127.0.0.1:")
 
 
-def test_a_server_that_dies_says_why_and_what_to_do(tmp_path: Path) -> None:
+def test_the_error_after_a_server_dies_has_the_reason_and_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "prefect.db").write_bytes(b"no database" * 1000)
     with (
         EmbeddedServer(tmp_path) as server,
@@ -106,7 +106,7 @@ def test_a_server_that_dies_says_why_and_what_to_do(tmp_path: Path) -> None:
     assert str(server.log) in str(failure.value)
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(EdgelineError, match="Not a directory.*--no-prefect"):
         EmbeddedServer(tmp_path / "file" / "prefect").__enter__()
@@ -127,7 +127,7 @@ def test_the_settings_of_the_user_are_neither_read_nor_changed(
 
 
 @pytest.mark.parametrize("before", [None, "example.org"])
-def test_a_proxy_is_not_asked_for_this_machine(
+def test_requests_to_this_machine_bypass_the_proxy(
     prefect_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, before: str | None
 ) -> None:
     for name in ("no_proxy", "NO_PROXY"):
@@ -140,7 +140,7 @@ def test_a_proxy_is_not_asked_for_this_machine(
     assert os.environ.get("no_proxy") == before
 
 
-def test_states_still_under_way_at_the_end_are_handed_over_without_a_word(
+def test_pending_states_are_sent_silently_at_the_end(
     prefect_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from prefect.events.clients import PrefectEventsClient

@@ -1,3 +1,4 @@
+import errno
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -7,14 +8,15 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.events.filters import EventFilter, EventNameFilter
+from prefect.states import Failed
 
-from edgeline.flows import steps as line
-from edgeline.flows.orchestration import tasks
-from edgeline.flows.orchestration.flow import edgeline, errors_in_one_line
+from edgeline.flows import steps
+from edgeline.flows.orchestration import flow
+from edgeline.flows.orchestration.flow import TASKS, drop_traceback_of_user_errors, edgeline
 from edgeline.flows.orchestration.report import artifact_key, confusion_table
 from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.runs.run import Run, StepResult
-from edgeline.serve.errors import ConfigError, DataError, EdgelineError, StoreError
+from edgeline.serve.errors import ConfigError, DataError, EdgelineError, StoreError, VerificationError
 
 STEPS = ["prepare", "train", "evaluate", "export", "variants", "verify", "publish"]
 
@@ -36,12 +38,12 @@ def last_flow_run(client: SyncPrefectClient) -> Any:
 
 
 @pytest.mark.slow
-def test_a_run_whose_results_are_there_reuses_each_of_them(
+def test_a_run_whose_results_exist_reuses_all_of_them(
     client: SyncPrefectClient, finished: PipelineConfig, wait_for: Callable[..., Any]
 ) -> None:
-    run, steps = edgeline(finished)
-    assert [step.name for step in steps] == STEPS
-    assert all(step.reused for step in steps)
+    run, results = edgeline(finished)
+    assert [result.name for result in results] == STEPS
+    assert all(result.reused for result in results)
     assert run.config == finished
     flow_run = last_flow_run(client)
     assert (flow_run.name, flow_run.state_name) == ("tints", "Completed")
@@ -49,7 +51,9 @@ def test_a_run_whose_results_are_there_reuses_each_of_them(
 
 
 @pytest.mark.slow
-def test_a_finished_run_can_be_read_in_the_ui(client: SyncPrefectClient, finished: PipelineConfig) -> None:
+def test_a_finished_run_has_tables_and_the_confusion_matrix_in_the_ui(
+    client: SyncPrefectClient, finished: PipelineConfig
+) -> None:
     edgeline(finished)
     mine = {artifact.key: artifact for artifact in client.read_artifacts() if artifact.flow_run_id == last_flow_run(client).id}
     names = {"edgeline-tints", "edgeline-tints-variants", "edgeline-tints-confusion", "edgeline-tints-confusion-image"}
@@ -62,48 +66,48 @@ def test_a_finished_run_can_be_read_in_the_ui(client: SyncPrefectClient, finishe
 
 
 @pytest.mark.slow
-def test_what_is_published_is_announced_once(
+def test_an_event_is_emitted_only_when_something_new_is_published(
     client: SyncPrefectClient, unpublished: PipelineConfig, wait_for: Callable[..., Any]
 ) -> None:
-    def announced() -> list[Any]:
+    def published_events() -> list[Any]:
         wanted = EventFilter(event=EventNameFilter(name=["edgeline.model.published"]))
         events = client.request("POST", "/events/filter", json={"filter": wanted.model_dump(mode="json")}).json()["events"]
         return [event for event in events if event["payload"]["artifact"].startswith(unpublished.artifacts)]
 
     for reused in (False, True):
-        _, steps = edgeline(unpublished)
-        assert steps[-1].reused is reused
-    [event] = wait_for(announced)
+        _, results = edgeline(unpublished)
+        assert results[-1].reused is reused
+    [event] = wait_for(published_events)
     assert event["resource"]["prefect.resource.id"] == "edgeline.model.tints"
     assert event["payload"]["version"] == 1
     assert event["payload"]["artifact"] == str(unpublished.store / "tints" / "1")
 
 
 @pytest.mark.slow
-def test_a_store_that_fails_for_a_moment_costs_no_run(
+def test_a_temporary_failure_of_the_store_does_not_fail_the_run(
     prefect_api: str, unpublished: PipelineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish, failures = line.publish, [StoreError("gone for a moment")]
+    publish, failures = steps.publish, [StoreError("temporarily unavailable")]
 
     def publish_later(run: Run) -> StepResult:
         if failures:
             raise failures.pop()
         return publish(run)
 
-    monkeypatch.setattr(line, "publish", publish_later)
-    monkeypatch.setattr(tasks.publish, "retry_delay_seconds", 0)
-    _, steps = edgeline(unpublished)
-    assert steps[-1].folder == unpublished.store / "tints" / "1"
+    monkeypatch.setattr(steps, "publish", publish_later)
+    monkeypatch.setattr(TASKS["publish"], "retry_delay_seconds", 0)
+    _, results = edgeline(unpublished)
+    assert results[-1].folder == unpublished.store / "tints" / "1"
 
 
-REFUSED = {
+INVALID = {
     "no such folder": ({"data": "/no/such/folder"}, DataError, "data_missing"),
-    "a name that leaves the store": ({"name": "../elsewhere"}, ConfigError, "config_invalid"),
+    "a name outside the store": ({"name": "../elsewhere"}, ConfigError, "config_invalid"),
 }
 
 
-@pytest.mark.parametrize(("values", "kind", "code"), REFUSED.values(), ids=REFUSED)
-def test_an_error_comes_back_as_it_was_and_is_one_line_in_the_log(
+@pytest.mark.parametrize(("values", "kind", "code"), INVALID.values(), ids=INVALID)
+def test_an_error_is_raised_unchanged_and_logged_in_one_line(
     client: SyncPrefectClient,
     caplog: pytest.LogCaptureFixture,
     tmp_path: Path,
@@ -115,36 +119,86 @@ def test_an_error_comes_back_as_it_was_and_is_one_line_in_the_log(
         edgeline(PipelineConfig(artifacts=str(tmp_path), **values))
     assert error.value.code == code
     assert last_flow_run(client).state_name == "Failed"
-    said = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert said
-    assert not any(record.exc_info or "\n" in record.getMessage() for record in said)
-    assert all(str(error.value) in record.getMessage() for record in said)
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert errors
+    assert not any(record.exc_info or "\n" in record.getMessage() for record in errors)
+    assert all(str(error.value) in record.getMessage() for record in errors)
 
 
-def test_a_bug_keeps_its_traceback() -> None:
+def test_an_unexpected_exception_keeps_its_traceback() -> None:
     try:
         raise KeyError("a bug")
     except KeyError as error:
-        record = logging.LogRecord("prefect.flow_runs", logging.ERROR, "", 0, "it broke", (), (KeyError, error, None))
-    assert errors_in_one_line(record)
+        record = logging.LogRecord("prefect.flow_runs", logging.ERROR, "", 0, "failed", (), (KeyError, error, None))
+    assert drop_traceback_of_user_errors(record)
     assert record.exc_info
-    assert record.getMessage() == "it broke"
+    assert record.getMessage() == "failed"
 
 
 KEYS = {"digits": "edgeline-digits", "big_birds-2": "edgeline-big-birds-2", "a__b": "edgeline-a-b"}
 
 
 @pytest.mark.parametrize(("name", "key"), KEYS.items(), ids=KEYS)
-def test_an_artifact_key_is_one_that_prefect_takes(name: str, key: str) -> None:
+def test_an_artifact_key_is_valid_for_prefect(name: str, key: str) -> None:
     from prefect.client.schemas.actions import ArtifactCreate
 
     assert ArtifactCreate(key=artifact_key(name)).key == key
 
 
-def test_a_confusion_matrix_is_a_markdown_table_whatever_the_classes_are_called() -> None:
+def test_class_names_are_escaped_in_the_confusion_table() -> None:
     assert confusion_table([[3, 0], [1, 2]], ["a|b", "<i>"]).split("\n") == [
         "| true \\ predicted | a\\|b | \\<i\\> |",
         "| --- | --: | --: |",
         "| **a\\|b** | 3 | · |",
         "| **\\<i\\>** | 1 | 2 |",
     ]
+
+
+def test_there_is_a_task_for_each_step_in_order() -> None:
+    assert (flow.prepare.name, *TASKS) == steps.STEP_NAMES
+    assert [task.name for task in TASKS.values()] == list(TASKS)
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("reused", [True, False])
+def test_a_task_executes_its_step(name: str, reused: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = Run(tmp_path, PipelineConfig())
+    result = StepResult(name, tmp_path / name, reused=reused, seconds=2.0)
+    executed: list[tuple[str, Run]] = []
+    monkeypatch.setattr(steps, "execute", lambda *arguments: executed.append(arguments) or result)
+    state = TASKS[name].fn(run)
+    assert executed == [(name, run)]
+    assert (state.data, state.name) == (result, "Cached" if reused else "Completed")
+
+
+def test_the_first_task_calls_prepare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = PipelineConfig()
+    prepared = Run(tmp_path, config), StepResult("prepare", tmp_path, reused=False, seconds=0.1)
+    monkeypatch.setattr(flow, "prepare_samples", lambda given: prepared if given is config else None)
+    assert flow.prepare.fn(config).data == prepared
+
+
+def failing(error: EdgelineError, cause: OSError | None = None) -> EdgelineError:
+    error.__cause__ = cause
+    return error
+
+
+FAILURES = {
+    "a network error": (failing(StoreError("..."), OSError(errno.EIO, "...")), True),
+    "a store that another process published to": (StoreError("..."), True),
+    "a timeout outside the store": (OSError(errno.ETIMEDOUT, "..."), True),
+    "no permission": (failing(StoreError("..."), PermissionError(errno.EACCES, "...")), False),
+    "a full disk": (failing(StoreError("..."), OSError(errno.ENOSPC, "...")), False),
+    "a model that is not verified": (VerificationError("..."), False),
+    "unsuitable data": (failing(DataError("..."), OSError(errno.EIO, "...")), False),
+    "a bug": (KeyError("..."), False),
+}
+
+
+@pytest.mark.parametrize(("error", "retried"), FAILURES.values(), ids=FAILURES)
+def test_publishing_is_retried_only_after_temporary_failures(error: Exception, retried: bool) -> None:
+    assert flow.is_temporary(TASKS["publish"], None, Failed(data=error)) is retried
+
+
+def test_only_publishing_is_retried() -> None:
+    assert {task.name: task.retries for task in (flow.prepare, *TASKS.values()) if task.retries} == {"publish": 3}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from edgeline.flows import steps as line
+from edgeline.flows import steps as pipeline_steps
 from edgeline.flows.orchestration.server import check_server, run_with_prefect
 from edgeline.pipeline.config import PipelineConfig
 from edgeline.serve.errors import DataError, EdgelineError
@@ -24,7 +24,7 @@ PLACES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
     "nothing anywhere": ({}, {}, "None False"),
     "the environment": ({"PREFECT_API_URL": "http://environment/api"}, {}, "http://environment/api True"),
     "the active profile": ({}, {".prefect/profiles.toml": PROFILES}, "http://profile/api True"),
-    "a profile elsewhere": ({"PREFECT_PROFILES_PATH": "p.toml"}, {"p.toml": PROFILES}, "http://profile/api True"),
+    "a profile in another file": ({"PREFECT_PROFILES_PATH": "p.toml"}, {"p.toml": PROFILES}, "http://profile/api True"),
     "prefect.toml": ({}, {"prefect.toml": '[api]\nurl = "http://file/api"\n'}, "http://file/api True"),
     "pyproject.toml": ({}, {"pyproject.toml": '[tool.prefect.api]\nurl = "http://project/api"\n'}, "http://project/api True"),
     "pyproject.toml of something else": ({}, {"pyproject.toml": "[project]\ndependencies = ['prefect']\n"}, "None False"),
@@ -54,7 +54,7 @@ print(len(steps), steps[-1].folder.parent.name, steps[-1].folder.name)
 
 
 @pytest.mark.parametrize(("environment", "files", "answer"), PLACES.values(), ids=PLACES)
-def test_a_server_is_found_wherever_prefect_looks_for_one(
+def test_the_configured_server_is_found_in_every_place_that_prefect_reads(
     tmp_path: Path, environment: dict[str, str], files: dict[str, str], answer: str
 ) -> None:
     for name, text in files.items():
@@ -62,10 +62,10 @@ def test_a_server_is_found_wherever_prefect_looks_for_one(
         (tmp_path / name).write_text(text)
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
     environment = inherited | {"HOME": str(tmp_path)} | environment
-    said = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", ASK], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
-    assert (said.stdout.strip(), said.stderr) == (answer, "")
+    assert (done.stdout.strip(), done.stderr) == (answer, "")
 
 
 UNREADABLE: dict[str, tuple[dict[str, str], str]] = {
@@ -75,23 +75,23 @@ UNREADABLE: dict[str, tuple[dict[str, str], str]] = {
 
 
 @pytest.mark.parametrize(("environment", "file"), UNREADABLE.values(), ids=UNREADABLE)
-def test_settings_that_prefect_cannot_read_are_told(tmp_path: Path, environment: dict[str, str], file: str) -> None:
+def test_settings_that_prefect_cannot_read_are_an_error(tmp_path: Path, environment: dict[str, str], file: str) -> None:
     (tmp_path / "prefect.toml").write_text(file)
-    said = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", ASK], cwd=tmp_path, env=os.environ | environment, stderr=subprocess.PIPE, text=True
     )
-    assert said.stderr.splitlines()[-1].startswith("edgeline.serve.errors.ConfigError: Prefect cannot read its settings: ")
+    assert done.stderr.splitlines()[-1].startswith("edgeline.serve.errors.ConfigError: Prefect cannot read its settings: ")
 
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port that nobody listens on, held so that nobody will."""
+    """A port that is reserved, but not listened on."""
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         yield holder.getsockname()[1]
 
 
-def test_a_server_that_does_not_answer_is_one_clear_line(closed_port: int) -> None:
+def test_an_unreachable_server_is_reported_in_one_line(closed_port: int) -> None:
     url = f"http://me:secret@127.0.0.1:{closed_port}/api"
     with temporary_settings({PREFECT_API_URL: url}), pytest.raises(EdgelineError) as failure:
         run_with_prefect(PipelineConfig())
@@ -106,30 +106,32 @@ UNUSABLE = {"no URL": "nonsense", "a port that is none": "http://127.0.0.1:99999
 
 
 @pytest.mark.parametrize("url", UNUSABLE.values(), ids=UNUSABLE)
-def test_an_address_that_is_none_is_told_in_one_line(url: str) -> None:
+def test_an_invalid_address_is_reported_in_one_line(url: str) -> None:
     with temporary_settings({PREFECT_API_URL: url}), pytest.raises(EdgelineError, match="cannot be used") as failure:
         check_server(url)
     assert "\n" not in str(failure.value)
 
 
-def test_a_server_that_wants_another_password_is_told(prefect_api: str) -> None:
+def test_a_wrong_password_is_reported(prefect_api: str) -> None:
     with temporary_settings({PREFECT_API_AUTH_STRING: "me:wrong"}), pytest.raises(EdgelineError, match="401 Unauthorized"):
         check_server(prefect_api)
 
 
-def test_a_failing_step_is_not_told_twice(prefect_api: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_step_prints_nothing_but_its_error(
+    prefect_api: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(DataError, match="/no/such/folder"):
         run_with_prefect(PipelineConfig(data="/no/such/folder", artifacts=str(tmp_path)))
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.slow
-def test_the_configured_server_is_used_without_a_word(
+def test_the_configured_server_is_used_silently(
     prefect_api: str, finished: PipelineConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = [handler.filters.copy() for handler in logging.getLogger().handlers]
     _, steps = run_with_prefect(finished)
-    assert [step.name for step in steps] == ["prepare", *line.AFTER_PREPARE]
+    assert [step.name for step in steps] == list(pipeline_steps.STEP_NAMES)
     assert capfd.readouterr() == ("", "")
     assert not (Path(finished.artifacts) / "prefect").exists()
     assert [handler.filters for handler in logging.getLogger().handlers] == before
@@ -149,11 +151,11 @@ def test_without_a_server_an_embedded_one_is_used_and_nothing_leaves_the_machine
     # Prefect's client reports its use only where it sees a terminal.
     terminal, output = pty.openpty()
     command = [sys.executable, "-c", RUN, unpublished.model_dump_json()]
-    said = subprocess.run(command, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.PIPE, text=True)
     os.close(output)
     with open(terminal, "rb", buffering=0) as screen:
-        assert (said.returncode, screen.read(4096), said.stderr) == (0, b"7 tints 1\r\n", "")
-    assert list((tmp_path / ".prefect").iterdir()) == []  # made by the mere import
+        assert (done.returncode, screen.read(4096), done.stderr) == (0, b"7 tints 1\r\n", "")
+    assert list((tmp_path / ".prefect").iterdir()) == []  # created by importing Prefect
     reached = (tmp_path / "notes").read_text().splitlines()
     assert reached
     assert [note for note in reached if "127.0.0.1" not in note] == []

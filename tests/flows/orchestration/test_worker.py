@@ -1,4 +1,4 @@
-"""A real Prefect server and a real worker, each a process of its own, as on a team's machine."""
+"""A real Prefect server and a real worker, each in its own process."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ STOP_S = 30
 
 @contextmanager
 def running(*command: str, environment: dict[str, str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A command of Prefect, ended with all that it started."""
+    """A command of Prefect, stopped together with its child processes."""
     with (folder / f"{command[0]}.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", *command],
@@ -68,7 +68,7 @@ def is_healthy(url: str) -> bool:
 def environment(
     migrated_home: Callable[[], Path], wait_for: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
-    """What makes a process a client of a running server."""
+    """Environment variables that make a process a client of a running server."""
     home, port = migrated_home(), free_port()
     url = f"http://127.0.0.1:{port}/api"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")} | {
@@ -113,14 +113,14 @@ def processes_of(home: str) -> list[str]:
     return found
 
 
-def test_a_deployment_runs_by_its_schedule_and_publishes(
+def test_a_deployment_runs_on_schedule_and_publishes(
     environment: dict[str, str], client: SyncPrefectClient, photos: Path, wait_for: Any, tmp_path: Path
 ) -> None:
     edgeline = str(Path(sys.executable).with_name("edgeline"))
     folder = photos.parent  # what is relative is relative to here
     options = ("--data", photos.name, "--artifacts", str(tmp_path), "--set", "train.epochs=3", "--cron", "* * * * *")
-    said = call(edgeline, "deploy", *options, environment=environment, folder=folder)
-    assert "prefect worker start --pool edgeline" in said
+    output = call(edgeline, "deploy", *options, environment=environment, folder=folder)
+    assert "prefect worker start --pool edgeline" in output
     deployment = client.read_deployment_by_name("edgeline/scheduled")
 
     def started() -> Any:
@@ -136,7 +136,7 @@ def test_a_deployment_runs_by_its_schedule_and_publishes(
         "worker", "start", "--pool", "edgeline", "--install-policy", "never", environment=environment, folder=tmp_path
     ):
         flow_run = wait_for(started, START_S)
-        client.pause_deployment(deployment.id)  # once is enough
+        client.pause_deployment(deployment.id)  # one run is enough
         flow_run = wait_for(ended, RUN_S)
     log = (tmp_path / "worker.log").read_text()
     assert (flow_run.state_name, flow_run.auto_scheduled) == ("Completed", True), log
@@ -148,7 +148,7 @@ def test_a_deployment_runs_by_its_schedule_and_publishes(
     assert not [command for command in processes_of(environment["PREFECT_HOME"]) if "server" not in command]
 
 
-def test_prefect_yaml_deploys_as_it_is(environment: dict[str, str], client: SyncPrefectClient) -> None:
+def test_prefect_yaml_can_be_deployed_unchanged(environment: dict[str, str], client: SyncPrefectClient) -> None:
     call(sys.executable, "-m", "prefect", "work-pool", "create", "edgeline", "--type", "process", "--overwrite",
          environment=environment, folder=ROOT)  # fmt: skip
     call(sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", environment=environment, folder=ROOT)

@@ -1,0 +1,65 @@
+"""Options that several commands of the pipeline share, and the configuration made from them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from edgeline.pipeline.config import PipelineConfig
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="A folder with one folder per class; a folder with `train/`, `val/` and `test/` folders of these; a CSV file with "
+        "`path,label[,split][,group]`; or `digits`, the embedded data."
+    ),
+]
+Config = Annotated[Path | None, typer.Option(help="A TOML or YAML file of settings; see docs/config.md.")]
+Name = Annotated[str | None, typer.Option(help="The artifact's name; by default derived from the data's.")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="`efficientnet_lite0` to `efficientnet_lite2`, a torchvision classifier, or `timm:<name>`."),
+]
+Weights = Annotated[str | None, typer.Option(help="`imagenet`, `none`, or a local .pth or .safetensors file.")]
+Strategy = Annotated[str | None, typer.Option(help="`head`, `full`, `differential` or `gradual`.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the split and of training.")]
+Artifacts = Annotated[str | None, typer.Option(help="Folder of runs, caches and the store.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Any setting: `--set train.epochs=5`; may be repeated.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder that `edgeline prepare` printed.")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOptions:
+    """The settings that have an option of their own."""
+
+    data: str | None
+    name: str | None
+    model: str | None
+    weights: str | None
+    strategy: str | None
+    seed: int | None
+    artifacts: str | None
+
+
+def load_settings(config: Path | None, overrides: list[str] | None, options: RunOptions) -> "PipelineConfig":
+    """Build the configuration: from the file, then `--set`, then the options, later ones winning.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    from edgeline.pipeline.config import load_config
+
+    overrides = [*(overrides or []), *([f"train.strategy={options.strategy}"] if options.strategy else [])]
+    return load_config(
+        config,
+        overrides,
+        data=options.data,
+        name=options.name,
+        model=options.model,
+        weights=options.weights,
+        seed=options.seed,
+        artifacts=options.artifacts,
+    )
