@@ -37,7 +37,7 @@ def test_the_tree_of_the_readme_names_folders_that_exist() -> None:
         if line[0] != " ":
             parent = ROOT / names[0]
         base = parent if line[0] == " " else ROOT
-        missing = [name for name in names if not (base / name).is_dir() and name not in ("support", "examples")]
+        missing = [name for name in names if not (base / name).is_dir() and name != "support"]
         assert missing == [], line
 
 
