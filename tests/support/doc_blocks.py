@@ -31,7 +31,7 @@ FENCE = re.compile(
 MARKER = re.compile(r"<!-- not executed: (.+) -->")
 EXECUTED = ("bash", "python")
 ADDRESS = "127.0.0.1:8000"
-TIMEOUT_S = 60
+TIMEOUT_S = 240
 
 
 @dataclass(frozen=True)
