@@ -60,8 +60,8 @@ def test_settings_options_and_sections_make_one_configuration(monkeypatch: pytes
 @pytest.fixture
 def result(finished: PipelineConfig) -> FitResult:
     """What `fit` returns for the run that these tests share: every step is reused."""
-    settings = {"train.epochs": 3, "publish.golden": 2, "export.variants": []}
-    return edgeline.fit(finished.data, settings=settings, artifacts=finished.artifacts)
+    settings = finished.model_dump(mode="json", exclude_defaults=True)
+    return edgeline.fit(settings.pop("data"), **settings)
 
 
 @pytest.mark.slow
