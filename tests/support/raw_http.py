@@ -1,4 +1,4 @@
-"""HTTP over plain sockets, and a server whose application misbehaves where it is asked to."""
+"""HTTP over plain sockets, and a server whose application misbehaves on request."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ def post(body: bytes, path: bytes = b"/echo", more: bytes = b"") -> bytes:
 
 @dataclass
 class App:
-    """Answers with what it was asked; some paths misbehave on purpose."""
+    """Responds with the request that it got; some paths misbehave on purpose."""
 
     seen: list[str] = field(default_factory=list)
     messages: int = 0
@@ -82,8 +82,8 @@ class App:
                 body += message["body"]
                 if not message["more_body"]:
                     break
-            told = {"path": path, "method": scope["method"], "query": scope["query_string"].decode(), "length": len(body)}
-            await self.reply(send, json.dumps(told).encode())
+            request = {"path": path, "method": scope["method"], "query": scope["query_string"].decode(), "length": len(body)}
+            await self.reply(send, json.dumps(request).encode())
 
     async def listen(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -111,7 +111,7 @@ class Place:
             return read_all(connection)
 
     def settles(self, count: int) -> bool:
-        """Whether so many connections are open, soon."""
+        """Wait until that many connections are open; return whether they are."""
         until = time.monotonic() + WAIT_S
         while len(self.connections.open) != count and time.monotonic() < until:
             self.raw(LAST)
@@ -133,10 +133,10 @@ def code_of(answer: bytes) -> str:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"content-type: application/json" in head
     assert b"connection: close" in head
-    told = json.loads(body)
-    assert told.keys() == {"error", "code", "request_id"}
-    assert b"\r\nx-request-id: %b\r\n" % told["request_id"].encode() in head
-    return str(told["code"])
+    error = json.loads(body)
+    assert error.keys() == {"error", "code", "request_id"}
+    assert b"\r\nx-request-id: %b\r\n" % error["request_id"].encode() in head
+    return str(error["code"])
 
 
 @contextlib.contextmanager
@@ -163,7 +163,7 @@ def running(limits: ConnectionLimits, grace_s: float = 0.2) -> Iterator[Place]:
 
 @dataclass
 class Loop:
-    """A server on the test's own event loop: what clients do between two `await`s comes to it all at once."""
+    """A server on the test's own event loop: what clients do between two `await`s arrives at once."""
 
     app: App
     connections: Connections
@@ -182,7 +182,7 @@ class Loop:
         return client
 
     async def read_all(self, client: socket.socket) -> bytes:
-        """Everything that comes before the end."""
+        """Everything that arrives before the end."""
         data, loop = b"", asyncio.get_running_loop()
         with contextlib.suppress(ConnectionError):
             while piece := await asyncio.wait_for(loop.sock_recv(client, 65536), WAIT_S):
@@ -190,7 +190,7 @@ class Loop:
         return data
 
     async def until(self, true: Callable[[], object]) -> None:
-        """Give the server turns until something is so."""
+        """Let the server run until a condition holds."""
         end = time.monotonic() + WAIT_S
         while not true():
             assert time.monotonic() < end

@@ -264,7 +264,7 @@ class Connection(asyncio.Protocol):
         self.connections.silent.pop(self, None)
         if self._write_timer is None:
             self.connections.slow.pop(self, None)
-        self._deadline.clear()
+        self._deadline.waiting = None  # its timer keeps running
 
     def _on_timeout(self, waiting: Waiting) -> None:
         if waiting is Waiting.HEAD:

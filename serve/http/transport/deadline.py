@@ -35,7 +35,7 @@ class Deadline:
             on_timeout: called with what was waited for in vain.
         """
         self.waiting: Waiting | None = None
-        """None while the client waits for the server."""
+        """None while the client waits for the server. May be set to None; the timer keeps running then."""
         self._loop = asyncio.get_running_loop()
         self._next_eviction_time = next_eviction_time
         self._on_timeout: Callable[[Waiting], None] | None = on_timeout
@@ -49,10 +49,6 @@ class Deadline:
         self.waiting, self._due, self._is_scheduled = waiting, self._loop.time() + within_s, False
         if self._timer is None or self._timer.when() > self._due:
             self._set_timer()
-
-    def clear(self) -> None:
-        """Wait for nothing. The timer keeps running."""
-        self.waiting = None
 
     def close(self) -> None:
         """Wait for nothing ever again."""

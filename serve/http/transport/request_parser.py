@@ -10,7 +10,7 @@ httptools splits the bytes; what arrives moves the parser through these states:
 Invariant: after a rejection nothing is parsed any more, so that what follows is never taken for a request.
 """
 
-from enum import Enum, auto
+from enum import IntEnum, auto
 from typing import TYPE_CHECKING, Any
 
 import httptools
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from edgeline.serve.http.transport.connection import Connection
 
 
-class State(Enum):
-    """What arrives from the client."""
+class State(IntEnum):
+    """What arrives from the client. Integers, because they are compared for every header."""
 
     BETWEEN = auto()
     """Nothing of a request, or of the next one."""

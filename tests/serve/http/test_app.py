@@ -1,4 +1,4 @@
-"""The HTTP service: good images are answered, everything else is the caller's fault, said in one shape."""
+"""The HTTP service: good images are classified, everything else is an error in one shape."""
 
 import ast
 import contextlib
@@ -58,7 +58,7 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 1, 0, 0, 0, 0)) + chunk(b"IDAT", b"")
 
 
-def is_refused(reply: httpx.Response, status: int, code: str) -> None:
+def is_error(reply: httpx.Response, status: int, code: str) -> None:
     body = reply.json()
     assert (reply.status_code, body["code"]) == (status, code)
     assert body.keys() == {"error", "code", "request_id"}
@@ -71,7 +71,7 @@ def is_refused(reply: httpx.Response, status: int, code: str) -> None:
     assert reply.headers["x-content-type-options"] == "nosniff"
 
 
-# Answers
+# Predictions
 
 
 def test_an_image_is_classified(site: Any, photo: bytes) -> None:
@@ -121,9 +121,9 @@ def test_every_response_has_nosniff_and_a_request_id(site: Any, photo: bytes) ->
         assert "server" not in reply.headers
 
 
-# Callers' faults
+# Client errors
 
-REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
+REJECTED: dict[str, tuple[dict[str, Any], int, str]] = {
     "no body": ({}, 400, "image_empty"),
     "an empty file": ({"files": {"f": ("a.jpg", b"")}}, 400, "image_empty"),
     "text": ({"content": b"hello", "headers": JPEG}, 422, "not_an_image"),
@@ -158,9 +158,9 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
 }
 
 
-@pytest.mark.parametrize(("request_", "status", "code"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("request_", "status", "code"), REJECTED.values(), ids=REJECTED)
 def test_a_client_error_is_a_4xx_with_its_code(small: Any, request_: dict[str, Any], status: int, code: str) -> None:
-    is_refused(small.client.post("/predict", **request_), status, code)
+    is_error(small.client.post("/predict", **request_), status, code)
 
 
 NO_SUCH = [("GET", "/no"), ("GET", "/predict/"), ("POST", "/PREDICT"), ("GET", "//healthz"), ("GET", "/docs"), ("POST", "/x")]
@@ -168,7 +168,7 @@ NO_SUCH = [("GET", "/no"), ("GET", "/predict/"), ("POST", "/PREDICT"), ("GET", "
 
 @pytest.mark.parametrize(("method", "path"), NO_SUCH)
 def test_an_unknown_path_is_a_404(site: Any, method: str, path: str) -> None:
-    is_refused(site.client.request(method, site.url + path), 404, "not_found")
+    is_error(site.client.request(method, site.url + path), 404, "not_found")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_an_unknown_path_is_a_404(site: Any, method: str, path: str) -> None:
 )
 def test_a_wrong_method_is_a_405_with_the_allowed_ones(site: Any, method: str, path: str) -> None:
     reply = site.client.request(method, path)
-    is_refused(reply, 405, "method_not_allowed")
+    is_error(reply, 405, "method_not_allowed")
     assert set(reply.headers["allow"].split(", ")) == ({"POST", "PUT"} if path == "/predict" else {"GET", "HEAD"})
 
 
@@ -205,7 +205,7 @@ IDS = {
 def test_a_request_id_is_echoed_only_if_it_is_safe(site: Any, sent: str, echoed: bool) -> None:
     reply = site.client.get("/nothing", headers={"X-Request-Id": sent.encode("latin-1")})
     assert (reply.headers["x-request-id"] == sent) is echoed
-    is_refused(reply, 404, "not_found")
+    is_error(reply, 404, "not_found")
 
 
 def every_subclass(kind: type[Exception]) -> set[type[Exception]]:
@@ -256,7 +256,7 @@ def test_a_declared_length_over_the_limit_is_rejected_before_the_body_is_sent(si
 
 
 def test_a_client_that_sends_its_whole_body_first_still_gets_the_413(site: Any) -> None:
-    is_refused(site.client.post("/predict", content=bytes(20 * 2**20), headers=JPEG), 413, "body_too_large")
+    is_error(site.client.post("/predict", content=bytes(20 * 2**20), headers=JPEG), 413, "body_too_large")
 
 
 def test_an_endless_body_is_cut_off(site: Any) -> None:
@@ -350,7 +350,7 @@ def test_a_bad_image_does_not_affect_concurrent_good_ones(site: Any, artifact_te
 
 
 class Busy(Classifier):
-    """A classifier whose answers wait for a signal: runners as busy as a test needs them."""
+    """A classifier that waits for a signal, to keep the workers busy as long as a test needs."""
 
     begun: threading.Semaphore
     go_on: threading.Event
@@ -383,7 +383,7 @@ def test_an_unexpected_exception_is_a_500_without_its_details(
 
     with serving(artifact_template, open_classifier=Buggy.open) as site:
         reply = site.client.post("/predict", content=photo)
-        is_refused(reply, 500, "internal_error")
+        is_error(reply, 500, "internal_error")
         assert "secret" not in reply.text
         assert site.client.get("/healthz").status_code == 200
     [logged] = [record for record in caplog.records if record.exc_info]
@@ -400,7 +400,7 @@ def test_a_model_output_that_is_not_finite_is_a_500_with_its_own_code(
             return super().run(pixels_NHW3, explain=explain)
 
     with serving(artifact_template, open_classifier=NotFinite.open) as site:
-        is_refused(site.client.post("/predict", content=photo), 500, "model_output_not_finite")
+        is_error(site.client.post("/predict", content=photo), 500, "model_output_not_finite")
 
 
 # Readiness
@@ -425,9 +425,9 @@ def test_before_the_model_is_loaded_the_server_is_alive_and_not_ready(
     with serving(artifact_template, open_classifier=open_late, wait=False) as site:
         try:
             assert site.client.get("/healthz").status_code == 200
-            is_refused(site.client.get("/readyz"), 503, "loading")
+            is_error(site.client.get("/readyz"), 503, "loading")
             reply = site.client.post("/predict", content=photo)
-            is_refused(reply, 503, "loading")
+            is_error(reply, 503, "loading")
             assert int(reply.headers["retry-after"]) > 0
         finally:
             go_on.set()
@@ -476,7 +476,7 @@ def test_a_bad_artifact_leaves_the_server_alive_and_reports_the_reason(
     with serving(folder) as site:
         assert site.client.get("/healthz").status_code == 200
         for reply in (site.client.get("/readyz"), site.client.post("/predict", content=png())):
-            is_refused(reply, 503, code)
+            is_error(reply, 503, code)
             assert reason in reply.json()["error"]
             assert str(folder.parent) not in reply.text
 
@@ -486,7 +486,7 @@ def test_an_artifact_that_fails_its_golden_samples_is_never_ready(make_artifact:
     swap_labels(folder)
     seal(folder)
     with serving(folder) as site:
-        is_refused(site.client.get("/readyz"), 503, "golden_mismatch")
+        is_error(site.client.get("/readyz"), 503, "golden_mismatch")
         assert "golden/0.jpg" in site.client.get("/readyz").json()["error"]
 
 
@@ -495,5 +495,5 @@ def test_an_exception_while_loading_is_not_reported_as_loading(artifact_template
         raise RuntimeError(f"secret {path}")
 
     with serving(artifact_template, open_classifier=break_down) as site:
-        is_refused(site.client.get("/readyz"), 503, "internal_error")
+        is_error(site.client.get("/readyz"), 503, "internal_error")
         assert "secret" not in site.client.get("/readyz").text

@@ -1,4 +1,4 @@
-"""Tokens: who is let in, and that nothing else decides it."""
+"""Bearer tokens: which requests are accepted, and that nothing else decides it."""
 
 import os
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_each_token_of_the_file_is_accepted(guarded: Any, artifact_template: Pat
     assert guarded.client.post("/predict", content=photo, headers=bearer(token)).status_code == 200
 
 
-REFUSED: dict[str, list[tuple[str, str]]] = {
+REJECTED: dict[str, list[tuple[str, str]]] = {
     "none": [],
     "a wrong one": [("Authorization", "Bearer " + "c" * 26)],
     "an empty one": [("Authorization", "Bearer")],
@@ -64,7 +64,7 @@ PATHS = [
 ]
 
 
-@pytest.mark.parametrize("headers", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("headers", REJECTED.values(), ids=REJECTED)
 def test_requests_without_a_valid_token_are_rejected(guarded: Any, headers: list[tuple[str, str]]) -> None:
     reply = guarded.client.get("/metrics", headers=headers)
     assert (reply.status_code, reply.json()["code"]) == (401, "unauthorized")
@@ -147,7 +147,7 @@ def test_every_token_is_compared_whichever_matches(tokens: Path, monkeypatch: py
     read = Tokens(tokens)
     for token in (FIRST, SECOND, "wrong"):
         read.accept([f"Bearer {token}".encode()])
-    assert compared == [32] * 6  # digests, so that their length tells nothing either
+    assert compared == [32] * 6  # digests, so that their length reveals nothing either
 
 
 ORIGIN = "https://example.org"

@@ -96,9 +96,9 @@ def test_anything_but_a_single_range_is_ignored(header: str) -> None:
 
 @pytest.mark.parametrize("header", UNSATISFIABLE, ids=lambda value: value[:20])
 def test_a_range_outside_the_content_cannot_be_satisfied(header: str) -> None:
-    with pytest.raises(InputError, match="100 bytes") as refusal:
+    with pytest.raises(InputError, match="100 bytes") as raised:
         byte_range([header], 100)
-    assert refusal.value.code == "range_not_satisfiable"
+    assert raised.value.code == "range_not_satisfiable"
 
 
 def test_a_missing_or_repeated_header_or_an_empty_file_has_no_range() -> None:

@@ -1,4 +1,4 @@
-"""The short way answers as the application does, takes what it should, and leaves nothing behind."""
+"""The fast path gives the same responses as the application, handles what it should, and leaks nothing."""
 
 import contextlib
 import json
@@ -28,13 +28,13 @@ def photo(artifact_template: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def long_way(artifact_template: Path, serving: Any) -> Iterator[Any]:
+def plain_site(artifact_template: Path, serving: Any) -> Iterator[Any]:
     with serving(artifact_template) as site:
         yield site
 
 
 @pytest.fixture(scope="module")
-def short_way(artifact_template: Path, serving: Any) -> Iterator[Any]:
+def fast_site(artifact_template: Path, serving: Any) -> Iterator[Any]:
     with serving(artifact_template, fast_path=True) as site:
         yield site
 
@@ -59,7 +59,7 @@ def connected(site: Any) -> Iterator[socket.socket]:
 
 
 def answer(client: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    """One answer from the socket, and not a byte of the next."""
+    """Read one response from the socket, and not a byte of the next."""
     data = b""
     while b"\r\n\r\n" not in data:
         data += client.recv(1) or pytest.fail(f"the end after {data!r}")
@@ -77,9 +77,9 @@ def ask(site: Any, data: bytes) -> tuple[int, dict[str, str], bytes]:
         return answer(client)
 
 
-def without_chance(told: tuple[int, dict[str, str], bytes]) -> tuple[int, dict[str, str], Any]:
-    """An answer without what two of them never share: times, ids that nobody named, patience."""
-    status, headers, body = told
+def without_random_parts(response: tuple[int, dict[str, str], bytes]) -> tuple[int, dict[str, str], Any]:
+    """A response without what differs between two of them: times, generated ids, Retry-After."""
+    status, headers, body = response
     chance = {"date", "x-request-id", "server-timing", "retry-after"}
     kept = {name: value for name, value in headers.items() if name not in chance} | {"names": str(sorted(headers))}
     content = json.loads(body)
@@ -87,7 +87,7 @@ def without_chance(told: tuple[int, dict[str, str], bytes]) -> tuple[int, dict[s
 
 
 IMAGE = "Content-Type: image/jpeg"
-TAKEN = {
+PLAIN = {
     "an image": ("/predict", IMAGE),
     "an image of no type": ("/predict",),
     "plain bytes": ("/predict", "Content-Type: application/octet-stream"),
@@ -96,12 +96,12 @@ TAKEN = {
     "two classes": ("/predict?top_k=2", IMAGE),
     "more classes than there are": ("/predict?top_k=999", IMAGE),
     "an id": ("/predict", IMAGE, "X-Request-Id: abc"),
-    "an id that is none": ("/predict", IMAGE, "X-Request-Id: a b"),
+    "an invalid id": ("/predict", IMAGE, "X-Request-Id: a b"),
     "the last of its connection": ("/predict", IMAGE, "Connection: close"),
 }
-LEFT = {
-    "no number of classes": ("/predict?top_k=0", IMAGE),
-    "two numbers of classes": ("/predict?top_k=1&top_k=2", IMAGE),
+UNUSUAL = {
+    "top_k=0": ("/predict?top_k=0", IMAGE),
+    "top_k twice": ("/predict?top_k=1&top_k=2", IMAGE),
     "a model": ("/predict?model=nobody", IMAGE),
     "another address": ("/predict/", IMAGE),
     "JSON": ("/predict", "Content-Type: application/json"),
@@ -112,73 +112,73 @@ LEFT = {
 }
 
 
-@pytest.mark.parametrize("lines", TAKEN.values(), ids=TAKEN)
+@pytest.mark.parametrize("lines", PLAIN.values(), ids=PLAIN)
 def test_a_plain_request_takes_the_fast_path_and_gets_the_same_response(
-    lines: tuple[str, ...], photo: bytes, short_way: Any, long_way: Any
+    lines: tuple[str, ...], photo: bytes, fast_site: Any, plain_site: Any
 ) -> None:
     data = request(photo, *lines)
-    told = ask(short_way, data)
-    assert short_way.fast[-1]
-    assert told[0] == 200
-    assert without_chance(told) == without_chance(ask(long_way, data))
-    assert re.fullmatch(r"queue;dur=[\d.]+, decode;dur=[\d.]+, infer;dur=[\d.]+", told[1]["server-timing"])
+    response = ask(fast_site, data)
+    assert fast_site.fast[-1]
+    assert response[0] == 200
+    assert without_random_parts(response) == without_random_parts(ask(plain_site, data))
+    assert re.fullmatch(r"queue;dur=[\d.]+, decode;dur=[\d.]+, infer;dur=[\d.]+", response[1]["server-timing"])
     if "X-Request-Id: abc" in lines:
-        assert told[1]["x-request-id"] == "abc"
+        assert response[1]["x-request-id"] == "abc"
 
 
-@pytest.mark.parametrize("lines", LEFT.values(), ids=LEFT)
+@pytest.mark.parametrize("lines", UNUSUAL.values(), ids=UNUSUAL)
 def test_an_unusual_request_is_left_to_the_application(
-    lines: tuple[str, ...], photo: bytes, short_way: Any, long_way: Any
+    lines: tuple[str, ...], photo: bytes, fast_site: Any, plain_site: Any
 ) -> None:
     data = request(photo, *lines)
-    told = ask(short_way, data)
-    assert not short_way.fast[-1]
-    assert without_chance(told) == without_chance(ask(long_way, data))
+    response = ask(fast_site, data)
+    assert not fast_site.fast[-1]
+    assert without_random_parts(response) == without_random_parts(ask(plain_site, data))
 
 
-def test_a_small_body_that_arrives_in_pieces_takes_the_fast_path(photo: bytes, short_way: Any) -> None:
-    seen, data = len(short_way.fast), request(photo, "/predict", IMAGE)
-    with connected(short_way) as client:
+def test_a_small_body_that_arrives_in_pieces_takes_the_fast_path(photo: bytes, fast_site: Any) -> None:
+    seen, data = len(fast_site.fast), request(photo, "/predict", IMAGE)
+    with connected(fast_site) as client:
         for start in range(0, len(data), 100):
             client.sendall(data[start : start + 100])
-            short_way.client.get("/healthz")  # by now it has come
+            fast_site.client.get("/healthz")  # by now it has arrived
         assert answer(client)[0] == 200
-    assert short_way.fast[seen:].count(True) == 1
+    assert fast_site.fast[seen:].count(True) == 1
 
 
-def test_a_large_body_that_arrives_in_pieces_is_left_to_the_application(photo: bytes, short_way: Any) -> None:
-    seen, large = len(short_way.fast), photo + bytes(2**17)
+def test_a_large_body_that_arrives_in_pieces_is_left_to_the_application(photo: bytes, fast_site: Any) -> None:
+    seen, large = len(fast_site.fast), photo + bytes(2**17)
     data = request(large, "/predict", IMAGE)
-    with connected(short_way) as client:
+    with connected(fast_site) as client:
         client.sendall(data[:-1])
-        until(lambda: short_way.service.budget.held == len(large) - 1)
+        until(lambda: fast_site.service.budget.held == len(large) - 1)
         client.sendall(data[-1:])
         assert answer(client)[0] == 200
-    assert len(short_way.fast) == seen
+    assert len(fast_site.fast) == seen
 
 
-@pytest.mark.parametrize("body", [b"", b"no image", b"\xff\xd8\xff"], ids=["empty", "no image", "cut off"])
-def test_a_bad_image_gets_the_same_error_as_from_the_application(body: bytes, short_way: Any, long_way: Any) -> None:
+@pytest.mark.parametrize("body", [b"", b"not an image", b"\xff\xd8\xff"], ids=["empty", "not an image", "cut off"])
+def test_a_bad_image_gets_the_same_error_as_from_the_application(body: bytes, fast_site: Any, plain_site: Any) -> None:
     data = request(body, "/predict", IMAGE, "X-Request-Id: abc")
-    told = ask(short_way, data)
-    assert short_way.fast[-1]
-    assert without_chance(told) == without_chance(ask(long_way, data))
-    assert told[0] in (400, 422)
-    assert json.loads(told[2])["request_id"] == told[1]["x-request-id"] == "abc"
+    response = ask(fast_site, data)
+    assert fast_site.fast[-1]
+    assert without_random_parts(response) == without_random_parts(ask(plain_site, data))
+    assert response[0] in (400, 422)
+    assert json.loads(response[2])["request_id"] == response[1]["x-request-id"] == "abc"
 
 
-def test_pipelined_requests_are_answered_in_order(photo: bytes, short_way: Any) -> None:
+def test_pipelined_requests_are_answered_in_order(photo: bytes, fast_site: Any) -> None:
     asked = [request(photo, f"/predict?top_k={number}", IMAGE) for number in (1, 2, 3)]
-    with connected(short_way) as client:
+    with connected(fast_site) as client:
         client.sendall(b"".join(asked))
-        told = [len(json.loads(answer(client)[2])["predictions"]) for _ in asked]
+        response = [len(json.loads(answer(client)[2])["predictions"]) for _ in asked]
         client.sendall(asked[0])
         assert len(json.loads(answer(client)[2])["predictions"]) == 1
-    assert told == [1, 2, 3]
+    assert response == [1, 2, 3]
 
 
-def test_an_http_1_0_connection_closes_after_the_response(photo: bytes, short_way: Any) -> None:
-    with connected(short_way) as client:
+def test_an_http_1_0_connection_closes_after_the_response(photo: bytes, fast_site: Any) -> None:
+    with connected(fast_site) as client:
         client.sendall(request(photo, "/predict", IMAGE, version="1.0"))
         status, headers, _ = answer(client)
         assert (status, headers["connection"], client.recv(1)) == (200, "close", b"")
@@ -191,7 +191,7 @@ def counted(site: Any, name: str, **labels: str) -> float:
     return float(value)
 
 
-def test_every_response_is_counted(photo: bytes, short_way: Any) -> None:
+def test_every_response_is_counted(photo: bytes, fast_site: Any) -> None:
     names = [
         ("edgeline_requests_total", {"method": "POST", "route": "/predict", "status": "200"}),
         ("edgeline_requests_total", {"method": "POST", "route": "/predict", "status": "422"}),
@@ -199,17 +199,17 @@ def test_every_response_is_counted(photo: bytes, short_way: Any) -> None:
         ("edgeline_request_seconds_count", {"route": "/predict"}),
         ("edgeline_decode_seconds_count", {}),
     ]
-    before = [counted(short_way, name, **labels) for name, labels in names]
+    before = [counted(fast_site, name, **labels) for name, labels in names]
     for _ in range(3):
-        ask(short_way, request(photo, "/predict", IMAGE))
-    ask(short_way, request(b"no image", "/predict", IMAGE))
-    after = [counted(short_way, name, **labels) for name, labels in names]
+        ask(fast_site, request(photo, "/predict", IMAGE))
+    ask(fast_site, request(b"not an image", "/predict", IMAGE))
+    after = [counted(fast_site, name, **labels) for name, labels in names]
     assert [a - b for a, b in zip(after, before, strict=True)] == [3, 1, 1, 4, 3]
-    assert short_way.service.budget.held == short_way.service.engine.in_flight == 0
+    assert fast_site.service.budget.held == fast_site.service.engine.in_flight == 0
 
 
 class Stuck(Classifier):
-    """Decodes nothing until it is let go."""
+    """Decodes nothing until it is released."""
 
     go_on: threading.Event
 
@@ -278,7 +278,7 @@ def test_a_missed_deadline_is_a_504_if_started_and_a_503_if_queued(
     ) as site:
         started = ask(site, request(photo, "/predict", IMAGE))
         waiting = ask(site, request(photo, "/predict", IMAGE))
-        assert [(told[0], json.loads(told[2])["code"]) for told in (started, waiting)] == [
+        assert [(response[0], json.loads(response[2])["code"]) for response in (started, waiting)] == [
             (504, "deadline_exceeded"),
             (503, "deadline_exceeded"),
         ]

@@ -1,4 +1,4 @@
-"""The door says what the application would have said, and lets through what it must."""
+"""Load shedding sends what the application would have sent, and passes on everything else."""
 
 import asyncio
 from pathlib import Path
@@ -21,21 +21,21 @@ IDS = {"x-request-id": "abc"}
 
 @pytest.fixture
 def service(artifact_template: Path) -> Service:
-    """Whose queue has room for nothing."""
+    """A service whose queue is always full."""
     models = ModelRepository([artifact_template], TestLoader())
     models.slots[0].accept(Classifier.open(artifact_template, threads=1, prove=False))
     return Service(models, Engine(queue_limit=0), ServingLimits())
 
 
 def ask(app: ASGIApp, method: str, path: str) -> httpx.Response:
-    async def story() -> httpx.Response:
+    async def scenario() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
             return await client.request(method, path, headers=IDS, content=b"photo")
 
-    return asyncio.run(story())
+    return asyncio.run(scenario())
 
 
-def without_chance(headers: httpx.Headers) -> dict[str, str]:
+def without_random_parts(headers: httpx.Headers) -> dict[str, str]:
     assert int(headers["retry-after"]) >= 0
     return {name: value for name, value in headers.items() if name != "retry-after"}
 
@@ -45,7 +45,7 @@ def test_load_shedding_sends_the_same_error_as_the_application(service: Service)
     inside, outside = ask(app, "POST", "/predict"), ask(LoadShedding(app, service), "POST", "/predict")
     assert (outside.status_code, outside.json()) == (inside.status_code, inside.json()) == (503, outside.json())
     assert outside.json() == {"error": outside.json()["error"], "code": "overloaded", "request_id": "abc"}
-    assert without_chance(outside.headers) == without_chance(inside.headers)
+    assert without_random_parts(outside.headers) == without_random_parts(inside.headers)
     assert service.engine.stats.rejected == 2
     counted = service.metrics.registry.get_sample_value(
         "edgeline_requests_total", {"route": "/predict", "method": "POST", "status": "503"}

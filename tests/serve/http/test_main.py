@@ -1,4 +1,4 @@
-"""`edgeline serve` as a process: what signals, options and files make of it."""
+"""`edgeline serve` as a process: signals, options and files."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from tests.support.processes import DEADLINE_S, MAIN, ROOT, connect, line_of, re
 
 @pytest.fixture
 def followed(make_artifact: Any, seal: Callable[..., Path], tmp_path: Path) -> tuple[Path, Callable[..., None]]:
-    """A name's folder with version 1, and what publishes another; with a text in its model that changes nothing else."""
+    """A name's folder with version 1, and a function that publishes another, with a text in its model if it is to differ."""
     store = tmp_path / "published" / "colors"
     store.mkdir(parents=True)
 
@@ -189,14 +189,14 @@ def test_the_measured_plan_is_reused_at_the_second_start(artifact_template: Path
     assert "found in" not in said[1]
 
 
-REFUSED: dict[str, tuple[list[str], str]] = {
+REJECTED: dict[str, tuple[list[str], str]] = {
     "a token file that is not there": (["--tokens", "absent"], "the token file absent cannot be read: No such file"),
     "a certificate without its key": (["--certificate", "a.pem"], "TLS needs both --certificate and --key"),
-    "a certificate that is none": (["--certificate", "README.md", "--key", "README.md"], "cannot be used: .*PEM files"),
+    "a file that is not a certificate": (["--certificate", "README.md", "--key", "README.md"], "cannot be used: .*PEM files"),
 }
 
 
-@pytest.mark.parametrize(("options", "reason"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("options", "reason"), REJECTED.values(), ids=REJECTED)
 def test_an_unusable_option_is_one_line_and_exit_code_1(artifact_template: Path, options: list[str], reason: str) -> None:
     command = [*MAIN, "serve", str(artifact_template), "--port", "0", *options]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)

@@ -1,4 +1,4 @@
-"""The one file of a multipart body."""
+"""The files of a multipart body, and which bodies are parsed as one."""
 
 import tracemalloc
 
@@ -24,7 +24,7 @@ READ = {
     "a name with a path": part(disposition=b'form-data; name="f"; filename="../../etc/passwd"') + END,
     "binary transfer": part(more=b"Content-Transfer-Encoding: binary\r\n") + END,
 }
-REFUSED = {
+REJECTED = {
     "empty": (b"", "before its closing"),
     "the end only": (END, "malformed|has no file|before its closing"),
     "unterminated": (part(), "before its closing"),
@@ -56,11 +56,11 @@ def test_every_file_of_a_form_is_read() -> None:
     assert files_in(part(b"a") * 63 + part(IMAGE) + END, b"B") == [b"a"] * 63 + [IMAGE]
 
 
-@pytest.mark.parametrize(("body", "reason"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("body", "reason"), REJECTED.values(), ids=REJECTED)
 def test_a_form_with_anything_but_complete_files_is_rejected(body: bytes, reason: str) -> None:
-    with pytest.raises(InputError, match=reason) as refusal:
+    with pytest.raises(InputError, match=reason) as raised:
         files_in(body, b"B")
-    assert refusal.value.code == "multipart_invalid"
+    assert raised.value.code == "multipart_invalid"
 
 
 def test_a_file_that_contains_boundaries_is_read() -> None:
@@ -120,6 +120,6 @@ BAD_HEADERS = {
 
 @pytest.mark.parametrize(("headers", "code"), BAD_HEADERS.values(), ids=BAD_HEADERS)
 def test_a_body_that_cannot_be_an_image_is_rejected(headers: dict[str, str], code: str) -> None:
-    with pytest.raises(InputError) as refusal:
+    with pytest.raises(InputError) as raised:
         boundary_of(Headers(headers))
-    assert refusal.value.code == code
+    assert raised.value.code == code

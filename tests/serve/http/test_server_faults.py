@@ -1,4 +1,4 @@
-"""Faults of the server that no other test shows, and that the page of all of them names tests that exist."""
+"""Faults that no other test covers; and the document of all faults names tests that exist."""
 
 import io
 import logging
@@ -86,7 +86,7 @@ def test_fifty_concurrent_bombs_take_memory_for_one_image_a_worker(artifact_temp
         assert {answer.status_code for answer in answers[::2]} == {413}
         assert {answer.status_code for answer in answers[1::2]} == {200}
         assert [answer.json() for answer in neighbors] == [honest] * 10
-        # 25 pictures of 12 MB, and a second copy of each, would be 600 MB; two runners hold two of them.
+        # 25 images of 12 MB, and a second copy of each, would be 600 MB; two workers decode two of them.
         assert resident(process.pid, "VmHWM") - before < 150 * 10**6
 
 
@@ -135,11 +135,11 @@ def test_a_server_with_few_file_descriptors_still_accepts(artifact_template: Pat
         assert "Traceback" not in (process.stderr.read() if process.stderr else "")
 
 
-# Clients that leave, and time that is over
+# Clients that disconnect, and deadlines
 
 
 class Busy(Classifier):
-    """A classifier whose runners wait for a signal."""
+    """A classifier that waits for a signal."""
 
     begun: threading.Semaphore
     go_on: threading.Event
@@ -188,7 +188,7 @@ def test_a_request_that_expires_in_the_queue_is_never_run(
         assert not busy.begun.acquire(blocking=False), "the late image was looked at"
 
 
-# Reloads at once
+# Concurrent reloads
 
 
 def test_concurrent_reloads_load_one_version_at_a_time(make_artifact: Any, tmp_path: Path, photo: bytes, serving: Any) -> None:
@@ -215,7 +215,7 @@ def test_concurrent_reloads_load_one_version_at_a_time(make_artifact: Any, tmp_p
     assert opened == ["1", "2"]
 
 
-# What clients write into places that are logged, compared or sent back
+# Input of clients that is logged, compared or sent back
 
 MARKUP = "<script>alert(1)</script>"
 HOSTILE: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -307,7 +307,7 @@ def test_a_url_or_file_path_in_a_request_is_never_opened(site: Any, artifact_tem
             bait.accept()
 
 
-# The page
+# The document
 
 ROWS = re.findall(r"(?m)^\| (H\d\d) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", PAGE)
 

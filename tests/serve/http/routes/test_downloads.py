@@ -1,4 +1,4 @@
-"""Downloads: what a manifest names, as it names it, resumable, and nothing else."""
+"""Downloads: the files that a manifest lists, verified, resumable, and nothing else."""
 
 import asyncio
 import base64
@@ -51,14 +51,14 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def is_refused(reply: httpx.Response, status: int, code: str) -> None:
+def is_error(reply: httpx.Response, status: int, code: str) -> None:
     assert (reply.status_code, reply.json()["code"]) == (status, code)
     assert reply.json().keys() == {"error", "code", "request_id"}
     assert reply.headers["cache-control"] == "no-store"
     assert tempfile.gettempdir() not in reply.text
 
 
-# What is there
+# Published files
 
 
 def test_the_store_is_listed(own: Any, make_artifact: MAKE) -> None:
@@ -168,7 +168,7 @@ def test_a_single_range_is_sent(site: Any, header: str, status: int, content: by
 @pytest.mark.parametrize("header", ["bytes=20-", "bytes=20-30", "bytes=-0", "bytes=" + "9" * 5000 + "-"], ids=lambda h: h[:15])
 def test_a_range_outside_the_file_is_a_416_with_the_size(site: Any, header: str) -> None:
     reply = site.client.get(PATH, headers={"Range": header})
-    is_refused(reply, 416, "range_not_satisfiable")
+    is_error(reply, 416, "range_not_satisfiable")
     assert reply.headers["content-range"] == "bytes */20"
 
 
@@ -226,12 +226,12 @@ def test_an_interrupted_download_resumes(own: Any, large: Path) -> None:
     assert sha256(received) == sha256(data) == tag.strip('"')
 
 
-# What is not there
+# Everything else
 
 
 @pytest.fixture(name="baited", scope="module")
 def store_with_bait(artifact_template: Path, tmp_path_factory: pytest.TempPathFactory, serving: Any) -> Iterator[Any]:
-    """A store around which a canary lies in every place that a crooked path may reach; shared, so tests must not change it."""
+    """A store with a canary in every place that a crafted path may reach; shared, so tests must not change it."""
     around = tmp_path_factory.mktemp("bait")
     store = around / "store"
     folder = store / "colors" / "1"
@@ -321,41 +321,41 @@ def test_links_are_not_listed(baited: Any) -> None:
 def test_a_listed_file_replaced_by_a_link_is_a_404(own: Any, folder: Path, tmp_path: Path) -> None:
     shutil.move(folder / "card.md", tmp_path / "card.md")
     (folder / "card.md").symlink_to(tmp_path / "card.md")
-    is_refused(own.client.get("/artifacts/colors/1/card.md"), 404, "not_found")
+    is_error(own.client.get("/artifacts/colors/1/card.md"), 404, "not_found")
 
 
 def test_a_listed_file_replaced_by_a_pipe_is_a_404(own: Any, folder: Path) -> None:
     (folder / "card.md").unlink()
     os.mkfifo(folder / "card.md")
-    is_refused(own.client.get("/artifacts/colors/1/card.md"), 404, "not_found")
+    is_error(own.client.get("/artifacts/colors/1/card.md"), 404, "not_found")
 
 
 def test_without_a_store_there_are_no_downloads(artifact_template: Path, serving: Any) -> None:
     with serving(artifact_template) as site:
-        is_refused(site.client.get("/artifacts"), 404, "not_found")
-        is_refused(site.client.get("/artifacts/colors/1/model.onnx"), 404, "not_found")
+        is_error(site.client.get("/artifacts"), 404, "not_found")
+        is_error(site.client.get("/artifacts/colors/1/model.onnx"), 404, "not_found")
 
 
 def test_a_store_that_does_not_exist_yet_is_empty(artifact_template: Path, tmp_path: Path, serving: Any) -> None:
     with serving(artifact_template, store=tmp_path / "absent") as site:
         assert site.client.get("/artifacts").json() == {"artifacts": []}
-        is_refused(site.client.get("/artifacts/colors/latest"), 404, "not_found")
+        is_error(site.client.get("/artifacts/colors/latest"), 404, "not_found")
 
 
 def test_a_store_that_cannot_be_read_is_a_503_without_its_path(artifact_template: Path, tmp_path: Path, serving: Any) -> None:
     (tmp_path / "store").touch()
     with serving(artifact_template, store=tmp_path / "store") as site:
-        is_refused(site.client.get("/artifacts"), 503, "store_unusable")
+        is_error(site.client.get("/artifacts"), 503, "store_unusable")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
 def test_a_store_is_read_only(site: Any, method: str) -> None:
     reply = site.client.request(method, PATH)
-    is_refused(reply, 405, "method_not_allowed")
+    is_error(reply, 405, "method_not_allowed")
     assert set(reply.headers["allow"].split(", ")) == {"GET", "HEAD"}
 
 
-# The truth
+# Files that changed
 
 
 def flip(path: Path) -> None:
@@ -372,7 +372,7 @@ def test_a_changed_file_is_not_sent_until_it_is_restored(own: Any, folder: Path,
     flip(folder / "model.onnx")
     for request in (own.client.get, own.client.head):
         assert request(path).status_code == 503
-    is_refused(own.client.get(path), 503, "digest_mismatch")
+    is_error(own.client.get(path), 503, "digest_mismatch")
     (folder / "model.onnx").write_bytes(whole)
     assert own.client.get(path).content == whole
 
@@ -384,27 +384,27 @@ def test_a_change_that_keeps_size_and_time_is_noticed(own: Any, folder: Path) ->
     flip(path)
     os.utime(path, ns=(held.st_atime_ns, held.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (held.st_size, held.st_mtime_ns)
-    is_refused(own.client.get("/artifacts/colors/1/model.onnx"), 503, "digest_mismatch")
+    is_error(own.client.get("/artifacts/colors/1/model.onnx"), 503, "digest_mismatch")
 
 
 def test_a_longer_file_is_not_sent(own: Any, folder: Path) -> None:
     with (folder / "labels.txt").open("a") as file:
         file.write("pink\n")
-    is_refused(own.client.get(PATH), 503, "digest_mismatch")
+    is_error(own.client.get(PATH), 503, "digest_mismatch")
 
 
 def test_a_version_under_another_number_is_not_sent(own: Any, folder: Path) -> None:
     shutil.copytree(folder, folder.parent / "2")
-    is_refused(own.client.get("/artifacts/colors/2/model.onnx"), 503, "artifact_invalid")
-    is_refused(own.client.get("/artifacts/colors/latest"), 503, "artifact_invalid")
+    is_error(own.client.get("/artifacts/colors/2/model.onnx"), 503, "artifact_invalid")
+    is_error(own.client.get("/artifacts/colors/latest"), 503, "artifact_invalid")
     assert own.client.get("/artifacts/colors/1/model.onnx").status_code == 200
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "edgeline.artifact/1"}'])
 def test_nothing_is_sent_under_a_broken_manifest(own: Any, folder: Path, text: str) -> None:
     (folder / "manifest.json").write_text(text)
-    is_refused(own.client.get("/artifacts/colors/1/manifest.json"), 503, "manifest_invalid")
-    is_refused(own.client.get("/artifacts/colors/1/model.onnx"), 503, "manifest_invalid")
+    is_error(own.client.get("/artifacts/colors/1/manifest.json"), 503, "manifest_invalid")
+    is_error(own.client.get("/artifacts/colors/1/model.onnx"), 503, "manifest_invalid")
 
 
 def test_a_manifest_cannot_list_files_outside_its_folder(own: Any, folder: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`POST /predict?explain=cam`: why, over HTTP."""
+"""`POST /predict?explain=cam`: explanations over HTTP."""
 
 from collections.abc import Iterator
 from pathlib import Path

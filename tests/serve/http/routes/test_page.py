@@ -1,4 +1,4 @@
-"""The web page: its files, their headers, and what `/model` tells of an artifact that may be anyone's."""
+"""The web page: its files, their headers, and what `/model` returns for an untrusted artifact."""
 
 import json
 import subprocess
@@ -90,7 +90,7 @@ def test_the_pages_files_use_no_other_host_and_create_no_markup(name: str) -> No
 
 
 def test_a_built_wheel_has_every_file_of_the_page(tmp_path: Path) -> None:
-    """What setuptools lays out for a wheel, without the pip and the hashes that tests/test_wheel.py takes a minute for."""
+    """The wheel as setuptools builds it, without pip and hashes, for which tests/test_wheel.py takes a minute."""
     program = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     copy = tmp_path / "source"
     for path in [*(ROOT / "serve").rglob("*"), ROOT / "pyproject.toml", ROOT / "README.md", ROOT / "LICENSE"]:

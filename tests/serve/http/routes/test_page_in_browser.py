@@ -1,4 +1,4 @@
-"""The web page in a real browser: photos go in by every way there is, and the answers are read from what is on the screen.
+"""The web page in a real browser: photos go in in every possible way, and predictions are read from the screen.
 
 Each test also fails where the page logs an error of its own, or asks anything of another host than the server under test.
 """
@@ -62,7 +62,7 @@ def browser() -> Iterator[Any]:
 
 @dataclass
 class Tab:
-    """A page that is open, and what went wrong in it."""
+    """An open page, and its errors."""
 
     page: Any
     hosts: set[str]
@@ -110,7 +110,7 @@ def golden(folder: Path, index: int) -> bytes:
 
 
 def lines_of(rows: Any) -> list[str]:
-    """The texts of a table's rows, blanks of every kind being one."""
+    """The texts of a table's rows, with whitespace normalized."""
     return [" ".join(text.split()) for text in rows.all_inner_texts()]
 
 
@@ -133,11 +133,11 @@ SENDING = """
 
 
 def send(tab: Tab, event: str, data: bytes | None, name: str = "photo.jpg") -> None:
-    """Drop or paste a file, or words where there is no data."""
+    """Drop or paste a file, or text if there is no data."""
     tab.page.evaluate(SENDING, [None if data is None else base64.b64encode(data).decode(), name, event])
 
 
-# Photos in, answers out
+# Photos and predictions
 
 
 def test_a_chosen_photo_is_classified(site: Any, visit: Any, artifact_template: Path) -> None:
@@ -340,7 +340,7 @@ def test_a_page_without_a_secure_origin_explains_why_there_is_no_camera(site: An
     assert tab.page.get_by_text("https or from localhost").is_visible()
 
 
-# A server that is not ready, slow, or gone
+# A server that is not ready, slow, or lost
 
 
 def test_a_photo_waits_until_the_model_is_ready(artifact_template: Path, serving: Any, visit: Any) -> None:
@@ -373,7 +373,7 @@ def test_the_page_shows_why_an_artifact_failed_to_load(tmp_path: Path, serving: 
 
 
 class Slow(Classifier):
-    """A classifier that answers when a test lets it."""
+    """A classifier that waits for a test's signal."""
 
     go_on: threading.Event
 
@@ -523,10 +523,10 @@ def test_the_browser_blocks_turning_text_into_markup(site: Any, visit: Any) -> N
         "() => { try { document.body.innerHTML = '<b>x</b>'; return 'set'; } catch (error) { return error.name; } }"
     )
     assert refused == "TypeError"
-    tab.errors.clear()  # the browser told of it
+    tab.errors.clear()  # the browser reported it
 
 
-# For everyone
+# Accessibility
 
 
 CONTRASTS = """

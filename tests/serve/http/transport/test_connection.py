@@ -1,4 +1,4 @@
-"""HTTP as clients send it who are slow, greedy, confused or hostile: every deadline and cap, over real sockets."""
+"""HTTP from clients that are slow, greedy, broken or hostile: every deadline and limit, over real sockets."""
 
 import asyncio
 import contextlib
@@ -39,19 +39,19 @@ QUICK = ConnectionLimits(head_s=1.0, body_s=1.5, idle_s=1.0, write_s=1.0)
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Place]:
-    """A server with the limits that ship."""
+    """A server with the default limits."""
     with running(PATIENT) as place:
         yield place
 
 
 @pytest.fixture(scope="module")
 def quick() -> Iterator[Place]:
-    """A server that loses patience soon."""
+    """A server with short deadlines."""
     with running(QUICK) as place:
         yield place
 
 
-# Requests and answers
+# Requests and responses
 
 
 def test_a_request_reaches_the_application_unchanged(place: Place) -> None:
@@ -164,7 +164,7 @@ def test_head_and_body_of_a_small_response_are_sent_in_one_packet(place: Place) 
         assert connection.recv(65536).endswith(b"}")
 
 
-# Answers before the body has come
+# Responses before the body has arrived
 
 
 def test_a_response_before_a_short_body_keeps_the_connection(place: Place) -> None:
@@ -200,12 +200,12 @@ def test_a_complete_chunked_body_keeps_the_connection(place: Place, path: bytes)
 
 @pytest.mark.parametrize("more", [GET, b"nonsense\r\n\r\n"])
 def test_nothing_is_answered_after_connection_close(more: bytes) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with on_this_loop() as place:
             loop, client = asyncio.get_running_loop(), place.connect()
             await place.until(lambda: place.connections.open)
             [connection] = place.connections.open
-            # Little fits into the kernel, so that the end of the answer waits here while what follows comes.
+            # A small kernel buffer, so that the end of the response is still here when what follows arrives.
             connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             size = 70_000  # a smaller body would be waited for before the application sees anything
             client.send(b"POST /medium HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % size)
@@ -224,13 +224,13 @@ def test_nothing_is_answered_after_connection_close(more: bytes) -> None:
             assert place.app.seen == ["/medium"]
             assert place.rejected == []
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-# Refusals
+# Rejections
 
 CODED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: %b\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
-REFUSED: dict[str, tuple[bytes, int, str]] = {
+REJECTED: dict[str, tuple[bytes, int, str]] = {
     "a length and chunks": (
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         400,
@@ -297,7 +297,7 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
 }
 
 
-@pytest.mark.parametrize(("request_", "status", "code"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("request_", "status", "code"), REJECTED.values(), ids=REJECTED)
 def test_a_malformed_request_gets_one_error_and_the_connection_closes(
     place: Place, request_: bytes, status: int, code: str
 ) -> None:
@@ -415,7 +415,7 @@ def test_a_response_that_is_being_read_when_the_server_stops_arrives_complete() 
 def test_a_response_may_take_longer_than_any_deadline_of_the_client(quick: Place) -> None:
     with quick.connect() as connection:
         connection.sendall(GET.replace(b"/a", b"/wait"))
-        with quick.connect() as silent:  # by the time this one is given up, the deadlines of the first would have passed
+        with quick.connect() as silent:  # when this one is disconnected, the deadlines of the first would have passed
             read_all(silent)
         with quick.connect() as silent:
             read_all(silent)
@@ -425,7 +425,7 @@ def test_a_response_may_take_longer_than_any_deadline_of_the_client(quick: Place
 
 
 def drip(connection: socket.socket, data: bytes) -> bytes:
-    """Send a byte every few milliseconds until the server has enough of it."""
+    """Send a byte every few milliseconds until the server responds."""
     connection.settimeout(0.02)
     for byte in data:
         try:
@@ -440,7 +440,7 @@ def drip(connection: socket.socket, data: bytes) -> bytes:
     raise AssertionError("the server took it all")
 
 
-# The end of the client
+# Disconnected clients
 
 
 WAITED_FOR = {
@@ -467,7 +467,7 @@ def test_work_is_cancelled_when_the_client_disconnects(place: Place, sent: bytes
 
 @pytest.mark.parametrize(("size", "few"), [(0, 10), (30_000, 4)])
 def test_of_many_pipelined_requests_a_few_are_read_ahead_and_all_are_answered(size: int, few: int) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with on_this_loop() as place:
             loop, client = asyncio.get_running_loop(), place.connect(GET_WAIT)
             await place.until(lambda: place.app.seen)
@@ -484,7 +484,7 @@ def test_of_many_pipelined_requests_a_few_are_read_ahead_and_all_are_answered(si
             assert statuses(answer) == [200] * (sent + 2)
             assert answer.count(b'"length": %d}' % size) == sent + (size == 0)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 LEFT_BEHIND = {
@@ -501,7 +501,7 @@ LEFT_BEHIND = {
 
 @pytest.mark.parametrize(("sent", "seen"), LEFT_BEHIND.values(), ids=LEFT_BEHIND)
 def test_a_closed_connection_is_freed_without_the_garbage_collector(sent: bytes, seen: str) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with on_this_loop() as place:
             client = place.connect()
             await place.until(lambda: place.connections.open)
@@ -517,6 +517,6 @@ def test_a_closed_connection_is_freed_without_the_garbage_collector(sent: bytes,
     gc.collect()
     gc.disable()
     try:
-        asyncio.run(story())
+        asyncio.run(scenario())
     finally:
         gc.enable()

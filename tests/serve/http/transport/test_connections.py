@@ -1,4 +1,4 @@
-"""Many clients at once: how many there may be, who gives way, and what is told to whom."""
+"""Many clients at once: how many there may be, which are evicted, and what the others receive."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ FEW = ConnectionLimits(max_connections=8)
 
 @pytest.fixture(scope="module")
 def few() -> Iterator[Place]:
-    """A server that takes few connections, and is patient with them: what goes goes because others came."""
+    """A server for few connections with long deadlines: a connection that closes was evicted."""
     with running(FEW) as place:
         yield place
 
@@ -84,7 +84,7 @@ def test_a_new_client_gets_503_when_every_connection_is_busy(few: Place) -> None
 
 
 def test_a_burst_of_new_clients_gets_503_when_every_connection_is_busy() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with on_this_loop(ConnectionLimits(max_connections=4)) as place:
             for _ in range(4):
                 place.connect(GET.replace(b"/a", b"/wait"))
@@ -97,11 +97,11 @@ def test_a_burst_of_new_clients_gets_503_when_every_connection_is_busy() -> None
             assert set(place.rejected) == {"too_many_connections"}
             assert place.app.seen == ["/wait"] * 4
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_a_burst_of_new_clients_evicts_only_silent_ones() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with on_this_loop(ConnectionLimits(max_connections=4)) as place:
             place.connect(GET.replace(b"/a", b"/wait"))
             await place.until(lambda: place.app.seen == ["/wait"])
@@ -112,11 +112,11 @@ def test_a_burst_of_new_clients_evicts_only_silent_ones() -> None:
                 await place.until(lambda: len(place.connections.open) == 4)
             assert set(place.rejected) == {"connection_evicted"}
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_a_dropped_connection_cannot_be_evicted_again() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         taken: list[Request] = []
         async with on_this_loop(fast_path=lambda request: not taken.append(request)) as place:
             place.connect(GET)
@@ -127,7 +127,7 @@ def test_a_dropped_connection_cannot_be_evicted_again() -> None:
             assert not place.connections.silent
             assert not place.connections.slow
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_a_client_that_read_its_response_and_still_sends_its_body_is_evicted() -> None:
@@ -154,7 +154,7 @@ def test_a_limit_of_zero_is_an_error(name: str) -> None:
 
 
 def test_an_unread_request_is_answered_when_idle_connections_are_closed() -> None:
-    async def story() -> list[bytes]:
+    async def scenario() -> list[bytes]:
         loop, connections = asyncio.get_running_loop(), Connections(PATIENT)
         server = await loop.create_server(partial(Connection, connections, Handlers(App())), "127.0.0.1", 0)
         clients = [socket.create_connection(server.sockets[0].getsockname()) for _ in range(2)]
@@ -175,25 +175,25 @@ def test_an_unread_request_is_answered_when_idle_connections_are_closed() -> Non
         server.close()
         return answers
 
-    [idle, asked] = asyncio.run(story())
+    [idle, asked] = asyncio.run(scenario())
     assert idle in (b"", b"reset")
     assert b'"path": "/a"' in asked
     assert b"connection: close" in asked
 
 
 def test_an_empty_line_after_a_body_leaves_a_connection_idle() -> None:
-    async def story() -> bytes:
+    async def scenario() -> bytes:
         async with on_this_loop() as place:
             client = place.connect(post(b"abc"))
             loop = asyncio.get_running_loop()
             assert statuses(await loop.sock_recv(client, 65536)) == [200]
             client.send(b"\r\n")
-            await place.read_all(place.connect(LAST))  # by now it has come
+            await place.read_all(place.connect(LAST))  # by now it has arrived
             place.connections.closing = True
             place.connections.end_idle()
             return await asyncio.wait_for(loop.sock_recv(client, 65536), WAIT_S)
 
-    assert asyncio.run(story()) == b""
+    assert asyncio.run(scenario()) == b""
 
 
 def test_clients_that_are_late_together_are_disconnected_one_by_one() -> None:

@@ -216,9 +216,9 @@ def test_an_ipv6_address_is_written_in_brackets() -> None:
 
 @pytest.mark.parametrize("host", ["256.1.1.1", "no.such.host.invalid", "203.0.113.1"])
 def test_an_address_of_another_machine_is_an_error(host: str) -> None:
-    with pytest.raises(ConfigError, match=f"cannot listen on {host}") as refusal:
+    with pytest.raises(ConfigError, match=f"cannot listen on {host}") as raised:
         listen(host, 0)
-    assert refusal.value.code == "address_unusable"
+    assert raised.value.code == "address_unusable"
 
 
 def test_connections_do_not_delay_small_packets() -> None:
