@@ -21,6 +21,10 @@ from edgeline.serve.artifact.manifest import NAME
 from edgeline.serve.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+StrategyName = Literal["head", "full", "differential", "gradual"]
+"""Each is implemented by a function in `pipeline.training.train.STRATEGIES`."""
+AugmentationName = Literal["none", "light", "flip"]
+"""Each is implemented by an entry of `pipeline.training.augment.AUGMENTATIONS`."""
 
 
 class Step(BaseModel):
@@ -86,7 +90,7 @@ class PreprocessConfig(Step):
 class TrainConfig(Step):
     """Train the head, or more of the network."""
 
-    strategy: Literal["head", "full", "differential", "gradual"] = Field(
+    strategy: StrategyName = Field(
         "head",
         description="`head`: frozen backbone, its features computed once. `full`: all layers, one learning rate. "
         "`differential`: lower rates towards the input. `gradual`: unfreeze from the top.",
@@ -116,7 +120,7 @@ class TrainConfig(Step):
         le=16,
         description="Augmented views of each training image beside the plain one; for `head` their features are cached too.",
     )
-    augment: Literal["none", "light", "flip"] = Field(
+    augment: AugmentationName = Field(
         "light",
         description="`light`: random crop and color; `flip`: that and mirror images; `none`. "
         "Digits and text must not be mirrored.",

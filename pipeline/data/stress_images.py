@@ -19,7 +19,7 @@ from edgeline.serve.artifact.golden import likely_fault
 from edgeline.serve.errors import VerificationError
 from edgeline.serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, preprocess
 
-WITNESS = "preprocessing_fingerprint.npz"
+FINGERPRINT_NAME = "preprocessing_fingerprint.npz"
 MAX_FINGERPRINT_DIFFERENCE = 1.0
 """Mean difference of an image's pixels, of 255, that another build of an image library may cause."""
 
