@@ -17,7 +17,7 @@ from common import Clock, photos, report
 from edgeline.flows.steps import evaluate, train
 from edgeline.pipeline.config import load_config
 from edgeline.pipeline.data.prepare import prepare
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.runs.atomic_files import file_digest
 
 STRATEGIES = ("head", "full", "differential", "gradual")

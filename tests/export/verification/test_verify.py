@@ -21,7 +21,7 @@ from edgeline.flows.cli import main as cli
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import Sample, read_prepared
 from edgeline.pipeline.data.stress_images import stress_images
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.runs.receipts import result_digest
 from edgeline.pipeline.runs.run import Run, create_run
 from edgeline.serve.errors import ExportError, VerificationError

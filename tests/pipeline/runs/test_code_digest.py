@@ -40,8 +40,14 @@ def digests() -> dict[str, str]:
 
 EDITS = {
     "pipeline/data/split.py": {"prepare"},
-    "pipeline/training/augment.py": AFTER_PREPARE | {"the feature cache"},
-    "pipeline/evaluation/metrics.py": AFTER_PREPARE - {"train"},
+    "pipeline/training/fine_tune.py": {"train"},
+    "pipeline/training/features.py": {"train", "the feature cache"},
+    "pipeline/training/augment.py": {"train", "the feature cache"} | AFTER_EXPORT,  # also by quantization-aware training
+    "pipeline/models/checkpoint.py": AFTER_PREPARE,
+    "pipeline/evaluation/evaluate.py": {"evaluate"},
+    "pipeline/evaluation/plots.py": {"evaluate", "verify", "publish"},
+    "pipeline/evaluation/metrics.py": {"evaluate"} | AFTER_EXPORT,
+    "pipeline/evaluation/report.py": AFTER_PREPARE - {"train"},
     "serve/preprocess.py": set(BUILDS),
     "export/graph/contract.py": AFTER_PREPARE - {"train", "evaluate"},
     "export/quantization/static_int8.py": AFTER_EXPORT,
