@@ -26,6 +26,8 @@ EXCLUDED = frozenset(
         "edgeline.serve.errors",  # messages
         "edgeline.pipeline.progress",  # bars on the terminal
         "edgeline.pipeline.config",  # every setting that matters is in the key by its value
+        "edgeline.pipeline.config_file",
+        "edgeline.pipeline.thresholds",
         "edgeline.pipeline.runs.atomic_files",  # how results are stored
         "edgeline.pipeline.runs.code_digest",
         "edgeline.pipeline.runs.content_cache",
