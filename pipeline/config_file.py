@@ -15,7 +15,7 @@ def read_values(file: Path) -> dict[str, Any]:
     """Read a TOML, JSON or YAML file, by its extension.
 
     Raises:
-        ConfigError: the file cannot be read, or is not what its extension says.
+        ConfigError: the file cannot be read, or is not in the format of its extension.
     """
     try:
         text = file.read_text(encoding="utf-8")

@@ -42,7 +42,7 @@ def scan_root(folder: str) -> list[os.DirEntry[str]]:
     try:
         return scan(folder)
     except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}; give this user access", code="unreadable") from error
+        raise DataError(f"{folder} cannot be read: {error.strerror}; grant this user read access", code="unreadable") from error
 
 
 def walk(folder: str, root: str) -> Iterator[tuple[str, ImageError | None]]:

@@ -434,7 +434,7 @@ def test_several_processes_can_prepare_the_same_data(data: Path) -> None:
     several = [start(data) for _ in range(3)]
     outcomes = [(process.communicate()[1], process.returncode) for process in several]
     assert any(status == 0 for _, status in outcomes)
-    assert all(status == 0 or "is being worked on by process" in errors for errors, status in outcomes)
+    assert all(status == 0 or "is in use by process" in errors for errors, status in outcomes)
     assert prepare(config(data))[1].reused
 
 

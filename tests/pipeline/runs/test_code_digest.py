@@ -1,4 +1,4 @@
-"""What an edit changes: exactly the keys of the steps whose code imports the edited module."""
+"""An edit changes exactly the keys of the steps whose code imports the edited module."""
 
 import json
 import os
@@ -27,7 +27,7 @@ AFTER_EXPORT = {"variants", "verify", "publish"}
 
 @pytest.fixture(name="sources")
 def copied_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The project's source files in a folder of this test's own."""
+    """A copy of the project's source files."""
     shutil.copytree(ROOT / "edgeline", tmp_path / "edgeline", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "_sources", {})
@@ -71,7 +71,7 @@ def test_an_edit_changes_the_keys_of_the_steps_that_import_it(sources: Path, pat
     assert {name for name in BUILDS if before[name] != after[name]} == changed
 
 
-def test_a_template_belongs_to_the_module_beside_it(sources: Path) -> None:
+def test_a_template_belongs_to_the_module_next_to_it(sources: Path) -> None:
     (sources / "export" / "publishing" / "templates").mkdir(exist_ok=True)
     before = digests()
     (sources / "export" / "publishing" / "templates" / "new.html").write_text("<p>new</p>")
@@ -89,7 +89,7 @@ MENTIONS = {
 
 
 @pytest.mark.parametrize("line", MENTIONS.values(), ids=MENTIONS)
-def test_a_module_is_found_however_it_is_named(sources: Path, line: str) -> None:
+def test_a_module_is_found_by_every_way_of_naming_it(sources: Path, line: str) -> None:
     (sources / "pipeline" / "data" / "split.py").write_text(f"{line}\n")
     assert closure("edgeline.pipeline.data.split").keys() >= {
         "edgeline.pipeline.data.split",
@@ -97,7 +97,7 @@ def test_a_module_is_found_however_it_is_named(sources: Path, line: str) -> None
     }
 
 
-def test_imports_for_type_checkers_do_not_count(sources: Path) -> None:
+def test_imports_for_type_checkers_are_ignored(sources: Path) -> None:
     text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import edgeline.serve.inputs.folder_watcher\n"
     text += "else:\n    import edgeline.serve.inputs.camera\n"
     (sources / "pipeline" / "data" / "split.py").write_text(text)
@@ -116,7 +116,7 @@ def test_an_unknown_module_is_an_error() -> None:
         code_digest("edgeline.pipeline.missing")
 
 
-LOOK = """
+PROGRAM = """
 import sys
 from pathlib import Path
 from edgeline.pipeline.runs.code_digest import code_digest
@@ -126,7 +126,7 @@ assert "edgeline.pipeline.training.train" not in sys.modules
 
 
 def run_in_a_fresh_process(cache: Path) -> str:
-    return subprocess.run([sys.executable, "-c", LOOK, str(cache)], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([sys.executable, "-c", PROGRAM, str(cache)], capture_output=True, text=True, check=True).stdout
 
 
 def test_a_digest_imports_nothing_and_is_the_same_with_and_without_its_cache(tmp_path: Path) -> None:
