@@ -54,18 +54,17 @@ def fit(context: TrainingContext) -> TrainingResult:
     state = TrainingState(network, optimizer, scaler)
     state.restore(context.folder)
     history = state.history
-    val = context.prepared.of("val")
-    val_targets_N = torch.tensor([s.index for s in val])
+    val_targets_N = torch.tensor([s.index for s in context.prepared.of("val")])
     while len(history.epochs) < epochs and not history.should_stop(config.patience):
         with memory_errors(config.batch_size):
             train_loss = _train_epoch(context, state, len(history.epochs) + 1, epochs)
-            logits_NK = _logits(context, val)
+            logits_NK = compute_val_logits(context)
         val_loss = functional.cross_entropy(logits_NK, val_targets_N, context.class_weights_K).item()
         if history.add(train_loss, val_loss, (logits_NK.argmax(1) == val_targets_N).float().mean().item()):
             state.best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         state.save(context.folder)
     network.load_state_dict(state.best)
-    val_logits_NK = _logits(context, val).numpy()
+    val_logits_NK = compute_val_logits(context).numpy()
     delete_states(context.folder)
     return TrainingResult(history=history, val_logits_NK=val_logits_NK)
 
@@ -110,8 +109,8 @@ def _train_epoch(context: TrainingContext, state: TrainingState, epoch: int, epo
     weights_K = context.class_weights_K.to(device)
     order = [train[i] for i in torch.randperm(len(train)).tolist()]
     steps, total = math.ceil(len(train) / config.batch_size), 0.0
-    for step, (pixels_NHW3, targets_N) in enumerate(_batches(context, order, epoch, epochs)):
-        _set_learning_rates(state.optimizer, ((epoch - 1) * steps + step) / (epochs * steps))
+    for step, (pixels_NHW3, targets_N) in enumerate(training_batches(context, order, epoch, epochs)):
+        set_learning_rates(state.optimizer, ((epoch - 1) * steps + step) / (epochs * steps))
         with autocast(device):
             logits_NK = context.network(pixels_NHW3)
         loss = functional.cross_entropy(logits_NK.float(), targets_N, weights_K, label_smoothing=config.label_smoothing)
@@ -124,15 +123,17 @@ def _train_epoch(context: TrainingContext, state: TrainingState, epoch: int, epo
     return total / len(train)
 
 
-def _set_learning_rates(optimizer: torch.optim.Optimizer, progress: float) -> None:
+def set_learning_rates(optimizer: torch.optim.Optimizer, progress: float) -> None:
     """Warm up over the first twentieth of the training, then follow half a cosine down to zero."""
     factor = min(1.0, (progress + 0.002) / 0.05) * 0.5 * (1 + math.cos(math.pi * progress))
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
 
 
-def _batches(context: TrainingContext, samples: list[Sample], epoch: int, epochs: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Augmented pixels and targets, on the device."""
+def training_batches(
+    context: TrainingContext, samples: list[Sample], epoch: int, epochs: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield augmented pixels, uint8 (N, H, W, 3), and targets of an epoch, counted from 1, on the device."""
     config, device, position = context.config, context.device, 0
     batches = stream_pixels(samples, context.spec, config.batch_size)
     for batch_NHW3 in track(batches, f"epoch {epoch} of {epochs}", len(samples), step=config.batch_size):
@@ -144,9 +145,10 @@ def _batches(context: TrainingContext, samples: list[Sample], epoch: int, epochs
         yield to_device(pixels_NHW3, device), to_device(torch.tensor([s.index for s in part]), device)
 
 
-def _logits(context: TrainingContext, samples: list[Sample]) -> Tensor:
+def compute_val_logits(context: TrainingContext) -> Tensor:
+    """Compute the network's logits of the validation images, float32 (N, K), on the CPU."""
     context.network.eval()
-    batches = stream_pixels(samples, context.spec, context.config.batch_size)
+    batches = stream_pixels(context.prepared.of("val"), context.spec, context.config.batch_size)
     with torch.inference_mode(), autocast(context.device):
         pixels = (to_device(torch.from_numpy(batch_NHW3), context.device) for batch_NHW3 in batches)
         return torch.cat([context.network(pixels_NHW3).float().cpu() for pixels_NHW3 in pixels])

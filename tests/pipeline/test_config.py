@@ -1,15 +1,16 @@
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from edgeline.pipeline.config import PipelineConfig, load_config, parse_config
+from edgeline.pipeline.config import PipelineConfig, PreprocessConfig, load_config, parse_config
 from edgeline.serve.artifact.manifest import NAME
 from edgeline.serve.errors import ConfigError
+from edgeline.serve.preprocess import INTERPOLATIONS, JPEG_DECODINGS
 
 
 def models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
@@ -128,6 +129,11 @@ def test_a_bad_file_is_rejected_with_its_name(tmp_path: Path, name: str, content
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "edgeline.toml cannot be read: No such file" in config_error(tmp_path / "edgeline.toml")
     assert "cannot be read: Is a directory" in config_error(tmp_path)
+
+
+def test_every_interpolation_can_be_configured() -> None:
+    assert set(get_args(PreprocessConfig.model_fields["interpolation"].annotation)) == {"own", *INTERPOLATIONS}
+    assert set(get_args(PreprocessConfig.model_fields["jpeg_decoding"].annotation)) == set(JPEG_DECODINGS)
 
 
 def test_a_configuration_is_frozen() -> None:

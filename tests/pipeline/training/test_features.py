@@ -1,3 +1,4 @@
+import importlib.metadata
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,6 @@ from edgeline.pipeline.data import samples
 from edgeline.pipeline.data.samples import Prepared, Sample
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.devices import CPU_BATCH
-from edgeline.pipeline.runs import step
 from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.pipeline.training import features
 from edgeline.pipeline.training.augment import augment
@@ -138,7 +138,7 @@ def test_features_cached_for_other_inputs_are_not_used(
 
 OTHERS: dict[str, tuple[ModuleType, str, Callable[..., str]]] = {
     "code": (features, "code_digest", lambda *modules: "another source"),
-    "a library": (step, "_version", lambda package: "99.0"),
+    "a library": (importlib.metadata, "version", lambda package: "99.0"),
 }
 
 

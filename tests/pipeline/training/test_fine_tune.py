@@ -94,7 +94,7 @@ def test_rates_warm_up_and_then_fall_to_zero(small: Network) -> None:
     optimizer = torch.optim.AdamW(parameter_groups(small, config("full", learning_rate=1.0)))
     rates = []
     for step in range(1001):
-        fine_tune._set_learning_rates(optimizer, step / 1000)
+        fine_tune.set_learning_rates(optimizer, step / 1000)
         rates.append(optimizer.param_groups[0]["lr"])
     highest = rates.index(max(rates))
     assert 40 <= highest <= 60
@@ -106,13 +106,13 @@ def test_rates_warm_up_and_then_fall_to_zero(small: Network) -> None:
 
 def test_every_step_advances_the_schedule(fitted: Fitted, small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     positions: list[float] = []
-    original = fine_tune._set_learning_rates
+    original = fine_tune.set_learning_rates
 
     def recording(optimizer: torch.optim.Optimizer, progress: float) -> None:
         positions.append(progress)
         original(optimizer, progress)
 
-    monkeypatch.setattr(fine_tune, "_set_learning_rates", recording)
+    monkeypatch.setattr(fine_tune, "set_learning_rates", recording)
     fitted(small, config("full", epochs=2))
     assert positions == [step / 6 for step in range(6)]  # two epochs of three batches
 
@@ -154,7 +154,7 @@ def test_gradual_changes_only_the_head_in_the_first_epoch(fitted: Fitted, small:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, *, epoch: int, batch: int = 0) -> None:
     """Interrupt training at a batch of an epoch, as Ctrl-C would."""
-    original = fine_tune._batches
+    original = fine_tune.training_batches
 
     def broken(*args: Any) -> Iterator[tuple[Tensor, Tensor]]:
         for number, found in enumerate(original(*args)):
@@ -162,7 +162,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, *, epoch: int, batch: int = 0) ->
                 raise KeyboardInterrupt
             yield found
 
-    monkeypatch.setattr(fine_tune, "_batches", broken)
+    monkeypatch.setattr(fine_tune, "training_batches", broken)
 
 
 def test_gradual_changes_the_upper_half_in_the_second_epoch_and_nothing_that_is_frozen(
@@ -194,7 +194,7 @@ def test_it_ends_with_the_weights_that_were_best_on_validation(
     fitted: Fitted, small: Network, shapes: Prepared, tmp_path: Path
 ) -> None:
     history = fitted(small, config("full", learning_rate=0.02, patience=2, epochs=6)).history
-    logits_NK = fine_tune._logits(context(small, shapes, config(), tmp_path), shapes.of("val"))
+    logits_NK = fine_tune.compute_val_logits(context(small, shapes, config(), tmp_path))
     targets_N = torch.tensor([sample.index for sample in shapes.of("val")])
     assert nn.functional.cross_entropy(logits_NK, targets_N).item() == pytest.approx(history.best_loss, abs=1e-6)
     assert history.best_epoch < len(history.epochs)  # so the last weights are not the best
@@ -256,7 +256,7 @@ def between_the_two_states(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def after_the_last_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    original = fine_tune._logits
+    original = fine_tune.compute_val_logits
 
     def broken(*args: Any) -> Tensor:
         calls.append(1)
@@ -264,7 +264,7 @@ def after_the_last_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(fine_tune, "_logits", broken)
+    monkeypatch.setattr(fine_tune, "compute_val_logits", broken)
 
 
 KILLS = {
@@ -302,13 +302,13 @@ def test_an_interrupted_training_ends_with_the_same_weights_as_an_uninterrupted_
 def epochs_trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The epochs whose batches were asked for."""
     epochs: list[int] = []
-    original = fine_tune._batches
+    original = fine_tune.training_batches
 
     def recording(*args: Any) -> Iterator[tuple[Tensor, Tensor]]:
         epochs.append(args[2])
         yield from original(*args)
 
-    monkeypatch.setattr(fine_tune, "_batches", recording)
+    monkeypatch.setattr(fine_tune, "training_batches", recording)
     return epochs
 
 
