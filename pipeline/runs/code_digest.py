@@ -95,6 +95,12 @@ def closure(*modules: str, cache: Path | None = None) -> dict[str, str]:
     return digests
 
 
+def forget_sources() -> None:
+    """Forget what was parsed in this process, as if it had just started."""
+    _sources.clear()
+    _loaded.clear()
+
+
 def _path(module: str) -> Path:
     return ROOT.joinpath(*module.split(".")).with_suffix(".py")
 

@@ -5,14 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from edgeline.flows.steps import STEPS
 from edgeline.pipeline.runs import code_digest as module
-from edgeline.pipeline.runs.code_digest import ROOT, closure, code_digest
+from edgeline.pipeline.runs.code_digest import ROOT, closure, code_digest, forget_sources
 
 BUILDS = {
     "prepare": "edgeline.pipeline.data.prepare",
@@ -26,12 +26,13 @@ AFTER_EXPORT = {"variants", "verify", "publish"}
 
 
 @pytest.fixture(name="sources")
-def copied_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def copied_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the project's source files."""
     shutil.copytree(ROOT / "edgeline", tmp_path / "edgeline", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(module, "_sources", {})
-    return tmp_path / "edgeline"
+    forget_sources()
+    yield tmp_path / "edgeline"
+    forget_sources()
 
 
 def digests() -> dict[str, str]:
@@ -149,8 +150,7 @@ def test_a_damaged_cache_is_ignored(sources: Path, tmp_path: Path, damage: Calla
     cache = tmp_path / "code.json"
     expected = code_digest("edgeline.pipeline.training.train", cache=cache)
     damage(cache)
-    module._sources.clear()
-    module._loaded.clear()
+    forget_sources()
     assert code_digest("edgeline.pipeline.training.train", cache=cache) == expected
 
 
@@ -161,6 +161,5 @@ def test_an_edit_is_noticed_when_the_cache_is_read(sources: Path, tmp_path: Path
     path.write_text(text.replace("seed", "sead"))
     os.utime(path, ns=(0, 0))
     assert path.stat().st_size == size
-    module._sources.clear()
-    module._loaded.clear()
+    forget_sources()
     assert code_digest("edgeline.pipeline.data.prepare", cache=cache) != before
