@@ -52,7 +52,7 @@ def test_a_head_on_imagenet_features_classifies_the_shapes(
     assert not list(tmp_path.glob("*.npy"))
 
 
-def test_the_same_seed_gives_the_same_weights_to_the_bit(
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(
     fitted: Fitted, lite0_template: tuple[Network, PreprocessSpec], lite0: Network, tmp_path: Path
 ) -> None:
     config = TrainConfig(views=1, epochs=5)

@@ -150,7 +150,7 @@ def test_a_trained_network_classifies_images_it_has_not_seen(trained_run: Run, s
     assert (predicted_N == np.array([sample.index for sample in shapes.of("test")])).mean() >= 0.75  # a third by chance
 
 
-def test_the_same_run_gives_the_same_checkpoint_to_the_bit(
+def test_the_same_run_gives_the_same_checkpoint_bit_for_bit(
     trained_run: Run, make_run: Callable[..., Run], tmp_path: Path
 ) -> None:
     again = make_run(tmp_path)
