@@ -128,8 +128,7 @@ class TrainConfig(Section):
     )
     augment: AugmentationName = Field(
         "light",
-        description="`light`: random crop and color; `flip`: the same and mirroring, which digits and text do not allow; "
-        "`none`.",
+        description="`light`: random crop and color; `flip`: the same and mirroring (not for digits and text); `none`.",
     )
     layer_decay: float = Field(
         0.7,
