@@ -21,12 +21,12 @@ from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.quantization.search import TIMED_RUNS, Choice, Tuned, choose_calibration, choose_int8
 from edgeline.export.quantization.static_int8 import Quantizable, saturates
 from edgeline.pipeline.data.samples import read_prepared, stream_pixels
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.models.checkpoint import load_checkpoint, read_settings
+from edgeline.pipeline.models.devices import CPU_BATCH
 from edgeline.pipeline.progress import waiting
 from edgeline.pipeline.runs.atomic_files import write_json
 from edgeline.pipeline.runs.run import Run
-from edgeline.pipeline.training.features import CPU_BATCH
 from edgeline.serve.errors import ConfigError, DataError, ExportError
 from edgeline.serve.runtime.provenance import DEVICE, provenance, runtime_options
 

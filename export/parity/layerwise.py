@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.parity.similarity import sqnr_db
 from edgeline.pipeline.evaluation.plots import write_divergence_png
-from edgeline.pipeline.training.features import fold_batch_norm
+from edgeline.pipeline.models.fold_batch_norm import fold_batch_norm
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.session import create_session
 

@@ -10,8 +10,8 @@ import numpy as np
 from scipy.special import log_softmax
 
 from edgeline.export.parity.compare import Outputs
-from edgeline.pipeline.config import Int8Thresholds
 from edgeline.pipeline.evaluation.metrics import paired_drop, wilson_interval
+from edgeline.pipeline.thresholds import Int8Thresholds
 
 CLEAR = 0.1
 """A flip counts where the reference keeps its best two classes apart by more than this."""

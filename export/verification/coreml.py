@@ -23,7 +23,7 @@ from edgeline.export.converters.convert import script_path
 from edgeline.export.converters.environments import environment
 from edgeline.export.parity.compare import Outputs
 from edgeline.export.parity.similarity import compare_outputs, failed_thresholds
-from edgeline.pipeline.config import Int8Thresholds
+from edgeline.pipeline.thresholds import Int8Thresholds
 from edgeline.serve.errors import ArtifactError
 from edgeline.serve.preprocess import PreprocessSpec
 

@@ -1,8 +1,9 @@
 """The gate for the variants: each from its file's bytes to probabilities, on the same images as the reference.
 
 Equality is not asked of them but similarity to PyTorch, at thresholds that depend on the precision
-(`pipeline.config.Int8Thresholds`). What must not change the answers at all is how a variant is run: the batch size, the number
-of threads. What a lower level of graph optimization changes is told: for int8 it is the rounding of a simulation in float.
+(`pipeline.thresholds.Int8Thresholds`). What must not change the answers at all is how a variant is run: the batch size, the
+number of threads. What a lower level of graph optimization changes is told: for int8 it is the rounding of a simulation in
+float.
 
 Shapes: N images, K classes, H x W the model's input.
 """
@@ -29,8 +30,9 @@ from edgeline.export.quantization.static_int8 import saturates
 from edgeline.export.variants import KINDS
 from edgeline.export.verification.coreml import check_structure
 from edgeline.export.verification.explanations import Evidence, judge_evidence
-from edgeline.pipeline.config import Int8Thresholds, VerifyConfig
+from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.progress import track
+from edgeline.pipeline.thresholds import Int8Thresholds
 from edgeline.serve.errors import EdgelineError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.backends import files_of, not_run_here

@@ -29,15 +29,15 @@ from edgeline.export.verification.explanations import Evidence, expect_evidence,
 from edgeline.export.verification.variants import FLOAT32, Measure, describe_reference, verify_variants
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import ADMITTED, Sample, map_ahead, read_image, read_prepared
-from edgeline.pipeline.data.stress_images import WITNESS, check_preprocessing, stress_images
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.data.stress_images import FINGERPRINT_NAME, check_preprocessing, stress_images
 from edgeline.pipeline.evaluation.metrics import wilson_interval
+from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.models.checkpoint import load_checkpoint
+from edgeline.pipeline.models.devices import CPU_BATCH
 from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.atomic_files import digest_of, write_json
 from edgeline.pipeline.runs.receipts import result_digest
 from edgeline.pipeline.runs.run import Run
-from edgeline.pipeline.training.features import CPU_BATCH
 from edgeline.serve.errors import VerificationError
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
 from edgeline.serve.runtime.provenance import DEVICE, provenance, runtime_options
@@ -68,7 +68,7 @@ def build_verification(run: Run, folder: Path) -> None:
         checkpoint.preprocess,
         samples,
         run.config.verify,
-        preprocessing_fingerprint=run.step("train") / WITNESS,
+        preprocessing_fingerprint=run.step("train") / FINGERPRINT_NAME,
         opset=run.config.export.opset,
         metadata=metadata_of(run, checkpoint, temperature),
         explain=run.config.export.explain,

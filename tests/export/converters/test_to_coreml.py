@@ -24,7 +24,7 @@ from edgeline.export.verification.coreml import check_structure, compare_weights
 from edgeline.export.verification.verify import run_pytorch
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import Sample
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.errors import ArtifactError
 from edgeline.serve.preprocess import PreprocessSpec

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edgeline.export.publishing.report import write_card, write_report
-from edgeline.pipeline.evaluation.evaluate import Evaluation, Mistake, read_evaluation
+from edgeline.pipeline.evaluation.report import Evaluation, Mistake, read_evaluation
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -7,9 +7,10 @@ import pytest
 from edgeline.export.quantization import search as autopilot
 from edgeline.export.quantization.search import choose_calibration, choose_int8, ladder
 from edgeline.export.quantization.static_int8 import integer_share, measure_ranges, quantize
-from edgeline.pipeline.config import ExportConfig, Int8Thresholds
+from edgeline.pipeline.config import ExportConfig
 from edgeline.pipeline.data.samples import Sample, read_prepared
 from edgeline.pipeline.runs.atomic_files import digest_of
+from edgeline.pipeline.thresholds import Int8Thresholds
 from edgeline.serve.errors import DataError
 
 
