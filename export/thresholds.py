@@ -1,8 +1,8 @@
 """Every threshold of the release gate.
 
 Those that a run's settings may change are fields of `verify`, with defaults in `edgeline.pipeline.config` and
-`edgeline.pipeline.thresholds`. The rest are the constants below. `PRECISIONS` has the thresholds that apply to a variant, by its
-precision.
+`edgeline.pipeline.thresholds`. The rest are the constants below. `PRECISIONS` has the thresholds that apply to a variant, by
+its precision.
 """
 
 from collections.abc import Callable
