@@ -8,14 +8,14 @@ Invariant: `classifier` is always one that was found whole and answered its gold
 of once and tried again only when its files change, as they do while somebody copies them; the one before goes on answering.
 """
 
-import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from edgeline.serve.artifact.manifest import FILE_NAME
-from edgeline.serve.artifact.reader import resolve, versions
+from edgeline.serve.artifact.newer_version import Candidate, find_newer, find_newest
+from edgeline.serve.artifact.reader import versions
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import ArtifactError, ConfigError, EdgelineError
 
@@ -24,8 +24,6 @@ INTERVAL_S = 2.0
 
 CLOSE_S = 10.0
 """How long a candidate that is being loaded is waited for at the end."""
-
-Files = frozenset[tuple[str, int, int]]
 
 
 class VersionWatcher:
@@ -43,7 +41,7 @@ class VersionWatcher:
         self._folder = folder
         self._open = open_classifier
         self._tell = tell
-        self._refused: tuple[int, Files] | None = None
+        self._refused: Candidate | None = None
         self._told: tuple[int, str] | None = None
         self.classifier, self._version = self._open_newest()
         self._closing = threading.Event()
@@ -61,36 +59,34 @@ class VersionWatcher:
     def look(self) -> None:
         """Change over to a newer version if there is one that proves itself."""
         try:
-            newest = max(versions(self._folder), default=0)
-            if newest <= self._version:
+            candidate = find_newer(self._folder, than=self._version)
+            if candidate is None or candidate == self._refused:
                 return
-            candidate = self._folder / str(newest)
-            files = _files(candidate)
-            if self._refused != (newest, files):
-                self._refused = newest, files
-                classifier = self._open(candidate)
-                _check_identity(classifier, self.classifier.manifest.name, newest)
-                self.classifier, self._version = classifier, newest
-                self._tell(f"now answers with {classifier.manifest.name} {newest}")
+            self._refused = candidate
+            classifier = self._open(candidate.folder)
+            newest = int(candidate.folder.name)
+            _check_identity(classifier, self.classifier.manifest.name, newest)
+            self.classifier, self._version = classifier, newest
+            self._tell(f"now answers with {classifier.manifest.name} {newest}")
         except (EdgelineError, OSError) as error:
             self._refuse(error)
 
     def _open_newest(self) -> tuple[Classifier, int]:
-        newest = int(resolve(self._folder).name)
-        files = _files(self._folder / str(newest))
+        candidate = find_newest(self._folder)
+        newest = int(candidate.folder.name)
         try:
-            return self._open(self._folder / str(newest)), newest
+            return self._open(candidate.folder), newest
         except EdgelineError as error:
             for version in reversed([number for number in versions(self._folder) if number < newest]):
                 with suppress(EdgelineError):
                     older = self._open(self._folder / str(version))
-                    self._refused, self._told = (newest, files), (newest, error.code)
+                    self._refused, self._told = candidate, (newest, error.code)
                     self._tell(f"begins with {older.manifest.name} {version}, {newest} cannot be used: {_reason(error)}")
                     return older, version
             raise
 
     def _refuse(self, error: EdgelineError | OSError) -> None:
-        told = self._refused[0] if self._refused else 0, getattr(error, "code", "")
+        told = int(self._refused.folder.name) if self._refused else 0, getattr(error, "code", "")
         if told != self._told:
             self._told = told
             kept = f"{self.classifier.manifest.name} {self._version}"
@@ -107,17 +103,6 @@ class VersionWatcher:
 def _reason(error: EdgelineError | OSError) -> str:
     said = " ".join(str(error).split())
     return f"{said} [{error.code}]" if isinstance(error, EdgelineError) else said
-
-
-def _files(folder: Path) -> Files:
-    """Name, size and time of change of every file, as far as they can be had."""
-    found = set()
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = os.path.join(parent, name)
-            state = os.lstat(path)
-            found.add((path, state.st_size, state.st_mtime_ns))
-    return frozenset(found)
 
 
 def _check_identity(classifier: Classifier, name: str, version: int) -> None:

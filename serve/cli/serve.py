@@ -91,7 +91,8 @@ def serve(
 
         curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8000/predict?top_k=3'
     """
-    from edgeline.serve.http.main import Options, run
+    from edgeline.serve.http.config import ServerConfig
+    from edgeline.serve.http.main import run
     from edgeline.serve.inference.scheduler import ConcurrencyPlan
     from edgeline.serve.preprocess import Limits
     from edgeline.serve.runtime.session import usable_cores
@@ -99,8 +100,8 @@ def serve(
     plan = None
     if threads is not None or runners is not None or batch is not None:
         cores = usable_cores()
-        plan = ConcurrencyPlan(runners=runners or max(1, cores // (threads or 1)), threads=threads or 1, batch=batch or 1)
-    options = Options(
+        plan = ConcurrencyPlan(workers=runners or max(1, cores // (threads or 1)), threads=threads or 1, batch=batch or 1)
+    config = ServerConfig(
         artifacts=artifacts,
         host=host,
         port=port,
@@ -124,7 +125,7 @@ def serve(
         cache=cache if cache is not None else default_cache(),
         metrics_port=metrics_port,
     )
-    run(options)
+    run(config)
 
 
 def default_cache() -> Path | None:
