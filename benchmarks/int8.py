@@ -21,7 +21,8 @@ from edgeline.export.parity.compare import Outputs, in_batches
 from edgeline.export.parity.similarity import compare_outputs, drop_between
 from edgeline.export.quantization.search import time_in_turn
 from edgeline.export.quantization.static_int8 import Recipe, input_means, integer_share, make_ready, measure_ranges, quantize
-from edgeline.pipeline.models.backbones import Network, load, remove_classifier
+from edgeline.pipeline.models.backbones import Network, remove_classifier
+from edgeline.pipeline.models.pretrained import load
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
 from edgeline.serve.runtime.session import create_session
 

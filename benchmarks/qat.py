@@ -22,8 +22,8 @@ from edgeline.flows.steps import execute
 from edgeline.pipeline.config import load_config
 from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.data.samples import read_prepared, stream_pixels
+from edgeline.pipeline.models.devices import CPU_BATCH
 from edgeline.pipeline.runs.run import Run, open_run
-from edgeline.pipeline.training.features import CPU_BATCH
 from edgeline.serve.runtime.session import create_session
 
 

@@ -27,8 +27,9 @@ from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.data.samples import Sample, read_prepared, stream_pixels
 from edgeline.pipeline.data.stress_images import stress_images
 from edgeline.pipeline.evaluation.metrics import wilson_interval
-from edgeline.pipeline.models.backbones import build, load
+from edgeline.pipeline.models.backbones import build
 from edgeline.pipeline.models.checkpoint import read_settings
+from edgeline.pipeline.models.pretrained import load
 from edgeline.serve.errors import EdgelineError, WeightsError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.benchmark import measure

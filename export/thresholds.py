@@ -1,15 +1,16 @@
 """Every threshold of the release gate.
 
-Those that a run's settings may change are fields of `verify`, with defaults in `edgeline.pipeline.config` (`VerifyConfig`,
-`Int8Thresholds`, `Fp16Thresholds`). The rest are the constants below. `PRECISIONS` has the thresholds that apply to a variant,
-by its precision.
+Those that a run's settings may change are fields of `verify`, with defaults in `edgeline.pipeline.config` and
+`edgeline.pipeline.thresholds`. The rest are the constants below. `PRECISIONS` has the thresholds that apply to a variant, by
+its precision.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeline.pipeline.config import Fp16Thresholds, Int8Thresholds, VerifyConfig
+from edgeline.pipeline.config import VerifyConfig
+from edgeline.pipeline.thresholds import Fp16Thresholds, Int8Thresholds
 
 # Outputs
 

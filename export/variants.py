@@ -26,11 +26,11 @@ from edgeline.export.records import MeasuredOn
 from edgeline.export.variant_registry import VARIANTS, VariantSpec
 from edgeline.export.variants_report import VariantFile, VariantsReport
 from edgeline.pipeline.data.samples import read_prepared, stream_pixels
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.models.checkpoint import load_checkpoint, read_settings
+from edgeline.pipeline.models.devices import CPU_BATCH
 from edgeline.pipeline.progress import waiting
 from edgeline.pipeline.runs.run import Run
-from edgeline.pipeline.training.features import CPU_BATCH
 from edgeline.serve.errors import ConfigError, DataError, ExportError
 from edgeline.serve.runtime.provenance import DEVICE, provenance, runtime_options
 

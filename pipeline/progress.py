@@ -14,7 +14,7 @@ REFRESH_S = 0.5
 
 
 def waiting(description: str) -> AbstractContextManager[object]:
-    """Show a spinner during work that cannot be counted, if standard error is a terminal."""
+    """Show a spinner while the block runs, for work whose length is unknown."""
     console = Console(stderr=True)
     return console.status(f"{description} …") if console.is_terminal else nullcontext()
 
@@ -23,10 +23,10 @@ def track(items: Iterable[Item], description: str, total: int, *, step: int = 1)
     """Yield the items, drawing a bar on standard error if it is a terminal, or in the cell of a notebook.
 
     Args:
-        items: what to pass on.
-        description: a verb and a noun: `reading images`.
-        total: how many units there will be.
-        step: units an item stands for, for example images a batch.
+        items: the items to yield.
+        description: a verb and a noun, such as `reading images`.
+        total: total number of units.
+        step: number of units in an item, such as the images in a batch.
     """
     console = Console(stderr=True)
     if not console.is_terminal and not console.is_jupyter:

@@ -21,7 +21,7 @@ from edgeline.export import file_names
 from edgeline.export.graph.cam_outputs import add_outputs
 from edgeline.export.graph.contract import IR_VERSION, check_graph
 from edgeline.export.graph.opsets import newest_opset
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.checkpoint import TENSORS, Checkpoint, load_checkpoint
 from edgeline.pipeline.progress import waiting

@@ -9,8 +9,8 @@ from scipy.special import log_softmax
 from edgeline.export.parity.compare import Outputs
 from edgeline.export.parity.report import AccuracyDrop, OutputSimilarity
 from edgeline.export.thresholds import CLEAR_MARGIN
-from edgeline.pipeline.config import Int8Thresholds
 from edgeline.pipeline.evaluation.metrics import paired_drop, wilson_interval
+from edgeline.pipeline.thresholds import Int8Thresholds
 
 TOP = 5
 EXACT_DB = 200.0

@@ -21,8 +21,8 @@ from edgeline.export.variant_registry import REFERENCE, VARIANTS
 from edgeline.export.verification.report import PassedVariant, UnrunVariant, VerificationReport
 from edgeline.export.verification.verify import choose_samples
 from edgeline.pipeline.data.samples import SPLITS, read_prepared
-from edgeline.pipeline.evaluation.evaluate import FILE_NAME as EVALUATION_NAME
-from edgeline.pipeline.evaluation.evaluate import Evaluation, read_evaluation
+from edgeline.pipeline.evaluation.report import FILE_NAME as EVALUATION_NAME
+from edgeline.pipeline.evaluation.report import Evaluation, read_evaluation
 from edgeline.pipeline.models.checkpoint import load_checkpoint
 from edgeline.pipeline.runs.atomic_files import file_digest
 from edgeline.pipeline.runs.receipts import read_receipt

@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgeline.export.publishing import variant_table
 from edgeline.export.verification.report import VerificationReport
-from edgeline.pipeline.evaluation.evaluate import Evaluation
+from edgeline.pipeline.evaluation.report import Evaluation
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.runtime.provenance import machine_line
 

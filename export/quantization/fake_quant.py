@@ -25,7 +25,7 @@ from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.parity.similarity import sqnr_db
 from edgeline.export.quantization.static_int8 import Quantizable
 from edgeline.pipeline.models.backbones import Network
-from edgeline.pipeline.training.features import fold_batch_norm
+from edgeline.pipeline.models.fold_batch_norm import fold_batch_norm
 from edgeline.serve.errors import ExportError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.session import create_session

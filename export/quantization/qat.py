@@ -21,7 +21,7 @@ from edgeline.export.quantization.report import QatReport
 from edgeline.export.quantization.search import Tuned
 from edgeline.export.quantization.static_int8 import Quantizable
 from edgeline.pipeline.data.samples import Sample, read_prepared, stream_pixels
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.models.checkpoint import load_checkpoint
 from edgeline.pipeline.models.devices import choose_device, memory_errors, to_device
 from edgeline.pipeline.progress import track

@@ -31,11 +31,12 @@ from edgeline.export.quantization.static_int8 import (
     quantize,
     saturates,
 )
-from edgeline.pipeline.config import ExportConfig, Int8Thresholds
+from edgeline.pipeline.config import ExportConfig
 from edgeline.pipeline.data.samples import Sample, stream_pixels
+from edgeline.pipeline.models.devices import CPU_BATCH
 from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.atomic_files import digest_of
-from edgeline.pipeline.training.features import CPU_BATCH
+from edgeline.pipeline.thresholds import Int8Thresholds
 from edgeline.serve.errors import DataError, ExportError, TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.session import create_session, multiplies_exactly

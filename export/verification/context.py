@@ -21,8 +21,8 @@ from edgeline.export.verification.explanations import ExpectedMaps, expected_map
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import ADMITTED, Sample, map_ahead, read_image
 from edgeline.pipeline.data.stress_images import stress_images
+from edgeline.pipeline.models.devices import CPU_BATCH
 from edgeline.pipeline.progress import track
-from edgeline.pipeline.training.features import CPU_BATCH
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
 from edgeline.serve.runtime.session import create_session
 

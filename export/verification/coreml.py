@@ -25,7 +25,7 @@ from edgeline.export.parity.compare import Outputs
 from edgeline.export.parity.similarity import compare_outputs, failed_thresholds
 from edgeline.export.verification.context import VerificationContext
 from edgeline.export.verification.report import PackageStructure
-from edgeline.pipeline.config import Int8Thresholds
+from edgeline.pipeline.thresholds import Int8Thresholds
 from edgeline.serve.errors import ArtifactError
 
 IOS_16 = 7

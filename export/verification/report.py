@@ -15,7 +15,7 @@ from edgeline.export.parity.report import AccuracyDrop, Comparison, Divergence, 
 from edgeline.export.quantization.report import Int8Report
 from edgeline.export.records import Document, JsonFloat, MeasuredOn, Record
 from edgeline.export.variants_report import VariantFile
-from edgeline.pipeline.config import Int8Thresholds
+from edgeline.pipeline.thresholds import Int8Thresholds
 
 
 class ImageCounts(Record):

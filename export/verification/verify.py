@@ -31,9 +31,9 @@ from edgeline.export.verification.explanations import compare_maps
 from edgeline.export.verification.report import Accuracy, ImageCounts, ReferenceThresholds, VerificationReport
 from edgeline.export.verification.variants import Result, describe_reference, verify_variants
 from edgeline.pipeline.data.samples import Sample, read_prepared
-from edgeline.pipeline.data.stress_images import WITNESS, check_preprocessing, stress_images
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.data.stress_images import FINGERPRINT_NAME, check_preprocessing, stress_images
 from edgeline.pipeline.evaluation.metrics import wilson_interval
+from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.models.checkpoint import load_checkpoint
 from edgeline.pipeline.runs.atomic_files import digest_of
 from edgeline.pipeline.runs.receipts import result_digest
@@ -83,7 +83,7 @@ def context_of(run: Run) -> VerificationContext:
         spec=checkpoint.preprocess,
         samples=choose_samples([*prepared.of("test"), *prepared.of("val")], run.config.verify.images),
         config=run.config.verify,
-        preprocessing_fingerprint=run.step("train") / WITNESS,
+        preprocessing_fingerprint=run.step("train") / FINGERPRINT_NAME,
         opset=run.config.export.opset,
         metadata=metadata_of(run, checkpoint, temperature),
         explain=run.config.export.explain,

@@ -30,7 +30,7 @@ from edgeline.export.verification.report import FailedVariant, PackageStructure,
 from edgeline.export.verification.variants import verify_variants
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import Sample
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.errors import ArtifactError
 from edgeline.serve.preprocess import PreprocessSpec

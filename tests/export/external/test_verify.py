@@ -429,10 +429,10 @@ def test_a_missing_file_is_named(files: Path, photos: Path) -> None:
 
 
 def test_a_folder_without_photos_is_rejected(files: Path, photos: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         verify_external(VerificationRequest(file=files / "model.onnx", data=tmp_path / "nowhere"))
     (tmp_path / "notes.txt").write_text("none here")
-    with pytest.raises(DataError, match=r"no photo that can be read \(of 1, notes.txt"):
+    with pytest.raises(DataError, match=r"contains no readable photo \(of 1, notes.txt"):
         verify_external(VerificationRequest(file=files / "model.onnx", data=tmp_path))
 
 

@@ -26,7 +26,8 @@ from edgeline.export.verification.verify import verify
 from edgeline.flows.steps import execute, step_named
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import ADMITTED, Sample, read_image, read_prepared
-from edgeline.pipeline.models.backbones import Network, Normalization
+from edgeline.pipeline.models.backbones import Network
+from edgeline.pipeline.models.pretrained import Normalization
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import ConfigError, ExportError

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from edgeline.export.graph.contract import check_graph
 from edgeline.export.graph.to_onnx import CalibratedModel, GraphOptions, export, metadata_of
 from edgeline.pipeline.data.stress_images import stress_images
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
-from edgeline.pipeline.models.backbones import Network, Normalization
+from edgeline.pipeline.evaluation.report import read_evaluation
+from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.checkpoint import load_checkpoint
+from edgeline.pipeline.models.pretrained import Normalization
 from edgeline.pipeline.runs.atomic_files import file_digest
 from edgeline.serve.errors import ExportError
 from edgeline.serve.preprocess import PreprocessSpec, preprocess

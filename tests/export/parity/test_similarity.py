@@ -8,8 +8,8 @@ from hypothesis.extra import numpy as arrays
 
 from edgeline.export.parity.compare import Outputs
 from edgeline.export.parity.similarity import EXACT_DB, compare_outputs, drop_between, failed_thresholds, sqnr_db
-from edgeline.pipeline.config import Fp16Thresholds, Int8Thresholds
 from edgeline.pipeline.evaluation.metrics import paired_drop, softmax
+from edgeline.pipeline.thresholds import Fp16Thresholds, Int8Thresholds
 
 
 def outputs(logits_NK: np.ndarray) -> Outputs:

@@ -18,7 +18,7 @@ from edgeline.export.publishing.bundle import write_bundle
 from edgeline.export.publishing.publish import read_verification
 from edgeline.export.verification.report import VerificationReport
 from edgeline.pipeline.data.samples import read_prepared
-from edgeline.pipeline.evaluation.evaluate import Evaluation
+from edgeline.pipeline.evaluation.report import Evaluation
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.artifact.manifest import Manifest
 from edgeline.serve.preprocess import PreprocessSpec

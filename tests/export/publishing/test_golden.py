@@ -17,7 +17,8 @@ from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.publishing.golden import CLEAR_MARGIN, MAX_SIDE, GoldenSource, choose, write_golden
 from edgeline.pipeline.config import PublishConfig
 from edgeline.pipeline.data.samples import Sample
-from edgeline.pipeline.models.backbones import Network, Normalization
+from edgeline.pipeline.models.backbones import Network
+from edgeline.pipeline.models.pretrained import Normalization
 from edgeline.serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, jpeg_scale, preprocess
 
 LABELS = ("red", "green", "blue")

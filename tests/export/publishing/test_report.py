@@ -9,7 +9,7 @@ import pytest
 
 from edgeline.export.publishing.report import write_card, write_report
 from edgeline.export.verification.report import FailedVariant, VerificationReport
-from edgeline.pipeline.evaluation.evaluate import Evaluation, Mistake, read_evaluation
+from edgeline.pipeline.evaluation.report import Evaluation, Mistake, read_evaluation
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -31,9 +31,11 @@ from edgeline.export.quantization.static_int8 import (
     measure_ranges,
     quantize,
 )
-from edgeline.pipeline.config import ExportConfig, Int8Thresholds
+from edgeline.pipeline.config import ExportConfig
 from edgeline.pipeline.data.samples import Sample, stream_pixels
-from edgeline.pipeline.models.backbones import Network, Normalization
+from edgeline.pipeline.models.backbones import Network
+from edgeline.pipeline.models.pretrained import Normalization
+from edgeline.pipeline.thresholds import Int8Thresholds
 from edgeline.serve.errors import ExportError, TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.session import create_session

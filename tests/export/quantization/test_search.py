@@ -8,9 +8,10 @@ from edgeline.export.parity.report import AccuracyDrop
 from edgeline.export.quantization import search
 from edgeline.export.quantization.search import SearchRequest, choose_calibration, choose_int8, search_schedule
 from edgeline.export.quantization.static_int8 import integer_share, measure_ranges, quantize
-from edgeline.pipeline.config import ExportConfig, Int8Thresholds
+from edgeline.pipeline.config import ExportConfig
 from edgeline.pipeline.data.samples import Sample, read_prepared
 from edgeline.pipeline.runs.atomic_files import digest_of
+from edgeline.pipeline.thresholds import Int8Thresholds
 from edgeline.serve.errors import DataError
 
 

@@ -22,7 +22,7 @@ from edgeline.flows.cli import main as cli
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import Sample, read_prepared
 from edgeline.pipeline.data.stress_images import stress_images
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.runs.receipts import result_digest
 from edgeline.pipeline.runs.run import Run, create_run
 from edgeline.serve.errors import ExportError, VerificationError
@@ -231,6 +231,6 @@ def test_a_photo_that_changed_since_it_was_prepared_is_not_compared_with(run: Ru
     path = run.step("prepare") / "samples.csv"
     path.write_text(path.read_text().replace(held_out[0].sha256, "0" * 64))
     redo(run.step("prepare"))
-    with pytest.raises(Exception, match="has changed since the data was prepared") as error:
+    with pytest.raises(Exception, match="has changed since it was prepared") as error:
         steps.execute("verify", run)
     assert error.value.code == "content_changed"  # type: ignore[attr-defined]

@@ -44,7 +44,7 @@ class Fault:
 
 DIFFERS = "does not compute what PyTorch computes: …"
 FIRST = DIFFERS + "the first of 50 layers to diverge is "
-PIXELS = "preprocessing is not what the model was trained with: …"
+PIXELS = "preprocessing differs from that at training time: …"
 INT8 = "the int8 file's quantization is wrong: "
 BLOCK = quantization.BLOCK
 
