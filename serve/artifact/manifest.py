@@ -8,12 +8,12 @@ Laws, each with a test:
 
 import json
 import re
-from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, Self, TypeVar
 
+from edgeline.serve.artifact.labels import check_labels
 from edgeline.serve.errors import ManifestError
 from edgeline.serve.preprocess import PreprocessSpec
 
@@ -205,26 +205,6 @@ _TYPES: dict[str, type] = {
     "provenance": dict,
     "files": list,
 }
-
-
-def check_labels(labels: list[Any]) -> list[str]:
-    """Return what is wrong with a list of class names, nothing for a good one.
-
-    A label is one line of `labels.txt` and the unit of every report: text, not empty, without control characters or
-    surrounding blanks, and not there twice.
-    """
-    if not all(isinstance(label, str) for label in labels):
-        return ["labels must be text"]
-    problems = [
-        f"label {label!r} is empty, has blanks around it, or has a control character"
-        for label in labels
-        if not label or label != label.strip() or not label.isprintable()
-    ]
-    if len(labels) < 2:
-        problems.append(f"labels must be at least 2, got {len(labels)}")
-    if repeated := [label for label, count in Counter(labels).items() if count > 1]:
-        problems.append(f"labels named twice: {', '.join(repeated)}")
-    return problems
 
 
 def is_safe_path(path: str) -> bool:

@@ -11,8 +11,3 @@ Threads = Annotated[
     int | None, typer.Option(min=1, max=1024, help="Threads to compute with; by default as many as this process may use.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
-
-
-def printable(path: str) -> str:
-    """A path fit for a terminal: names may hold line breaks, escape sequences and bytes of other encodings."""
-    return "".join(character if character.isprintable() else "?" for character in path)

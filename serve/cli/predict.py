@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeline.serve.cli.options import Artifact, Threads, Variant, printable
+from edgeline.serve.cli.options import Artifact, Threads, Variant
 from edgeline.serve.errors import ConfigError
+from edgeline.serve.terminal import printable
 
 if TYPE_CHECKING:
     from edgeline.serve.classifier import Classifier

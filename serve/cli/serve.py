@@ -94,7 +94,7 @@ def serve(
     from edgeline.serve.http.main import Options, run
     from edgeline.serve.inference.scheduler import ConcurrencyPlan
     from edgeline.serve.preprocess import Limits
-    from edgeline.serve.runtime.session import usable_cores
+    from edgeline.serve.runtime.cpu import usable_cores
 
     plan = None
     if threads is not None or runners is not None or batch is not None:

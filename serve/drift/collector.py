@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgeline.serve.artifact.cam_outputs import EMBEDDING
+from edgeline.serve.artifact.training_features import Features
 from edgeline.serve.drift.snapshot import EDGES, EMBEDDING_EDGES, SCHEMA
-from edgeline.serve.explain import EMBEDDING, Features
 
 if TYPE_CHECKING:
     from edgeline.serve.classifier import Classifier

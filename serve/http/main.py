@@ -21,7 +21,6 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from edgeline.serve.classifier import Classifier
-from edgeline.serve.cli.options import printable
 from edgeline.serve.errors import ConfigError
 from edgeline.serve.http.app import Service, ServingLimits, create_app, metrics_app
 from edgeline.serve.http.auth import Tokens
@@ -35,7 +34,8 @@ from edgeline.serve.inference.autotune import calibrate, remember_plan, remember
 from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.scheduler import ConcurrencyPlan, Engine
 from edgeline.serve.preprocess import Limits
-from edgeline.serve.runtime.session import usable_cores
+from edgeline.serve.runtime.cpu import usable_cores
+from edgeline.serve.terminal import printable
 
 LOG = logging.getLogger(__name__)
 

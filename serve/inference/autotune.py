@@ -19,7 +19,7 @@ import numpy as np
 from edgeline.serve.artifact import golden
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.inference.scheduler import BATCHES, ConcurrencyPlan
-from edgeline.serve.runtime.graph_cache import is_ours
+from edgeline.serve.runtime.graph_cache import is_private
 from edgeline.serve.runtime.provenance import machine
 from edgeline.serve.runtime.session import load_onnxruntime
 
@@ -94,7 +94,7 @@ def _ratio(
 
 def remembered_plan(classifier: Classifier, cores: int, cache: Path | None) -> ConcurrencyPlan | None:
     """The plan that was found for this model on a machine like this; None if none was, or it is not to be trusted."""
-    if cache is None or not is_ours(cache):
+    if cache is None or not is_private(cache):
         return None
     try:
         told = json.loads((cache / _note(classifier, cores)).read_bytes())
@@ -111,7 +111,7 @@ def remember_plan(plan: ConcurrencyPlan, classifier: Classifier, cores: int, cac
         return
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not is_ours(cache):
+        if not is_private(cache):
             return
         note = cache / _note(classifier, cores)
         partial = note.with_suffix(f".{os.getpid()}")

@@ -14,12 +14,13 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from edgeline.export.graph.cam_outputs import add_outputs
+from edgeline.serve.artifact.training_features import read_features
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.cli.output import answer
 from edgeline.serve.drift.collector import BATCH, drift_of
 from edgeline.serve.drift.snapshot import distance
 from edgeline.serve.errors import ArtifactError, GoldenError, InputError
-from edgeline.serve.explain import read_features, region_of
+from edgeline.serve.explain import region_of
 from edgeline.serve.inputs.images import Picture, read_picture
 from edgeline.serve.preprocess import PreprocessSpec
 from tests.support.explaining import COLUMNS, ROWS, by_hand, explain_itself, mapped_model

@@ -16,7 +16,7 @@ from edgeline.serve.errors import ImageError
 from edgeline.serve.preprocess import (
     INTERPOLATIONS,
     JPEG_DECODINGS,
-    LYING,
+    SIDEWAYS,
     UPRIGHT,
     Limits,
     PreprocessSpec,
@@ -133,7 +133,7 @@ def test_a_jpeg_is_decoded_at_exactly_its_scale_and_else_as_ever(
     size: tuple[int, int], mode: str, orientation: int, progressive: bool, spec: PreprocessSpec
 ) -> None:
     data = encode(in_mode(noise(size, 0), mode), "JPEG", orientation=orientation, progressive=progressive)
-    width, height = size[::-1] if orientation in LYING else size
+    width, height = size[::-1] if orientation in SIDEWAYS else size
     scale = jpeg_scale(width, height, spec)
     image, box = _decode(data, spec.background, Limits(), spec)
     assert (image.mode, image.size) == ("RGB", (-(-width // scale), -(-height // scale)))

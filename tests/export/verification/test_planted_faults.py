@@ -247,7 +247,7 @@ def test_a_device_with_the_fault_does_not_prove_an_artifact(
     finished: Any, monkeypatch: pytest.MonkeyPatch, fault: Fault
 ) -> None:
     fault.plant(monkeypatch)
-    with pytest.raises(GoldenError, match="this machine's preprocessing gives other pixels"):
+    with pytest.raises(GoldenError, match="preprocessing on this machine produces different pixels"):
         Classifier.open(finished.artifact)
 
 

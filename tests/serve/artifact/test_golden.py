@@ -48,7 +48,7 @@ def test_labels_in_another_order_are_refused(folder: Path, seal: Seal) -> None:
 
 def test_a_machine_that_ignores_exif_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preprocess, "UPRIGHT", {})
-    with pytest.raises(GoldenError, match="this machine's preprocessing gives other pixels"):
+    with pytest.raises(GoldenError, match="preprocessing on this machine produces different pixels"):
         Classifier.open(folder)
 
 
@@ -168,7 +168,7 @@ def test_pixels_that_are_no_png_are_refused(folder: Path, seal: Seal, data: byte
 
 
 UNREADABLE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "no samples": (lambda d: d["samples"].clear(), "holds no samples"),
+    "no samples": (lambda d: d["samples"].clear(), "has no samples"),
     "samples missing": (lambda d: d.pop("samples"), "samples"),
     "no tolerance": (lambda d: d.pop("tolerance"), "tolerance"),
     "a tolerance that is not finite": (lambda d: d.update(pixel_tolerance=float("nan")), "pixel_tolerance must be a number"),

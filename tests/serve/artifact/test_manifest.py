@@ -63,7 +63,7 @@ def test_all_problems_are_told_at_once(data: dict[str, Any]) -> None:
         "name must be",
         "version must be at least 1",
         "created must be",
-        "labels named twice: a",
+        "duplicate labels: a",
         "' b'",
         "inputs must be",
         "height must be",

@@ -30,7 +30,7 @@ def _no_parser(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("a parser was reached")
 
     monkeypatch.setattr(classifier, "load", reached)
-    monkeypatch.setattr(golden, "prove", reached)
+    monkeypatch.setattr(golden, "run_self_test", reached)
 
 
 FILES = ["model.onnx", "labels.txt", "card.md", "golden/golden.json", "golden/0.jpg", "golden/3.png"]

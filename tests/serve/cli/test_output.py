@@ -60,7 +60,7 @@ def test_a_bad_one_has_its_reason_in_place_of_figures(classifier: Classifier, co
 def test_a_number_that_is_not_finite_costs_one_line(artifact_template: Path, photo: bytes) -> None:
     class Broken(Classifier):
         def run(self, pixels_NHW3: np.ndarray, *, explain: bool = False) -> Outputs:
-            raise ArtifactError("the model gave a probability that is not finite", code="model_output_not_finite")
+            raise ArtifactError("the model returned a probability that is not finite", code="model_output_not_finite")
 
     broken = Broken.open(artifact_template, prove=False)
     line = answer(broken, Picture({"frame": 1}, photo), top_k=1)

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import pytest
 
-from edgeline.serve.runtime.graph_cache import processor_line
+from edgeline.serve.runtime.graph_cache import processor_identity
 
 ROOT = Path(__file__).resolve().parents[3]
 MAIN = [sys.executable, "-c", "from edgeline.flows.cli.main import main; main()"]
@@ -250,6 +250,6 @@ def test_the_optimized_graph_is_kept_where_it_is_asked_for(
 ) -> None:
     first = run("predict", artifact_template, *photos, "--cache", tmp_path / "cache")
     kept = list((tmp_path / "cache" / "optimized").glob("*.onnx"))
-    assert len(kept) == bool(processor_line())
+    assert len(kept) == bool(processor_identity())
     assert run("predict", artifact_template, *photos, "--cache", tmp_path / "cache") == first
     assert run("predict", artifact_template, *photos) == first

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from edgeline.serve.runtime.graph_cache import processor_line
+from edgeline.serve.runtime.graph_cache import processor_identity
 from tests.support.processes import DEADLINE_S, MAIN, ROOT, connect, line_of, read_all, started, wait_until_ready
 
 
@@ -81,7 +81,7 @@ def test_after_a_kill_it_starts_again_on_the_same_port_and_answers(followed: Any
         assert read_all(idle) == b""
 
 
-@pytest.mark.skipif(not processor_line(), reason="graphs are kept only where the processor is known")
+@pytest.mark.skipif(not processor_identity(), reason="graphs are kept only where the processor is known")
 def test_a_start_keeps_the_optimized_graph_and_an_exchange_does_not(followed: Any, tmp_path: Path) -> None:
     store, publish = followed
     options = ("--cache", str(tmp_path / "cache"), "--runners", "1")

@@ -18,9 +18,9 @@ from PIL import Image
 from edgeline.serve.artifact.manifest import Variant
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import ArtifactError, GoldenError
-from edgeline.serve.runtime import graph_cache as optimized
+from edgeline.serve.runtime import graph_cache
 from edgeline.serve.runtime import session as runtime
-from edgeline.serve.runtime.graph_cache import Optimized, key_of, processor_line
+from edgeline.serve.runtime.graph_cache import CachedGraph, cache_key, processor_identity
 from edgeline.serve.runtime.session import create_session
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,7 +33,7 @@ for _ in range(int(sys.argv[3])):
     print(Classifier.open(sys.argv[1], threads=1, cache=Path(sys.argv[2])).proof.samples)
 """
 
-pytestmark = pytest.mark.skipif(not processor_line(), reason="graphs are kept only where the processor is known")
+pytestmark = pytest.mark.skipif(not processor_identity(), reason="graphs are kept only where the processor is known")
 
 
 def conv_model(*, int8: bool, seed: int = 0) -> bytes:
@@ -176,7 +176,7 @@ def forge(cache: Path, data: bytes) -> None:
     """Put other bytes there, with a note that fits: what only this user, or a broken runtime, can do."""
     [file], [note] = kept_in(cache), kept_in(cache, "json")
     file.write_bytes(data)
-    note.write_text(json.dumps({"size": len(data), "sha256": optimized.hashlib.sha256(data).hexdigest()}))
+    note.write_text(json.dumps({"size": len(data), "sha256": graph_cache.hashlib.sha256(data).hexdigest()}))
 
 
 def test_a_file_that_does_not_load_is_made_anew(artifact: Path, cache: Path) -> None:
@@ -201,7 +201,7 @@ def test_the_contract_is_checked_on_what_is_kept(artifact: Path, cache: Path, ca
     assert data.count(b"red\ngreen") == 1
     forge(cache, data.replace(b"red\ngreen", b"green\nred"))
     Classifier.open(artifact, threads=1, cache=cache)
-    assert "exported for other labels" in caplog.text
+    assert "exported with other labels" in caplog.text
     assert kept_in(cache)[0].read_bytes() == data
 
 
@@ -227,19 +227,21 @@ def test_a_model_that_does_not_load_is_refused_as_without_a_cache(
 
 def test_what_changes_the_graph_changes_the_name_of_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
     ort = runtime.load_onnxruntime()
-    names = [key_of("a" * 64, "one processor", True)]
-    assert key_of("a" * 64, "one processor", True) == names[0]
-    names += [key_of("b" * 64, "one processor", True), key_of("a" * 64, "another", True)]
+    names = [cache_key("a" * 64, "one processor")]
+    assert cache_key("a" * 64, "one processor") == names[0]
+    names += [cache_key("b" * 64, "one processor"), cache_key("a" * 64, "another")]
     with monkeypatch.context() as other:
         other.setattr(ort, "__version__", "1.0")
-        names.append(key_of("a" * 64, "one processor", True))
+        names.append(cache_key("a" * 64, "one processor"))
     with monkeypatch.context() as other:
         other.setattr(runtime, "SETTINGS", {**runtime.SETTINGS, "session.more": "1"})
-        names.append(key_of("a" * 64, "one processor", True))
+        names.append(cache_key("a" * 64, "one processor"))
     monkeypatch.setattr(runtime, "multiplies_exactly", lambda: False)
-    names.append(key_of("a" * 64, "one processor", True))
+    names.append(cache_key("a" * 64, "one processor"))
     assert len(set(names)) == len(names)
-    assert key_of("a" * 64, "one processor", False) == names[0], "a model that cannot saturate needs no exact setting"
+    assert cache_key("a" * 64, "one processor", saturates=False) == names[0], (
+        "a model that cannot saturate needs no exact setting"
+    )
 
 
 def test_a_processor_that_is_not_known_keeps_nothing(tmp_path: Path) -> None:
@@ -247,15 +249,15 @@ def test_a_processor_that_is_not_known_keeps_nothing(tmp_path: Path) -> None:
     (tmp_path / "later").write_text("processor\t: 0\nmodel name\t: A\ncpu MHz\t: 2\nflags\t: avx2 fma\n\nprocessor\t: 1\n")
     (tmp_path / "other").write_text("processor\t: 0\nmodel name\t: A\ncpu MHz\t: 1\nflags\t: avx2 avx512f\n")
     (tmp_path / "mute").write_text("processor\t: 0\n")
-    x86, later, other, mute, absent = (processor_line(tmp_path / n) for n in ("x86", "later", "other", "mute", "absent"))
+    x86, later, other, mute, absent = (processor_identity(tmp_path / n) for n in ("x86", "later", "other", "mute", "absent"))
     assert x86 == later != other
     assert (mute, absent) == ("", "")
 
 
 def test_other_formats_and_precisions_are_not_kept(cache: Path) -> None:
-    def place(format: str, precision: str) -> Optimized | None:
+    def place(format: str, precision: str) -> CachedGraph | None:
         variant = Variant(name="x", file="x", format=format, precision=precision, max_batch=1, verification={})
-        return Optimized.of(cache, "a" * 64, variant)
+        return CachedGraph.locate(cache, "a" * 64, variant)
 
     assert place("onnx", "float32") is not None
     assert place("onnx", "int8") is not None
@@ -284,7 +286,7 @@ def test_a_folder_that_others_may_write_to_is_not_used(
     Classifier.open(artifact, threads=1, cache=cache)
     assert note.stat().st_mtime_ns == used
     assert [record.message for record in caplog.records if "is not used" in record.message] == [
-        f"{cache / part} is not used: it is no folder of this user's alone; chmod go-w it, or name another"
+        f"{cache / part} is not used: others may write to it; run chmod go-w, or choose another folder"
     ]
     assert file.exists()
 
@@ -332,10 +334,10 @@ def test_what_was_not_used_for_longest_goes_first(
     (folder / "now.partial").write_bytes(b"")
     own.unlink()
     Classifier.open(artifact, threads=1, cache=cache)  # made anew, and room made
-    assert kept_in(cache) == sorted([own, *(folder / f"{age:02}.onnx" for age in range(1, optimized.MOST_FILES))])
+    assert kept_in(cache) == sorted([own, *(folder / f"{age:02}.onnx" for age in range(1, graph_cache.MAX_FILES))])
     assert [path.stem for path in kept_in(cache, "json")] == [path.stem for path in kept_in(cache)]
     assert [path.name for path in folder.iterdir() if path.suffix in (".partial", ".note")] == ["now.partial"]
-    monkeypatch.setattr(optimized, "MOST_BYTES", own.stat().st_size + 2500)
+    monkeypatch.setattr(graph_cache, "MAX_BYTES", own.stat().st_size + 2500)
     own.unlink()
     Classifier.open(artifact, threads=1, cache=cache)
     assert kept_in(cache) == sorted([own, folder / "01.onnx", folder / "02.onnx"])

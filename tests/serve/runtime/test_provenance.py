@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from edgeline.serve.runtime.cpu import usable_cores
 from edgeline.serve.runtime.provenance import DEVICE, machine, machine_line, processor, provenance, runtime_options
-from edgeline.serve.runtime.session import EXACT, SETTINGS, usable_cores
+from edgeline.serve.runtime.session import EXACT, SETTINGS
 
 
 def test_a_figure_says_when_on_what_and_how_it_was_taken() -> None:
