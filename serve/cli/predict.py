@@ -174,10 +174,10 @@ def _opened(
         return lambda: classifier
     from edgeline.serve.hot_reload import VersionWatcher
 
-    follower = VersionWatcher(artifact, open_classifier, _tell)
-    follower.start()
-    stack.callback(follower.close)
-    return lambda: follower.classifier
+    watcher = VersionWatcher(artifact, open_classifier, _tell)
+    watcher.start()
+    stack.callback(watcher.close)
+    return lambda: watcher.classifier
 
 
 def _observed(drift: Path | None, stack: ExitStack) -> "Callable[[Classifier], Drift | None]":

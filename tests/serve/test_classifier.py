@@ -67,7 +67,7 @@ def test_equal_probabilities_are_ordered_by_index(classifier: Classifier) -> Non
 
 
 @pytest.mark.parametrize("top_k", [0, -1])
-def test_top_k_under_one_is_refused(classifier: Classifier, top_k: int) -> None:
+def test_top_k_under_one_is_rejected(classifier: Classifier, top_k: int) -> None:
     with pytest.raises(InputError, match="top_k must be at least 1"):
         classifier.predict([], top_k)
 
@@ -77,7 +77,7 @@ def test_a_bad_image_raises(classifier: Classifier, photos: list[bytes]) -> None
         classifier.predict([photos[0], b"text"])
 
 
-def test_an_unknown_variant_is_refused(artifact_template: Path) -> None:
+def test_an_unknown_variant_is_rejected(artifact_template: Path) -> None:
     with pytest.raises(ManifestError, match="no variant 'int4'"):
         Classifier.open(artifact_template, variant="int4")
 
@@ -115,16 +115,16 @@ BROKEN_CONTRACTS = [fix_the_batch, rename_the_input, drop_the_logits, take_float
 
 
 @pytest.mark.parametrize("edit", BROKEN_CONTRACTS, ids=lambda edit: edit.__name__.replace("_", " "))
-def test_a_graph_that_breaks_its_contract_is_refused(
+def test_a_graph_that_breaks_its_contract_is_rejected(
     make_artifact: Callable[..., Path], seal: Seal, edit: Callable[[onnx.ModelProto], None]
 ) -> None:
     folder = edit_model(make_artifact(), seal, edit)
-    with pytest.raises(ArtifactError, match="the manifest specifies") as refusal:
+    with pytest.raises(ArtifactError, match="the manifest specifies") as rejection:
         Classifier.open(folder)
-    assert refusal.value.code == "spec_mismatch"
+    assert rejection.value.code == "spec_mismatch"
 
 
-def test_a_label_too_many_is_refused(make_artifact: Callable[..., Path], seal: Seal) -> None:
+def test_a_label_too_many_is_rejected(make_artifact: Callable[..., Path], seal: Seal) -> None:
     folder = make_artifact()
     (folder / "labels.txt").write_text("red\ngreen\nblue\ndark\npink\n")
     seal(folder, labels=["red", "green", "blue", "dark", "pink"])
@@ -132,7 +132,7 @@ def test_a_label_too_many_is_refused(make_artifact: Callable[..., Path], seal: S
         Classifier.open(folder)
 
 
-def test_a_model_that_gives_no_number_is_refused(make_artifact: Callable[..., Path], seal: Seal, photos: list[bytes]) -> None:
+def test_a_model_that_gives_no_number_is_rejected(make_artifact: Callable[..., Path], seal: Seal, photos: list[bytes]) -> None:
     def divide_by_zero(model: onnx.ModelProto) -> None:
         [scale] = [value for value in model.graph.initializer if value.name == "scale"]
         scale.CopyFrom(numpy_helper.from_array(np.array(0, np.float32), "scale"))
@@ -140,9 +140,9 @@ def test_a_model_that_gives_no_number_is_refused(make_artifact: Callable[..., Pa
     folder = edit_model(make_artifact(), seal, divide_by_zero)
     with pytest.raises(ArtifactError, match="not finite"):
         Classifier.open(folder)
-    with pytest.raises(ArtifactError) as refusal:
+    with pytest.raises(ArtifactError) as rejection:
         Classifier.open(folder, prove=False).predict(photos[:1])
-    assert refusal.value.code == "model_output_not_finite"
+    assert rejection.value.code == "model_output_not_finite"
 
 
 def test_an_artifact_may_be_moved(artifact_template: Path, tmp_path: Path, photos: list[bytes]) -> None:
@@ -150,7 +150,7 @@ def test_an_artifact_may_be_moved(artifact_template: Path, tmp_path: Path, photo
     assert Classifier.open(str(tmp_path / "on a card")).predict(photos[:1])[0][0].label == "red"
 
 
-def test_labels_swapped_that_no_golden_sample_shows_are_refused(make_artifact: Callable[..., Path], seal: Seal) -> None:
+def test_labels_swapped_that_no_golden_sample_shows_are_rejected(make_artifact: Callable[..., Path], seal: Seal) -> None:
     def write_the_labels(model: onnx.ModelProto) -> None:
         model.metadata_props.add(key="edgeline.labels", value="red\ngreen\nblue\ndark")
 
@@ -161,6 +161,6 @@ def test_labels_swapped_that_no_golden_sample_shows_are_refused(make_artifact: C
     (folder / "golden" / "golden.json").write_text(json.dumps(golden))
     (folder / "labels.txt").write_text("red\ngreen\ndark\nblue\n")
     seal(folder, labels=["red", "green", "dark", "blue"])
-    with pytest.raises(ArtifactError, match="was exported with other labels than those of the manifest") as refusal:
+    with pytest.raises(ArtifactError, match="was exported with other labels than those of the manifest") as rejection:
         Classifier.open(folder)
-    assert refusal.value.code == "spec_mismatch"
+    assert rejection.value.code == "spec_mismatch"

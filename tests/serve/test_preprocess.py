@@ -185,11 +185,11 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
-def test_a_bomb_is_refused_from_its_header(data: bytes) -> None:
+def test_a_bomb_is_rejected_from_its_header(data: bytes) -> None:
     start = time.perf_counter()
-    with pytest.raises(ImageError, match="pixels") as refusal:
+    with pytest.raises(ImageError, match="pixels") as rejection:
         decode_image(data)
-    assert refusal.value.code == "image_too_large"
+    assert rejection.value.code == "image_too_large"
     assert time.perf_counter() - start < 1  # decoding the second one takes 2.6 s
 
 
@@ -219,17 +219,17 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("data", "code"), REFUSED.values(), ids=REFUSED)
-def test_a_bad_image_is_refused_by_its_code(data: bytes, code: str) -> None:
-    with pytest.raises(ImageError) as refusal:
+def test_a_bad_image_is_rejected_by_its_code(data: bytes, code: str) -> None:
+    with pytest.raises(ImageError) as rejection:
         decode_image(data)
-    assert refusal.value.code == code
-    assert "\n" not in str(refusal.value)
+    assert rejection.value.code == code
+    assert "\n" not in str(rejection.value)
 
 
-def test_too_many_bytes_are_refused_unread() -> None:
-    with pytest.raises(ImageError, match="101 bytes, the limit is 100") as refusal:
+def test_too_many_bytes_are_rejected_unread() -> None:
+    with pytest.raises(ImageError, match="101 bytes, the limit is 100") as rejection:
         decode_image(bytes(101), limits=Limits(max_bytes=100))
-    assert refusal.value.code == "image_too_large"
+    assert rejection.value.code == "image_too_large"
 
 
 WHOLE = {
@@ -256,7 +256,7 @@ def test_a_truncated_file_is_an_error_and_never_a_gray_half(data: bytes) -> None
 
 
 @pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE)
-def test_whatever_lacks_only_its_last_bytes_is_refused_or_whole(data: bytes) -> None:
+def test_whatever_lacks_only_its_last_bytes_is_rejected_or_whole(data: bytes) -> None:
     expected = decode_image(data).tobytes()
     for missing in range(1, 30):
         try:
@@ -490,7 +490,7 @@ def test_pixels_are_counted_before_they_are_scaled_away() -> None:
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_truncated_jpeg_is_refused_when_it_is_scaled_too(progressive: bool) -> None:
+def test_a_truncated_jpeg_is_rejected_when_it_is_scaled_too(progressive: bool) -> None:
     data = encode(noise(300, 400), "JPEG", progressive=progressive)
     for length in [*(len(data) * percent // 100 for percent in range(1, 100)), len(data) - 30]:
         with pytest.raises(ImageError):
@@ -555,7 +555,7 @@ def test_another_spec_has_another_digest(change: dict[str, Any]) -> None:
 
 
 def test_all_problems_of_a_spec_are_told_at_once() -> None:
-    with pytest.raises(ManifestError) as refusal:
+    with pytest.raises(ManifestError) as rejection:
         PreprocessSpec(
             height=0,
             width=9999,
@@ -567,7 +567,7 @@ def test_all_problems_of_a_spec_are_told_at_once() -> None:
             jpeg_decoding="half",
         )
     for name in ("height", "width", "crop_fraction", "interpolation", "antialias", "color", "background", "jpeg_decoding"):
-        assert name in str(refusal.value)
+        assert name in str(rejection.value)
 
 
 BAD_SPECS: dict[str, Any] = {
@@ -581,7 +581,7 @@ BAD_SPECS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("data", BAD_SPECS.values(), ids=BAD_SPECS)
-def test_a_bad_spec_is_refused(data: Any) -> None:
+def test_a_bad_spec_is_rejected(data: Any) -> None:
     with pytest.raises(ManifestError, match="preprocess"):
         PreprocessSpec.from_dict(data)
 

@@ -79,8 +79,8 @@ def in_mode(picture: Image.Image, mode: str) -> Image.Image:
 def refusal_of(data: bytes, limits: Limits = Limits()) -> ImageError | None:
     try:
         preprocess(data, PreprocessSpec(height=8, width=8), limits)
-    except ImageError as refusal:
-        return refusal
+    except ImageError as rejection:
+        return rejection
     return None
 
 
@@ -100,15 +100,15 @@ def test_any_picture_becomes_pixels_of_the_specs_size_and_each_time_the_same(
 
 @few
 @given(sizes, st.sampled_from(["I", "F"]))
-def test_modes_of_no_known_range_are_refused_wherever_a_format_carries_them(size: tuple[int, int], mode: str) -> None:
+def test_modes_of_no_known_range_are_rejected_wherever_a_format_carries_them(size: tuple[int, int], mode: str) -> None:
     picture = Image.new(mode, size)
     for kind in MODES:
         try:
             data = encode(picture, kind)
         except OSError:  # the format cannot hold it
             continue
-        refusal = refusal_of(data)  # none of PNG, which writes 32 bits as 16
-        assert refusal is None or refusal.code == "mode_not_supported"
+        rejection = refusal_of(data)  # none of PNG, which writes 32 bits as 16
+        assert rejection is None or rejection.code == "mode_not_supported"
 
 
 @few
@@ -198,9 +198,9 @@ def test_a_picture_is_decoded_exactly_where_it_is_within_the_limits(
 ) -> None:
     data = encode(Image.new("RGB", size), kind)
     within = size[0] * size[1] <= max_pixels and len(data) <= max_bytes
-    refusal = refusal_of(data, Limits(max_pixels=max_pixels, max_bytes=max_bytes))
-    assert (refusal is None) == within
-    assert refusal is None or refusal.code == "image_too_large"
+    rejection = refusal_of(data, Limits(max_pixels=max_pixels, max_bytes=max_bytes))
+    assert (rejection is None) == within
+    assert rejection is None or rejection.code == "image_too_large"
 
 
 Damage = Callable[[bytes], bytes]
@@ -232,8 +232,8 @@ def test_hostile_bytes_raise_nothing_but_image_errors(
     data = damage(encode(in_mode(noise(size, 0), mode), kind, **options))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Pillow warns of odd EXIF
-        refusal = refusal_of(data, Limits(max_pixels=200_000))
-    assert "\n" not in str(refusal)
+        rejection = refusal_of(data, Limits(max_pixels=200_000))
+    assert "\n" not in str(rejection)
 
 
 @pytest.mark.parametrize("kind", sorted(MODES))

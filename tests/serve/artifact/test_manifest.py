@@ -56,9 +56,9 @@ def test_all_problems_are_told_at_once(data: dict[str, Any]) -> None:
         "inputs": [{"name": "image"}],
         "preprocess": data["preprocess"] | {"height": 0, "interpolation": "nearest"},
     }
-    with pytest.raises(ManifestError) as refusal:
+    with pytest.raises(ManifestError) as rejection:
         Manifest.from_dict(broken)
-    told = str(refusal.value)
+    told = str(rejection.value)
     for problem in (
         "name must be",
         "version must be at least 1",
@@ -101,7 +101,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize(("change", "reason"), REFUSED.values(), ids=REFUSED)
-def test_a_manifest_that_breaks_its_schema_is_refused(data: dict[str, Any], change: Change, reason: str) -> None:
+def test_a_manifest_that_breaks_its_schema_is_rejected(data: dict[str, Any], change: Change, reason: str) -> None:
     with pytest.raises(ManifestError, match=reason):
         Manifest.from_dict(change(data))
 
@@ -118,12 +118,12 @@ NOT_JSON = {
 
 
 @pytest.mark.parametrize("data", NOT_JSON.values(), ids=NOT_JSON)
-def test_what_is_not_json_is_refused(data: bytes) -> None:
+def test_what_is_not_json_is_rejected(data: bytes) -> None:
     with pytest.raises(ManifestError, match="is not JSON"):
         Manifest.from_json(data)
 
 
-def test_a_manifest_over_the_limit_is_refused_unparsed() -> None:
+def test_a_manifest_over_the_limit_is_rejected_unparsed() -> None:
     with pytest.raises(ManifestError, match="the limit is"):
         Manifest.from_json(b"[" * (MAX_BYTES + 1))
 

@@ -44,7 +44,7 @@ def test_a_whole_artifact_is_opened(folder: Path) -> None:
 
 @pytest.mark.usefixtures("_no_parser")
 @pytest.mark.parametrize("name", FILES)
-def test_one_flipped_bit_is_refused(folder: Path, name: str) -> None:
+def test_one_flipped_bit_is_rejected(folder: Path, name: str) -> None:
     whole = (folder / name).read_bytes()
     for _ in range(20):
         data = bytearray(whole)
@@ -57,7 +57,7 @@ def test_one_flipped_bit_is_refused(folder: Path, name: str) -> None:
 @pytest.mark.usefixtures("_no_parser")
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("change", [-1, 1, 1000])
-def test_a_resized_file_is_refused(folder: Path, name: str, change: int) -> None:
+def test_a_resized_file_is_rejected(folder: Path, name: str, change: int) -> None:
     size = (folder / name).stat().st_size
     os.truncate(folder / name, size + change)
     with pytest.raises(DigestError, match=f"{size + change:,} bytes, the manifest names {size:,}"):
@@ -66,7 +66,7 @@ def test_a_resized_file_is_refused(folder: Path, name: str, change: int) -> None
 
 @pytest.mark.usefixtures("_no_parser")
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_refused(folder: Path, name: str) -> None:
+def test_a_missing_file_is_rejected(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(ArtifactError, match=f"{name}: No such file"):
         Classifier.open(folder)
@@ -74,7 +74,7 @@ def test_a_missing_file_is_refused(folder: Path, name: str) -> None:
 
 @pytest.mark.usefixtures("_no_parser")
 @pytest.mark.parametrize("name", ["extra.bin", ".hidden", "golden/extra", "deep/er/extra"])
-def test_an_extra_file_is_refused(folder: Path, name: str) -> None:
+def test_an_extra_file_is_rejected(folder: Path, name: str) -> None:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).touch()
     with pytest.raises(ArtifactError, match=f"does not name: {name}"):
@@ -83,7 +83,7 @@ def test_an_extra_file_is_refused(folder: Path, name: str) -> None:
 
 @pytest.mark.usefixtures("_no_parser")
 @pytest.mark.parametrize("name", [*FILES, "manifest.json", "golden"])
-def test_a_link_is_refused_though_its_target_is_right(folder: Path, name: str, tmp_path: Path) -> None:
+def test_a_link_is_rejected_though_its_target_is_right(folder: Path, name: str, tmp_path: Path) -> None:
     shutil.move(folder / name, tmp_path / "elsewhere")
     (folder / name).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ArtifactError, match="plain file"):
@@ -91,7 +91,7 @@ def test_a_link_is_refused_though_its_target_is_right(folder: Path, name: str, t
 
 
 @pytest.mark.usefixtures("_no_parser")
-def test_a_pipe_is_refused_and_not_waited_for(folder: Path) -> None:
+def test_a_pipe_is_rejected_and_not_waited_for(folder: Path) -> None:
     (folder / "model.onnx").unlink()
     os.mkfifo(folder / "model.onnx")
     with pytest.raises(ArtifactError, match="plain file"):
@@ -99,14 +99,14 @@ def test_a_pipe_is_refused_and_not_waited_for(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("_no_parser")
-def test_a_renamed_case_is_refused(folder: Path) -> None:
+def test_a_renamed_case_is_rejected(folder: Path) -> None:
     (folder / "model.onnx").rename(folder / "Model.onnx")
     with pytest.raises(ArtifactError, match=r"Model\.onnx"):
         Classifier.open(folder)
 
 
 @pytest.mark.usefixtures("_no_parser")
-def test_the_model_of_another_version_is_refused(folder: Path, make_artifact: Callable[..., Path]) -> None:
+def test_the_model_of_another_version_is_rejected(folder: Path, make_artifact: Callable[..., Path]) -> None:
     other = make_artifact(version=2)
     data = (other / "model.onnx").read_bytes()
     (other / "model.onnx").write_bytes(data[:-4] + b"\0\0\0\0")
@@ -116,14 +116,14 @@ def test_the_model_of_another_version_is_refused(folder: Path, make_artifact: Ca
 
 
 @pytest.mark.usefixtures("_no_parser")
-def test_a_labels_file_that_contradicts_the_manifest_is_refused(make_artifact: Callable[..., Path]) -> None:
+def test_a_labels_file_that_contradicts_the_manifest_is_rejected(make_artifact: Callable[..., Path]) -> None:
     folder = make_artifact(labels=["green", "red", "blue", "dark"])
     with pytest.raises(ArtifactError, match="does not list the labels"):
         Classifier.open(folder)
 
 
 @pytest.mark.usefixtures("_no_parser")
-def test_a_huge_manifest_is_refused_unread(folder: Path) -> None:
+def test_a_huge_manifest_is_rejected_unread(folder: Path) -> None:
     os.truncate(folder / "manifest.json", 2**40)
     with pytest.raises(ArtifactError, match="the limit is"):
         Classifier.open(folder)

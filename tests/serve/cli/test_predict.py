@@ -169,7 +169,7 @@ def test_a_newer_version_answers_from_the_next_image_on(make_artifact: Any, phot
 
         assert answered(photos[0])["version"] == 1
         os.rename(newer, artifact / "2")
-        assert process.stderr.readline() == b"edgeline: now answers with colors 2\n"
+        assert process.stderr.readline() == b"edgeline: switched to colors 2\n"
         assert answered(photos[1])["version"] == 2
         assert answered(photos[1])["version"] == 2
         assert ended(process, signal.SIGTERM) == (0, b"", b"")

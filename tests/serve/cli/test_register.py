@@ -109,7 +109,7 @@ def test_an_empty_folder_is_not_taken_for_success(run: Run, artifact_template: P
     assert "this folder holds no files" in err
 
 
-def test_a_huge_file_is_refused_unread(run: Run, artifact_template: Path, tmp_path: Path) -> None:
+def test_a_huge_file_is_rejected_unread(run: Run, artifact_template: Path, tmp_path: Path) -> None:
     (tmp_path / "huge.jpg").touch()
     os.truncate(tmp_path / "huge.jpg", 2**40)
     code, _, err = run("predict", artifact_template, tmp_path / "huge.jpg")

@@ -68,19 +68,19 @@ def test_a_limit_under_chance_is_chance(artifact: Path, field: Callable[..., Pat
     assert report["drifted"] == []
 
 
-def test_snapshots_of_another_manifest_are_refused(artifact: Path, field: Callable[..., Path], make_artifact: Any) -> None:
+def test_snapshots_of_another_manifest_are_rejected(artifact: Path, field: Callable[..., Path], make_artifact: Any) -> None:
     path = field(1)
     held = json.loads(path.read_text())
     path.write_text(json.dumps(held | {"manifest_sha256": "0" * 64}))
-    with pytest.raises(InputError, match="another manifest") as refusal:
+    with pytest.raises(InputError, match="another manifest") as rejection:
         compare([path], artifact)
-    assert refusal.value.code == "snapshots_differ"
+    assert rejection.value.code == "snapshots_differ"
 
 
 def test_an_artifact_without_a_reference_says_so(artifact_template: Path, field: Callable[..., Path]) -> None:
-    with pytest.raises(ArtifactError, match="carries no statistics.json") as refusal:
+    with pytest.raises(ArtifactError, match="carries no statistics.json") as rejection:
         compare([field(1)], artifact_template)
-    assert refusal.value.code == "no_reference"
+    assert rejection.value.code == "no_reference"
 
 
 def test_a_file_that_is_none_is_named(artifact: Path, tmp_path: Path) -> None:

@@ -122,16 +122,16 @@ def other_bins(snapshot: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def test_different_bins_labels_or_models_are_refused() -> None:
+def test_different_bins_labels_or_models_are_rejected() -> None:
     snapshot = provenance([1, 2])
     for act in (lambda a, b: merge([a, b]), distance):
         with pytest.raises(InputError, match="different bins of contrast"):
             act(snapshot, other_bins(snapshot))
         with pytest.raises(InputError, match="different labels"):
             act(snapshot, provenance([1], labels=("a", "b", "d")))
-    with pytest.raises(InputError, match="different version 2 and 3") as refusal:
+    with pytest.raises(InputError, match="different version 2 and 3") as rejection:
         merge([snapshot, provenance([1], version=3)])
-    assert refusal.value.code == "snapshots_differ"
+    assert rejection.value.code == "snapshots_differ"
     with pytest.raises(InputError, match="no snapshot"):
         merge([])
 
@@ -179,11 +179,11 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("data", REFUSED.values(), ids=REFUSED)
-def test_what_is_no_snapshot_is_refused_in_one_line(data: bytes) -> None:
-    with pytest.raises(InputError, match="this is no snapshot of drift statistics") as refusal:
+def test_what_is_no_snapshot_is_rejected_in_one_line(data: bytes) -> None:
+    with pytest.raises(InputError, match="this is no snapshot of drift statistics") as rejection:
         read_snapshot(data)
-    assert refusal.value.code == "snapshot_invalid"
-    assert "\n" not in str(refusal.value)
+    assert rejection.value.code == "snapshot_invalid"
+    assert "\n" not in str(rejection.value)
 
 
 SNAPSHOT = provenance([1])
@@ -196,6 +196,6 @@ VALUES = st.recursive(
 
 @settings(max_examples=100)
 @given(VALUES, st.sampled_from(sorted(SNAPSHOT)))
-def test_any_value_in_any_place_is_read_or_refused(value: Any, place: str) -> None:
+def test_any_value_in_any_place_is_read_or_rejected(value: Any, place: str) -> None:
     with contextlib.suppress(InputError):
         read_snapshot(json.dumps({**SNAPSHOT, place: value}).encode())

@@ -67,9 +67,9 @@ def test_the_newest_frame_wins_and_blue_is_blue(stop: Stop) -> None:
     newest = next(frames)
     assert (newest.where, level(newest)) == ({"frame": 6}, (0, 0, 6))
     camera.light.put(False)
-    with pytest.raises(InputError, match="gives no more frames") as refusal:
+    with pytest.raises(InputError, match="gives no more frames") as rejection:
         next(frames)
-    assert refusal.value.code == "camera_stopped"
+    assert rejection.value.code == "camera_stopped"
     assert camera.released
 
 
@@ -135,7 +135,7 @@ def test_a_film_is_read_in_its_colors(stop: Stop, tmp_path: Path) -> None:
 @needs_cv2
 @pytest.mark.parametrize("source", ["97", "/dev/no-such-camera", "setup"])
 def test_a_camera_that_is_not_there_is_said_in_one_line(stop: Stop, source: str, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError, match=f"the camera {source} cannot be opened") as refusal:
+    with pytest.raises(InputError, match=f"the camera {source} cannot be opened") as rejection:
         next(from_camera(source, every_s=0, stop=stop))
-    assert refusal.value.code == "camera_unusable"
+    assert rejection.value.code == "camera_unusable"
     assert capfd.readouterr() == ("", "")

@@ -190,7 +190,7 @@ FAULTS: tuple[Fault, ...] = (
             (artifact.a_file_too_many, "holds files that its manifest does not name: golden/extra.png"),
             (artifact.a_link_for_a_file, "model.onnx is a link; an artifact holds plain files only"),
             (artifact.two_golden_pictures_exchanged, "preprocessing on this machine produces different pixels"),
-            (artifact.the_model_of_an_older_run, "the model or the runtime computes something else here"),
+            (artifact.the_model_of_an_older_run, "the model or the runtime computes something else on this machine"),
         )
     ),
 )
