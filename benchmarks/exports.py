@@ -31,9 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edgeline.export.parity.compare import Outputs
 from edgeline.export.parity.similarity import compare_outputs, drop_between
 from edgeline.export.quantization.search import choose_calibration
-from edgeline.flows.steps import evaluate, train
-from edgeline.flows.steps import export as export_step
-from edgeline.flows.steps import verify as verify_step
+from edgeline.flows.steps import AFTER_PREPARE
 from edgeline.pipeline.config import load_config
 from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.data.samples import Prepared, read_prepared
@@ -85,8 +83,8 @@ def main() -> None:
             name = f"benchmark-exports-{model}".replace("_", "-")  # what is published under it is removed every round
             config = load_config(None, settings, data=arguments.data, model=model, name=name, artifacts=artifacts)
             run, _ = prepare(config)
-            train(run)
-            evaluate(run)
+            AFTER_PREPARE["train"](run)
+            AFTER_PREPARE["evaluate"](run)
             folder = Path(temporary, model)
             lay_out(read_prepared(run.step("prepare")), config.export.calibration_images, folder)
 
@@ -195,8 +193,8 @@ def refusal(run: Run) -> str:
         shutil.rmtree(broken.step("export"))
         shutil.rmtree(broken.step("verify"))
         try:
-            export_step(broken)
-            verify_step(broken)
+            AFTER_PREPARE["export"](broken)
+            AFTER_PREPARE["verify"](broken)
         except EdgelineError as error:
             return f"refused: {error}"
     return "exported without a word"

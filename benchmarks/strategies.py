@@ -14,7 +14,7 @@ from pathlib import Path
 
 from common import Clock, photos, report
 
-from edgeline.flows.steps import evaluate, train
+from edgeline.flows.steps import AFTER_PREPARE
 from edgeline.pipeline.config import load_config
 from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.evaluation.evaluate import read_evaluation
@@ -35,8 +35,8 @@ def main() -> None:
             overrides = [f"train.strategy={strategy}", *arguments.set]
             run, _ = prepare(load_config(None, overrides, data=arguments.data, seed=arguments.seed, artifacts=temporary))
             with Clock() as clock:
-                train(run)
-            evaluate(run)
+                AFTER_PREPARE["train"](run)
+            AFTER_PREPARE["evaluate"](run)
             top1 = read_evaluation(run.step("evaluate")).top1
             rows.append(
                 {"strategy": strategy, "accuracy": top1.value, "low": top1.low, "high": top1.high, "train_s": clock.seconds}
@@ -64,7 +64,7 @@ def kill_and_resume(arguments: argparse.Namespace, expected: str) -> bool:
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        train(run)
+        AFTER_PREPARE["train"](run)
         return file_digest(run.step("train") / "checkpoint.safetensors") == expected
 
 

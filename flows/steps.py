@@ -56,6 +56,11 @@ STEPS = (
 """Between `prepare`, which makes the run, and `publish`, which writes to the store."""
 
 
+def step_named(name: str) -> Step:
+    """The entry of the table with this name."""
+    return next(step for step in STEPS if step.name == name)
+
+
 def publish(run: Run) -> StepResult:
     """Publish the verified artifact to the store."""
     from edgeline.export.publishing.publish import publish as publish_run

@@ -1,102 +1,160 @@
-"""The walls: who may import whom, and what an import may bring along."""
+"""Which package and which room may import which, and what an import may load."""
 
 import ast
 import subprocess
 import sys
-from pathlib import Path
+from collections import Counter
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.structure import PACKAGES, ROOT, Module, cycles, project_imports, read_modules
 
+MODULES = read_modules()
+NOT_ON_A_DEVICE = {"torch", "torchvision", "timm", "onnx", "onnxscript", "prefect", "pydantic", "sklearn"}
 FORBIDDEN = {
-    "serve": {
-        "torch",
-        "torchvision",
-        "timm",
-        "onnx",
-        "onnxscript",
-        "prefect",
-        "pydantic",
-        "sklearn",
-        "pipeline",
-        "export",
-        "flows",
-    },
+    "serve": NOT_ON_A_DEVICE | {"pipeline", "export", "flows"},
     "pipeline": {"onnx", "onnxscript", "prefect", "export", "flows"},
     "export": {"prefect", "flows"},
     "flows": set(),
 }
-HEAVY = {
-    "torch",
-    "torchvision",
-    "timm",
-    "onnx",
-    "onnxscript",
-    "prefect",
-    "pydantic",
-    "sklearn",
-    "matplotlib",
-    "starlette",
-    "uvicorn",
-    "httptools",
-    "prometheus_client",
+HTTP_LIBRARIES = {"starlette", "httptools", "prometheus_client", "python_multipart", "uvicorn", "anyio"}
+ROOM_FORBIDDEN = {
+    "serve.inference": HTTP_LIBRARIES | {"serve.http"},
+    "serve.http.transport": {"serve", "pipeline", "export", "flows"},
+    "serve.artifact": {"onnxruntime", "serve.runtime", "serve.classifier", "serve.http", "serve.inference"},
+    "serve.runtime": {"serve.classifier", "serve.http", "serve.inference", "serve.cli"},
+    "serve.inputs": {"serve.http", "serve.inference", "serve.cli"},
+    "serve.drift": {"onnxruntime", "serve.http", "serve.inference", "serve.cli"},
+    "serve.http": {"serve.cli"},
+    "pipeline.runs": {"torch", "pipeline.data", "pipeline.models", "pipeline.training", "pipeline.evaluation"},
+    "pipeline.data": {"torch", "pipeline.models", "pipeline.training", "pipeline.evaluation"},
+    "pipeline.models": {"pipeline.training", "pipeline.evaluation"},
+    "pipeline.training": {"pipeline.evaluation"},
+    "export.graph": {"export.publishing", "export.verification", "export.emulation", "export.external"},
+    "export.parity": {"export.publishing", "export.verification", "export.quantization", "export.converters"},
+    "export.quantization": {"export.publishing", "export.verification"},
+    "export.verification": {"export.publishing"},
+    "flows.orchestration": {"flows.cli"},
 }
-PREFECT_MODULES = {
-    "tasks.py",
-    "line_flow.py",
-    "run_report.py",
-    "deployments.py",
-    "server.py",
-    "embedded.py",
-    "embedded_server.py",
-}
+"""A room and what no module in it, or in a room below it, may import."""
+ROOM_ALLOWED = {"serve.http.transport": {"serve.errors"}}
+HEAVY = (NOT_ON_A_DEVICE | HTTP_LIBRARIES | {"matplotlib"}) - {"anyio", "python_multipart"}
+PREFECT_ROOM = "flows.orchestration"
 
 
-def imported_roots(source: str) -> set[str]:
-    """Top-level names of everything a module imports, within functions too."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.partition(".")[0])
-    return found
+def in_room(module: Module, room: str) -> bool:
+    return module.name.startswith(f"{room}.")
 
 
-@pytest.mark.parametrize("layer", FORBIDDEN)
-def test_a_layer_imports_only_downwards(layer: str) -> None:
-    broken = {}
-    for path in sorted((ROOT / layer).rglob("*.py")):
-        if wrong := imported_roots(path.read_text(encoding="utf-8")) & FORBIDDEN[layer]:
-            broken[path.name] = sorted(wrong)
+def starts_with(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_a_package_imports_only_downwards(package: str) -> None:
+    broken = {
+        module.name: wrong
+        for module in MODULES.values()
+        if in_room(module, package)
+        and (wrong := {name.partition(".")[0] for name in module.eager | module.deferred} & FORBIDDEN[package])
+    }
     assert broken == {}
 
 
-def test_prefect_is_imported_by_the_modules_that_are_about_it_and_no_others() -> None:
-    using = {
-        path.name for path in (ROOT / "flows").glob("*.py") if "prefect" in imported_roots(path.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("room", ROOM_FORBIDDEN)
+def test_a_room_imports_nothing_that_lies_above_it(room: str) -> None:
+    allowed = ROOM_ALLOWED.get(room, set())
+    broken = {}
+    for module in (module for module in MODULES.values() if in_room(module, room)):
+        ours = {
+            name
+            for name in module.eager | module.deferred
+            if not starts_with(name, room) and not any(starts_with(name, other) for other in allowed)
+        }
+        # `from edgeline.serve import errors` names the package too.
+        ours -= {name for name in ours if any(other.startswith(f"{name}.") for other in (*allowed, f"{room}."))}
+        if wrong := {name for name in ours for prefix in ROOM_FORBIDDEN[room] if starts_with(name, prefix)}:
+            broken[module.name] = sorted(wrong)
+    assert broken == {}
+
+
+def test_no_two_modules_import_each_other() -> None:
+    assert cycles({name: project_imports(module, MODULES) for name, module in MODULES.items()}) == []
+
+
+def test_no_import_cycle_is_hidden_in_functions() -> None:
+    edges = {
+        name: project_imports(module, MODULES) | project_imports(module, MODULES, deferred=True)
+        for name, module in MODULES.items()
     }
-    assert using <= PREFECT_MODULES
+    assert cycles(edges) == []
 
 
-@pytest.mark.parametrize("layer", FORBIDDEN)
-def test_a_package_file_holds_a_docstring_and_imports_nothing(layer: str) -> None:
-    tree = ast.parse((ROOT / layer / "__init__.py").read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree)
-    assert len(tree.body) == 1
+DEFERRED = {
+    # The command line imports what a command needs when it runs: `edgeline predict` answers within a second.
+    "serve.cli": "any",
+    "serve.conformance.command": "any",
+    "flows.cli": "any",
+    # A step that is reused is recognized before torch is imported.
+    "flows.steps": {"export.publishing.publish", "export.publishing.store"},
+    "flows.fit": "any",
+    "export.publishing.publish": {"export.publishing.bundle"},
+}
+"""Modules, or rooms, that may import the project's modules within functions, and which ones."""
 
 
-@pytest.mark.parametrize("layer", FORBIDDEN)
-def test_no_module_shadows_a_dependency(layer: str) -> None:
-    names = {path.stem for path in (ROOT / layer).glob("*.py")}
-    assert not names & {"onnx", "onnxruntime", "prefect", "torch", "http", "numpy", "PIL", "typer", "utils", "common"}
+def test_imports_within_functions_are_those_that_start_up_time_needs() -> None:
+    unexpected = {}
+    for module in MODULES.values():
+        allowed = next((names for prefix, names in DEFERRED.items() if starts_with(module.name, prefix)), set())
+        deferred = project_imports(module, MODULES, deferred=True) - project_imports(module, MODULES)
+        if allowed != "any" and (wrong := deferred - set(allowed)):
+            unexpected[module.name] = sorted(wrong)
+    assert unexpected == {}
+
+
+def test_a_room_holds_two_to_twelve_files() -> None:
+    rooms = Counter(module.room for module in MODULES.values())
+    assert {room: count for room, count in rooms.items() if not 2 <= count <= 12} == {}
+
+
+def test_no_file_is_longer_than_four_hundred_lines() -> None:
+    assert {name: module.lines for name, module in MODULES.items() if module.lines > 400} == {}
+
+
+def test_prefect_is_imported_in_one_room_only() -> None:
+    using = {m.name for m in MODULES.values() if any(starts_with(name, "prefect") for name in m.eager | m.deferred)}
+    assert {name for name in using if not name.startswith(f"{PREFECT_ROOM}.")} == set()
+
+
+GUARD = 'not __name__.startswith("edgeline.")'
+
+
+def test_a_package_file_holds_a_docstring_and_imports_nothing() -> None:
+    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("__init__.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree), path
+        rest = tree.body[1:]
+        if path.parent.parent == ROOT:
+            [guard] = rest
+            assert isinstance(guard, ast.If), path
+            assert ast.unparse(guard.test) == ast.unparse(ast.parse(GUARD).body[0].value), path
+        else:
+            assert rest == [], path
+
+
+SHADOWED = {"onnx", "onnxruntime", "prefect", "torch", "numpy", "PIL", "typer", "openvino", "coremltools", "utils", "common"}
+
+
+def test_no_module_shadows_a_dependency() -> None:
+    assert {name for name in MODULES if name.rpartition(".")[2] in SHADOWED} == set()
 
 
 ENTRIES = {
+    "the package": ("edgeline", HEAVY | {"numpy", "PIL", "onnxruntime", "typer", "rich"}),
     "the command line": ("edgeline.flows.cli.main", HEAVY),
     "the classifier": ("edgeline.serve.classifier", HEAVY),
-    "the line": ("edgeline.flows.steps", HEAVY - {"pydantic"}),
+    "the steps": ("edgeline.flows.steps", HEAVY - {"pydantic"}),
 }
 
 
@@ -107,16 +165,13 @@ def test_importing_an_entry_point_loads_nothing_heavy(module: str, heavy: set[st
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "edgeline.flows.steps",
-        "edgeline.flows.cli.run",
-        "edgeline.export.publishing.publish",
-        "edgeline.pipeline.training.train",
-        "edgeline.export.verification.verify",
-    ],
-)
-def test_below_the_flow_everything_works_without_prefect(module: str) -> None:
-    program = f"import sys; sys.modules['prefect'] = None; import {module}"
+def test_everything_below_the_flow_imports_without_prefect() -> None:
+    names = [f"edgeline.{name}" for name, module in MODULES.items() if module.room not in (PREFECT_ROOM, "flows.cli")]
+    needs_no_other_environment = [
+        name for name in names if ".converters.to_" not in name and "inspect_coreml" not in name and ".checks." not in name
+    ]
+    program = (
+        "import importlib, sys; sys.modules['prefect'] = None\n"
+        f"for name in {needs_no_other_environment!r}: importlib.import_module(name)"
+    )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

@@ -11,7 +11,9 @@ from edgeline.pipeline.evaluation.evaluate import Evaluation
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.runtime.provenance import machine_line
 
-ENVIRONMENT = Environment(loader=PackageLoader("export", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+ENVIRONMENT = Environment(
+    loader=PackageLoader("edgeline.export.publishing"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+)
 
 
 def write_report(

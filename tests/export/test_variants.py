@@ -7,7 +7,7 @@ import pytest
 from edgeline.export import variants
 from edgeline.export.quantization.search import Choice
 from edgeline.export.variants import KINDS, build_variants
-from edgeline.flows.steps import variants_key
+from edgeline.flows.steps import step_named
 from edgeline.pipeline.config import load_config
 from edgeline.pipeline.runs.atomic_files import write_json
 from edgeline.pipeline.runs.receipts import RECEIPT
@@ -77,7 +77,7 @@ def test_what_tuning_reads_counts_for_the_steps_key(tmp_path: Path) -> None:
             (tmp_path / name).mkdir(exist_ok=True)
             content = trained if name == "train" else "a"
             write_json(tmp_path / name / RECEIPT, {"key": "", "files": {"file": {"size": 1, "sha256": content}}})
-        return variants_key(Run(tmp_path, load_config(None, list(overrides))))
+        return step_named("variants").key(Run(tmp_path, load_config(None, list(overrides))))
 
     others = [key("seed=1"), key("train.views=1"), key("train.augment=flip"), key("export.qat_epochs=0"), key(trained="b")]
     assert len({key(), *others}) == 6

@@ -26,7 +26,7 @@ from edgeline.serve.artifact.reader import Artifact
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.http.conditional import names_tag
 
-FOLDER = Path(__file__).with_name("static")
+FOLDER = Path(__file__).parents[1] / "static"
 MEDIA_TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",

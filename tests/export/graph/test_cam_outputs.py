@@ -20,7 +20,7 @@ from edgeline.export.graph.to_onnx import CalibratedModel, export
 from edgeline.export.quantization.static_int8 import INTEGER_OPERATORS, optimized_graph
 from edgeline.export.verification.explanations import expect_evidence, judge_evidence, torch_evidence
 from edgeline.export.verification.verify import verify
-from edgeline.flows.steps import AFTER_PREPARE, export_key
+from edgeline.flows.steps import AFTER_PREPARE, step_named
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import ADMITTED, Sample, read_image, read_prepared
 from edgeline.pipeline.models.backbones import Network, Normalization
@@ -270,7 +270,7 @@ def test_the_answers_are_the_same_to_the_bit(finished: Any, store_folder: Path, 
 
 
 def test_it_is_another_export(finished: Any, published: Run) -> None:
-    assert export_key(published) != export_key(finished.run)
+    assert step_named("export").key(published) != step_named("export").key(finished.run)
 
 
 def test_the_artifact_is_copied_whole(store_folder: Path, tmp_path: Path) -> None:
