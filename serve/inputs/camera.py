@@ -59,8 +59,8 @@ def from_camera(source: str, *, every_s: float, stop: Stop) -> Iterator[Picture]
     capture = cv2.VideoCapture(int(source) if is_number else source)
     if not capture.isOpened():
         raise InputError(
-            f"the camera {source} cannot be opened; check that it exists, that this user may read it, and that no other program "
-            "uses it",
+            f"the camera {source} cannot be opened; check that it exists, that this user may read it, and that no other "
+            "program uses it",
             code="camera_unusable",
         )
     if not is_number and Path(source).is_file():

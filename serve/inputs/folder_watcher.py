@@ -3,16 +3,16 @@
     for path in watch(Path("incoming"), WatchOptions(), stop, report):
         ...
 
-A file is complete if its size and modification time are the same in two polls; a file that is written elsewhere and renamed into
-the folder is complete in the second. A file that is modified or replaced later counts as new.
+A file is complete if its size and modification time are the same in two polls; a file that is written elsewhere and renamed
+into the folder is complete in the second. A file that is modified or replaced later counts as new.
 
 Invariants:
 - the user's files are only listed and inspected, never changed or opened;
 - polling an unchanged folder costs one system call and `RECHECKED` more, however many files it has;
 - deleted names are forgotten: memory is proportional to the number of files in the folder.
 
-A folder's own modification time shows whether names were added or removed. File systems round it (as git has to consider for its
-index), so it is trusted only if it is older than `RACY_S` at the time of the listing.
+A folder's own modification time shows whether names were added or removed. File systems round it (git has the same problem
+with its index), so it is trusted only if it is older than `RACY_S` at the time of the listing.
 """
 
 import os

@@ -1,8 +1,8 @@
 """JPEGs one after another in a stream, as written by cameras and `ffmpeg -f image2pipe -c:v mjpeg -`.
 
-The only framing are JPEG's own markers (ITU-T T.81, annex B), so they are parsed: a segment with a length is skipped with its
-contents, which may be a thumbnail that is itself a JPEG; compressed data continues until a marker that is neither a stuffed byte
-nor a restart. Bytes between two frames (padding, headers of multipart streams) are skipped.
+The only framing is JPEG's own markers (ITU-T T.81, annex B), so they are parsed: a segment with a length is skipped with its
+contents, which may be a thumbnail that is itself a JPEG; compressed data continues until a marker that is neither a stuffed
+byte nor a restart. Bytes between two frames (padding, headers of multipart streams) are skipped.
 
 Invariants:
 - a frame is returned as soon as its last byte has arrived;

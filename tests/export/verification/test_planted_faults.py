@@ -180,7 +180,7 @@ def test_an_int8_file_without_a_fault_passes(int8: bytes, int8_gate: Gate) -> No
 def test_an_artifact_without_a_fault_passes(artifact: Path, check: Check) -> None:
     code, said = check(artifact)
     assert code == 0
-    assert "is proven on this machine" in said
+    assert "is verified on this machine" in said
 
 
 # Faults, each at its gate.
