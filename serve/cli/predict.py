@@ -65,9 +65,7 @@ def predict(
     ] = None,
     follow: Annotated[
         bool,
-        typer.Option(
-            "--follow", help="Switch to newer versions that are published in ARTIFACT, if they pass their golden samples."
-        ),
+        typer.Option("--follow", help="Switch to newer versions published in ARTIFACT if they pass their golden samples."),
     ] = False,
     drift: Annotated[
         Path | None,
@@ -81,7 +79,7 @@ def predict(
     threads: Threads = None,
     cache: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Cache folder for the optimized graph, which makes the next start faster."),
+        typer.Option(metavar="DIR", help="Cache folder for the optimized graph: makes the next start faster."),
     ] = None,
     as_json: Annotated[
         bool | None,

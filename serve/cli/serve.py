@@ -66,9 +66,7 @@ def serve(
     log_format: Annotated[LogFormat, typer.Option(help="Format of the log on stderr.")] = LogFormat.TEXT,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log each request.")] = False,
     drift: Annotated[bool, typer.Option("--drift", help="Collect statistics of images and predictions for /drift.")] = False,
-    otel: Annotated[
-        bool, typer.Option("--otel", help="Send OpenTelemetry traces, configured by the OTEL_* variables.")
-    ] = False,
+    otel: Annotated[bool, typer.Option("--otel", help="Send OpenTelemetry traces, as set by the OTEL_* variables.")] = False,
     metrics_port: Annotated[
         int,
         typer.Option(

@@ -4,10 +4,10 @@
     drift.observe(pixels_HW3, probabilities_K, width=4000, height=3000, size_bytes=2_500_000)
     drift.snapshot()                 # JSON types; `serve.drift.snapshot` merges, compares and reads them
 
-The statistics are histograms with count, mean and variance: brightness and contrast of the model's pixels; width, height, aspect
-ratio and encoded size of the image; the top probability, its margin over the second, and the entropy as a fraction of the
-maximum. In addition, how often each class was predicted. If the artifact has the distribution of its training images' features,
-also the distance of each image's features from it.
+The statistics are histograms with count, mean and variance: brightness and contrast of the model's pixels; width, height,
+aspect ratio and encoded size of the image; the top probability, its margin over the second, and the entropy as a fraction of
+the maximum. In addition, how often each class was predicted. If the artifact has the distribution of its training images'
+features, also the distance of each image's features from it.
 
 `observe` copies about a thousand of the model's pixel values, and the probabilities, into a buffer of `BATCH` images; the
 statistics are computed for a full buffer at once.

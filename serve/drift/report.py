@@ -44,8 +44,8 @@ def compare(paths: Sequence[Path], artifact: Path, limit: float = LIMIT) -> dict
     sha256 = hashlib.sha256((opened.folder / MANIFEST_NAME).read_bytes()).hexdigest()
     if snapshot["manifest_sha256"] != sha256:
         raise InputError(
-            f"the snapshots belong to {snapshot['model']} {snapshot['version']}, with another manifest than {opened.folder}; give "
-            "the folder of the version that produced them",
+            f"the snapshots belong to {snapshot['model']} {snapshot['version']}, with another manifest than {opened.folder}; "
+            "give the folder of the version that produced them",
             code="snapshots_differ",
         )
     statistics = distance(snapshot, reference)

@@ -76,8 +76,8 @@ def read_snapshot(data: bytes) -> dict[str, Any]:
 def merge(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The snapshot of one device that observed all of the images.
 
-    Count, mean and variance are combined as in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
-    sample variances" (1979).
+    Count, mean and variance are combined as in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
+    computing sample variances" (1979).
 
     Raises:
         InputError: the list is empty, or they have different models, versions or bins.

@@ -72,9 +72,7 @@ def test_each_path_is_classified_before_the_next_one_is_read(artifact_template: 
         assert ended(process) == (0, b"", b"")
 
 
-def test_frames_are_classified_on_arrival_and_a_broken_one_is_reported_by_its_number(
-    artifact_template: Path, photos: list[Path]
-) -> None:
+def test_frames_are_classified_on_arrival_and_broken_ones_are_reported(artifact_template: Path, photos: list[Path]) -> None:
     frames = [photo.read_bytes() for photo in photos]
     with started(artifact_template, "-", "--stream", "mjpeg") as process:
         assert process.stdin
@@ -189,7 +187,7 @@ def test_unused_options_import_nothing(artifact_template: Path, photos: list[Pat
     program = (
         "import sys; from edgeline.flows.cli import main as cli\n"
         "try: cli.main()\n"
-        "finally: print(sorted(name for name in sys.modules if name.startswith('edgeline.serve.') or name == 'cv2'), file=sys.stderr)"
+        "finally: print(sorted(n for n in sys.modules if n.startswith('edgeline.serve.') or n == 'cv2'), file=sys.stderr)"
     )
     command = [sys.executable, "-c", program, "predict", str(artifact_template), str(photos[0])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -26,9 +26,7 @@ def count_in(path: Path) -> int:
     return int(json.loads(path.read_text())["count"])
 
 
-def test_the_file_is_written_while_images_are_processed(
-    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_file_is_written_during_processing(classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, written, counts = tmp_path / "drift.json", threading.Event(), []
     real = snapshot_file._write
 
@@ -57,17 +55,17 @@ def test_without_images_there_is_no_file(tmp_path: Path) -> None:
 def test_a_failed_write_is_reported_and_tried_again(
     classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reported, heard = [], threading.Event()
+    reported, called = [], threading.Event()
 
     def report(line: str) -> None:
         reported.append(line)
-        heard.set()
+        called.set()
 
     monkeypatch.setattr(snapshot_file, "INTERVAL_S", 0.01)
     folder = tmp_path / "away"
     with drift_file(folder / "drift.json", report) as note:
         observe(note(classifier))
-        assert heard.wait(20)
+        assert called.wait(20)
         folder.mkdir()
     assert reported[0] == f"{folder}/drift.json cannot be written: No such file or directory; trying again later"
     assert count_in(folder / "drift.json") == 1
