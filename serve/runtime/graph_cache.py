@@ -81,7 +81,7 @@ class CachedGraph:
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if not is_private(each):
                     LOG.warning(
-                        "%s is not used: only this user may be able to write to it; run chmod go-w, or choose another folder",
+                        "%s is not used: others may write to it; run chmod go-w, or choose another folder",
                         each,
                     )
                     return None

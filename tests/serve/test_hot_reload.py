@@ -100,7 +100,7 @@ def test_a_version_with_another_number_in_its_manifest_is_rejected(watcher: Vers
     shutil.copytree(folder, folder.parent / "2")
     watcher.poll()
     assert watcher.classifier.manifest.version == 1
-    assert "version 2 holds the manifest of colors 1" in reported[0]
+    assert "version 2 has the manifest of colors 1" in reported[0]
 
 
 def test_a_store_that_disappears_changes_nothing(watcher: VersionWatcher, reported: list[str]) -> None:
@@ -126,7 +126,7 @@ def test_it_starts_with_the_newest_valid_version(make_artifact: MakeArtifact, re
 
 
 def test_a_single_version_cannot_be_watched(make_artifact: MakeArtifact) -> None:
-    with pytest.raises(ConfigError, match="name the folder above it"):
+    with pytest.raises(ConfigError, match="use its parent folder"):
         VersionWatcher(make_artifact(), Classifier.open, print)
 
 

@@ -122,7 +122,7 @@ FAULTS: tuple[Fault, ...] = (
         for plant, words in (
             (artifact.labels_shifted_by_one, "was exported with other labels than those of the manifest, or in another order"),
             (artifact.labels_shifted_by_one_and_the_models_own_removed, "they are not in the model's order"),
-            (artifact.a_labels_file_in_another_order, "labels.txt does not list the labels that the manifest names"),
+            (artifact.a_labels_file_in_another_order, "labels.txt does not list the labels of the manifest"),
             (artifact.a_label_twice, "duplicate labels: bark"),
             (artifact.a_label_too_many, "the manifest specifies"),
         )
@@ -176,7 +176,7 @@ FAULTS: tuple[Fault, ...] = (
         for plant, words in (
             (artifact.a_schema_of_the_future, "manifest.json has schema 'edgeline.artifact/2'"),
             (artifact.a_variant_that_names_another_file, "variant onnx-fp32: model.onxx is not among the files"),
-            (artifact.an_accuracy_that_is_not_a_number, "it holds NaN, which JSON does not have"),
+            (artifact.an_accuracy_that_is_not_a_number, "it contains NaN, which is not valid JSON"),
             (artifact.a_size_that_is_not_the_models, "the manifest specifies …240, 240, 3"),
             (artifact.a_tolerance_that_tolerates_all, "golden/golden.json cannot be read: tolerance must be a number"),
         )
@@ -185,10 +185,10 @@ FAULTS: tuple[Fault, ...] = (
         Fault("files", plant, "check", words)
         for plant, words in (
             (artifact.one_bit, "model.onnx: … bytes with sha256 … copy the artifact again"),
-            (artifact.a_model_cut_short, "model.onnx: 1,000 bytes, the manifest names"),
+            (artifact.a_model_cut_short, "model.onnx: 1,000 bytes, the manifest has"),
             (artifact.a_file_that_is_missing, "card.md: No such file"),
-            (artifact.a_file_too_many, "holds files that its manifest does not name: golden/extra.png"),
-            (artifact.a_link_for_a_file, "model.onnx is a link; an artifact holds plain files only"),
+            (artifact.a_file_too_many, "has files that are not in its manifest: golden/extra.png"),
+            (artifact.a_link_for_a_file, "model.onnx is a link; an artifact has only plain files"),
             (artifact.two_golden_pictures_exchanged, "preprocessing on this machine produces different pixels"),
             (artifact.the_model_of_an_older_run, "the model or the runtime computes something else on this machine"),
         )
