@@ -13,10 +13,10 @@ demo: .venv/ready ## Digits to a proven, published artifact, which then classifi
 	$(BIN)/edgeline run --data digits --demo
 
 test: .venv/ready ## Run the whole test suite
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --max-worker-restart 0
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0
 
 long: .venv/ready ## Run what is too long for the test suite: compilers, emulators, other runtimes, a real schedule
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --max-worker-restart 0 -m long
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 -m long
 
 fuzz: .venv/ready ## Run the fuzzing that is too long for the test suite
 	$(BIN)/python -m pytest -m nightly

@@ -31,15 +31,6 @@ hypothesis.settings.register_profile("edgeline", deadline=None, database=None)
 hypothesis.settings.load_profile("edgeline")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests that share runs, which take a minute to make, to one process; the server's go wherever there is room."""
-    for item in items:
-        if "serve" not in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("export" if "export" in item.path.parts else "others"))
-        elif item.path.stem == "test_page_in_browser":
-            item.add_marker(pytest.mark.xdist_group("browser"))
-
-
 MakeArtifact = Callable[..., Path]
 
 

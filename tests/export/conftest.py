@@ -26,6 +26,7 @@ from edgeline.pipeline.models.backbones import Network, Normalization
 from edgeline.pipeline.models.checkpoint import load_checkpoint
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.preprocess import PreprocessSpec
+from tests.support.shared_results import shared_result
 
 LABELS = ("bark", "leaf", "sky")
 EACH = 14
@@ -70,10 +71,8 @@ def save_photo(path: Path, image: Image.Image, orientation: int = 1) -> None:
     image.save(path, "JPEG", quality=92, exif=exif)
 
 
-@pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_photos(folder: Path) -> Path:
     """A data folder: a third PNG, the others JPEG with EXIF orientation and a place; no two pictures alike."""
-    folder = tmp_path_factory.mktemp("data") / "photos"
     for label in LABELS:
         (folder / label).mkdir(parents=True)
         for index in range(EACH):
@@ -121,11 +120,27 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def finished(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    artifacts = tmp_path_factory.mktemp("line")
-    config = load_config(None, SETTINGS, data=str(photos), artifacts=str(artifacts))
-    run, steps = run_pipeline(config)
-    return Finished(run, steps[-1].folder)
+def finished_folder(request: pytest.FixtureRequest) -> Path:
+    def build(folder: Path) -> None:
+        write_photos(folder / "photos")
+        run_pipeline(load_config(None, SETTINGS, data=str(folder / "photos"), artifacts=str(folder / "artifacts")))
+
+    inputs = {"file": __file__, "config": load_config(None, SETTINGS).model_dump(mode="json")}
+    return shared_result(request.config, "export-run", build, code=("edgeline.flows.steps",), inputs=inputs)
+
+
+@pytest.fixture(scope="session")
+def photos(finished_folder: Path) -> Path:
+    """The data folder of the shared run."""
+    return finished_folder / "photos"
+
+
+@pytest.fixture(scope="session")
+def finished(finished_folder: Path) -> Finished:
+    config = load_config(None, SETTINGS, data=str(finished_folder / "photos"), artifacts=str(finished_folder / "artifacts"))
+    [folder] = config.runs.iterdir()
+    [artifact] = config.store.glob("photos/1")
+    return Finished(Run(folder, config), artifact)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from PIL import Image
 from edgeline.flows.orchestration.embedded import EmbeddedServer
 from edgeline.flows.steps import run_pipeline
 from edgeline.pipeline.config import PipelineConfig, load_config
+from tests.support.shared_results import shared_result
 
 COLORS = {"warm": (200, 60, 40), "cold": (40, 70, 200)}
 EACH = 20
@@ -75,9 +76,24 @@ def prefect_api(prefect_server: EmbeddedServer) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_folder(request: pytest.FixtureRequest) -> Path:
+    """`tints/` with photos, and `artifacts/` of a run that is done."""
+
+    def build(folder: Path) -> None:
+        run_pipeline(configure(write_photos(folder / "tints"), folder / "artifacts"))
+
+    inputs = {"file": __file__, "config": configure(Path("tints"), Path("artifacts")).model_dump(mode="json")}
+    return shared_result(request.config, "flows-run", build, code=("edgeline.flows.steps",), inputs=inputs)
+
+
+@pytest.fixture(scope="session")
+def photos(finished_folder: Path) -> Path:
+    """The folder of photos."""
+    return finished_folder / "tints"
+
+
+def write_photos(folder: Path) -> Path:
     """Two classes of small pictures, no two alike."""
-    folder = tmp_path_factory.mktemp("data") / "tints"
     chance = random.Random(0)
     for label, color in COLORS.items():
         (folder / label).mkdir(parents=True)
@@ -89,24 +105,22 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def configure(photos: Path, artifacts: Path) -> PipelineConfig:
+    """What makes a run short."""
+    settings = ["train.epochs=3", "publish.golden=2", "export.variants=[]"]
+    return load_config(None, settings, data=str(photos), artifacts=str(artifacts))
+
+
 @pytest.fixture(scope="session")
 def small_config(photos: Path) -> Callable[[Path], PipelineConfig]:
     """`small_config(artifacts)`: what makes a run short."""
-
-    def configure(artifacts: Path) -> PipelineConfig:
-        return load_config(
-            None, ["train.epochs=3", "publish.golden=2", "export.variants=[]"], data=str(photos), artifacts=str(artifacts)
-        )
-
-    return configure
+    return lambda artifacts: configure(photos, artifacts)
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, small_config: Callable[[Path], PipelineConfig]) -> PipelineConfig:
+def finished(finished_folder: Path, small_config: Callable[[Path], PipelineConfig]) -> PipelineConfig:
     """A configuration whose run is done and published; shared, so tests that change its folders copy them."""
-    config = small_config(tmp_path_factory.mktemp("finished"))
-    run_pipeline(config)
-    return config
+    return small_config(finished_folder / "artifacts")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from edgeline.flows.steps import is_up_to_date, run_pipeline
 from edgeline.flows.summary import next_commands, summarize, summary_rows
 from edgeline.pipeline.config import PipelineConfig, load_config
 from edgeline.pipeline.runs.run import Run, StepResult
+from tests.support.shared_results import shared_result
 
 pytestmark = pytest.mark.slow
 
@@ -35,10 +37,23 @@ SETTINGS = ["verify.images=20", "export.variants=[]"]
 
 
 @pytest.fixture(name="line", scope="module")
-def _line(tmp_path_factory: pytest.TempPathFactory) -> tuple[PipelineConfig, Run, list[StepResult]]:
-    base = tmp_path_factory.mktemp("line")
-    config = load_config(None, SETTINGS, data=str(make_photos(base / "photos")), artifacts=str(base / "artifacts"))
-    return config, *run_pipeline(config)
+def _line(request: pytest.FixtureRequest) -> tuple[PipelineConfig, Run, list[StepResult]]:
+    """A configuration with its finished run, and what each step returned when it was built."""
+
+    def configure(folder: Path) -> PipelineConfig:
+        return load_config(None, SETTINGS, data=str(folder / "photos"), artifacts=str(folder / "artifacts"))
+
+    def build(folder: Path) -> None:
+        make_photos(folder / "photos")
+        run, steps = run_pipeline(configure(folder))
+        results = [{**asdict(step), "folder": str(step.folder)} for step in steps]
+        (folder / "results.json").write_text(json.dumps({"run": str(run.folder), "steps": results}))
+
+    inputs = {"file": __file__, "config": load_config(None, SETTINGS).model_dump(mode="json")}
+    folder = shared_result(request.config, "steps-run", build, code=("edgeline.flows.steps",), inputs=inputs)
+    results = json.loads((folder / "results.json").read_text())
+    steps = [StepResult(**{**step, "folder": Path(step["folder"])}) for step in results["steps"]]
+    return configure(folder), Run(Path(results["run"]), configure(folder)), steps
 
 
 @pytest.fixture(name="copied")

@@ -17,8 +17,9 @@ from edgeline.pipeline.data.samples import Prepared, Sample, write_samples
 from edgeline.pipeline.models.backbones import Network, build
 from edgeline.pipeline.runs.atomic_files import write_json
 from edgeline.pipeline.runs.content_cache import ContentCache
-from edgeline.pipeline.runs.run import Run, create_run
+from edgeline.pipeline.runs.run import Run, create_run, open_run
 from edgeline.serve.preprocess import PreprocessSpec
+from tests.support.shared_results import shared_result
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 KINDS = ("disc", "frame", "stripes")
@@ -64,16 +65,22 @@ def make_sample() -> Callable[..., Sample]:
 
 
 @pytest.fixture(scope="session")
-def shapes(tmp_path_factory: pytest.TempPathFactory, make_sample: Callable[..., Sample]) -> Prepared:
+def shapes(request: pytest.FixtureRequest, make_sample: Callable[..., Sample]) -> Prepared:
     """Three classes of 12 training, 4 validation and 4 test pictures."""
-    root, samples = tmp_path_factory.mktemp("shapes"), []
     splits = [split for split, size in SPLIT_SIZES.items() for _ in range(size)]
-    for index, kind in enumerate(KINDS):
-        (root / kind).mkdir()
-        for number, split in enumerate(splits):
-            path = root / kind / f"{number:02}.png"
-            draw(kind, number).save(path)
-            samples.append(make_sample(path, label=kind, index=index, split=split))
+
+    def build(folder: Path) -> None:
+        for kind in KINDS:
+            (folder / kind).mkdir()
+            for number in range(len(splits)):
+                draw(kind, number).save(folder / kind / f"{number:02}.png")
+
+    root = shared_result(request.config, "shapes", build, code=(), inputs={"file": __file__})
+    samples = [
+        make_sample(root / kind / f"{number:02}.png", label=kind, index=index, split=split)
+        for index, kind in enumerate(KINDS)
+        for number, split in enumerate(splits)
+    ]
     return Prepared(KINDS, tuple(samples), "shapes")
 
 
@@ -154,21 +161,26 @@ def make_run(shapes: Prepared) -> Callable[..., Run]:
 
 
 @pytest.fixture(scope="session")
-def trained_run(make_run: Callable[..., Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run whose checkpoint is Lite0 with a head trained on the shapes. Copy it before changing anything."""
-    from edgeline.pipeline.training.train import build_checkpoint
+def evaluated_run(request: pytest.FixtureRequest, make_run: Callable[..., Run]) -> Run:
+    """A run whose checkpoint is Lite0 with a head trained on the shapes, evaluated. Copy it before changing anything."""
 
-    run = make_run(tmp_path_factory.mktemp("trained"))
-    run.step("train").mkdir()
-    build_checkpoint(run, run.step("train"))
-    return run
+    def build(folder: Path) -> None:
+        from edgeline.pipeline.evaluation.evaluate import build_evaluation
+        from edgeline.pipeline.training.train import build_checkpoint
+
+        run = make_run(folder)
+        for name, build_step in (("train", build_checkpoint), ("evaluate", build_evaluation)):
+            run.step(name).mkdir()
+            build_step(run, run.step(name))
+
+    code = ("edgeline.pipeline.evaluation.evaluate", "edgeline.pipeline.training.train")
+    inputs = {"file": __file__, "config": load_config().model_dump(mode="json")}
+    folder = shared_result(request.config, "trained-run", build, code=code, inputs=inputs)
+    [run_folder] = (folder / "runs").iterdir()
+    return open_run(run_folder)
 
 
 @pytest.fixture(scope="session")
-def evaluated_run(trained_run: Run) -> Run:
-    """The same run, evaluated."""
-    from edgeline.pipeline.evaluation.evaluate import build_evaluation
-
-    trained_run.step("evaluate").mkdir()
-    build_evaluation(trained_run, trained_run.step("evaluate"))
-    return trained_run
+def trained_run(evaluated_run: Run) -> Run:
+    """The same run, for tests of its checkpoint."""
+    return evaluated_run
