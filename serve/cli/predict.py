@@ -7,7 +7,9 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,66 +110,96 @@ def predict(
 
         edgeline predict artifacts/store/flowers --camera 0 --every 1
     """
-    images = images or []
-    _check_options(images, stream, watch, camera, existing=existing, every=every)
-    live = bool(stream or watch or camera)
-    as_json = live if as_json is None else as_json
+    source = Source(images=images or [], stream=stream, watch=watch, camera=camera, existing=existing, every_s=every)
+    source.check()
+    as_json = source.is_live if as_json is None else as_json
     if explain and not as_json:
         raise typer.BadParameter("class activation maps need --json", param_hint="--explain")
     with ExitStack() as stack:
         stop = None
-        if live:
+        if source.is_live:
             from edgeline.serve.inputs.shutdown import stop_on_signals
 
             stop = stack.enter_context(stop_on_signals())
-        classifier = _open(artifact, variant, threads, cache, follow, stack)
+        from edgeline.serve.classifier import Classifier
+        from edgeline.serve.cli.output import answer
+
+        open_classifier = partial(Classifier.open, variant=variant, threads=threads, cache=cache)
+        classifier = _open_and_watch(artifact, open_classifier, follow, stack)
         if explain and not classifier().explains:
             raise classifier().unexplained()
         drift_for = _collect_drift(drift, stack)
-        limit = classifier().limits.max_bytes
-        if stop is None:
-            from edgeline.serve.inputs.images import from_paths
-
-            pictures = from_paths(images, limit)
-        elif stream is not None:
-            pictures = _streamed(stream, stop, limit)
-        elif watch is not None:
-            pictures = _watched(watch, existing, every, stop, limit)
-        else:
-            from edgeline.serve.inputs.camera import from_camera
-
-            pictures = from_camera(camera or "", every_s=every or 0.0, stop=stop)
-        failed = _print_all(pictures, classifier, drift_for, stop, top_k=top_k, explain=explain, as_json=as_json)
+        failed = False
+        for picture in source.pictures(stop, classifier().limits.max_bytes):
+            if stop is not None and stop.requested:
+                break
+            current = classifier()
+            line = answer(current, picture, top_k, drift_for(current), explain=explain)
+            failed |= "error" in line
+            _print_line(line, as_json)
     if failed and not (stop and stop.requested):
         raise typer.Exit(1)
 
 
-def _check_options(
-    images: list[str], stream: Framing | None, watch: Path | None, camera: str | None, *, existing: bool, every: float | None
-) -> None:
-    """Reject a command line without a source of images, or with more than one, like typer's own usage errors."""
-    sources = {"IMAGE": images and not (stream and images == ["-"]), "--stream": stream, "--watch": watch, "--camera": camera}
-    named = [name for name, value in sources.items() if value]
-    if len(named) != 1:
-        raise typer.BadParameter(
-            f"{' and '.join(named)} cannot be combined" if named else "missing IMAGE, --stream, --watch or --camera",
-            param_hint="IMAGE",
-        )
-    if existing and watch is None:
-        raise typer.BadParameter("only valid with --watch", param_hint="--existing")
-    if every is not None and (images or stream):
-        raise typer.BadParameter("only valid with --watch and --camera", param_hint="--every")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """Where the images come from, as given on the command line."""
+
+    images: list[str]
+    stream: Framing | None
+    watch: Path | None
+    camera: str | None
+    existing: bool
+    every_s: float | None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it ends by a signal or the end of a stream."""
+        return bool(self.stream or self.watch or self.camera)
+
+    def check(self) -> None:
+        """Reject a command line without a source of images, or with more than one, like typer's own usage errors."""
+        images = self.images and not (self.stream and self.images == ["-"])
+        sources = {"IMAGE": images, "--stream": self.stream, "--watch": self.watch, "--camera": self.camera}
+        named = [name for name, value in sources.items() if value]
+        if len(named) != 1:
+            raise typer.BadParameter(
+                f"{' and '.join(named)} cannot be combined" if named else "missing IMAGE, --stream, --watch or --camera",
+                param_hint="IMAGE",
+            )
+        if self.existing and self.watch is None:
+            raise typer.BadParameter("only valid with --watch", param_hint="--existing")
+        if self.every_s is not None and (self.images or self.stream):
+            raise typer.BadParameter("only valid with --watch and --camera", param_hint="--every")
+
+    def pictures(self, stop: "Stop | None", max_bytes: int) -> "Iterator[Picture]":
+        """The images; `stop` is None for files on the command line."""
+        if stop is None:
+            from edgeline.serve.inputs.images import from_paths
+
+            return from_paths(self.images, max_bytes)
+        if self.stream is not None:
+            from edgeline.serve.inputs.images import from_lines, stdin_chunks
+            from edgeline.serve.inputs.mjpeg import from_mjpeg
+
+            read = from_lines if self.stream is Framing.LINES else from_mjpeg
+            return read(stdin_chunks(stop), max_bytes)
+        if self.watch is not None:
+            from edgeline.serve.inputs.folder_watcher import WatchOptions, watch
+            from edgeline.serve.inputs.images import read_picture
+
+            interval_s = DEFAULT_WATCH_S if self.every_s is None else max(MIN_WATCH_S, self.every_s)
+            paths = watch(self.watch, WatchOptions(interval_s=interval_s, existing=self.existing), stop, _log)
+            return (read_picture(path, max_bytes) for path in paths)
+        from edgeline.serve.inputs.camera import from_camera
+
+        return from_camera(self.camera or "", every_s=self.every_s or 0.0, stop=stop)
 
 
-def _open(
-    artifact: Path, variant: str | None, threads: int | None, cache: Path | None, follow: bool, stack: ExitStack
+def _open_and_watch(
+    artifact: Path, open_classifier: "Callable[[Path], Classifier]", follow: bool, stack: ExitStack
 ) -> "Callable[[], Classifier]":
     """Open the artifact; returns a function that returns the current classifier."""
-    from edgeline.serve.classifier import Classifier
-
-    def open_classifier(path: Path) -> Classifier:
-        return Classifier.open(path, variant=variant, threads=threads, cache=cache)
-
     if not follow:
         classifier = open_classifier(artifact)
         return lambda: classifier
@@ -190,50 +222,13 @@ def _collect_drift(drift: Path | None, stack: ExitStack) -> "Callable[[Classifie
     return stack.enter_context(drift_file(drift, _log))
 
 
-def _streamed(framing: Framing, stop: "Stop", limit: int) -> "Iterator[Picture]":
-    from edgeline.serve.inputs.images import from_lines, stdin_chunks
-    from edgeline.serve.inputs.mjpeg import from_mjpeg
-
-    read = from_lines if framing is Framing.LINES else from_mjpeg
-    return read(stdin_chunks(stop), limit)
-
-
-def _watched(folder: Path, existing: bool, every: float | None, stop: "Stop", limit: int) -> "Iterator[Picture]":
-    from edgeline.serve.inputs.folder_watcher import WatchOptions, watch
-    from edgeline.serve.inputs.images import read_picture
-
-    interval_s = DEFAULT_WATCH_S if every is None else max(MIN_WATCH_S, every)
-    paths = watch(folder, WatchOptions(interval_s=interval_s, existing=existing), stop, _log)
-    return (read_picture(path, limit) for path in paths)
-
-
-def _print_all(
-    pictures: "Iterator[Picture]",
-    classifier: "Callable[[], Classifier]",
-    drift_for: "Callable[[Classifier], Drift | None]",
-    stop: "Stop | None",
-    *,
-    top_k: int,
-    explain: bool,
-    as_json: bool,
-) -> bool:
-    """Print a line for each picture until there are no more or a stop is requested; return whether one failed."""
-    from edgeline.serve.cli.output import answer
-
-    failed = False
-    for picture in pictures:
-        if stop is not None and stop.requested:
-            break
-        current = classifier()
-        line = answer(current, picture, top_k, drift_for(current), explain=explain)
-        failed |= "error" in line
-        if as_json:
-            print(json.dumps(line), flush=True)
-        elif "error" in line:
-            _log(f"{_name(line)}: {line['error']} [{line['code']}]")
-        else:
-            print(f"{_name(line)}: {_ranking(line['predictions'])}", flush=True)
-    return failed
+def _print_line(line: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(line), flush=True)
+    elif "error" in line:
+        _log(f"{_name(line)}: {line['error']} [{line['code']}]")
+    else:
+        print(f"{_name(line)}: {_ranking(line['predictions'])}", flush=True)
 
 
 def _name(line: dict[str, Any]) -> str:
