@@ -3,11 +3,14 @@
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeline.serve.cli.options import Variant
+
+if TYPE_CHECKING:
+    from edgeline.serve.inference.scheduler import ConcurrencyPlan
 
 MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 50_000_000
@@ -89,21 +92,16 @@ def serve(
         curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8000/predict?top_k=3'
     """
     from edgeline.serve.http.main import Options, run
-    from edgeline.serve.inference.scheduler import ConcurrencyPlan
     from edgeline.serve.preprocess import Limits
-    from edgeline.serve.runtime.cpu import usable_cores
 
-    plan = None
-    if threads is not None or runners is not None or batch is not None:
-        cores = usable_cores()
-        plan = ConcurrencyPlan(runners=runners or max(1, cores // (threads or 1)), threads=threads or 1, batch=batch or 1)
+    # Every option is mapped to the server's configuration here, and nowhere else.
     options = Options(
         artifacts=artifacts,
         host=host,
         port=port,
         store=store,
         variant=variant,
-        plan=plan,
+        plan=_concurrency_plan(runners, threads, batch),
         limits=Limits(max_bytes=max_bytes, max_pixels=max_pixels),
         deadline_s=deadline,
         queue=queue,
@@ -122,6 +120,17 @@ def serve(
         metrics_port=metrics_port,
     )
     run(options)
+
+
+def _concurrency_plan(runners: int | None, threads: int | None, batch: int | None) -> "ConcurrencyPlan | None":
+    """The plan for the given options; None, to measure the best plan, if none of them is given."""
+    from edgeline.serve.inference.scheduler import ConcurrencyPlan
+    from edgeline.serve.runtime.cpu import usable_cores
+
+    if runners is None and threads is None and batch is None:
+        return None
+    threads = threads or 1
+    return ConcurrencyPlan(runners=runners or max(1, usable_cores() // threads), threads=threads, batch=batch or 1)
 
 
 def default_cache() -> Path | None:
