@@ -200,24 +200,24 @@ def test_a_camera_frame_has_a_region(classifier: Classifier, photo: bytes) -> No
 
 
 def test_images_of_another_kind_have_a_larger_distance(classifier: Classifier, explaining_template: Path) -> None:
-    kept = read_features(classifier.artifact)
-    assert kept is not None
+    features = read_features(classifier.artifact)
+    assert features is not None
     samples = sorted((explaining_template / "golden").glob("*.jpg"))
     usual_NC = np.concatenate([classifier.run(classifier.pixels(p.read_bytes())[None]).embedding_NC for p in samples])  # type: ignore[misc]
     white_NC = classifier.run(np.full((1, *SIZE, 3), 255, np.uint8)).embedding_NC
     assert white_NC is not None
-    assert np.sqrt(np.square(kept.distance(usual_NC)).mean()) == pytest.approx(1, abs=0.02)
-    assert kept.distance(white_NC)[0] > 2
+    assert np.sqrt(np.square(features.distance(usual_NC)).mean()) == pytest.approx(1, abs=0.02)
+    assert features.distance(white_NC)[0] > 2
 
 
 def test_rounding_of_a_constant_feature_is_a_small_distance(folder: Path, seal: Any) -> None:
     held = json.loads((folder / "embedding.json").read_text())
     held["variance"][0] = 0.0
     (folder / "embedding.json").write_text(json.dumps(held))
-    kept = read_features(Classifier.open(seal(folder)).artifact)
-    assert kept is not None
-    off_NC = (kept.mean_C + [1e-3, 0, 0])[None]
-    assert kept.distance(off_NC)[0] < 0.1
+    features = read_features(Classifier.open(seal(folder)).artifact)
+    assert features is not None
+    off_NC = (features.mean_C + [1e-3, 0, 0])[None]
+    assert features.distance(off_NC)[0] < 0.1
 
 
 def test_drift_has_the_distance_of_every_image(classifier: Classifier, photo: bytes) -> None:
@@ -227,11 +227,11 @@ def test_drift_has_the_distance_of_every_image(classifier: Classifier, photo: by
     assert outputs.embedding_NC is not None
     for _ in range(BATCH + 3):
         drift.observe(pixels_HW3, outputs.probabilities_NK[0], embedding_C=outputs.embedding_NC[0])
-    kept = read_features(classifier.artifact)
-    assert kept is not None
+    features = read_features(classifier.artifact)
+    assert features is not None
     found = drift.snapshot()["statistics"]["embedding"]
     assert found["count"] == BATCH + 3
-    assert found["mean"] == pytest.approx(kept.distance(outputs.embedding_NC)[0], rel=1e-6)
+    assert found["mean"] == pytest.approx(features.distance(outputs.embedding_NC)[0], rel=1e-6)
     assert found["variance"] == pytest.approx(0, abs=1e-9)
 
 

@@ -1,4 +1,4 @@
-"""A newer version takes over when it has proven itself, and only then."""
+"""A newer version is used only after it has passed its golden samples."""
 
 import json
 import shutil

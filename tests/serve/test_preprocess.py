@@ -89,7 +89,7 @@ def test_an_mpo_photo_is_opened_as_its_first_image() -> None:
     assert decode_image(data).size == (40, 30)
 
 
-# EXIF 2.32, table 6: which side of the upright picture the first row and the first column are.
+# EXIF 2.32, table 6: the side of the upright image on which the first row and the first column are.
 SIDES = {
     1: ("top", "left"),
     2: ("top", "right"),
@@ -176,7 +176,7 @@ def gif_header(width: int, height: int) -> bytes:
 BOMBS = {
     "PNG under Pillow's own warning": png_header(8000, 8000),
     "PNG that Pillow only warns of": png_header(13312, 13312),
-    "PNG that Pillow refuses": png_header(20032, 20032),
+    "PNG that Pillow rejects": png_header(20032, 20032),
     "PNG of 2^31 rows": png_header(1, 2**31 - 1),
     "JPEG": jpeg_header(65000, 65000),
     "BMP": bmp_header(40000, 40000),
@@ -204,7 +204,7 @@ def test_the_pixel_limit_itself_is_allowed() -> None:
         decode_image(encode(flat("RGB", RED)), limits=Limits(max_pixels=62))
 
 
-REFUSED = {
+REJECTED = {
     "empty": (b"", "image_empty"),
     "text": (b"hello", "not_an_image"),
     "html": (b"<html><body>no</body></html>", "not_an_image"),
@@ -218,7 +218,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("data", "code"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("data", "code"), REJECTED.values(), ids=REJECTED)
 def test_a_bad_image_is_rejected_by_its_code(data: bytes, code: str) -> None:
     with pytest.raises(ImageError) as rejection:
         decode_image(data)
@@ -458,7 +458,7 @@ def test_a_rotated_photo_is_scaled_and_cropped_like_the_upright_one(orientation:
     data = encode(as_stored(np.asarray(photo_like(*size)), orientation), "JPEG", quality=95, exif=exif_of(orientation))
     scaled, full = preprocess(data, SMALL), preprocess(data, replace(SMALL, jpeg_decoding="full"))
     assert scaled.tobytes() != full.tobytes(), "nothing was scaled"
-    assert levels_apart(scaled, full) < 1.5, "half a pixel of the smaller picture to the side would be 5"
+    assert levels_apart(scaled, full) < 1.5, "half a pixel of the reduced image to the side would be 5"
 
 
 def test_the_scale_is_chosen_for_the_upright_image() -> None:
@@ -504,7 +504,7 @@ def test_a_spec_survives_json_and_keeps_its_digest() -> None:
     assert again.digest() == spec.digest()
 
 
-# As manifests and checkpoints held them, with the digest beside them, before there was another way than full decoding.
+# Specs with their digests from manifests and checkpoints that are older than scaled decoding.
 OLD = {
     "5ecd213a982d6f58f9c8617cd5878d24572b733d43c5b4ba6d88eb594b135cff": {
         "height": 224,

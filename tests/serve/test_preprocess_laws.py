@@ -76,7 +76,7 @@ def in_mode(picture: Image.Image, mode: str) -> Image.Image:
     return picture.convert(mode)
 
 
-def refusal_of(data: bytes, limits: Limits = Limits()) -> ImageError | None:
+def rejection_of(data: bytes, limits: Limits = Limits()) -> ImageError | None:
     try:
         preprocess(data, PreprocessSpec(height=8, width=8), limits)
     except ImageError as rejection:
@@ -107,7 +107,7 @@ def test_modes_with_an_unknown_range_are_rejected_in_every_format(size: tuple[in
             data = encode(picture, kind)
         except OSError:  # the format cannot hold it
             continue
-        rejection = refusal_of(data)  # none of PNG, which writes 32 bits as 16
+        rejection = rejection_of(data)  # none of PNG, which writes 32 bits as 16
         assert rejection is None or rejection.code == "mode_not_supported"
 
 
@@ -198,7 +198,7 @@ def test_an_image_is_decoded_exactly_if_it_is_within_the_limits(
 ) -> None:
     data = encode(Image.new("RGB", size), kind)
     within = size[0] * size[1] <= max_pixels and len(data) <= max_bytes
-    rejection = refusal_of(data, Limits(max_pixels=max_pixels, max_bytes=max_bytes))
+    rejection = rejection_of(data, Limits(max_pixels=max_pixels, max_bytes=max_bytes))
     assert (rejection is None) == within
     assert rejection is None or rejection.code == "image_too_large"
 
@@ -210,14 +210,14 @@ Damage = Callable[[bytes], bytes]
 def damages(draw: st.DrawFn) -> Damage:
     """A few bytes changed, removed, doubled, and an end cut off."""
     edits = draw(st.lists(st.tuples(st.floats(0, 1), st.sampled_from("xdr"), st.binary(min_size=1, max_size=8)), max_size=6))
-    kept = draw(st.floats(0.1, 1))
+    cached = draw(st.floats(0.1, 1))
 
     def apply(data: bytes) -> bytes:
         changed = bytearray(data)
         for where, how, what in edits:
             at = int(where * len(changed))
             changed[at : at + len(what) * (how != "d")] = b"" if how == "r" else what
-        return bytes(changed[: max(1, int(kept * len(changed)))])
+        return bytes(changed[: max(1, int(cached * len(changed)))])
 
     return apply
 
@@ -232,7 +232,7 @@ def test_hostile_bytes_raise_nothing_but_image_errors(
     data = damage(encode(in_mode(noise(size, 0), mode), kind, **options))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Pillow warns of odd EXIF
-        rejection = refusal_of(data, Limits(max_pixels=200_000))
+        rejection = rejection_of(data, Limits(max_pixels=200_000))
     assert "\n" not in str(rejection)
 
 

@@ -101,7 +101,7 @@ def test_a_changed_weight_that_only_the_logits_show_is_rejected(folder: Path, se
     import onnx
     from onnx import numpy_helper
 
-    # Scaled and shifted until every probability is 0 or 1, the model answers alike whatever becomes of one weight.
+    # Scaled so that every probability is 0 or 1, the probabilities do not depend on a single weight.
     model = onnx.load(folder / "model.onnx")
     held = {value.name: value for value in model.graph.initializer}
     for name in ("weights", "bias"):
@@ -210,7 +210,7 @@ def test_a_sample_outside_the_artifact_is_not_read(folder: Path, seal: Seal) -> 
 
 
 def with_own_answers(folder: Path, seal: Seal, shift: float, **tolerances: float) -> None:
-    """Give the variant `onnx-fp32` answers of its own, every one off by a shift, as if its file were another."""
+    """Give the variant `onnx-fp32` its own expected outputs, all shifted, as if it had another file."""
 
     def change(data: dict[str, Any]) -> None:
         data["variants"] = {"onnx-fp32": tolerances}

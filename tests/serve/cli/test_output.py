@@ -71,8 +71,8 @@ def test_the_documented_lines_are_the_actual_ones(classifier: Classifier, photo:
     page = (Path(__file__).resolve().parents[3] / "docs" / "predict.md").read_text(encoding="utf-8")
     good, bad = map(json.loads, page.partition("```json\n")[2].partition("```")[0].splitlines())
     answered = answer(classifier, Picture({"path": "x.jpg"}, photo), top_k=1)
-    refused = answer(classifier, Picture({"frame": 1}, b""), top_k=1)
-    assert (list(good), list(bad)) == (list(answered), list(refused))
+    rejected = answer(classifier, Picture({"frame": 1}, b""), top_k=1)
+    assert (list(good), list(bad)) == (list(answered), list(rejected))
     assert list(good["predictions"][0]) == list(answered["predictions"][0])
     assert good["times"].keys() == answered["times"].keys()
 

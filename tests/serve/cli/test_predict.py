@@ -173,14 +173,14 @@ def test_a_newer_version_is_used_from_the_next_image_on(make_artifact: Any, phot
         assert answered(photos[1])["version"] == 2
         assert answered(photos[1])["version"] == 2
         assert ended(process, signal.SIGTERM) == (0, b"", b"")
-    kept = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("drift.json*")}
-    assert {name: (held["version"], held["count"]) for name, held in kept.items()} == {
+    cached = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("drift.json*")}
+    assert {name: (held["version"], held["count"]) for name, held in cached.items()} == {
         "drift.json": (2, 2),
         "drift.json.1": (1, 1),
     }
 
 
-# What is not asked for costs nothing
+# Unused options
 
 
 def test_unused_options_import_nothing(artifact_template: Path, photos: list[Path]) -> None:
@@ -214,15 +214,15 @@ REJECTED: dict[str, tuple[list[str], int, str]] = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "code", "says"), REJECTED.values(), ids=REJECTED)
+@pytest.mark.parametrize(("arguments", "code", "message"), REJECTED.values(), ids=REJECTED)
 def test_an_invalid_command_line_is_rejected(
-    run: Run, artifact_template: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, says: str
+    run: Run, artifact_template: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, message: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     monkeypatch.setenv("COLUMNS", "200")
     found, out, err = run("predict", artifact_template, *arguments)
     assert (found, out) == (code, "")
-    assert says in err
+    assert message in err
     assert "Traceback" not in err
 
 
@@ -247,7 +247,7 @@ def test_the_optimized_graph_is_cached_with_the_option(
     run: Run, artifact_template: Path, photos: list[Path], tmp_path: Path
 ) -> None:
     first = run("predict", artifact_template, *photos, "--cache", tmp_path / "cache")
-    kept = list((tmp_path / "cache" / "optimized").glob("*.onnx"))
-    assert len(kept) == bool(processor_identity())
+    cached = list((tmp_path / "cache" / "optimized").glob("*.onnx"))
+    assert len(cached) == bool(processor_identity())
     assert run("predict", artifact_template, *photos, "--cache", tmp_path / "cache") == first
     assert run("predict", artifact_template, *photos) == first

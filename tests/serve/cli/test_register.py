@@ -86,10 +86,10 @@ def test_a_bad_image_is_reported_and_the_others_are_classified(run: Run, artifac
     code, out, err = run("predict", artifact_template, photos, photos / "absent.jpg", "--top-k", 1)
     assert code == 1
     assert [line.rpartition(": ")[2] for line in out.splitlines()] == ["red 99.7%", "blue 99.8%", "dark 54.0%"]
-    told = err.splitlines()
-    assert len(told) == 3
-    assert told[0].startswith(f"edgeline: {photos}/a.jpg: ")
-    assert [line.rpartition(" ")[2] for line in told] == ["[not_an_image]", "[image_empty]", "[image_unreadable]"]
+    lines = err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith(f"edgeline: {photos}/a.jpg: ")
+    assert [line.rpartition(" ")[2] for line in lines] == ["[not_an_image]", "[image_empty]", "[image_unreadable]"]
 
 
 def test_a_bad_image_is_an_object_in_json(run: Run, artifact_template: Path, photos: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_malicious_file_name_stays_on_its_line(run: Run, artifact_template: Pa
     assert [json.loads(line)["path"].rpartition("/")[2] for line in out.splitlines()] == names
 
 
-REFUSED: dict[str, tuple[list[str], int]] = {
+REJECTED: dict[str, tuple[list[str], int]] = {
     "no artifact": (["/absent", "x.jpg"], 1),
     "an unknown variant": (["ARTIFACT", "x.jpg", "--variant", "int4"], 1),
     "no image": (["ARTIFACT"], 2),
@@ -161,7 +161,7 @@ REFUSED: dict[str, tuple[list[str], int]] = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "expected"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize(("arguments", "expected"), REJECTED.values(), ids=REJECTED)
 def test_an_invalid_command_line_is_rejected_without_a_traceback(
     run: Run, artifact_template: Path, arguments: list[str], expected: int
 ) -> None:
@@ -214,10 +214,10 @@ def second_variant(folder: Path) -> list[dict[str, Any]]:
 def test_every_variant_is_verified_unless_one_is_chosen(run: Run, make_artifact: Any, seal: Any) -> None:
     folder = make_artifact()
     seal(folder, variants=second_variant(folder))
-    proven = [proof["variant"] for proof in json.loads(run("check", folder, "--json")[1])["variants"]]
-    assert proven == ["onnx-fp32", "second"]
-    proven = [proof["variant"] for proof in json.loads(run("check", folder, "--json", "--variant", "second")[1])["variants"]]
-    assert proven == ["second"]
+    verified = [found["variant"] for found in json.loads(run("check", folder, "--json")[1])["variants"]]
+    assert verified == ["onnx-fp32", "second"]
+    verified = [found["variant"] for found in json.loads(run("check", folder, "--json", "--variant", "second")[1])["variants"]]
+    assert verified == ["second"]
 
 
 def test_a_bad_second_variant_fails_the_check(run: Run, make_artifact: Any, seal: Any) -> None:
@@ -286,7 +286,7 @@ PACKAGE = [
     f"model.mlpackage/{n}"
     for n in ("Manifest.json", *(f"Data/com.apple.CoreML/{m}" for m in ("model.mlmodel", "weights/weight.bin")))
 ]
-# Each: the variant's name, its format, its files, what is message, and the code of the error where it is asked for.
+# Each: the variant's name, its format, its files, the message, and the error code if it is chosen explicitly.
 NOT_RUN = {
     "of another system": pytest.param(
         "coreml-fp16",

@@ -87,8 +87,8 @@ def test_an_invalid_file_is_named(artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(InputError, match="own reference is not a snapshot of a device"):
         compare([artifact / FILE_NAME], artifact)
-    for name, says in {"x.json": "must be an object with the schema", "absent.json": "cannot be read: No such file"}.items():
-        with pytest.raises(InputError, match=f"{name}.*{says}"):
+    for name, message in {"x.json": "must be an object with the schema", "absent.json": "cannot be read: No such file"}.items():
+        with pytest.raises(InputError, match=f"{name}.*{message}"):
             compare([tmp_path / name], artifact)
 
 

@@ -152,7 +152,7 @@ def changed(path: str, value: Any) -> bytes:
     return json.dumps(snapshot).encode()
 
 
-REFUSED = {
+REJECTED = {
     "no JSON": b"hello",
     "a list": b"[]",
     "nested too deeply": b"[" * 200_000,
@@ -178,7 +178,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("data", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("data", REJECTED.values(), ids=REJECTED)
 def test_an_invalid_snapshot_is_rejected_with_one_line(data: bytes) -> None:
     with pytest.raises(InputError, match="not a snapshot of drift statistics") as rejection:
         read_snapshot(data)

@@ -115,19 +115,19 @@ def cached_files(cache: Path, ending: str = "onnx") -> list[Path]:
     return sorted((cache / "optimized").glob(f"*.{ending}"))
 
 
-def answers(classifier: Classifier) -> list[bytes]:
+def outputs_of(classifier: Classifier) -> list[bytes]:
     pixels = np.random.default_rng(1).integers(0, 256, (3, 12, 16, 3), dtype=np.uint8)
     return [array.tobytes() for array in classifier.answer(pixels)]
 
 
 def test_a_cached_graph_gives_bit_identical_outputs(artifact: Path, cache: Path) -> None:
-    expected = answers(Classifier.open(artifact, threads=1))
-    assert answers(Classifier.open(artifact, threads=1, cache=cache)) == expected
+    expected = outputs_of(Classifier.open(artifact, threads=1))
+    assert outputs_of(Classifier.open(artifact, threads=1, cache=cache)) == expected
     [file] = cached_files(cache)
     before = file.stat().st_mtime_ns
     for threads in (1, 2):
         again = Classifier.open(artifact, threads=threads, cache=cache)
-        assert answers(again) == expected
+        assert outputs_of(again) == expected
         assert again.proof is not None
     assert [(path, path.stat().st_mtime_ns) for path in cached_files(cache)] == [(file, before)], "read, not created again"
     assert sorted(path.suffix for path in file.parent.iterdir()) == [".json", ".onnx"], "no temporary files are left"
@@ -164,11 +164,11 @@ DAMAGE: dict[str, Callable[[Path, Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_cached_graph_is_created_again(artifact: Path, cache: Path, damage: Callable[[Path, Path], object]) -> None:
-    expected = answers(Classifier.open(artifact, threads=1, cache=cache))
+    expected = outputs_of(Classifier.open(artifact, threads=1, cache=cache))
     [file], [note] = cached_files(cache), cached_files(cache, "json")
     held = file.read_bytes(), note.read_bytes()
     damage(file, note)
-    assert answers(Classifier.open(artifact, threads=1, cache=cache)) == expected
+    assert outputs_of(Classifier.open(artifact, threads=1, cache=cache)) == expected
     assert (file.read_bytes(), note.read_bytes()) == held
 
 
@@ -180,18 +180,18 @@ def forge(cache: Path, data: bytes) -> None:
 
 
 def test_a_cached_graph_that_does_not_load_is_created_again(artifact: Path, cache: Path) -> None:
-    expected = answers(Classifier.open(artifact, threads=1, cache=cache))
+    expected = outputs_of(Classifier.open(artifact, threads=1, cache=cache))
     forge(cache, b"not a model")
-    assert answers(Classifier.open(artifact, threads=1, cache=cache)) == expected
+    assert outputs_of(Classifier.open(artifact, threads=1, cache=cache)) == expected
     assert cached_files(cache)[0].read_bytes() != b"not a model"
 
 
 def test_golden_samples_reject_a_wrong_graph_from_the_cache(
     artifact: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = answers(Classifier.open(artifact, threads=1, cache=cache))
+    expected = outputs_of(Classifier.open(artifact, threads=1, cache=cache))
     forge(cache, conv_model(int8=False, seed=1))
-    assert answers(Classifier.open(artifact, threads=1, cache=cache)) == expected
+    assert outputs_of(Classifier.open(artifact, threads=1, cache=cache)) == expected
     assert "differs" in caplog.text
 
 
@@ -284,7 +284,7 @@ def test_two_processes_at_once_leave_one_complete_file(artifact: Path, cache: Pa
     assert outputs == [("4\n4\n4\n", "")] * 2
     assert len(cached_files(cache)) == 1
     assert len(list((cache / "optimized").iterdir())) == 2
-    assert answers(Classifier.open(artifact, threads=1, cache=cache)) == answers(Classifier.open(artifact, threads=1))
+    assert outputs_of(Classifier.open(artifact, threads=1, cache=cache)) == outputs_of(Classifier.open(artifact, threads=1))
 
 
 @pytest.mark.parametrize("part", [".", "optimized"])
@@ -305,10 +305,10 @@ def test_a_folder_that_others_may_write_to_is_not_used(
 
 def test_a_folder_that_cannot_be_written_only_disables_the_cache(artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    expected = answers(Classifier.open(artifact, threads=1))
+    expected = outputs_of(Classifier.open(artifact, threads=1))
     # The second belongs to this user and nobody can write to it, not even root.
     for place in (tmp_path / "file" / "cache", Path(f"/proc/{os.getpid()}"), Path(os.devnull)):
-        assert answers(Classifier.open(artifact, threads=1, cache=place)) == expected
+        assert outputs_of(Classifier.open(artifact, threads=1, cache=place)) == expected
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
