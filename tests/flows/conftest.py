@@ -20,6 +20,8 @@ from tests.support.shared_results import shared_result
 
 COLORS = {"warm": (200, 60, 40), "cold": (40, 70, 200)}
 EACH = 20
+TINY = ["model=timm:test_efficientnet", "weights=none", "preprocess.size=32"]
+"""A network of 0.4 MB with random weights: the steps are tested here, not what they learn."""
 DATABASE = "prefect.db"
 DEADLINE_S = 60
 
@@ -107,7 +109,7 @@ def write_photos(folder: Path) -> Path:
 
 def configure(photos: Path, artifacts: Path) -> PipelineConfig:
     """What makes a run short."""
-    settings = ["train.epochs=3", "publish.golden=2", "export.variants=[]"]
+    settings = ["train.epochs=3", "publish.golden=2", "export.variants=[]", *TINY]
     return load_config(None, settings, data=str(photos), artifacts=str(artifacts))
 
 

@@ -33,7 +33,8 @@ def make_photos(folder: Path) -> Path:
     return folder
 
 
-SETTINGS = ["verify.images=20", "export.variants=[]"]
+TINY = ["model=timm:test_efficientnet", "weights=none", "preprocess.size=32"]
+SETTINGS = ["verify.images=20", "export.variants=[]", *TINY]
 
 
 @pytest.fixture(name="line", scope="module")
