@@ -22,10 +22,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from edgeline.serve.artifact.cam_outputs import EMBEDDING
 from edgeline.serve.artifact.training_features import Features
 from edgeline.serve.drift.snapshot import EDGES, EMBEDDING_EDGES, SCHEMA
+from edgeline.serve.preprocess import FORMATS
 
 if TYPE_CHECKING:
     from edgeline.serve.classifier import Classifier
@@ -197,10 +199,6 @@ def drift_of(classifier: "Classifier") -> Drift:
 
 def origin_of(image: bytes) -> dict[str, int]:
     """Read `width`, `height` and `size_bytes` from the header of an image that is known to be valid."""
-    from PIL import Image
-
-    from edgeline.serve.preprocess import FORMATS
-
     with Image.open(io.BytesIO(image), formats=FORMATS) as header:
         return {"width": header.width, "height": header.height, "size_bytes": len(image)}
 
