@@ -1,11 +1,11 @@
-"""From a folder of photos to a verified image classifier on small machines.
+"""Train an image classifier from a folder of photos, verify it and run it on small devices.
 
     from edgeline import Classifier
 
     classifier = Classifier.open("artifacts/store/birds")
     classifier.predict([open("photo.jpg", "rb").read()])
 
-Importing this package loads nothing else: its public names are resolved on first use.
+Importing this package imports nothing else; its public names are resolved on first use.
 """
 
 import importlib

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from edgeline.serve.artifact.manifest import NAME
 from edgeline.serve.errors import ConfigError
+from edgeline.serve.preprocess import Interpolation
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -65,7 +66,7 @@ class PreprocessConfig(Step):
         description="Share of the shorter side that the centered crop keeps; 0 takes what the weights were evaluated with. "
         "1 where what matters may lie at the edge.",
     )
-    interpolation: Literal["own", "bilinear", "bicubic", "lanczos"] = Field(
+    interpolation: Literal["own", Interpolation] = Field(
         "own", description="Filter of the resize; `own` takes what the weights were trained with."
     )
     jpeg_decoding: Literal["scaled", "full"] = Field(

@@ -45,9 +45,9 @@ for name in sys.argv[3:]:
         start = time.perf_counter()
         classifier = Classifier.open(sys.argv[1], variant=name, prove=False)
         loaded = time.perf_counter()
-        settings = runtime.session_settings(classifier.variant.saturates)
+        settings = runtime.session_settings(**runtime.options_for(classifier.variant))
         found |= {"exact_setting": "session.x64quantprecision" in settings}
-        proof = golden.prove(classifier.artifact, classifier.answer, name)
+        proof = golden.run_self_test(classifier.artifact, classifier.answer, name)
         seconds = {"load_s": loaded - start, "sample_s": (time.perf_counter() - loaded) / proof.samples}
         figures = {key: getattr(proof, key) for key in proof.__slots__}
         found |= {"proven": True, **figures, **{key: round(value, 2) for key, value in seconds.items()}}
@@ -124,7 +124,7 @@ def check(
 
     Returns:
         An entry a variant: its name as `variant`, `proven`, and whether the exact setting was made as `exact_setting`. One that
-        is proven has the figures of `serve.artifact.golden.Proof` and how many seconds it took to load (`load_s`) and for a
+        is proven has the figures of `serve.artifact.golden.SelfTest` and how many seconds it took to load (`load_s`) and for a
         sample (`sample_s`, in which the model runs twice); one that answers otherwise than its golden samples has the line
         that says so as `error`.
 

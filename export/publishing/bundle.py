@@ -26,11 +26,11 @@ from edgeline.pipeline.runs.atomic_files import file_digest
 from edgeline.pipeline.runs.receipts import read_receipt
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.artifact import manifest as manifests
+from edgeline.serve.artifact.cam_outputs import EMBEDDING, EVIDENCE
 from edgeline.serve.artifact.manifest import FileEntry, Manifest, Variant
+from edgeline.serve.artifact.training_features import FILE_NAME as FEATURES_NAME
 from edgeline.serve.drift.report import FILE_NAME as STATISTICS_NAME
 from edgeline.serve.errors import VerificationError
-from edgeline.serve.explain import EMBEDDING, EVIDENCE
-from edgeline.serve.explain import FILE_NAME as FEATURES_NAME
 from edgeline.serve.preprocess import PreprocessSpec
 
 MODEL_SUFFIXES = (".onnx", ".ort", ".xml", ".bin", ".tflite", ".pte", ".mlmodel", ".mlpackage/Manifest.json")

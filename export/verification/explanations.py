@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from edgeline.export.graph.cam_outputs import unfit
 from edgeline.export.parity.similarity import sqnr_db
 from edgeline.pipeline.models.backbones import Network
+from edgeline.serve.artifact.cam_outputs import EMBEDDING, EVIDENCE
 from edgeline.serve.errors import VerificationError
-from edgeline.serve.explain import EMBEDDING, EVIDENCE
 
 IMAGES = 24
 """How many are compared: the hard set and the first of the held-out ones."""

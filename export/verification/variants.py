@@ -35,8 +35,9 @@ from edgeline.serve.errors import EdgelineError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.backends import files_of, not_run_here
 from edgeline.serve.runtime.benchmark import RUNS, costs, times_command
+from edgeline.serve.runtime.cpu import usable_cores
 from edgeline.serve.runtime.provenance import provenance
-from edgeline.serve.runtime.session import create_session, usable_cores
+from edgeline.serve.runtime.session import create_session
 
 PROBED = 24
 """Images that the other thread counts and optimization levels are tried on."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edgeline.serve.artifact.golden import likely_fault
+from edgeline.serve.artifact.pixel_difference import likely_cause
 from edgeline.serve.errors import VerificationError
 from edgeline.serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, preprocess
 
@@ -85,7 +85,7 @@ def check_preprocessing(path: Path, spec: PreprocessSpec) -> float:
         off = [name for name in differences if differences[name] > MAX_FINGERPRINT_DIFFERENCE]
         raise VerificationError(
             f"preprocessing is not what the model was trained with: {', '.join(off)} of the hard set differ, by "
-            f"{differences[worst]:.1f} of 255 at worst ({worst}): {likely_fault(then[worst], now[worst])}; use the same "
+            f"{differences[worst]:.1f} of 255 at worst ({worst}): {likely_cause(then[worst], now[worst])}; use the same "
             "edgeline and Pillow, or train again",
             code="preprocess_changed",
         )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from edgeline.serve.errors import ConfigError, TrainingError
-from edgeline.serve.runtime.session import usable_cores
+from edgeline.serve.runtime.cpu import usable_cores
 
 
 def choose_device(wanted: str) -> torch.device:

@@ -16,7 +16,7 @@ fun pixels(file: File, background: IntArray, spec: Spec): ByteArray {
     val orientation = orientationOf(file)
     val width = if (orientation in 5..8) bounds.outHeight else bounds.outWidth
     val height = if (orientation in 5..8) bounds.outWidth else bounds.outHeight
-    // Of a JPEG, Android's decoder, too, computes fewer terms of the cosine transform, and rounds the size up.
+    // For a JPEG, Android's decoder also computes fewer terms of the cosine transform, and rounds the size up.
     val scale = if (bounds.outMimeType == "image/jpeg") jpegScale(width, height, spec) else 1
     val picture = decode(file, background, scale)
     check(picture.width == (bounds.outWidth + scale - 1) / scale && picture.height == (bounds.outHeight + scale - 1) / scale) {

@@ -1,5 +1,5 @@
-// From a decoded picture to the pixels a model sees, equal to serve/preprocess.py bit for bit: upright, cut, resize.
-// Plain Kotlin. Android's own scaling does not smooth the same way and would not pass the golden samples.
+// From a decoded image to the model's input, bit-identical to serve/preprocess.py: make upright, crop, resize.
+// Plain Kotlin. Android's own scaling uses other filters and would fail the golden samples.
 package edgeline
 
 import kotlin.math.PI
@@ -25,7 +25,7 @@ fun fit(picture: Picture, box: Box, spec: Spec): ByteArray {
     val left = floor(box.left)
     val top = floor(box.top)
     val inside = Box(box.left - left, box.top - top, box.right - left, box.bottom - top)
-    // Across first, then down; the result in between is rounded to bytes, too.
+    // Horizontally first, then vertically; the intermediate result is rounded to bytes, too.
     val across = resizeOneWay(cut(picture, box), inside, spec.width, false, spec.interpolation)
     return resizeOneWay(across, inside, spec.height, true, spec.interpolation).rgb
 }
@@ -104,7 +104,7 @@ private fun filterOf(name: String): Pair<Double, (Double) -> Double> = when (nam
     else -> error("interpolation $name is not known; bilinear, bicubic and lanczos are")
 }
 
-private const val BITS = 22 // of the fraction: two of 32 bits are left for overshoot, eight for the value
+private const val BITS = 22 // fractional bits: of 32 bits, two are left for overshoot and eight for the value
 
 /** What one pixel of the result is summed up from. */
 private class Taps(val first: Int, val weights: IntArray)
@@ -135,7 +135,7 @@ private fun resizeOneWay(from: Picture, box: Box, size: Int, down: Boolean, inte
         val tap = taps[if (down) y else x]
         val start = 3 * (if (down) tap.first * from.width + x else y * from.width + tap.first)
         for (c in 0 until 3) {
-            var sum = 1 shl (BITS - 1) // a half, so that the shift rounds
+            var sum = 1 shl (BITS - 1) // one half, so that the shift rounds
             for (k in tap.weights.indices) sum += tap.weights[k] * (from.rgb[start + k * step + c].toInt() and 0xFF)
             rgb[3 * (y * width + x) + c] = (sum shr BITS).coerceIn(0, 255).toByte()
         }

@@ -69,8 +69,8 @@ def test_it_is_not_run_where_core_ml_is_not(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert not_run_here("coreml") == WHY
     assert not_run_here("onnx") is None
-    with pytest.raises(ArtifactError, match=f"is not run here: {WHY}") as refusal:
-        load_file("coreml", tmp_path / FILE, 1)
+    with pytest.raises(ArtifactError, match=f"cannot run on this system: {WHY}") as refusal:
+        load_file("coreml", tmp_path / FILE)
     assert refusal.value.code == "not_run_here"
 
 

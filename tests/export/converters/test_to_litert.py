@@ -50,7 +50,7 @@ def test_a_device_without_the_runtime_is_told_which_extra_brings_it(monkeypatch:
     (tmp_path / "model.tflite").touch()
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     with pytest.raises(MissingExtraError, match=r"'ai_edge_litert': pip install 'edgeline\[litert\]'$"):
-        load_file("litert", tmp_path / "model.tflite", 1)
+        load_file("litert", tmp_path / "model.tflite")
 
 
 def test_tools_that_cannot_be_installed_leave_the_variant_out_with_one_line(
