@@ -39,12 +39,12 @@ CLOSE_S = 5.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sockets:
-    """The open listening sockets of a server."""
+    """The listening sockets of a server, as far as its parts need them."""
 
-    public: socket.socket
+    url: str
+    """Of the public one."""
     metrics: socket.socket | None
     """On the loopback interface, if other machines can reach the public one."""
-    url: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +72,7 @@ def run(config: ServerConfig) -> None:
         if exposed and tokens is None:
             _warn(f"{url} can be reached from other machines, and has no authentication")
         metrics = listen("127.0.0.1", config.metrics_port, option="--metrics-port") if exposed else None
-        parts = build(config, Sockets(public=listener, metrics=metrics, url=url), tokens)
+        parts = build(config, Sockets(url=url, metrics=metrics), tokens)
         parts.server.run(listener, tls=tls, also=[] if metrics is None else [(metrics, parts.metrics)])
     parts.shut_down_tracing()
     loaded, finished = parts.models.close(CLOSE_S), parts.engine.close(CLOSE_S)
@@ -110,7 +110,7 @@ def build(config: ServerConfig, sockets: Sockets, tokens: Tokens | None) -> Part
 
 
 def _handlers(config: ServerConfig, service: Service, options: AppOptions) -> tuple[Handlers, Callable[[], None]]:
-    """The application and what may answer before it; what sees every request, such as traces, leaves out the shortcuts."""
+    """The application, behind load shedding and the fast path unless every request is traced, logged or checked for CORS."""
     app: ASGIApp = create_app(service, options)
     shut_down_tracing: Callable[[], None] = _do_nothing
     if config.otel:

@@ -35,7 +35,7 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 def test_a_conforming_server_gets_a_table_and_exit_code_0(run: Run, site: Any) -> None:
     code, out, err = run(site.url, "-k", "infer_id or infer_json_data")
     assert (code, err) == (0, "")
-    assert "The request's id comes back." in out
+    assert "The request's id is returned." in out
     assert "image cannot be sent as JSON" in out
     assert "specification: 2 passed, 0 failed, 1 skipped" in out
     assert "with model colors conforms" in out

@@ -34,6 +34,6 @@ def test_each_request_is_a_child_span_of_its_caller(artifact_template: Path, ser
     assert f"{spans[0].parent.span_id:016x}" == "b7ad6b7169203331"
     assert f"{spans[0].context.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c"
     assert spans[0].resource.attributes["service.name"] == "edgeline"
-    told = str([dict(span.attributes or {}) for span in spans])
-    assert "200" in told
-    assert "422" in told
+    attributes = str([dict(span.attributes or {}) for span in spans])
+    assert "200" in attributes
+    assert "422" in attributes

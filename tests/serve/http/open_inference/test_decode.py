@@ -1,4 +1,4 @@
-"""Requests of the V2 protocol: what fits becomes tensors, what does not is refused before anything is made of it."""
+"""V2 requests: those that fit become tensors, others are rejected before memory is allocated for them."""
 
 import contextlib
 import json

@@ -57,9 +57,9 @@ def test_the_json_of_a_reply_is_ascii_so_that_characters_are_bytes() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("binary", [False, True])
 def test_a_number_that_is_not_finite_is_never_sent(bad: float, binary: bool) -> None:
-    with pytest.raises(ArtifactError) as refusal:
+    with pytest.raises(ArtifactError) as caught:
         encode({}, [output(binary=binary, values=np.array([[1, bad]], np.float32))])
-    assert refusal.value.code == "model_output_not_finite"
+    assert caught.value.code == "model_output_not_finite"
 
 
 CLASSES = {
@@ -122,9 +122,9 @@ BAD = {
 
 @pytest.mark.parametrize(("packed", "encoding", "code"), BAD.values(), ids=BAD)
 def test_a_body_that_cannot_be_decompressed_is_rejected(packed: bytes, encoding: str, code: str) -> None:
-    with pytest.raises(InputError) as refusal:
+    with pytest.raises(InputError) as caught:
         decompress(packed, encoding, len(BODY))
-    assert refusal.value.code == code
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
@@ -133,11 +133,11 @@ def test_a_bomb_is_rejected_within_the_memory_of_the_limit(encoding: str) -> Non
     bomb = b"".join(packer.compress(bytes(2**20)) for _ in range(100)) + packer.flush()
     assert len(bomb) < 2**20
     tracemalloc.start()
-    with pytest.raises(InputError) as refusal:
+    with pytest.raises(InputError) as caught:
         decompress(bomb, encoding, 2**20)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert refusal.value.code == "body_too_large"
+    assert caught.value.code == "body_too_large"
     assert peak < 3 * 2**20
 
 
@@ -146,8 +146,8 @@ ACCEPTED = {
     "gzip": ("gzip", "gzip"),
     "deflate": ("deflate", "deflate"),
     "both": ("deflate, gzip;q=0.5", "gzip"),
-    "gzip refused": ("gzip;q=0, deflate", "deflate"),
-    "both refused": ("gzip; q=0.0, deflate;q=0", None),
+    "gzip not accepted": ("gzip;q=0, deflate", "deflate"),
+    "neither accepted": ("gzip; q=0.0, deflate;q=0", None),
     "brotli": ("br", None),
     "identity": ("identity", None),
     "capitals": ("GZIP", "gzip"),

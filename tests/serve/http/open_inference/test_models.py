@@ -27,7 +27,7 @@ class Several:
 
     def __init__(self, birds: dict[int, Classifier]) -> None:
         self.birds = birds
-        self.asked: list[tuple[bytes | np.ndarray, float | None]] = []
+        self.received: list[tuple[bytes | np.ndarray, float | None]] = []
         self.error: EdgelineError | None = None
 
     def names(self) -> list[str]:
@@ -44,7 +44,7 @@ class Several:
         return [*ready, {"name": "fish", "version": "7", "state": "UNAVAILABLE", "reason": "its golden samples failed"}]
 
     async def answer(self, classifier: Classifier, item: bytes | np.ndarray, deadline_s: float | None) -> Answer:
-        self.asked.append((item, deadline_s))
+        self.received.append((item, deadline_s))
         if self.error is not None:
             raise self.error
         row_K = np.full(4, classifier.manifest.version, np.float32)
@@ -146,8 +146,8 @@ def test_the_item_and_the_deadline_are_passed_to_the_models(client: Any, models:
     client("POST", "/v2/models/birds/infer", content=b"file", headers={**PNG_HEADERS, "X-Request-Timeout-Ms": "250"})
     pixels = np.arange(12 * 16 * 3, dtype=np.uint8)
     client("POST", "/v2/models/birds.pixels/infer", content=pixels.tobytes(), headers=PNG_HEADERS)
-    assert models.asked[0] == (b"file", 0.25)
-    item, deadline_s = models.asked[1]
+    assert models.received[0] == (b"file", 0.25)
+    item, deadline_s = models.received[1]
     assert deadline_s is None
     np.testing.assert_array_equal(item, pixels.reshape(12, 16, 3), strict=True)
 

@@ -73,9 +73,9 @@ def test_metrics_are_described_only_if_they_are_served(site: Any) -> None:
 
 
 def test_documented_limits_are_the_real_ones(site: Any) -> None:
-    held = document(routes_of(site), Limits(max_bytes=1_234_567, max_pixels=7_654_321), secured=False)
-    text = held["paths"]["/predict"]["post"]["requestBody"]["description"]
-    [default] = [each["schema"]["default"] for each in held["paths"]["/predict"]["post"]["parameters"][:1]]
+    described = document(routes_of(site), Limits(max_bytes=1_234_567, max_pixels=7_654_321), secured=False)
+    text = described["paths"]["/predict"]["post"]["requestBody"]["description"]
+    [default] = [each["schema"]["default"] for each in described["paths"]["/predict"]["post"]["parameters"][:1]]
     assert default == DEFAULT_TOP_K
     assert "1,234,567 bytes" in text
     assert "7,654,321 pixels" in text
@@ -113,7 +113,7 @@ def codes_in_the_code() -> set[str]:
                 found.add(kind.code)
         else:
             continue
-        found |= {held.value for held in codes if isinstance(held, ast.Constant)}
+        found |= {code.value for code in codes if isinstance(code, ast.Constant)}
     return found - COMMAND_CODES
 
 
@@ -148,8 +148,8 @@ def validator(openapi: dict[str, Any], schema: dict[str, Any]) -> Any:
 
 def of_reply(openapi: dict[str, Any], path: str, method: str, status: int) -> dict[str, Any]:
     """Return the description of one reply."""
-    held = openapi["paths"][path][method]["responses"][str(status)]
-    return dict(openapi["components"]["responses"][held["$ref"].rpartition("/")[2]] if "$ref" in held else held)
+    described = openapi["paths"][path][method]["responses"][str(status)]
+    return dict(openapi["components"]["responses"][described["$ref"].rpartition("/")[2]] if "$ref" in described else described)
 
 
 ONE = ("/predict", "/predict", "post")
@@ -197,9 +197,9 @@ def test_a_real_reply_matches_its_schema(site: Any, openapi: dict[str, Any], art
     }.get(case, {})
     reply = site.client.request(method, address, **sent)
     assert reply.status_code == status
-    held = of_reply(openapi, path, method, status)
-    validator(openapi, held["content"]["application/json"]["schema"]).validate(reply.json())
-    assert [name for name, header in held["headers"].items() if header.get("required") and name not in reply.headers] == []
+    described = of_reply(openapi, path, method, status)
+    validator(openapi, described["content"]["application/json"]["schema"]).validate(reply.json())
+    assert [name for name, header in described["headers"].items() if header.get("required") and name not in reply.headers] == []
 
 
 PARTS = {"a part": ("bytes=3-9", 206), "all of it": ("bytes=0-", 206), "nothing of it": ("bytes=99999999-", 416)}
@@ -209,9 +209,9 @@ PARTS = {"a part": ("bytes=3-9", 206), "all of it": ("bytes=0-", 206), "nothing 
 def test_a_part_of_a_file_is_codesas_it_is_told(site: Any, openapi: dict[str, Any], header: str, status: int) -> None:
     reply = site.client.get("/artifacts/colors/1/manifest.json", headers={"Range": header})
     assert reply.status_code == status
-    held = of_reply(openapi, "/artifacts/{name}/{version}/{path}", "get", status)
-    assert reply.headers["content-type"] in held["content"]
-    for name, each in held["headers"].items():
+    described = of_reply(openapi, "/artifacts/{name}/{version}/{path}", "get", status)
+    assert reply.headers["content-type"] in described["content"]
+    for name, each in described["headers"].items():
         jsonschema_rs.Draft202012Validator(each["schema"]).validate(reply.headers[name])
 
 
@@ -244,8 +244,8 @@ def test_it_describes_which_urls_need_a_token(artifact_template: Path, tmp_path:
         unauthorized = site.client.get("/openapi.json")
         openapi = site.client.get("/openapi.json", headers={"Authorization": "Bearer a-token-of-enough-letters"}).json()
     assert openapi["components"]["securitySchemes"]["bearer"] == {"type": "http", "scheme": "bearer"}
-    held = of_reply(openapi, "/openapi.json", "get", 401)
-    validator(openapi, held["content"]["application/json"]["schema"]).validate(unauthorized.json())
+    described = of_reply(openapi, "/openapi.json", "get", 401)
+    validator(openapi, described["content"]["application/json"]["schema"]).validate(unauthorized.json())
     operations = {path: place["get" if "get" in place else "post"] for path, place in openapi["paths"].items()}
     free = {path for path, operation in operations.items() if operation.get("security") == []}
     assert free == {"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"} | PATHS
@@ -276,8 +276,8 @@ def with_known_names(openapi: dict[str, Any]) -> dict[str, Any]:
     """Return the document with the names of this server, so that generated requests reach more than errors."""
     found = copy.deepcopy(openapi)
     for place in found["paths"].values():
-        for held in (place, *(place[method] for method in place.keys() - {"parameters"})):
-            for parameter in held.get("parameters", []):
+        for described in (place, *(place[method] for method in place.keys() - {"parameters"})):
+            for parameter in described.get("parameters", []):
                 if parameter["name"] in KNOWN and parameter["in"] != "query":
                     parameter["schema"] = {"enum": KNOWN[parameter["name"]]}
     return found
