@@ -198,7 +198,7 @@ def test_check_prints_the_numbers_as_json(run: Run, artifact_template: Path) -> 
 def test_times_are_measured_with_the_option(run: Run, artifact_template: Path) -> None:
     code, out, err = run("check", artifact_template, "--time")
     assert (code, err) == (0, "")
-    assert "ms an image (p50 / p95) with threads=1" in out
+    assert "ms per image (p50 / p95) with threads=1" in out
     assert "MB\n" in out
     assert out.splitlines()[-1].startswith("  measured on ")
     [proof] = json.loads(run("check", artifact_template, "--time", "--json")[1])["variants"]
