@@ -36,7 +36,7 @@ class Manifest(val folder: File) {
     fun pixels(file: File): ByteArray = pixels(file, background, spec)
 }
 
-/** Throws where a sample fails; its message names the half that differs. */
+/** Throws if a sample fails; the message shows which half differs. */
 fun prove(manifest: Manifest, variant: String, answer: (ByteArray) -> Answer) {
     val golden = JSONObject(File(manifest.folder, "golden/golden.json").readText())
     val own = golden.optJSONObject("variants")?.optJSONObject(variant)
