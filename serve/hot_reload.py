@@ -8,14 +8,14 @@ Invariant: `classifier` always passed its golden samples on this machine. A vers
 only if its files change, as they do while it is being copied; until then the current version stays in use.
 """
 
-import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from edgeline.serve.artifact.manifest import FILE_NAME
-from edgeline.serve.artifact.reader import resolve, versions
+from edgeline.serve.artifact.newer_version import Candidate, find_newer, find_newest
+from edgeline.serve.artifact.reader import versions
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import ArtifactError, ConfigError, EdgelineError
 
@@ -24,8 +24,6 @@ INTERVAL_S = 2.0
 
 CLOSE_S = 10.0
 """Longest wait for a version that is being loaded when the watcher is closed."""
-
-Files = frozenset[tuple[str, int, int]]
 
 
 class VersionWatcher:
@@ -48,8 +46,8 @@ class VersionWatcher:
         self._folder = folder
         self._open = open_classifier
         self._report = report
-        self._tried: tuple[int, Files] | None = None
-        """The last version that was opened or rejected, with its files at that time."""
+        self._tried: Candidate | None = None
+        """The last version that was opened or rejected."""
         self._reported: tuple[int, str] | None = None
         """Version and error code of the last reported failure."""
         self.classifier, self._version = self._open_newest()
@@ -68,36 +66,34 @@ class VersionWatcher:
     def poll(self) -> None:
         """Switch to a newer version if there is a valid one."""
         try:
-            newest = max(versions(self._folder), default=0)
-            if newest <= self._version:
+            candidate = find_newer(self._folder, than=self._version)
+            if candidate is None or candidate == self._tried:
                 return
-            candidate = self._folder / str(newest)
-            files = _files(candidate)
-            if self._tried != (newest, files):
-                self._tried = newest, files
-                classifier = self._open(candidate)
-                _check_identity(classifier, self.classifier.manifest.name, newest)
-                self.classifier, self._version = classifier, newest
-                self._report(f"switched to {classifier.manifest.name} {newest}")
+            self._tried = candidate
+            classifier = self._open(candidate.folder)
+            newest = int(candidate.folder.name)
+            _check_identity(classifier, self.classifier.manifest.name, newest)
+            self.classifier, self._version = classifier, newest
+            self._report(f"switched to {classifier.manifest.name} {newest}")
         except (EdgelineError, OSError) as error:
             self._report_failure(error)
 
     def _open_newest(self) -> tuple[Classifier, int]:
-        newest = int(resolve(self._folder).name)
-        files = _files(self._folder / str(newest))
+        candidate = find_newest(self._folder)
+        newest = int(candidate.folder.name)
         try:
-            return self._open(self._folder / str(newest)), newest
+            return self._open(candidate.folder), newest
         except EdgelineError as error:
             for version in reversed([number for number in versions(self._folder) if number < newest]):
                 with suppress(EdgelineError):
                     older = self._open(self._folder / str(version))
-                    self._tried, self._reported = (newest, files), (newest, error.code)
+                    self._tried, self._reported = candidate, (newest, error.code)
                     self._report(f"using {older.manifest.name} {version}, version {newest} cannot be used: {_reason(error)}")
                     return older, version
             raise
 
     def _report_failure(self, error: EdgelineError | OSError) -> None:
-        failure = self._tried[0] if self._tried else 0, getattr(error, "code", "")
+        failure = int(self._tried.folder.name) if self._tried else 0, getattr(error, "code", "")
         if failure != self._reported:
             self._reported = failure
             current = f"{self.classifier.manifest.name} {self._version}"
@@ -114,17 +110,6 @@ class VersionWatcher:
 def _reason(error: EdgelineError | OSError) -> str:
     message = " ".join(str(error).split())
     return f"{message} [{error.code}]" if isinstance(error, EdgelineError) else message
-
-
-def _files(folder: Path) -> Files:
-    """Path, size and modification time of every file."""
-    found = set()
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = os.path.join(parent, name)
-            state = os.lstat(path)
-            found.add((path, state.st_size, state.st_mtime_ns))
-    return frozenset(found)
 
 
 def _check_identity(classifier: Classifier, name: str, version: int) -> None:

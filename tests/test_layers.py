@@ -98,6 +98,8 @@ DEFERRED = {
     # A step that is reused is recognized before torch is imported.
     "flows.steps": {"export.publishing.publish", "export.publishing.store"},
     "flows.fit": "any",
+    # Needs an extra of its own, and is asked for by an option.
+    "serve.http.main": {"serve.http.observability.tracing"},
     "export.publishing.publish": {"export.publishing.bundle"},
 }
 """Modules, or rooms, that may import the project's modules within functions, and which ones."""

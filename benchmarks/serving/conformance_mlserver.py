@@ -1,7 +1,7 @@
-"""What `edgeline conformance` finds on MLServer, and on edgeline's own server where an artifact is given.
+"""Run `edgeline conformance` on MLServer, and with an artifact on edgeline's own server.
 
-MLServer serves a small runtime of its own here, two numbers from four floats, because what is looked at is the server and not a
-model. It is installed in an environment of its own and listens on 127.0.0.1.
+MLServer serves a minimal runtime here, two numbers from four floats, because the server is checked and not a model. It is
+installed in its own environment and listens on 127.0.0.1.
 """
 
 import argparse
@@ -56,37 +56,37 @@ MODEL = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--artifact", type=Path, help="check edgeline's own server too, with this artifact")
-    parser.add_argument("--environment", type=Path, help="keep MLServer's environment here, and use it again")
+    parser.add_argument("--environment", type=Path, help="keep MLServer's environment in this folder and reuse it")
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         python = install(arguments.environment or Path(temporary, "environment"), MLSERVER)
         with mlserver(python, Path(temporary, "model")) as url:
-            rows.append(look(MLSERVER, url, "sums"))
+            rows.append(check(MLSERVER, url, "sums"))
     if arguments.artifact:
         with edgeline(arguments.artifact) as url:
             name = str(reach(url).model)
-            rows += [look("edgeline", url, model) for model in (name, f"{name}.pixels")]
+            rows += [check("edgeline", url, model) for model in (name, f"{name}.pixels")]
     report("conformance", rows=rows)
 
 
-def look(server: str, url: str, model: str) -> dict[str, Any]:
+def check(server: str, url: str, model: str) -> dict[str, Any]:
     """Run every check, and print what failed."""
     target = reach(url, model)
     found = describe(target, run(target))
     print(f"{server}, model {model}: {'conforms' if found['conforms'] else 'does not conform'}", flush=True)
     for group, counted in found["counts"].items():
         print(f"  {group}: " + ", ".join(f"{count} {outcome}" for outcome, count in counted.items()))
-    for check in found["checks"]:
-        if check["outcome"] == "failed":
-            print(f"  {check['group']}  {check['id']}: {check['detail'][:160]}")
-    failed = [check["id"] for check in found["checks"] if check["outcome"] == "failed"]
-    return {"server": server, "model": model, "conforms": found["conforms"], "counts": found["counts"], "failed": failed}
+    failed = [each for each in found["checks"] if each["outcome"] == "failed"]
+    for each in failed:
+        print(f"  {each['group']}  {each['id']}: {each['detail'][:160]}")
+    ids = [each["id"] for each in failed]
+    return {"server": server, "model": model, "conforms": found["conforms"], "counts": found["counts"], "failed": ids}
 
 
 @contextlib.contextmanager
 def mlserver(python: Path, folder: Path) -> Iterator[str]:
-    """MLServer with the small runtime, until the end of the block."""
+    """Run MLServer with the minimal runtime, until the end of the block."""
     folder.mkdir()
     ports = dict(zip(("http_port", "grpc_port", "metrics_port"), free_ports(3), strict=True))
     settings = {"host": "127.0.0.1", "parallel_workers": 0, "debug": False, **ports}
@@ -102,7 +102,7 @@ def mlserver(python: Path, folder: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def edgeline(artifact: Path) -> Iterator[str]:
-    """This project's server, until the end of the block."""
+    """Run edgeline's server, until the end of the block."""
     [port] = free_ports(1)
     command = [Path(sys.executable).with_name("edgeline"), "serve", artifact, "--port", str(port)]
     with process(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
@@ -112,7 +112,7 @@ def edgeline(artifact: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def process(command: list[Any], **options: Any) -> Iterator[None]:
-    """A process, ended with the block."""
+    """Run a process, until the end of the block."""
     child = subprocess.Popen([str(part) for part in command], **options)
     try:
         yield
@@ -122,7 +122,7 @@ def process(command: list[Any], **options: Any) -> Iterator[None]:
 
 
 def wait(url: str) -> None:
-    """Return as soon as an address answers 200."""
+    """Return as soon as a URL returns 200."""
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as reply:

@@ -1,13 +1,13 @@
-"""Scaled against full decoding of JPEGs: whether answers stay, and what is saved.
+"""Compare scaled with full decoding of JPEGs: whether predictions stay the same, and how much time it saves.
 
-Agreement: real photos are enlarged to the sizes of phone photos, saved as JPEG, preprocessed both ways, and answered by the
-same float32 network. Three judges: EfficientNet-Lite0 with its own 1,000 ImageNet classes, which lie so close together that
-many photos are near ties; and two networks that the line trained, on the photos it held out. A flip at a small margin between
-the two best classes says little; how many flips there are above it is told apart. As a yardstick, the 1,000 classes also judge
-full decoding of the same photo saved with the next lower quality.
+Agreement: real photos are enlarged to the sizes of phone photos, saved as JPEG, preprocessed both ways, and classified by the
+same float32 network. There are three judges: EfficientNet-Lite0 with its own 1,000 ImageNet classes, which are so similar that
+many photos are near ties, and two networks that the pipeline trained, on its test photos. A flip at a small margin between the
+two best classes means little, so flips above a margin are counted separately. As a yardstick, the 1,000 classes are also
+compared with full decoding of the same photo saved with the next lower quality.
 
-Speed: preprocessing, and whole answers of one thread (decode, preprocess, run), in turn, as medians over paired rounds. To
-compress like a phone's, the large photo gets a sensor's noise. `--judges` without a name takes the times alone.
+Speed: preprocessing, and whole predictions of one thread (decode, preprocess, run), in turn, as medians over paired rounds. The
+large photo gets a sensor's noise, so that it compresses like a phone's. `--judges` without a name measures the times only.
 """
 
 import argparse
@@ -41,9 +41,9 @@ SIDES = (2048, 3072, 4032)
 """Longer side of the enlarged photos, in pixels, in turn."""
 QUALITIES = (88, 90, 92)
 CLEAR = 0.05
-"""Difference of the two best probabilities from which an answer is no near tie; as golden samples need it."""
+"""Difference of the two best probabilities from which a prediction is not a near tie; golden samples need as much."""
 TRAINED = {"flowers17": 0.5, "hymenoptera": 0.2}
-"""Data of the trained judges, and the share of it held out where it has no split of its own."""
+"""Data of the trained judges, and the share of the test split where the data has none."""
 
 Judge = tuple[str, bytes, PreprocessSpec, list[Path]]
 
@@ -51,10 +51,10 @@ Judge = tuple[str, bytes, PreprocessSpec, list[Path]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--judges", nargs="*", default=["imagenet", *TRAINED])
-    parser.add_argument("--each", type=int, default=3, help="times each photo is enlarged")
+    parser.add_argument("--each", type=int, default=3, help="how often each photo is enlarged")
     parser.add_argument("--sides", type=int, nargs="*", default=SIDES, help="longer sides of enlarged photos, in turn")
-    parser.add_argument("--rounds", type=int, default=9, help="of the times")
-    parser.add_argument("--artifacts", help="keep the trained judges here instead of in a temporary folder")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of the time measurements")
+    parser.add_argument("--artifacts", help="keep the trained judges in this folder instead of a temporary one")
     arguments = parser.parse_args()
     model, spec = export_with_own_classes("efficientnet_lite0")
     photos = sorted((SHARED / "imagenet_sample").glob("*.JPEG"))
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def train(name: str, artifacts: str) -> Judge:
-    """A judge as the line makes it, and the photos it has not seen."""
+    """Train a judge with the pipeline; return it with its test photos."""
     settings = [f"prepare.test_share={TRAINED[name]}"]
     run, _ = prepare(load_config(None, settings, data=str(SHARED / name), artifacts=artifacts))
     for step in ("train", "evaluate", "export"):
@@ -81,7 +81,7 @@ def train(name: str, artifacts: str) -> Judge:
 
 
 def agreement(judge: Judge, sides: Sequence[int], each: int, *, yardstick: bool) -> dict[str, Any]:
-    """How often the best class is the same with scaled and with full decoding."""
+    """Return how often the best class is the same with scaled and with full decoding."""
     name, model, spec, photos = judge
     full, answer = replace(spec, jpeg_decoding="full"), answering(model)
     same, differences, largest, flips, other_quality = [], [], 0, [], []
@@ -130,7 +130,7 @@ def agreement(judge: Judge, sides: Sequence[int], each: int, *, yardstick: bool)
 
 
 def times(model: bytes, spec: PreprocessSpec, photo: Path, rounds: int) -> list[dict[str, Any]]:
-    """Milliseconds of preprocessing and of whole answers, in full and scaled, and the ratios of each round."""
+    """Return milliseconds of preprocessing and of whole predictions, full and scaled, and the ratios of each round."""
     picture = decode_image(photo.read_bytes())
     noise = np.random.default_rng(0).normal(0, 5, (3024, 4032, 3))
     phone = np.asarray(picture.resize((4032, 3024), Image.Resampling.BICUBIC)) + noise
@@ -147,11 +147,11 @@ def times(model: bytes, spec: PreprocessSpec, photo: Path, rounds: int) -> list[
             "answer full": lambda data=data: answer(preprocess(data, full)),
             "answer scaled": lambda data=data: answer(preprocess(data, spec)),
         }
-        taken = [dict(in_turn(ways, backwards=bool(i % 2))) for i in range(rounds + 1)][1:]  # the first warms up
+        rounds_ms = [dict(in_turn(ways, backwards=bool(i % 2))) for i in range(rounds + 1)][1:]  # the first warms up
         row: dict[str, Any] = {"photo": size, "bytes": len(data), "rounds": rounds}
-        row |= {f"{name}, ms": statistics.median(t[name] for t in taken) for name in ways}
+        row |= {f"{name}, ms": statistics.median(t[name] for t in rounds_ms) for name in ways}
         for what in ("preprocess", "answer"):
-            ratios = sorted(t[f"{what} full"] / t[f"{what} scaled"] for t in taken)
+            ratios = sorted(t[f"{what} full"] / t[f"{what} scaled"] for t in rounds_ms)
             row[f"{what} ratio"] = statistics.median(ratios)
             row[f"{what} ratios"] = [ratios[0], ratios[-1]]
         rows.append(row)
@@ -165,18 +165,18 @@ def times(model: bytes, spec: PreprocessSpec, photo: Path, rounds: int) -> list[
 
 
 def in_turn(ways: dict[str, Callable[[], object]], *, backwards: bool) -> Iterator[tuple[str, float]]:
-    """Milliseconds of each, the best of three: other work on the machine only ever adds."""
+    """Yield milliseconds of each, the best of three: other work on the machine can only add."""
     for name in sorted(ways, reverse=backwards):
-        taken = []
+        measured = []
         for _ in range(3):
             start = time.perf_counter()
             ways[name]()
-            taken.append(1000 * (time.perf_counter() - start))
-        yield name, min(taken)
+            measured.append(1000 * (time.perf_counter() - start))
+        yield name, min(measured)
 
 
 def answering(model: bytes) -> Callable[[np.ndarray], np.ndarray]:
-    """One thread's session: pixels to probabilities."""
+    """Return a function from pixels to probabilities, with one thread."""
     session = create_session(model, threads=1)
 
     def answer(pixels_HW3: np.ndarray) -> np.ndarray:
@@ -189,7 +189,7 @@ def answering(model: bytes) -> Callable[[np.ndarray], np.ndarray]:
 def enlarged(photo: Path, side: int) -> Image.Image:
     picture = decode_image(photo.read_bytes())
     scale = side / max(picture.size)
-    # None narrower than what is decoded scaled: panoramas would have to be enlarged further.
+    # At least as wide as images that are decoded scaled; panoramas are therefore enlarged further.
     scale = max(scale, 1025 / min(picture.size))
     return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
 

@@ -1,8 +1,8 @@
-"""What the benchmarks of the server share: servers in turn, a load from another process, and what a tree of processes takes.
+"""Shared by the server benchmarks: run servers in turn, load them from another process, measure trees of processes.
 
-Every server answers the same JPEG from the same `model.onnx` through the same `serve.preprocess`; see `peers/`. All of them are
-started once and stopped with SIGSTOP while it is another's turn, so that a peer's idle work costs nobody anything, and rounds
-are interleaved: what counts is the median of ratios within a round.
+Every server classifies the same JPEG with the same `model.onnx` and the same `serve.preprocess`; see `peers/`. All servers are
+started once, and paused with SIGSTOP outside their turn, so that the idle work of one does not slow another. Rounds are
+interleaved, and the result is the median of the ratios within a round.
 """
 
 import argparse
@@ -45,20 +45,20 @@ PACKAGES = {
     "mlserver": ("mlserver",),
 }
 SAME = ("onnxruntime", "numpy", "pillow")
-"""Installed beside every peer in the version that is here."""
+"""Installed with every peer, in the version of this environment."""
 READY_S = 90
 TICK = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
 class Running:
-    """A server of one kind, and the processes it is made of."""
+    """A running server and its processes."""
 
     name: str
     process: subprocess.Popen[bytes]
     url: str
     ready_s: float
-    """From starting the process to the first answer that says ready."""
+    """Seconds from starting the process to the first ready response."""
     log: Path
     paused: bool = False
 
@@ -67,15 +67,15 @@ class Running:
         return descendants(self.process.pid)
 
     def pause(self) -> None:
-        """Stop all its processes where they are."""
+        """Pause all processes of the server."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let them go on."""
+        """Resume all processes of the server."""
         self._signal(signal.SIGCONT)
 
     def stop(self) -> int:
-        """End it as an operator would, then by force; its exit code."""
+        """End the server with SIGTERM, then SIGKILL; return its exit code."""
         self.resume()
         tree = self.tree()
         self.process.send_signal(signal.SIGTERM)
@@ -94,7 +94,7 @@ class Running:
 
 @dataclass
 class Setting:
-    """One server as it is to be started; `{port}` in the command is its port."""
+    """How one server is started; `{port}` in the command stands for its port."""
 
     name: str
     command: list[str]
@@ -105,20 +105,25 @@ class Setting:
 
 
 def arguments_of(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
-    """The options that all these scripts take."""
+    """Return a parser with the options of all server benchmarks."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--artifact", type=Path, help="an artifact's folder; by default one is made by the line")
-    parser.add_argument("--photo", type=Path, help="a JPEG; by default a real one of about 35 kB, where there is one")
-    parser.add_argument("--environment", type=Path, help="keep the peers' environments here, and use them again")
+    parser.add_argument("--artifact", type=Path, help="an artifact's folder; by default the pipeline makes one")
+    parser.add_argument("--photo", type=Path, help="a JPEG; by default a real one of about 35 kB if available")
+    parser.add_argument("--environment", type=Path, help="keep the peers' environments in this folder and reuse them")
     parser.add_argument("--rounds", type=int, default=defaults.get("rounds", 5))
     parser.add_argument("--seconds", type=float, default=defaults.get("seconds", 4.0))
     servers = ["edgeline", "edgeline-calibrated", "fastapi", "litserve", "bentoml", "mlserver"]
-    parser.add_argument("--servers", nargs="*", default=defaults.get("servers", servers), help="which, by the names in PEERS")
+    parser.add_argument(
+        "--servers",
+        nargs="*",
+        default=defaults.get("servers", servers),
+        help="such as litserve:RUNNERS=1",
+    )
     return parser
 
 
 def artifact(given: Path | None, model: str = "efficientnet_lite0", weights: str = "imagenet") -> Path:
-    """The artifact to serve: the given folder, or one that the line makes of real photos (or of digits) now."""
+    """Return the artifact to serve: the given folder, or one that the pipeline makes from real photos or the digits."""
     if given is not None:
         folder = given.resolve()
         numbers = [path for path in folder.iterdir() if path.name.isdigit()]
@@ -138,7 +143,7 @@ def artifact(given: Path | None, model: str = "efficientnet_lite0", weights: str
 
 
 def photo(given: Path | None, folder: Path) -> Path:
-    """The JPEG that is sent: the given one, a real one of about 35 kB, or one that is made."""
+    """Return the JPEG to send: the given one, a real one of about 35 kB, or a generated one."""
     if given is not None:
         return given.resolve()
     real = [p for p in sorted((SHARED / "hymenoptera").rglob("*.jpg")) if 34_000 <= p.stat().st_size <= 36_000]
@@ -148,26 +153,26 @@ def photo(given: Path | None, folder: Path) -> Path:
     ramp = np.linspace(40, 200, 500)[None, :, None]
     buffer = io.BytesIO()
     Image.fromarray(np.clip(ramp + noise, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=70)
-    made = folder / "photo.jpg"
-    made.write_bytes(buffer.getvalue())
-    return made
+    generated = folder / "photo.jpg"
+    generated.write_bytes(buffer.getvalue())
+    return generated
 
 
 def python_of(name: str, folder: Path) -> Path:
-    """The Python of a peer's environment, which is made if it is not there."""
+    """Return the Python of a peer's environment, which is created if necessary."""
     from importlib.metadata import version
 
     return install(folder / name, *PACKAGES[name], *(f"{package}=={version(package)}" for package in SAME))
 
 
 def setting(name: str, model: Path, folder: Path, *, variant: str | None = None, more: tuple[str, ...] = ()) -> Setting:
-    """How a server is started.
+    """Return how a server is started.
 
     Args:
-        name: `edgeline`, `edgeline-calibrated` or a peer, with `:KEY=VALUE` for each setting of its own.
+        name: `edgeline`, `edgeline-calibrated` or a peer, with `:KEY=VALUE` for each of its settings.
         model: the artifact.
-        folder: of the peers' environments.
-        variant: edgeline's.
+        folder: the peers' environments.
+        variant: edgeline's variant.
         more: further options of `edgeline serve`.
     """
     kind, *options = name.split(":")
@@ -192,41 +197,41 @@ def setting(name: str, model: Path, folder: Path, *, variant: str | None = None,
     assert kind == "mlserver", name
     home = Path(tempfile.mkdtemp(prefix="mlserver-", dir=folder))
     ports = {"http_port": "{port}", "grpc_port": free_port(), "metrics_port": free_port()}
-    told = {"host": "127.0.0.1", "parallel_workers": 0, "debug": False, **ports}
-    (home / "settings.json").write_text(json.dumps(told))
+    server_settings = {"host": "127.0.0.1", "parallel_workers": 0, "debug": False, **ports}
+    (home / "settings.json").write_text(json.dumps(server_settings))
     (home / "model-settings.json").write_text(json.dumps({"name": "photos", "implementation": "mlserver_app.Photos"}))
     return Setting(name, [python, "-m", "mlserver.cli.main", "start", str(home)], shared, ready="/v2/models/photos/ready")
 
 
-def start(wanted: Setting, prefix: tuple[str, ...] = ()) -> Running:
-    """Start a server and wait until it says that it is ready; `prefix` goes before the command, such as `taskset -c 0`."""
+def start(server: Setting, prefix: tuple[str, ...] = ()) -> Running:
+    """Start a server and wait until it is ready; `prefix` precedes the command, such as `taskset -c 0`."""
     port = free_port()
-    command = [*prefix, *(part.replace("{port}", str(port)) for part in wanted.command)]
-    if wanted.command[-2:-1] == ["start"]:  # MLServer reads its ports from a file
-        settings = Path(wanted.command[-1], "settings.json")
-        told = json.loads(settings.read_text())
-        settings.write_text(json.dumps(told | {"http_port": port}))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **wanted.environment}
-    log = Path(tempfile.mkstemp(prefix=f"{wanted.name.split(':')[0]}-", suffix=".log")[1])
+    command = [*prefix, *(part.replace("{port}", str(port)) for part in server.command)]
+    if server.command[-2:-1] == ["start"]:  # MLServer reads its ports from a file
+        settings = Path(server.command[-1], "settings.json")
+        content = json.loads(settings.read_text())
+        settings.write_text(json.dumps(content | {"http_port": port}))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **server.environment}
+    log = Path(tempfile.mkstemp(prefix=f"{server.name.split(':')[0]}-", suffix=".log")[1])
     begun = time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env=environment, cwd=wanted.cwd, stdout=output, stderr=output, stdin=subprocess.DEVNULL
+            command, env=environment, cwd=server.cwd, stdout=output, stderr=output, stdin=subprocess.DEVNULL
         )
     url = f"http://127.0.0.1:{port}"
     while time.perf_counter() - begun < READY_S:
         if process.poll() is not None:
             break
         with contextlib.suppress(OSError, ValueError):
-            if urllib.request.urlopen(url + wanted.ready, timeout=5).status == 200:
-                return Running(wanted.name, process, url + wanted.path, time.perf_counter() - begun, log)
+            if urllib.request.urlopen(url + server.ready, timeout=5).status == 200:
+                return Running(server.name, process, url + server.path, time.perf_counter() - begun, log)
         time.sleep(0.005)
-    raise SystemExit(f"{wanted.name} was not ready after {READY_S} s; it said:\n{log.read_text()[-3000:]}")
+    raise SystemExit(f"{server.name} was not ready after {READY_S} s; its log:\n{log.read_text()[-3000:]}")
 
 
 @contextlib.contextmanager
 def all_started(settings: list[Setting], image: Path) -> Iterator[dict[str, Running]]:
-    """Start servers, warm them up, hold each of them against the first's answer, and stop them where they are."""
+    """Start servers, print each one's prediction, warm them up, and pause them."""
     running: dict[str, Running] = {}
     try:
         for each in settings:
@@ -234,7 +239,8 @@ def all_started(settings: list[Setting], image: Path) -> Iterator[dict[str, Runn
             running[each.name] = server
             best = ask(server.url, image.read_bytes())["predictions"][0]
             print(
-                f"  {each.name}: ready after {server.ready_s:.2f} s, says {best['label']} {best['probability']:.4f}", flush=True
+                f"  {each.name}: ready after {server.ready_s:.2f} s, {best['label']} {best['probability']:.4f}",
+                flush=True,
             )
             load(server.url, image, connections=4, seconds=1.0)
             server.pause()
@@ -246,24 +252,24 @@ def all_started(settings: list[Setting], image: Path) -> Iterator[dict[str, Runn
 
 @contextlib.contextmanager
 def turn(server: Running) -> Iterator[None]:
-    """Let one server run for as long as the block."""
+    """Resume one server for the duration of the block."""
     server.resume()
     time.sleep(0.2)
     try:
         yield
     finally:
-        time.sleep(0.3)  # what it still works on ends first
+        time.sleep(0.3)  # let requests in progress finish
         server.pause()
 
 
 def ask(url: str, body: bytes) -> dict[str, Any]:
-    """One request's answer."""
+    """Return the response to one request."""
     request = urllib.request.Request(url, body, {"Content-Type": "image/jpeg"})
     return json.loads(urllib.request.urlopen(request, timeout=60).read())
 
 
 def load(url: str, image: Path, *, connections: int, seconds: float) -> dict[str, Any]:
-    """Closed-loop load from another process: `wrk` where there is one, which takes least of the cores, else `load.py`."""
+    """Closed-loop load from another process: `wrk` if installed, which needs the least CPU, else `load.py`."""
     if shutil.which("wrk") is None:
         return generate(url, image, connections=connections, seconds=seconds)
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "60s"]
@@ -273,7 +279,7 @@ def load(url: str, image: Path, *, connections: int, seconds: float) -> dict[str
 
 
 def generate(url: str, image: Path, **options: Any) -> dict[str, Any]:
-    """Load from `load.py`, which keeps a rate whatever the server does; see there for the options."""
+    """Load from `load.py`, which can keep a constant rate; its docstring has the options."""
     command = [sys.executable, str(HERE / "load.py"), url, str(image)]
     for key, value in options.items():
         command += [f"--{key.replace('_', '-')}", str(value)]
@@ -282,7 +288,7 @@ def generate(url: str, image: Path, **options: Any) -> dict[str, Any]:
 
 
 def bare(model: Path, image: Path, *, seconds: float, threads: int = 2, prefix: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The loop without a server; see `peers/bare.py`."""
+    """Run the loop without a server; see `peers/bare.py`."""
     environment = {**os.environ, "ARTIFACT": str(model), "PYTHONPATH": f"{PEERS}:{ROOT}", "OMP_NUM_THREADS": "1"}
     command = [*prefix, sys.executable, str(PEERS / "bare.py"), str(image), str(seconds), str(threads)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -290,32 +296,32 @@ def bare(model: Path, image: Path, *, seconds: float, threads: int = 2, prefix: 
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that was free a moment ago."""
+    """Return a port of 127.0.0.1 that was free a moment ago."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return probe.getsockname()[1]
 
 
-# --- what processes take, from /proc ----------------------------------------------------------------------------------------
+# --- resources of processes, from /proc -----------------------------------------------------------------------------------
 
 
 def descendants(root: int) -> list[int]:
-    """A process and all that it started, and those started."""
+    """Return a process and all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
                 children.setdefault(parent, []).append(int(entry.name))
-    found, line = [], [root]
-    while line:
-        pid = line.pop()
+    found, pending = [], [root]
+    while pending:
+        pid = pending.pop()
         found.append(pid)
-        line += children.get(pid, [])
+        pending += children.get(pid, [])
     return found
 
 
 def cpu_s(pids: list[int]) -> float:
-    """CPU seconds that processes have taken, user and system, and those of the children they have waited for."""
+    """Return CPU seconds of processes, user and system, including children that they have waited for."""
     total = 0
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -325,7 +331,7 @@ def cpu_s(pids: list[int]) -> float:
 
 
 def memory_mb(pids: list[int]) -> dict[str, float]:
-    """Resident memory of processes: `rss` counts pages that they share once for each, `pss` once in all."""
+    """Return the resident memory of processes; `rss` counts shared pages once per process, `pss` once in total."""
     totals = {"rss": 0, "pss": 0}
     for pid in pids:
         with contextlib.suppress(OSError):
@@ -337,21 +343,21 @@ def memory_mb(pids: list[int]) -> dict[str, float]:
 
 
 def median_ratio(ours: list[float], theirs: list[float]) -> float:
-    """The median of the ratios of figures that were taken in the same round."""
+    """Return the median of the ratios of figures of the same round."""
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def report(benchmark: str, **figures: Any) -> None:
-    """Print the closing line."""
+    """Print the final JSON line."""
     load_1, load_5, _ = os.getloadavg()
     figures |= {"loadavg_at_the_end": [load_1, load_5], "generator": "wrk" if shutil.which("wrk") else "load.py"}
-    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]  # no place on this machine is in the report
+    words = [Path(word).name if "/" in word else word for word in sys.argv[1:]]  # the report contains no path of this machine
     how = provenance(f"python benchmarks/serving/{Path(sys.argv[0]).name} {' '.join(words)}".strip(), runtime_options())
     print(json.dumps({"benchmark": f"serve/{benchmark}", **figures, **how}), flush=True)
 
 
 def versions(names: list[str], folder: Path) -> dict[str, str]:
-    """The installed versions of the peers' packages."""
+    """Return the installed versions of the peers' packages."""
     found = {}
     for name in {name.split(":")[0] for name in names} & PACKAGES.keys():
         code = "import importlib.metadata as m, sys; print({n: m.version(n) for n in sys.argv[1:]})"
@@ -363,7 +369,7 @@ def versions(names: list[str], folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def workspace(given: Path | None) -> Iterator[Path]:
-    """The folder of the peers' environments: the given one, or one that is gone afterwards."""
+    """Yield the folder of the peers' environments: the given one, or a temporary one."""
     if given is not None:
         given.mkdir(parents=True, exist_ok=True)
         yield given.resolve()

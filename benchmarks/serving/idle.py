@@ -1,8 +1,8 @@
-"""What a server takes when nobody asks, and how long it takes to start.
+"""Memory and CPU of idle servers, and their start-up time.
 
-From starting the process to the first answer that says ready, files in the page cache, median of `--rounds` starts, servers in
-turn; then memory after one answer and the share of a core over `--seconds` with nobody connected. With float32 and int8, the
-same file in every server.
+Start-up time is from starting the process to the first ready response, with files in the page cache; median of `--rounds`
+starts, servers in turn. Then memory after one request, and CPU use over `--seconds` without connections. With float32 and int8,
+the same file in every server.
 """
 
 import statistics

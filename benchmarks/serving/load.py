@@ -1,10 +1,10 @@
-"""Send one photo at a constant rate, whatever the server does; latency counts from when a request was due.
+"""Send one photo at a constant rate, regardless of the server's speed; latency counts from when a request was due.
 
     python load.py URL PHOTO --rate 100 --seconds 10 --connections 256
-    python load.py URL PHOTO --connections 16 --seconds 10            without a rate: each connection sends when it is answered
+    python load.py URL PHOTO --connections 16 --seconds 10            without a rate: each connection sends after each response
 
-A connection carries one request at a time. When one is due it goes to an idle connection; if none is idle it waits, and its
-wait is part of its latency. SIGTERM ends it early. Ends in one line of JSON.
+A connection has one request at a time. A request that is due is sent on an idle connection; if none is idle it is queued, and
+the time in the queue is part of its latency. SIGTERM ends the run early. The last line of output is JSON.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import httptools
 
 
 class Client(asyncio.Protocol):
-    """One connection, opened again when it was closed."""
+    """One connection; replaced when it is closed."""
 
     def __init__(self, load: "Load") -> None:
         self.load = load
@@ -32,23 +32,23 @@ class Client(asyncio.Protocol):
         self.parser = httptools.HttpResponseParser(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Be ready to send."""
+        """Prepare for sending."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         transport.set_write_buffer_limits(high=1 << 20)
 
     def send(self, due: float) -> None:
-        """Send the request that was due then."""
+        """Send a request; `due` is when it should have been sent."""
         assert self.transport is not None
         self.due, self.sent, self.busy = due, time.perf_counter(), True
         self.transport.write(self.load.request)
 
     def data_received(self, data: bytes) -> None:
-        """Read an answer."""
+        """Read a response."""
         self.parser.feed_data(data)
 
     def on_message_complete(self) -> None:
-        """Note the answer and take the next request."""
+        """Count the response and send the next request."""
         now = time.perf_counter()
         status = self.parser.get_status_code()
         self.load.answered(status, now - self.due, now - self.sent, now)
@@ -59,7 +59,7 @@ class Client(asyncio.Protocol):
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Note what was lost, and open another."""
+        """Count a lost request, and open another connection."""
         if self.busy:
             self.load.lost += 1
         self.busy, self.transport = False, None
@@ -67,7 +67,7 @@ class Client(asyncio.Protocol):
 
 
 class Load:
-    """All connections, what waits for one, and what was counted."""
+    """All connections, the queue of due requests, and the counters."""
 
     def __init__(self, url: str, photo: bytes, headers: list[str]) -> None:
         parts = urlsplit(url)
@@ -77,7 +77,7 @@ class Load:
         head = "\r\n".join([*lines, f"Content-Length: {len(photo)}", "", ""])
         self.request = head.encode() + photo
         self.idle: deque[Client] = deque()
-        self.line: deque[float] = deque()
+        self.queue: deque[float] = deque()
         self.good: list[float] = []
         self.bad: list[float] = []
         self.late: list[float] = []
@@ -89,23 +89,23 @@ class Load:
         self.begun = 0.0
 
     def due(self, when: float) -> None:
-        """A request is due."""
+        """Send a request that is due, or queue it."""
         if self.idle:
             self.idle.popleft().send(when)
         else:
-            self.line.append(when)
+            self.queue.append(when)
 
     def free(self, client: Client) -> None:
-        """A connection has nothing to do."""
+        """Use a connection that has become idle."""
         if self.closed_loop and not self.ended:
             client.send(time.perf_counter())
-        elif self.line:
-            client.send(self.line.popleft())
+        elif self.queue:
+            client.send(self.queue.popleft())
         else:
             self.idle.append(client)
 
     def answered(self, status: int, since_due: float, since_sent: float, now: float) -> None:
-        """Count an answer. A refusal's time is the server's: from sending to its last byte."""
+        """Count a response. The time of an error response counts from sending it, not from when it was due."""
         if self.ended:
             return
         self.statuses[status] = self.statuses.get(status, 0) + 1
@@ -119,12 +119,12 @@ class Load:
             self.bad.append(since_sent)
 
     def reopen(self) -> None:
-        """Replace a connection that ended."""
+        """Replace a closed connection."""
         if not self.ended:
             asyncio.get_running_loop().create_task(self.open())
 
     async def open(self) -> None:
-        """Open one more connection."""
+        """Open a connection."""
         try:
             _, client = await asyncio.get_running_loop().create_connection(lambda: Client(self), self.host, self.port)
         except OSError:
@@ -137,7 +137,7 @@ class Load:
 
 
 async def run(load: Load, rate: float, seconds: float, connections: int) -> dict[str, object]:
-    """Keep the rate, or the connections busy, for so long or until SIGTERM."""
+    """Keep the rate, or the connections busy, until the time is over or SIGTERM."""
     await asyncio.gather(*(load.open() for _ in range(connections)))
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
@@ -159,23 +159,23 @@ async def run(load: Load, rate: float, seconds: float, connections: int) -> dict
     wall_s = time.perf_counter() - begun
     good, bad = sorted(load.good), sorted(load.bad)
     counted = [load.per_second.get(second, 0) for second in range(int(wall_s))]
-    told = {
+    result = {
         "rate": len(good) / wall_s,
         "errors": len(bad) + len(load.late) + load.lost,
         "lost": load.lost,
-        "unsent": len(load.line),
+        "unsent": len(load.queue),
         "statuses": load.statuses,
         "generator_cores": (time.process_time() - spent_before) / wall_s,
         "slowest_second": min(counted, default=0),
         **percentiles(good, ""),
-        **percentiles(bad, "refused_"),
+        **percentiles(bad, "rejected_"),
     }
     load.ended = True
-    return told
+    return result
 
 
 def percentiles(seconds: list[float], prefix: str) -> dict[str, float]:
-    """In milliseconds."""
+    """Return percentiles in milliseconds."""
     if not seconds:
         return {}
     at = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}

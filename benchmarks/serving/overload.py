@@ -1,11 +1,11 @@
-"""Ten times more than a server can do, and clients that connect and say nothing more.
+"""Ten times the load that a server can handle, and clients that stall.
 
-First its peak, then ten times that rate for `--seconds`: how many good answers still come, how long the accepted ones took
-against the deadline, how fast the others were refused, what memory it took, and whether it answers as before right after. The
-load shares the two cores with the server; what it takes of them is told (`generator_cores`).
+First the peak is measured, then ten times that rate is sent for `--seconds`: how many requests succeed, their latency compared
+with the deadline, how fast the others are rejected, the memory, and whether the server is as fast as before right afterwards.
+The load generator shares the two cores with the server; its own use of them is in the result (`generator_cores`).
 
-`--stalled N` asks another question instead: honest clients at half the peak, with and without N connections that stall in turn:
-half of them in the head, half in the body. One that the server ends is opened again at once.
+`--stalled N` measures something else instead: normal clients at half the peak, in turn with and without N stalled connections,
+half of them in the head and half in the body. A stalled connection that the server closes is opened again at once.
 """
 
 import json
@@ -23,8 +23,8 @@ from harness import HERE, Running, arguments_of, artifact, generate, memory_mb, 
 
 def main() -> None:
     parser = arguments_of(__doc__, seconds=60.0, servers=["edgeline"])
-    parser.add_argument("--times", type=float, default=10.0, help="the rate, in peaks")
-    parser.add_argument("--deadline", type=float, default=1.0, help="seconds that edgeline is told a request may take")
+    parser.add_argument("--times", type=float, default=10.0, help="the rate, as a multiple of the peak")
+    parser.add_argument("--deadline", type=float, default=1.0, help="edgeline's request deadline, in seconds")
     parser.add_argument("--connections", type=int, default=256)
     parser.add_argument("--stalled", type=int, default=0)
     arguments = parser.parse_args()
@@ -44,14 +44,14 @@ def main() -> None:
 
 
 def overload(server: Running, image: Path, arguments: Any) -> dict[str, Any]:
-    """Peak, overload, and after."""
+    """Measure the peak, the overload, and the recovery."""
     peak = statistics.median(generate(server.url, image, connections=16, seconds=3)["rate"] for _ in range(3))
-    before, over, most = memory_mb(server.tree()), threading.Event(), 0.0
+    before, over, max_mb = memory_mb(server.tree()), threading.Event(), 0.0
 
     def watch() -> None:
-        nonlocal most
+        nonlocal max_mb
         while not over.wait(0.5):
-            most = max(most, memory_mb(server.tree())["rss"])
+            max_mb = max(max_mb, memory_mb(server.tree())["rss"])
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -74,7 +74,7 @@ def overload(server: Running, image: Path, arguments: Any) -> dict[str, Any]:
         "sent": sum(got["statuses"].values()) / arguments.seconds,
         **got,
         "rss_before_mb": before["rss"],
-        "rss_most_mb": most,
+        "rss_max_mb": max_mb,
         "rss_after_mb": memory_mb(server.tree())["rss"],
         "first_after_ms": first.get("p50_ms"),
         "after_share": after / peak,
@@ -83,7 +83,7 @@ def overload(server: Running, image: Path, arguments: Any) -> dict[str, Any]:
 
 
 def stall(server: Running, image: Path, arguments: Any) -> dict[str, Any]:
-    """Honest clients alone and among stalled ones, in turn."""
+    """Measure normal clients alone and among stalled ones, in turn."""
     peak = generate(server.url, image, connections=16, seconds=3)["rate"]
     rows: dict[str, list[float]] = {}
     options = {"rate": peak / 2, "connections": 16, "seconds": min(arguments.seconds, 10.0)}

@@ -1,7 +1,7 @@
-"""Photos of 12 megapixels: requests a second with decoding at a fraction of the size, against decoding whole.
+"""Requests per second with photos of 12 megapixels, decoded at a fraction of their size and at full size.
 
-Two artifacts that differ in `preprocess.jpeg_decoding` alone, `scaled` and `full`, served in turn; a photo of 4000 x 3000
-pixels is made of a real one, with noise so that it has a phone's number of bytes.
+Two artifacts that differ only in `preprocess.jpeg_decoding`, `scaled` and `full`, are served in turn. A photo of 4000 x 3000
+pixels is made from a real one, with noise so that its file is as large as a phone's.
 """
 
 import io
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def enlarge(path: Path, to: Path) -> Path:
-    """A photo as a phone would have taken it."""
+    """Enlarge a photo to the size of a phone's, with a sensor's noise."""
     pixels_HW3 = np.asarray(Image.open(path).convert("RGB").resize((4000, 3000), Image.Resampling.BICUBIC), dtype=np.int16)
     noise_HW3 = np.random.default_rng(0).normal(0, 4, pixels_HW3.shape).astype(np.int16)
     buffer = io.BytesIO()
@@ -53,14 +53,14 @@ def enlarge(path: Path, to: Path) -> Path:
 
 
 def rescaled(model: Path, way: str, to: Path) -> Path:
-    """A copy of an artifact that decodes that way."""
+    """Copy an artifact, with another JPEG decoding."""
     shutil.rmtree(to, ignore_errors=True)
     shutil.copytree(model, to)
     path = to / "manifest.json"
-    told = json.loads(path.read_bytes())
-    told["preprocess"]["jpeg_decoding"] = way
+    manifest = json.loads(path.read_bytes())
+    manifest["preprocess"]["jpeg_decoding"] = way
     path.chmod(0o644)
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(manifest))
     return to
 
 

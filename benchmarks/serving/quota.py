@@ -1,7 +1,7 @@
-"""One of two cores: which threads edgeline chooses, and its requests a second beside the peers' there.
+"""One of two cores: which concurrency plan edgeline chooses, and its requests per second compared with the peers'.
 
-The server and all it starts may only run on core 0; the load comes from the other. With `--cgroup` it may run on all cores, but
-for half of the time (where a control group with a CPU quota can be made), which is what a container gets.
+The server and its children may only run on core 0; the load comes from the other core. With `--cgroup` they may run on all
+cores, but for half of the time, as in a container (needs permission to create a control group with a CPU quota).
 """
 
 import os
@@ -21,12 +21,12 @@ ROOTS = (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified"))
 def main() -> None:
     servers = ["edgeline-calibrated", "fastapi:RUNNERS=1", "litserve:RUNNERS=1", "bentoml:RUNNERS=1", "mlserver:RUNNERS=1"]
     parser = arguments_of(__doc__, servers=servers)
-    parser.add_argument("--cgroup", action="store_true", help="a quota instead of a core")
+    parser.add_argument("--cgroup", action="store_true", help="limit by a CPU quota instead of one core")
     arguments = parser.parse_args()
     enter = make_group() if arguments.cgroup else None
     prefix: tuple[str, ...] = ("sh", "-c", f'echo $$ > {enter}; exec "$@"', "sh") if enter else ("taskset", "-c", "0")
     plain = harness.start
-    harness.start = lambda wanted: plain(wanted, prefix)  # type: ignore[assignment]
+    harness.start = lambda server: plain(server, prefix)  # type: ignore[assignment]
     os.sched_setaffinity(0, {1} if not enter else os.sched_getaffinity(0))
     rates: dict[str, list[float]] = {}
     chosen: dict[str, Any] = {}
@@ -44,30 +44,30 @@ def main() -> None:
                         )
                         if name.startswith("edgeline") and number == 0:
                             chosen[name] = plan_of(server.url.removesuffix("/predict"))
-                said = ", ".join(f"{name} {values[-1]:.1f}" for name, values in rates.items())
-                print(f"  round {number + 1} (load {os.getloadavg()[0]:.1f}): {said}", flush=True)
-        told = versions(arguments.servers, folder)
+                rates_text = ", ".join(f"{name} {values[-1]:.1f}" for name, values in rates.items())
+                print(f"  round {number + 1} (load {os.getloadavg()[0]:.1f}): {rates_text}", flush=True)
+        peer_versions = versions(arguments.servers, folder)
     ratios = {name: harness.median_ratio(rates[arguments.servers[0]], values) for name, values in rates.items()}
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    report("quota", quota=bool(enter), peers=told, chosen=chosen, medians=medians, ratios=ratios)
+    report("quota", quota=bool(enter), peers=peer_versions, chosen=chosen, medians=medians, ratios=ratios)
 
 
 def plan_of(url: str) -> dict[str, float]:
-    """The runners and threads that a server has, from its metrics."""
+    """Return a server's workers and threads, from its metrics."""
     lines = urllib.request.urlopen(url + "/metrics", timeout=30).read().decode().splitlines()
     found = dict(line.rsplit(" ", 1) for line in lines if line.startswith("edgeline_runner"))
     return {name: float(value) for name, value in found.items()}
 
 
 def make_group() -> Path:
-    """A control group with one core's time; the file that takes a process into it."""
+    """Create a control group with one core's time; return the file to which processes are added."""
     make: list[Callable[[], Path]] = [_version_1, *(lambda root=root: _version_2(root) for root in ROOTS)]
     for attempt in make:
         try:
             return attempt()
         except OSError:
             continue
-    raise SystemExit("no control group with a CPU quota can be made here; leave --cgroup out")
+    raise SystemExit("cannot create a control group with a CPU quota; run without --cgroup")
 
 
 def _version_1() -> Path:

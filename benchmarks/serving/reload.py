@@ -1,8 +1,8 @@
-"""Many exchanges of the served version under load, bad candidates among them: what failed, and what became of the memory.
+"""Many hot reloads under load, some of them to bad versions: failed requests, and memory.
 
-A version is published as the line does it, at once and whole, and the server is told with SIGHUP. A good one must answer in
-`/readyz`, a bad one must be named there as refused while the old one serves on. Bad ones are cut files, broken manifests,
-graphs that are none and golden samples that the model does not answer. Clients ask all the time.
+A version is published atomically, as the pipeline does, and the server is notified with SIGHUP. `/readyz` must show a good
+version as served, and a bad one as rejected while the old one stays in service. Bad versions have truncated files, broken
+manifests, invalid graphs or golden samples that do not match the model. Clients send requests all the time.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ def main() -> None:
     parser = arguments_of(__doc__)
     parser.add_argument("--reloads", type=int, default=200)
     parser.add_argument("--bad", type=int, default=30)
-    parser.add_argument("--rate", type=float, default=20.0, help="requests a second meanwhile; 0 for all that it answers")
+    parser.add_argument("--rate", type=float, default=20.0, help="requests per second; 0 for as many as possible")
     arguments = parser.parse_args()
     bad = {round(at) for at in np.linspace(2, arguments.reloads - 1, arguments.bad)}
     with workspace(arguments.environment) as folder, tempfile.TemporaryDirectory() as temporary:
@@ -43,10 +43,10 @@ def main() -> None:
             stdout=subprocess.PIPE,
         )
         try:
-            memory, swap_s, refused = exchange(server, model, store, arguments.reloads, bad)
+            memory, swap_s, rejected = reload_often(server, model, store, arguments.reloads, bad)
             clients.send_signal(signal.SIGTERM)
             assert clients.stdout is not None
-            asked = json.loads(clients.stdout.read().splitlines()[-1])
+            load = json.loads(clients.stdout.read().splitlines()[-1])
         finally:
             clients.kill()
             clients.wait()
@@ -56,28 +56,28 @@ def main() -> None:
         "reload",
         reloads=arguments.reloads,
         bad=len(bad),
-        refused=refused,
-        exchanged=arguments.reloads - len(bad),
-        requests=asked["statuses"],
+        rejected=rejected,
+        accepted=arguments.reloads - len(bad),
+        requests=load["statuses"],
         rate=arguments.rate,
-        failed=asked["errors"],
-        lost=asked["lost"],
-        p99_ms=asked["p99_ms"],
+        failed=load["errors"],
+        lost=load["lost"],
+        p99_ms=load["p99_ms"],
         swap_s=statistics.median(swap_s),
         rss_first_mb=memory[0],
         rss_after_ten_mb=memory[min(9, len(memory) - 1)],
         rss_last_mb=memory[-1],
-        rss_most_mb=max(memory),
+        rss_max_mb=max(memory),
         rss_slope_mb_per_100=float(np.polyfit(range(len(half)), half, 1)[0] * 100) if len(half) > 1 else None,
         exit_code=code,
     )
 
 
-def exchange(
+def reload_often(
     server: Running, model: Path, store: Path, count: int, bad: set[int]
 ) -> tuple[list[float], list[float], dict[str, int]]:
-    """Publish one after the other; memory after each, seconds of each exchange, and the refusals by code."""
-    memory, seconds, refused = [], [], {}
+    """Publish versions; return memory after each, seconds until each good one was served, and rejections by code."""
+    memory, seconds, rejected = [], [], {}
     serving = 1
     for number in range(1, count + 1):
         version = number + 1
@@ -85,46 +85,46 @@ def exchange(
         begun = time.perf_counter()
         server.process.send_signal(signal.SIGHUP)
         while True:
-            told = readiness(server)
-            assert told["version"] in (serving, version), told
+            status = readiness(server)
+            assert status["version"] in (serving, version), status
             if number in bad:
-                if told["refused"] and told["refused"]["version"] == version:
-                    code = told["refused"]["code"]
-                    refused[code] = refused.get(code, 0) + 1
+                if status["refused"] and status["refused"]["version"] == version:
+                    code = status["refused"]["code"]
+                    rejected[code] = rejected.get(code, 0) + 1
                     break
-            elif told["version"] == version:
+            elif status["version"] == version:
                 serving = version
                 seconds.append(time.perf_counter() - begun)
                 break
             if time.perf_counter() - begun > EACH_S:
-                raise SystemExit(f"version {version} was neither taken nor refused in {EACH_S} s: {told}")
+                raise SystemExit(f"version {version} was neither accepted nor rejected within {EACH_S} s: {status}")
             time.sleep(0.02)
         memory.append(memory_mb([server.process.pid])["rss"])
         if number in bad:
-            shutil.rmtree(store / str(version))  # or the next look would meet it again
+            shutil.rmtree(store / str(version))  # so that it is not found again
         elif version > 4 and (store / str(version - 3)).exists():
             shutil.rmtree(store / str(version - 3))
         if number % 10 == 0:
-            print(f"  {number}: version {serving} serves, {memory[-1]:.0f} MB, refused {refused}", flush=True)
-    return memory, seconds, refused
+            print(f"  {number}: version {serving} is served, {memory[-1]:.0f} MB, rejected {rejected}", flush=True)
+    return memory, seconds, rejected
 
 
 def readiness(server: Running) -> dict[str, Any]:
-    """What the server says of itself."""
+    """Return the content of `/readyz`."""
     url = server.url.removesuffix("/predict") + "/readyz"
     return json.loads(urllib.request.urlopen(url, timeout=30).read())
 
 
 def publish(model: Path, store: Path, version: int, damage: str | None = None) -> None:
-    """Put a copy of an artifact in its place as another version, at once."""
+    """Publish a copy of an artifact atomically as another version."""
     store.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=store.parent)) / "copy"
     shutil.copytree(model, folder)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    told = json.loads((folder / "manifest.json").read_bytes())
-    told |= {"name": store.name, "version": version}
-    (folder / "manifest.json").write_text(json.dumps(told))
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest |= {"name": store.name, "version": version}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     if damage is not None:
         DAMAGES[damage](folder)
     os.replace(folder, store / str(version))
@@ -147,11 +147,11 @@ def _no_graph(folder: Path) -> None:
 
 def _other_golden(folder: Path) -> None:
     path = folder / "golden" / "golden.json"
-    told = json.loads(path.read_bytes())
-    for sample in told["samples"]:
+    golden = json.loads(path.read_bytes())
+    for sample in golden["samples"]:
         sample["probabilities"] = sample["probabilities"][::-1]
         sample["logits"] = sample["logits"][::-1]
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(golden))
     seal(folder, "golden/golden.json")
 
 
@@ -159,13 +159,13 @@ DAMAGES = {"cut": _cut, "no manifest": _no_manifest, "no graph": _no_graph, "oth
 
 
 def seal(folder: Path, name: str) -> None:
-    """Have the manifest name a file as it is now."""
-    told = json.loads((folder / "manifest.json").read_bytes())
+    """Update a file's entry in the manifest."""
+    manifest = json.loads((folder / "manifest.json").read_bytes())
     data = (folder / name).read_bytes()
-    for entry in told["files"]:
+    for entry in manifest["files"]:
         if entry["path"] == name:
             entry |= {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps(told))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Mixed load for a long time: what failed, what grew.
+"""Mixed load for a long time: failures, and growth of memory and open files.
 
     python benchmarks/serving/soak.py --minutes 15          or 1440, for a day
 
-Clients at 70 % of the server's own peak send, at random: photos over kept and over new connections, forms, V2 requests, health
-and metrics, and one in ten that is bad (no image, half an image, a body that ends early, a head that is none, a client that
-leaves before its answer). Every answer is held against the statuses that such a request may get. Memory and open files of the
-server are taken every few seconds; the slope is over the second half, when what is kept has been kept.
+Clients send random requests at 70 % of the server's own peak: photos on persistent and on new connections, forms, V2 requests,
+health and metrics, and one in ten is bad (not an image, half an image, a truncated body, a malformed head, a client that
+disconnects before the response). Every response must have a status that is expected for its request. Memory and open files of
+the server are sampled every few seconds; the slope is over the second half, after caches have filled.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ from harness import arguments_of, artifact, generate, memory_mb, photo, report, 
 SHARE = 0.7
 CLIENTS = 12
 EVERY_S = 5.0
-PATIENCE_S = 30.0
-BAD = ("no image", "half an image", "ends early", "no head", "leaves")
+TIMEOUT_S = 30.0
+BAD = ("not an image", "half an image", "truncated", "malformed head", "disconnects")
 GOOD = {"photo": 12, "photo, new connection": 3, "form": 2, "v2": 2, "health": 2, "metrics": 1}
-MAY_BE = {"no image": {422}, "half an image": {422}, "no head": {400}, "ends early": {0}, "leaves": {0}}
+EXPECTED = {"not an image": {422}, "half an image": {422}, "malformed head": {400}, "truncated": {0}, "disconnects": {0}}
 
 
 class Soak:
-    """What the clients share: what to send, and what was counted."""
+    """Shared by the clients: what to send, and the counters."""
 
     def __init__(self, url: str, image: bytes, model: str, rate: float, until: float) -> None:
         parts = urlsplit(url)
@@ -38,13 +38,13 @@ class Soak:
         self.image, self.model = image, model
         self.pause_s = CLIENTS / rate
         self.until = until
-        self.said = ""
-        """What the photo was called first; every answer to it must be that."""
+        self.label = ""
+        """The first prediction; every other one must be the same."""
         self.answered: Counter[str] = Counter()
         self.wrong: Counter[str] = Counter()
 
     async def client(self, number: int) -> None:
-        """Send one request after the other, at the pace that was asked for."""
+        """Send one request after the other, at a constant rate."""
         choice = random.Random(number)
         connection: Any = None
         due = time.monotonic() + self.pause_s * choice.random()
@@ -58,7 +58,7 @@ class Soak:
             try:
                 if new:
                     connection = await asyncio.open_connection(self.host, self.port)
-                status = await asyncio.wait_for(self.ask(kind, *connection), PATIENCE_S)
+                status = await asyncio.wait_for(self.send(kind, *connection), TIMEOUT_S)
             except (OSError, EOFError, TimeoutError) as error:
                 status = -1
                 self.wrong[f"{kind}: {type(error).__name__}"] += 1
@@ -67,15 +67,15 @@ class Soak:
                     connection[1].close()
                 connection = None
             self.answered[kind] += 1
-            if status >= 0 and status not in MAY_BE.get(kind, {200}):
+            if status >= 0 and status not in EXPECTED.get(kind, {200}):
                 self.wrong[f"{kind}: {status}"] += 1
 
-    async def ask(self, kind: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
-        """Send one request of a kind; the status of its answer, 0 for one that is not waited for."""
+    async def send(self, kind: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+        """Send one request of a kind; return the status, or 0 if no response is expected."""
         head, body = self.request(kind)
         writer.write(head + body)
         await writer.drain()
-        if kind in ("ends early", "leaves"):
+        if kind in ("truncated", "disconnects"):
             return 0
         answer = await reader.readuntil(b"\r\n\r\n")
         lines = answer.lower().split(b"\r\n")
@@ -83,14 +83,14 @@ class Soak:
         body = await reader.readexactly(length)
         if kind.startswith("photo"):
             best = json.loads(body)["predictions"][0]["label"]
-            self.said = self.said or best
-            if best != self.said:
+            self.label = self.label or best
+            if best != self.label:
                 self.wrong[f"{kind}: another answer"] += 1
         return int(lines[0].split()[1])
 
     def request(self, kind: str) -> tuple[bytes, bytes]:
-        """The head and the body of a request."""
-        if kind == "no head":
+        """Return the head and the body of a request."""
+        if kind == "malformed head":
             return b"\x00\x01 nothing of this is HTTP\r\n\r\n", b""
         if kind in ("health", "metrics"):
             return self.head("GET", "/healthz" if kind == "health" else "/metrics"), b""
@@ -105,16 +105,18 @@ class Soak:
                 "shape": [1],
                 "parameters": {"binary_data_size": len(self.image) + 4},
             }
-            told = json.dumps({"inputs": [tensor]}).encode()
-            body = told + len(self.image).to_bytes(4, "little") + self.image
-            more = f"Inference-Header-Content-Length: {len(told)}\r\n"
+            text = json.dumps({"inputs": [tensor]}).encode()
+            body = text + len(self.image).to_bytes(4, "little") + self.image
+            more = f"Inference-Header-Content-Length: {len(text)}\r\n"
             return self.head("POST", f"/v2/models/{self.model}/infer", body, "application/octet-stream", more), body
-        body = {"no image": b"this is no image", "half an image": self.image[: len(self.image) // 2]}.get(kind, self.image)
+        body = {"not an image": b"this is not an image", "half an image": self.image[: len(self.image) // 2]}.get(
+            kind, self.image
+        )
         head = self.head("POST", "/predict", body, "image/jpeg")
-        return head, body[: len(body) // 3] if kind == "ends early" else body
+        return head, body[: len(body) // 3] if kind == "truncated" else body
 
     def head(self, method: str, path: str, body: bytes = b"", kind: str = "", more: str = "") -> bytes:
-        """The head of a request."""
+        """Return the head of a request."""
         of_body = f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n" if kind else ""
         return f"{method} {path} HTTP/1.1\r\nHost: {self.host}\r\n{of_body}{more}\r\n".encode()
 
@@ -143,22 +145,22 @@ def main() -> None:
         wrong=dict(soak.wrong),
         rss_first_mb=float(memory[0]),
         rss_last_mb=float(memory[-1]),
-        rss_most_mb=float(memory.max()),
+        rss_max_mb=float(memory.max()),
         rss_slope_mb_per_hour=slopes[0],
         files_last=int(files[-1]),
-        files_most=int(files.max()),
+        files_max=int(files.max()),
         files_slope_per_hour=slopes[1],
         exit_code=code,
     )
 
 
 def v2_name(model: Path) -> str:
-    """What the artifact is called under /v2."""
+    """Return the artifact's name under /v2."""
     return str(json.loads((model / "manifest.json").read_bytes())["name"])
 
 
 async def run(soak: Soak, pid: int, server: Any) -> list[tuple[float, float, int]]:
-    """Let the clients go, and look at the server: hours, megabytes, open files."""
+    """Run the clients and sample the server; return hours, megabytes and open files."""
     rows, begun = [], time.monotonic()
     clients = [asyncio.create_task(soak.client(number)) for number in range(CLIENTS)]
     while time.monotonic() < soak.until:

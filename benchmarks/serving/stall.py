@@ -1,9 +1,9 @@
-"""Connections that stall: half in the head, half in the body. What the server ends is opened again at once.
+"""Connections that stall, half in the head and half in the body. One that the server closes is opened again at once.
 
     python stall.py URL COUNT
 
-prints a line when all are open, and holds them until it is ended. They are opened over a few seconds, so that the server's
-deadlines for them are spread, as those of strangers would be.
+prints a line when all are open, and keeps them open until it is ended. They are opened over a few seconds, so that the server's
+deadlines for them are spread, as with independent clients.
 """
 
 import selectors
@@ -21,10 +21,10 @@ def main(url: str, count: int) -> None:
     parts = urlsplit(url)
     selector = selectors.DefaultSelector()
 
-    def hold(say: bytes) -> None:
+    def hold(data: bytes) -> None:
         connection = socket.create_connection((parts.hostname, parts.port))
-        connection.sendall(say)
-        selector.register(connection, selectors.EVENT_READ, say)
+        connection.sendall(data)
+        selector.register(connection, selectors.EVENT_READ, data)
 
     def turn(timeout_s: float | None) -> None:
         for key, _ in selector.select(timeout_s):

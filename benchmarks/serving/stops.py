@@ -1,11 +1,11 @@
-"""SIGTERM under load, many times: was anything that the server had accepted left without an answer?
+"""SIGTERM under load, many times: does every accepted request get a response?
 
-How it is counted. Every client holds one connection and sends its next request when it has an answer; one whose answer says
-`Connection: close` opens another. A request is *accepted* when its connection was opened and all its bytes were written before
-the connection ended. It is *answered* when a whole response came; anything else is lost, and told apart: on a connection that
-had been answered before, in the middle of a response, or on a fresh one of which nothing ever came. The last may have been
-opened by the kernel in the instant in which the server stopped listening, without the server having seen it: it is counted as
-lost all the same, and told apart. A connection that is refused was never accepted.
+Every client has one connection and sends its next request after each response; after `Connection: close` it opens another
+connection. A request is *accepted* if its connection was opened and all its bytes were written before the connection closed. It
+is *answered* if a complete response arrived. Any other request is lost, and counted by where: on a connection with earlier
+responses, in the middle of a response, or on a fresh connection without any response. The kernel may have opened the last kind
+in the instant in which the server stopped listening, so that the server never saw it; it still counts as lost. A connection
+that was refused was never accepted.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def wait(server: Running) -> int:
-    """Until the server has ended; its exit code, -9 when it had to be killed."""
+    """Wait until the server has ended; return its exit code, -9 if it had to be killed."""
     with contextlib.suppress(Exception):
         return server.process.wait(60)
     server.stop()
@@ -58,7 +58,7 @@ def wait(server: Running) -> int:
 
 
 class Client:
-    """One client in a thread of its own, on a plain socket."""
+    """One client on a plain socket, in its own thread."""
 
     def __init__(self, url: str, image: Path) -> None:
         parts = urlsplit(url)
@@ -77,11 +77,11 @@ class Client:
                 self.counts["refused"] += 1
                 return
             with connection:
-                while self._ask(connection):
+                while self._send(connection):
                     pass
 
-    def _ask(self, connection: socket.socket) -> bool:
-        """One request; whether the connection may carry another."""
+    def _send(self, connection: socket.socket) -> bool:
+        """Send one request; return whether the connection can be used for another."""
         fresh = getattr(self, "_last", None) is not connection
         self._last = connection
         try:

@@ -1,11 +1,11 @@
-"""Requests a second at 1, 16 and 64 connections beside LitServe, BentoML, MLServer and FastAPI written by hand.
+"""Requests per second at 1, 16 and 64 connections, compared with LitServe, BentoML, MLServer and a hand-written FastAPI app.
 
-Three questions, `--questions`: `lite0` and `mobile` are float32 EfficientNet-Lite0 and MobileNetV3-small (a small fast model,
-with random weights: speed does not know them) in every server, and the same loop without any; `shipped` is edgeline with its
-int8 variant against the others with float32. Told beside: the median time at one connection against the loop with one thread,
-CPU seconds a request of the server's processes, and their memory under load.
+There are three `--questions`: `lite0` and `mobile` compare float32 EfficientNet-Lite0 and MobileNetV3-small (a small fast
+model, with random weights, which do not affect speed) in every server and in the same loop without a server; `shipped` compares
+edgeline with its int8 variant to the others with float32. In addition: the median time at one connection compared with the loop
+with one thread, CPU seconds per request of the server's processes, and their memory under load.
 
-A server's name may carry settings, as `litserve:RUNNERS=1:THREADS=2`, `litserve:BATCH=4`, `bentoml:WORKERS=2`.
+A server's name may have settings, such as `litserve:RUNNERS=1:THREADS=2`, `litserve:BATCH=4`, `bentoml:WORKERS=2`.
 """
 
 import os
@@ -48,27 +48,27 @@ def main() -> None:
             model = artifact(given, QUESTIONS[question], weights)
             print(f"{question}: {QUESTIONS[question]}, a JPEG of {image.stat().st_size:,} bytes", flush=True)
             found[question] = compare(question, model, image, arguments, folder)
-        told = versions(arguments.servers, folder)
-    report("throughput", rounds=arguments.rounds, seconds=arguments.seconds, peers=told, **found)
+        peer_versions = versions(arguments.servers, folder)
+    report("throughput", rounds=arguments.rounds, seconds=arguments.seconds, peers=peer_versions, **found)
 
 
 def compare(question: str, model: Path, image: Path, arguments: Any, folder: Path) -> dict[str, Any]:
-    """All servers in turn, round by round."""
+    """Measure all servers in turn, round by round."""
     variant = "onnx-int8" if question == "shipped" else None
     settings = [setting(name, model, folder, variant=variant) for name in arguments.servers]
     names = ["bare", *(each.name for each in settings)]
     rows: dict[str, dict[str, list[float]]] = {name: {} for name in names}
     memory: dict[str, dict[str, float]] = {}
 
-    def note(name: str, what: str, value: float) -> None:
+    def record(name: str, what: str, value: float) -> None:
         rows[name].setdefault(what, []).append(value)
 
     def measure(name: str, connections: int) -> None:
         if name == "bare":
             threads = 1 if connections == 1 else 2
             got = bare(model, image, seconds=arguments.seconds, threads=threads)
-            note(name, f"rate_{connections}", got["rate"])
-            note(name, f"p50_ms_{connections}", got["p50_ms"])
+            record(name, f"rate_{connections}", got["rate"])
+            record(name, f"p50_ms_{connections}", got["p50_ms"])
             return
         server = running[name]
         with turn(server):
@@ -79,14 +79,14 @@ def compare(question: str, model: Path, image: Path, arguments: Any, folder: Pat
         if got["errors"]:
             print(f"    {name} at {connections}: {got['errors']} errors", flush=True)
         for what in ("rate", "p50_ms", "p99_ms"):
-            note(name, f"{what}_{connections}", got[what])
-        note(name, f"cpu_ms_{connections}", spent / max(1, got.get("requests", got["rate"] * arguments.seconds)) * 1e3)
+            record(name, f"{what}_{connections}", got[what])
+        record(name, f"cpu_ms_{connections}", spent / max(1, got.get("requests", got["rate"] * arguments.seconds)) * 1e3)
 
     with all_started(settings, image) as running:
         bare(model, image, seconds=1.0)
         for number in range(arguments.rounds):
             for connections in arguments.connections:
-                # Another one is first every time, so that nobody always comes after the same one.
+                # The order rotates, so that no server always runs after the same one.
                 names = names[1:] + names[:1]
                 for name in names:
                     measure(name, connections)
@@ -99,7 +99,7 @@ def compare(question: str, model: Path, image: Path, arguments: Any, folder: Pat
 
 
 def summary(rows: Any, memory: Any, names: list[str], connections: list[int]) -> dict[str, Any]:
-    """Medians, and the medians of ratios to our own server."""
+    """Return medians, and median ratios of edgeline to the others."""
     medians = {name: {what: round(statistics.median(values), 3) for what, values in row.items()} for name, row in rows.items()}
     ratios: dict[str, Any] = {}
     for mine in [name for name in names if name.startswith("edgeline")]:
@@ -116,10 +116,10 @@ def summary(rows: Any, memory: Any, names: list[str], connections: list[int]) ->
             medians[mine]["overhead_ms"] = round(statistics.median(over), 3)
     for name in names:
         figures = "  ".join(f"{count}: {medians[name][f'rate_{count}']:8.1f}" for count in connections)
-        told = [key for key in medians[name] if key.startswith(("cpu", "over", "p50_ms_1"))]
-        costs = "  ".join(f"{key} {medians[name][key]:.2f}" for key in told)
-        held = f"  rss {memory[name]['rss']:.0f} pss {memory[name]['pss']:.0f} MB" if name in memory else ""
-        print(f"  {name:24} {figures}  {costs}{held}", flush=True)
+        cost_keys = [key for key in medians[name] if key.startswith(("cpu", "over", "p50_ms_1"))]
+        costs = "  ".join(f"{key} {medians[name][key]:.2f}" for key in cost_keys)
+        memory_text = f"  rss {memory[name]['rss']:.0f} pss {memory[name]['pss']:.0f} MB" if name in memory else ""
+        print(f"  {name:24} {figures}  {costs}{memory_text}", flush=True)
     for mine, against in ratios.items():
         print(f"  {mine} is " + ", ".join(f"{ratio} x {name}" for name, ratio in against.items()), flush=True)
     return {"medians": medians, "ratios": ratios, "memory_mb": memory}

@@ -1,10 +1,10 @@
-"""Does the time that a token's comparison takes tell how much of it is right?
+"""Does the time of a token's comparison reveal how much of the token is right?
 
-Tokens that differ from the good one in the first byte, in the middle or in the last, by another byte each time, and ones of
-twice its length, in random order, each `--samples` times, through the very check that the server makes. Told is by how many
-nanoseconds each kind's median differs from that of a wrong first byte, and the rank test of Mann and Whitney (1947) between
-them, which a processor that changes its speed makes too strict. A finding would be a difference above the clock's step that
-stays from run to run, of tokens of the same length. The good token's own time is shown too; that it is good is no secret.
+Tokens that differ from the valid one in the first, the middle or the last byte, each time by another byte, and tokens of twice
+its length, are checked in random order, `--samples` times each, by the server's own function. Reported are the difference in
+nanoseconds of each kind's median from that of a wrong first byte, and the rank test of Mann and Whitney (1947) between them,
+which is too strict on a processor that changes its speed. A leak would be a difference above the clock's resolution that
+persists from run to run, for tokens of the same length. The valid token's time is shown too; that it is valid is not a secret.
 """
 
 import argparse
@@ -32,20 +32,20 @@ def main() -> None:
     kinds = ("first byte", "middle byte", "last byte", "twice as long", "good")
     order = [kind for kind in kinds for _ in range(samples)]
     choice.shuffle(order)
-    # Shuffled before they are made, so that they lie in memory in that order too.
-    asked = [(kind, b"Bearer " + token_of(kind, choice)) for kind in order]
-    taken_N = np.zeros(len(asked), np.int64)  # one array for all kinds: a list each would be in a place of memory each
+    # Shuffled before they are created, so that their order in memory is the same.
+    trials = [(kind, b"Bearer " + token_of(kind, choice)) for kind in order]
+    times_N = np.zeros(len(trials), np.int64)  # one array for all kinds: separate lists would be at different places in memory
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "tokens")
         path.write_text(f"another-token-of-another-client\n{GOOD}\n")
         tokens = Tokens(path)
-        for index, (_, header) in enumerate(asked):
+        for index, (_, header) in enumerate(trials):
             credentials = [header]
             begun = time.perf_counter_ns()
             tokens.accept(credentials)
-            taken_N[index] = time.perf_counter_ns() - begun
-        assert all(tokens.accept([header]) == (kind == "good") for kind, header in asked[:100])
-    times = {kind: taken_N[[each == kind for each, _ in asked]] for kind in kinds}
+            times_N[index] = time.perf_counter_ns() - begun
+        assert all(tokens.accept([header]) == (kind == "good") for kind, header in trials[:100])
+    times = {kind: times_N[[each == kind for each, _ in trials]] for kind in kinds}
     base = float(np.median(times["first byte"]))
     rows = {
         kind: {"ns": float(np.median(each)) - base, "p": float(mannwhitneyu(times["first byte"], each).pvalue)}
@@ -53,11 +53,11 @@ def main() -> None:
         if kind != "first byte"
     }
     print(json.dumps(rows), flush=True)
-    report("token_timing", samples=samples, median_ns=base, beside_first_byte=rows)
+    report("token_timing", samples=samples, median_ns=base, difference_from_first_byte=rows)
 
 
 def token_of(kind: str, choice: random.Random) -> bytes:
-    """A token of a kind; wrong ones are wrong by another byte each time, or what is timed were one token's place in memory."""
+    """Return a token of a kind; wrong ones differ by a random byte, so that not one token's place in memory is timed."""
     places = {"first byte": 0, "middle byte": len(GOOD) // 2, "last byte": len(GOOD) - 1}
     if kind not in places:
         return (GOOD * 2 if kind == "twice as long" else GOOD).encode()

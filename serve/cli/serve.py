@@ -91,11 +91,12 @@ def serve(
 
         curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8000/predict?top_k=3'
     """
-    from edgeline.serve.http.main import Options, run
+    from edgeline.serve.http.config import ServerConfig
+    from edgeline.serve.http.main import run
     from edgeline.serve.preprocess import Limits
 
     # Every option is mapped to the server's configuration here, and nowhere else.
-    options = Options(
+    config = ServerConfig(
         artifacts=artifacts,
         host=host,
         port=port,
@@ -119,7 +120,7 @@ def serve(
         cache=cache if cache is not None else default_cache(),
         metrics_port=metrics_port,
     )
-    run(options)
+    run(config)
 
 
 def _concurrency_plan(runners: int | None, threads: int | None, batch: int | None) -> "ConcurrencyPlan | None":
@@ -130,7 +131,7 @@ def _concurrency_plan(runners: int | None, threads: int | None, batch: int | Non
     if runners is None and threads is None and batch is None:
         return None
     threads = threads or 1
-    return ConcurrencyPlan(runners=runners or max(1, usable_cores() // threads), threads=threads, batch=batch or 1)
+    return ConcurrencyPlan(workers=runners or max(1, usable_cores() // threads), threads=threads, batch=batch or 1)
 
 
 def default_cache() -> Path | None:

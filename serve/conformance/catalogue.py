@@ -1,6 +1,6 @@
-"""What is checked: a check is a test function, its name the id, its docstring the sentence, its file the group.
+"""The list of checks. A check is a test function: its name is the id, its docstring the sentence, its file the group.
 
-Read from the source, so that the list needs neither pytest nor a server. `docs/conformance.md` holds it as a table, and a test
+The list is read from the source, so it needs neither pytest nor a server. `docs/conformance.md` has it as a table, and a test
 compares the two.
 """
 
@@ -8,7 +8,7 @@ import ast
 from dataclasses import dataclass
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).with_name("checks")
 GROUPS = {
     "test_specification": "specification",
     "test_binary": "tritonclient",
@@ -17,14 +17,14 @@ GROUPS = {
     "test_framing": "robustness",
     "test_robustness": "robustness",
 }
-"""Of each file, in the order that they run."""
+"""The group of each file, in the order in which they run."""
 REQUIRED = ("specification", "tritonclient", "perf_analyzer")
-"""The groups that a server must pass; `robustness` is told beside them."""
+"""The groups that a server must pass; `robustness` is reported in addition."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that is checked."""
+    """One check."""
 
     id: str
     group: str
@@ -32,7 +32,7 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """Every check, in the order that they run."""
+    """Return every check, in the order in which they run."""
     found = []
     for stem, group in GROUPS.items():
         tree = ast.parse((FOLDER / f"{stem}.py").read_text(encoding="utf-8"))
@@ -44,6 +44,6 @@ def checks() -> list[Check]:
 
 
 def table() -> str:
-    """The checks as a Markdown table."""
+    """Return the checks as a Markdown table."""
     rows = [f"| `{check.id}` | {check.group} | {check.sentence} |" for check in checks()]
     return "\n".join(["| id | group | what |", "|---|---|---|", *rows]) + "\n"

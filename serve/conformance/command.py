@@ -1,4 +1,4 @@
-"""The command `edgeline conformance URL`: checks a server of the Open Inference Protocol V2 and reports."""
+"""The command `edgeline conformance URL`: check a server of the Open Inference Protocol V2."""
 
 import json
 from dataclasses import asdict
@@ -23,26 +23,28 @@ def register(app: typer.Typer) -> None:
 
 
 def conformance(
-    url: Annotated[str, typer.Argument(metavar="URL", help="The server: http://HOST:PORT, with a base path where it has one.")],
-    model: Annotated[str | None, typer.Option(help="The model to ask; by default the first that the server lists.")] = None,
+    url: Annotated[str, typer.Argument(metavar="URL", help="The server: http://HOST:PORT, with a base path if it has one.")],
+    model: Annotated[str | None, typer.Option(help="The model to check; by default the first that the server lists.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON document.")] = False,
     expression: Annotated[
-        str | None, typer.Option("-k", metavar="EXPR", help="Only checks whose ids match, as pytest has it.")
+        str | None,
+        typer.Option("-k", metavar="EXPR", help="Run only checks whose ids match, in the syntax of pytest's -k."),
     ] = None,
     image: Annotated[
-        Path | None, typer.Option(help="What to send to BYTES inputs; by default a small PNG, or text where none is wanted.")
+        Path | None,
+        typer.Option(help="File to send to BYTES inputs; by default a small PNG, or text for other inputs."),
     ] = None,
 ) -> None:
-    """Check a server's Open Inference Protocol V2 (REST).
+    """Check a server's conformance to the Open Inference Protocol V2 (REST).
 
-    Any server: the inputs are made from the model's own metadata. Each check is required by the specification, by
-    tritonclient or by perf_analyzer, or tells of robustness. The exit code is 0 only if none of the required ones failed.
+    Works with any server: inputs are generated from the model's metadata. A check is required by the specification, by
+    tritonclient or by perf_analyzer, or tests robustness. The exit code is 0 only if no required check failed.
 
         edgeline conformance http://127.0.0.1:8000
 
         edgeline conformance http://127.0.0.1:8000 --model flowers.pixels -k "infer or id" --json
     """
-    # Without the extra this is where the command ends, with a line that names it: the checks import these too late for that.
+    # A missing extra must fail here, with a line that names it: the checks import these too late for that.
     import geventhttpclient  # noqa: F401
     import tritonclient  # noqa: F401
 
@@ -51,7 +53,7 @@ def conformance(
     target = reach(url, model, image)
     results = run(target, expression)
     if not results:
-        raise InputError(f"no check matches -k {expression!r}; docs/conformance.md lists their ids", code="no_check")
+        raise InputError(f"no check matches -k {expression!r}; docs/conformance.md lists the ids", code="no_check")
     report = describe(target, results)
     if as_json:
         print(json.dumps(report))
@@ -62,10 +64,10 @@ def conformance(
 
 
 def reach(url: str, model: str | None = None, image: Path | None = None) -> "Target":
-    """Find the server and its model.
+    """Connect to the server and read its model's metadata.
 
     Raises:
-        EdgelineError: there is no server, or none that describes the model.
+        EdgelineError: the server cannot be reached, or does not describe the model.
     """
     import http.client
 
@@ -85,7 +87,7 @@ def reach(url: str, model: str | None = None, image: Path | None = None) -> "Tar
 
 
 def describe(target: "Target", results: "list[Result]") -> dict[str, Any]:
-    """The report, as JSON types."""
+    """Return the report as JSON types."""
     counts = {
         group: {outcome: sum(r.outcome == outcome for r in results if r.check.group == group) for outcome in OUTCOMES}
         for group in dict.fromkeys(GROUPS.values())
@@ -106,7 +108,7 @@ def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     console, colors = Console(), {"passed": "green", "failed": "red", "skipped": "yellow"}
-    table = Table("group", "check", "result", "what, and what was seen")
+    table = Table("group", "check", "result", "description, and what was seen")
     for check in report["checks"]:
         text = f"{check['sentence']}\n{check['detail']}" if check["detail"] else check["sentence"]
         result = f"[{colors[check['outcome']]}]{check['outcome']}[/]"

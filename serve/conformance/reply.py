@@ -1,6 +1,6 @@
-"""What a server's replies must be made of, read byte by byte as the protocol has it.
+"""Read a server's replies strictly: deviations that a lenient client would overlook are reported.
 
-Nothing here is lenient: what a forgiving client would overlook is told. `Deviation` carries the one line of a failed check.
+`Deviation` carries the one-line message of a failed check.
 """
 
 import http.client
@@ -14,11 +14,11 @@ import numpy as np
 
 from edgeline.serve.http.open_inference.tensors import NUMBERS
 
-LONGEST_SEEN = 160
+MAX_SEEN_CHARS = 160
 
 
 class Deviation(AssertionError):
-    """A reply is not what the check expects."""
+    """A reply differs from what the check expects."""
 
 
 def expect(seen: object, expected: object, what: str) -> None:
@@ -26,11 +26,11 @@ def expect(seen: object, expected: object, what: str) -> None:
     require(type(seen) is type(expected) and seen == expected, f"{what} should be {expected!r}", seen)
 
 
-def require(holds: bool, what: str, seen: object) -> None:
-    """Fail unless something holds."""
-    if not holds:
+def require(condition: bool, what: str, seen: object) -> None:
+    """Fail unless a condition holds."""
+    if not condition:
         text = " ".join(repr(seen).split())
-        raise Deviation(f"{what}; seen: {text[:LONGEST_SEEN]}{'...' * (len(text) > LONGEST_SEEN)}")
+        raise Deviation(f"{what}; seen: {text[:MAX_SEEN_CHARS]}{'...' * (len(text) > MAX_SEEN_CHARS)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Tensor:
     values: np.ndarray | list[bytes]
 
     def same(self, other: "Tensor") -> bool:
-        """Whether both are the same to the bit."""
+        """Whether both are equal to the bit."""
         if isinstance(self.values, list) or isinstance(other.values, list):
             equal = self.values == other.values
         else:
@@ -52,7 +52,7 @@ class Tensor:
 
 
 def same(found: list[Tensor], expected: list[Tensor]) -> None:
-    """Fail unless two replies hold the same tensors to the bit."""
+    """Fail unless two replies have the same tensors to the bit."""
     expect([tensor.name for tensor in found], [tensor.name for tensor in expected], "the outputs")
     for one, other in zip(found, expected, strict=True):
         require(one.same(other), f"{one.name} should be the same to the bit as {other.values!r}", one.values)
@@ -60,7 +60,7 @@ def same(found: list[Tensor], expected: list[Tensor]) -> None:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer of the server."""
+    """One reply of the server."""
 
     status: int
     headers: http.client.HTTPMessage
@@ -68,21 +68,21 @@ class Reply:
     http_version: int
 
     def json(self) -> Any:
-        """The body as JSON, or of a reply with raw tensors the JSON in front."""
+        """Return the body as JSON; of a reply with raw tensors, the JSON before them."""
         length = self.headers.get("Inference-Header-Content-Length")
         text = self.body if length is None else self.body[: int(length)]
         try:
             return json.loads(text)
         except ValueError:
-            raise Deviation(f"the body should be JSON; seen: {text[:LONGEST_SEEN]!r}") from None
+            raise Deviation(f"the body should be JSON; seen: {text[:MAX_SEEN_CHARS]!r}") from None
 
     def ok(self) -> Any:
-        """The JSON of a success, which is status 200 and no other."""
-        require(self.status == 200, "the status should be 200", f"{self.status} {self.body[:LONGEST_SEEN]!r}")
+        """Return the JSON of a success, which must have status 200."""
+        require(self.status == 200, "the status should be 200", f"{self.status} {self.body[:MAX_SEEN_CHARS]!r}")
         return self.json()
 
-    def refused(self) -> str:
-        """The `error` of a request that is the client's fault, or of a feature that is not offered."""
+    def rejected(self) -> str:
+        """Return the `error` message for an invalid request or an unsupported feature, which must have status 4xx or 501."""
         require(400 <= self.status < 500 or self.status == 501, "the status should be 4xx", self.status)
         expect(self.headers.get("Content-Type"), "application/json", "an error's Content-Type")
         found = self.json()
@@ -92,7 +92,7 @@ class Reply:
         return str(found["error"])
 
     def outputs(self) -> list[Tensor]:
-        """The tensors of an inference reply."""
+        """Return the tensors of an inference reply."""
         head = self.ok()
         require(isinstance(head.get("outputs"), list), "a reply needs a list `outputs`", head)
         length = self.headers.get("Inference-Header-Content-Length")
@@ -105,7 +105,7 @@ class Reply:
             if size is None:
                 found.append(Tensor(output["name"], output["datatype"], shape, _of_json(output, shape)))
             else:
-                require("data" not in output, "a binary output carries no data", list(output))
+                require("data" not in output, "a binary output should not have data", list(output))
                 require(len(tail) >= size, f"{output['name']} has {size} bytes, which should follow the JSON", len(tail))
                 found.append(Tensor(output["name"], output["datatype"], shape, _of_bytes(output, tail[:size], shape)))
                 tail = tail[size:]

@@ -1,6 +1,6 @@
-"""Run the checks with pytest in this process, with nothing of the caller's configuration or plugins.
+"""Run the checks with pytest in this process, without the caller's pytest configuration or plugins.
 
-What is reported depends on the server alone.
+The result depends on the server alone.
 """
 
 import contextlib
@@ -15,19 +15,19 @@ from edgeline.serve.conformance.catalogue import FOLDER, GROUPS, Check, checks
 from edgeline.serve.conformance.target import Target
 from edgeline.serve.errors import InputError
 
-CALLERS = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
-LONGEST_DETAIL = 400
+PYTEST_VARIABLES = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+MAX_DETAIL_CHARS = 400
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one check."""
+    """The result of one check."""
 
     check: Check
     outcome: str
     """`passed`, `failed` or `skipped`."""
     detail: str
-    """Of a failed one what was seen and expected, of a skipped one why."""
+    """What a failed check saw and expected, or why a check was skipped."""
 
 
 def run(target: Target, expression: str | None = None) -> list[Result]:
@@ -35,10 +35,10 @@ def run(target: Target, expression: str | None = None) -> list[Result]:
 
     Args:
         target: the server.
-        expression: which, as pytest's -k; by default all.
+        expression: selects checks, as pytest's -k; by default all.
 
     Raises:
-        InputError: the expression is none.
+        InputError: the expression is invalid.
     """
     plugin = _Plugin(target)
     arguments = [
@@ -47,22 +47,22 @@ def run(target: Target, expression: str | None = None) -> list[Result]:
         *(("-k", expression) if expression else ()),
         *(str(FOLDER / f"{stem}.py") for stem in GROUPS),
     ]
-    kept = {name: os.environ.pop(name) for name in CALLERS if name in os.environ}
+    saved = {name: os.environ.pop(name) for name in PYTEST_VARIABLES if name in os.environ}
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # what pytest and gevent say there, the report says too
+        with contextlib.redirect_stderr(io.StringIO()):  # what pytest and gevent print there is in the report
             status = pytest.main(arguments, plugins=[plugin])
     finally:
         del os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"]
-        os.environ.update(kept)
+        os.environ.update(saved)
     if status == pytest.ExitCode.USAGE_ERROR:
-        raise InputError(f"-k {expression!r} is no expression; write ids joined by and, or, not", code="no_check")
+        raise InputError(f"-k {expression!r} is not a valid expression; combine ids with and, or, not", code="no_check")
     known = {check.id: check for check in checks()}
     return [Result(known[id], *found) for id, found in plugin.found.items()]
 
 
 class _Plugin:
-    """Gives the checks their server, and keeps what became of each."""
+    """Passes the server to the checks, and collects their results."""
 
     def __init__(self, target: Target) -> None:
         self.found: dict[str, tuple[str, str]] = {}
@@ -75,23 +75,23 @@ class _Plugin:
 
     @pytest.fixture
     def still_alive(self) -> Iterator[None]:
-        """After the check the server answers a good request."""
+        """After the check, the server must still answer a valid request."""
         yield
         self._target.infer_any().ok()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep the outcome of a check, and of what was set up for it or looked at after it where that failed."""
+        """Collect the outcome of a check, and of its setup and teardown if they failed."""
         id = report.location[2].removeprefix("test_")
         if report.when == "call" or report.outcome != "passed":
             self.found[id] = report.outcome, _detail(report)
 
 
 def _detail(report: pytest.TestReport) -> str:
-    """One line of a report: the message of what was raised."""
+    """The message of the exception, on one line."""
     if report.outcome == "passed":
         return ""
     if isinstance(report.longrepr, tuple):  # a skip: file, line, reason
         return report.longrepr[2].removeprefix("Skipped: ")
     crash = getattr(report.longrepr, "reprcrash", None)
     message = crash.message if crash else str(report.longrepr)
-    return " ".join(message.split()).removeprefix("edgeline.serve.conformance.reply.Deviation: ")[:LONGEST_DETAIL]
+    return " ".join(message.split()).removeprefix("edgeline.serve.conformance.reply.Deviation: ")[:MAX_DETAIL_CHARS]

@@ -1,4 +1,4 @@
-"""The server under test, and requests to it that are built by hand: what is sent is exactly what a check means to send."""
+"""The server under test, and requests built by hand, so that exactly the bytes of a check are sent."""
 
 import http.client
 import io
@@ -18,7 +18,7 @@ from edgeline.serve.http.open_inference.tensors import NUMBERS
 
 TIMEOUT_S = 30
 IMAGE_WORDS = ("image", "img", "photo", "picture", "jpeg", "jpg", "png")
-HOPED_BATCH = 8
+DEFAULT_BATCH = 8
 
 
 class Target:
@@ -31,24 +31,26 @@ class Target:
         except ValueError:
             host = None
         if not host or parts.scheme not in ("http", "https"):
-            raise InputError(f"{url!r} is no address; expected http://HOST:PORT", code="url_invalid")
+            raise InputError(f"{url!r} is not a valid address; expected http://HOST:PORT", code="url_invalid")
         self.url = parts.geturl().rstrip("/")
         self.is_tls = parts.scheme == "https"
         self.address = (host, port or (443 if self.is_tls else 80))
         self.base = parts.path.rstrip("/")
         self.model = model or self._first_model()
         self.path = "/v2/models/" + urllib.parse.quote(self.model)
-        self.metadata: dict[str, Any] = self.ask("GET", self.path).ok()
-        self.server: dict[str, Any] = self.ask("GET", "/v2").ok()
-        config = self.ask("GET", f"{self.path}/config")
+        self.metadata: dict[str, Any] = self.call("GET", self.path).ok()
+        self.server: dict[str, Any] = self.call("GET", "/v2").ok()
+        config = self.call("GET", f"{self.path}/config")
         self.config: dict[str, Any] = config.json() if config.status == 200 else {}
         self.image = image
         self._takes_raw: bool | None = None
-        self._pictures = image is not None or any(word in str(i["name"]).lower() for i in self.specs for word in IMAGE_WORDS)
+        self._takes_images = image is not None or any(
+            word in str(i["name"]).lower() for i in self.specs for word in IMAGE_WORDS
+        )
 
     @property
     def authority(self) -> str:
-        """Host, port and base path, as tritonclient takes them."""
+        """Host, port and base path, as tritonclient expects them."""
         host, port = self.address
         return f"{f'[{host}]' if ':' in host else host}:{port}{self.base}"
 
@@ -64,29 +66,29 @@ class Target:
 
     @property
     def versions(self) -> list[str]:
-        """The versions that the model's metadata names."""
+        """The versions in the model's metadata."""
         return list(self.metadata.get("versions") or [])
 
     def version_paths(self) -> list[str]:
-        """The versioned paths of the model; the check is skipped where its metadata names no versions."""
+        """Return the versioned paths of the model; skip the check if the metadata has no versions."""
         if not self.versions:
-            pytest.skip("the model's metadata names no versions")
+            pytest.skip("the model's metadata has no versions")
         return [f"{self.path}/versions/{version}" for version in self.versions]
 
     @property
     def max_batch(self) -> int:
-        """Largest batch to send: as its configuration says, or where it has none, what a free first dimension lets hope for."""
+        """Largest batch to send: from the configuration; without one, a guess if the first dimension is free."""
         if any(spec["shape"][:1] != [-1] for spec in self.specs):
             return 1
-        return int(self.config.get("max_batch_size", 0)) or 1 if self.config else HOPED_BATCH
+        return int(self.config.get("max_batch_size", 0)) or 1 if self.config else DEFAULT_BATCH
 
     def connect(self) -> http.client.HTTPConnection:
-        """A connection of its own; close it."""
+        """Open a connection; the caller closes it."""
         kind = http.client.HTTPSConnection if self.is_tls else http.client.HTTPConnection
         return kind(*self.address, timeout=TIMEOUT_S)
 
-    def ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Reply:
-        """Send one request with exactly these headers, Host and Content-Length aside, on a connection of its own."""
+    def call(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Reply:
+        """Send one request on a new connection, with exactly these headers besides Host and Content-Length."""
         connection = self.connect()
         try:
             return self.send(connection, method, path, body, headers)
@@ -112,26 +114,26 @@ class Target:
         return Reply(response.status, response.headers, response.read(), response.version)
 
     def values(self, spec: dict[str, Any], batch: int = 1) -> np.ndarray | list[bytes]:
-        """What is sent for an input: zeros, an image file where the model takes one, else text."""
+        """Return the values to send for an input: zeros; for BYTES an image file, or text if the model takes no images."""
         shape = self.shape(spec, batch)
         if spec["datatype"] == "BYTES":
-            return [self._picture() if self._pictures else b"text"] * math.prod(shape)
+            return [self._image() if self._takes_images else b"text"] * math.prod(shape)
         if spec["datatype"] not in NUMBERS:
-            pytest.skip(f"inputs of {spec['datatype']} are not made here")
+            pytest.skip(f"inputs of datatype {spec['datatype']} are not supported")
         return np.zeros(shape, NUMBERS[spec["datatype"]])
 
     def shape(self, spec: dict[str, Any], batch: int = 1) -> list[int]:
-        """The shape that is sent for an input."""
+        """Return the shape to send for an input."""
         sizes = [1 if size == -1 else size for size in spec["shape"]]
         return [batch, *sizes[1:]] if spec["shape"][:1] == [-1] else sizes
 
     def request(self, *, binary: bool, batch: int = 1, **members: Any) -> tuple[dict[str, Any], bytes]:
-        """A good inference request: its JSON, and the raw tensors behind it.
+        """Return a valid inference request: its JSON, and the raw tensors after it.
 
         Args:
-            binary: inputs as raw tensors; else in the JSON, and the check is skipped where they cannot be.
-            batch: images or rows, where the model takes any number.
-            members: of the JSON, such as `id` or `outputs`.
+            binary: send inputs as raw tensors, else in the JSON; the check is skipped if they cannot be sent so.
+            batch: images or rows, if the model accepts any number.
+            members: further members of the JSON, such as `id` or `outputs`.
         """
         inputs, blobs = [], []
         for spec in self.specs:
@@ -147,8 +149,8 @@ class Target:
 
     @property
     def is_binary_only(self) -> bool:
-        """Whether the model's inputs cannot travel as JSON."""
-        return any(spec["datatype"] == "FP16" or (spec["datatype"] == "BYTES" and self._pictures) for spec in self.specs)
+        """Whether the model's inputs cannot be sent as JSON."""
+        return any(spec["datatype"] == "FP16" or (spec["datatype"] == "BYTES" and self._takes_images) for spec in self.specs)
 
     def infer(
         self,
@@ -158,39 +160,39 @@ class Target:
         *,
         path: str | None = None,
     ) -> Reply:
-        """Post an inference request; its framing header goes along where raw tensors do, unless `headers` has it."""
+        """Post an inference request; raw tensors come with the framing header, unless `headers` has it."""
         text = head if isinstance(head, bytes) else json.dumps(head).encode()
         framing = {"Inference-Header-Content-Length": str(len(text))} if blob else {}
-        return self.ask("POST", path or f"{self.path}/infer", text + blob, framing | (headers or {}))
+        return self.call("POST", path or f"{self.path}/infer", text + blob, framing | (headers or {}))
 
     def good(self, **members: Any) -> tuple[dict[str, Any], bytes]:
-        """A good request: in JSON where the model's inputs can travel so, else as raw tensors."""
+        """Return a valid request: in JSON if the model's inputs can be sent so, else with raw tensors."""
         return self.request(binary=self.is_binary_only, **members)
 
     def infer_any(self, **members: Any) -> Reply:
-        """Post a good request."""
+        """Post a valid request."""
         return self.infer(*self.good(**members))
 
     def raw(self, **members: Any) -> tuple[dict[str, Any], bytes]:
-        """A good request with raw tensors; the check is skipped where the server does not take such, and so refuses any."""
+        """Return a valid request with raw tensors; skip the check if the server does not accept any."""
         head, blob = self.request(binary=True, **members)
         if self._takes_raw is None:
             self._takes_raw = self.infer(*self.request(binary=True)).status == 200
         if not self._takes_raw:
-            pytest.skip("the server takes no raw tensors at all")
+            pytest.skip("the server accepts no raw tensors")
         return head, blob
 
-    def offers(self, extension: str) -> None:
-        """Skip the check where the server does not say that it has an extension."""
+    def require_extension(self, extension: str) -> None:
+        """Skip the check if the server does not advertise an extension."""
         if extension not in self.server.get("extensions", []):
-            pytest.skip(f"the server's metadata does not name the extension {extension}")
+            pytest.skip(f"the server does not advertise the extension {extension}")
 
     def _json_of(self, spec: dict[str, Any], values: np.ndarray | list[bytes]) -> list[Any]:
         if self.is_binary_only:
-            pytest.skip(f"input {spec['name']} cannot travel as JSON ({spec['datatype']})")
+            pytest.skip(f"input {spec['name']} cannot be sent as JSON ({spec['datatype']})")
         return [element.decode() for element in values] if isinstance(values, list) else values.ravel().tolist()
 
-    def _picture(self) -> bytes:
+    def _image(self) -> bytes:
         if self.image is None:
             file = io.BytesIO()
             Image.new("RGB", (32, 24), (200, 40, 30)).save(file, "PNG")
@@ -198,11 +200,11 @@ class Target:
         return self.image
 
     def _first_model(self) -> str:
-        reply = self.ask("POST", "/v2/repository/index", b"")
+        reply = self.call("POST", "/v2/repository/index", b"")
         rows = reply.json() if reply.status == 200 else []
         ready = [row["name"] for row in rows if row.get("state", "READY") == "READY"]
         if not ready:
-            raise InputError("the server lists no model that is ready; name one with --model", code="model_unknown")
+            raise InputError("the server lists no ready model; name one with --model", code="model_unknown")
         return str(ready[0])
 
 

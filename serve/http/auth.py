@@ -1,8 +1,8 @@
-"""Who may ask: bearer tokens from a file, and the middleware that holds requests against them.
+"""Authentication: bearer tokens from a file, and the middleware that checks requests against them.
 
-The file has one token a line, so that an old one and a new one are good at the same time while clients change over; blank
-lines and lines that begin with # are passed over. It is read again when it changes. Tokens are compared by their SHA-256, all
-of them every time, so that the time it takes tells nothing of what they are.
+The file holds one token a line, so an old and a new one can be valid while clients switch; blank lines and lines that begin
+with # are ignored. It is read again when it changes. Tokens are compared by their SHA-256, always all of them, so that the
+time it takes reveals nothing about them.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ from edgeline.serve.http.routes.page import PATHS
 LOG = logging.getLogger(__name__)
 
 OPEN = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}) | PATHS
-"""What an orchestrator asks without a token, and the page, which asks its user for one."""
+"""Paths without authentication: health checks, and the page, which asks its user for a token."""
 MIN_CHARACTERS = 16
 MAX_BYTES = 64 * 2**10
 
 
 class Tokens:
-    """The tokens of a file, as it is now."""
+    """The tokens of a file, as it is now; read again when it changes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,7 +37,7 @@ class Tokens:
         self._digests = self._read()
 
     def accept(self, credentials: list[bytes]) -> bool:
-        """Whether the Authorization headers of a request are one, and name one of the tokens."""
+        """Whether a request has exactly one Authorization header, and it carries a valid token."""
         self._refresh()
         if len(credentials) != 1:
             return False
@@ -51,15 +51,15 @@ class Tokens:
         try:
             stamp = _stamp(self.path)
         except OSError:
-            return  # it is being replaced, or was removed: the tokens that were good stay good
+            return  # it is being replaced, or was removed: the valid tokens stay valid
         if stamp != self._stamp:
             try:
                 self._digests = self._read()
             except ConfigError as error:
                 self._stamp = stamp
-                LOG.error("the tokens are as before: %s", error)
+                LOG.error("the tokens are unchanged: %s", error)
             else:
-                LOG.info("read %d tokens anew", len(self._digests))
+                LOG.info("reloaded %d tokens", len(self._digests))
 
     def _read(self) -> list[bytes]:
         try:
@@ -71,7 +71,7 @@ class Tokens:
             raise ConfigError(f"the token file {self.path} cannot be read: {error.strerror}") from error
         tokens = [token for line in lines if (token := line.strip()) and not token.startswith(b"#")]
         if not tokens:
-            raise ConfigError(f"the token file {self.path} names no token; write one a line, or serve without --tokens")
+            raise ConfigError(f"the token file {self.path} holds no token; write one a line, or serve without --tokens")
         if short := sum(len(token) < MIN_CHARACTERS or not token.isascii() for token in tokens):
             raise ConfigError(
                 f"{short} of the tokens in {self.path} are shorter than {MIN_CHARACTERS} characters or not ASCII; "
@@ -81,24 +81,24 @@ class Tokens:
         return [hashlib.sha256(token).digest() for token in tokens]
 
 
-class Guard:
-    """Middleware that answers 401 to whoever names no token."""
+class TokenMiddleware:
+    """Answers 401 to requests without a valid token."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, free: Iterable[str] = OPEN) -> None:
+    def __init__(self, app: ASGIApp, tokens: Tokens, public: Iterable[str] = OPEN) -> None:
         self.app = app
         self.tokens = tokens
-        self.free = frozenset(free)
+        self.public = frozenset(public)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request through, or not."""
-        if scope["type"] != "http" or scope["path"] in self.free:
+        """Pass a request on, or answer 401."""
+        if scope["type"] != "http" or scope["path"] in self.public:
             await self.app(scope, receive, send)
             return
         if self.tokens.accept([value for name, value in scope["headers"] if name == b"authorization"]):
             await self.app(scope, receive, send)
             return
         headers = {"WWW-Authenticate": 'Bearer realm="edgeline"'}
-        message = "this server wants a token; send one as Authorization: Bearer TOKEN"
+        message = "this server requires a token; send one as Authorization: Bearer TOKEN"
         await error_reply(Request(scope), 401, "unauthorized", message, headers)(scope, receive, send)
 
 

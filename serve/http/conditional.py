@@ -1,4 +1,4 @@
-"""Conditional and range requests: what RFC 9110 sections 13 and 14 make of the headers, as plain functions.
+"""Conditional and range requests: the headers of RFC 9110, sections 13 and 14, as plain functions.
 
 An entity tag here is always strong, the SHA-256 of the content between quotes, so equal tags mean equal bytes and a resumed
 download can never be spliced from two files.
@@ -14,7 +14,7 @@ ONE_RANGE = re.compile(r"bytes=[ \t]*([0-9]*)-([0-9]*)[ \t]*", re.IGNORECASE)
 
 
 def names_tag(header_values: Sequence[str], tag: str, *, weakly: bool) -> bool:
-    """Whether an If-Match (strong comparison) or If-None-Match (weak comparison) header names an entity tag, or is `*`."""
+    """Whether an If-Match (strong comparison) or If-None-Match (weak comparison) header contains an entity tag, or is `*`."""
     if any(value.strip() == "*" for value in header_values):
         return True
     found = ENTITY_TAG.findall(", ".join(header_values))
@@ -25,15 +25,15 @@ def byte_range(header_values: Sequence[str], size: int) -> tuple[int, int] | Non
     """Read a Range header.
 
     Args:
-        header_values: the header as often as it was sent.
-        size: of the whole content.
+        header_values: the values of all Range headers.
+        size: of the whole content, in bytes.
 
     Returns:
-        First byte and length, or None where the header is to be ignored: absent, malformed, of another unit, or several
-        ranges, which a download that is resumed never needs.
+        First byte and length; None if the header is ignored: absent, malformed, of another unit, or several ranges, which
+        resuming a download never needs.
 
     Raises:
-        InputError: well formed, but no byte of the content is in it.
+        InputError: well formed, but outside the content.
     """
     match = ONE_RANGE.fullmatch(header_values[0]) if len(header_values) == 1 else None
     if match is None or size == 0:
@@ -53,6 +53,6 @@ def byte_range(header_values: Sequence[str], size: int) -> tuple[int, int] | Non
 
 
 def _number(digits: str) -> int:
-    # Python refuses to read thousands of digits, and no file is longer than 10**18 bytes.
+    # Python does not parse thousands of digits, and no file is longer than 10**18 bytes.
     significant = digits.lstrip("0") or "0"
     return int(significant) if len(significant) < 19 else 10**18

@@ -1,8 +1,9 @@
 """From an HTTP request to the bytes of the images in it.
 
-Two forms: the image itself as the body, which is the plain way, or `multipart/form-data` with one or more files, for browsers
-and forms. Either is refused by its declared length before a byte is read, and by its real length as it comes, so a request
-holds at most `max_bytes` of memory here, and all of them together at most what their budget says.
+A body is one image, or `multipart/form-data` with one or more files, for browsers and forms. Whether it is an image is decided
+by its bytes, not by its Content-Type: many clients send a wrong one, or none. Either kind is rejected by its declared length
+before a byte is read, and by its real length as it arrives, so a request buffers at most `max_bytes`, and all requests
+together at most their budget.
 """
 
 import contextlib
@@ -21,37 +22,37 @@ MAX_FILES = 64
 
 
 def boundary_of(headers: Headers) -> bytes | None:
-    """The boundary of a multipart request, None where the body is the image itself.
+    """The boundary of a multipart request; None if the body is the image itself.
 
     Raises:
-        InputError: the body is something else, compressed, or its boundary is missing.
+        InputError: the body is JSON, has a Content-Encoding, or its boundary is missing.
     """
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", ""):
         raise InputError(
-            "the body has a Content-Encoding; send the image as it is, pictures are compressed already",
+            "the body has a Content-Encoding; send the image uncompressed, image formats are compressed already",
             code="content_encoding_not_supported",
         )
     media_type, options = parse_options_header(headers.get("content-type", ""))
     if media_type == b"multipart/form-data":
         boundary = options.get(b"boundary", b"")
         if not 1 <= len(boundary) <= 70:  # RFC 2046, section 5.1.1
-            raise InputError("the multipart Content-Type names no boundary of 1 to 70 characters", code="multipart_invalid")
+            raise InputError("the multipart Content-Type has no boundary of 1 to 70 characters", code="multipart_invalid")
         return boundary
-    if media_type in (b"", b"application/octet-stream") or media_type.startswith(b"image/"):
-        return None
-    raise InputError(
-        "this Content-Type is not read here; send the image's bytes as image/* or application/octet-stream, "
-        "or multipart/form-data with files",
-        code="media_type_not_supported",
-    )
+    if media_type == b"application/json":
+        raise InputError(
+            "JSON is not accepted here; send the image's bytes as the body, or tensors as JSON to "
+            "POST /v2/models/{model}/infer",
+            code="media_type_not_supported",
+        )
+    return None
 
 
 def timeout_s(headers: Headers) -> float | None:
-    """How many seconds a request allows by `X-Request-Timeout-Ms`; None where it says nothing.
+    """The deadline in a request's `X-Request-Timeout-Ms`, in seconds; None if it has none.
 
     Raises:
-        InputError: it is no whole number of at least 1.
+        InputError: it is not a whole number of at least 1.
     """
     value = headers.get("x-request-timeout-ms")
     if value is None:
@@ -62,20 +63,20 @@ def timeout_s(headers: Headers) -> float | None:
 
 
 class Budget:
-    """How many bytes of bodies a server holds at once, over all requests."""
+    """Limits the bytes of request bodies in memory, over all requests."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
         self.held = 0
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Hold more bytes, of what was unpacked or copied from a body, until the block ends.
+        """Reserve bytes for what was unpacked or copied from a body, until the block ends.
 
         Raises:
-            OverloadedError: too many bytes are held already.
+            OverloadedError: the budget is used up.
         """
-        if self.held + size > self.most:
+        if self.held + size > self.max_bytes:
             raise OverloadedError(retry_after_s=1.0)
         self.held += size
         try:
@@ -85,39 +86,39 @@ class Budget:
 
     @contextlib.asynccontextmanager
     async def body(self, request: Request, max_bytes: int) -> AsyncIterator[bytes]:
-        """Read a request's body, and hold its bytes until the block ends.
+        """Read a request's body, and reserve its bytes until the block ends.
 
         Raises:
-            InputError: it is longer than `max_bytes`; where its length was declared, nothing was read.
-            OverloadedError: too many bytes of other requests are held.
+            InputError: it is longer than `max_bytes`; if its length was declared, nothing was read.
+            OverloadedError: the budget is used up.
         """
         too_large = InputError(f"the body is over the limit of {max_bytes:,} bytes", code="body_too_large")
         if int(request.headers.get("content-length", 0)) > max_bytes:
             raise too_large
-        taken = 0
+        size = 0
         chunks: list[bytes] = []
         try:
             async for chunk in request.stream():
-                if taken + len(chunk) > max_bytes:
+                if size + len(chunk) > max_bytes:
                     raise too_large
-                if self.held + len(chunk) > self.most:
+                if self.held + len(chunk) > self.max_bytes:
                     raise OverloadedError(retry_after_s=1.0)
-                taken += len(chunk)
+                size += len(chunk)
                 self.held += len(chunk)
                 if chunk:
                     chunks.append(chunk)
             body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-            chunks.clear()  # or every body would be held twice
+            chunks.clear()  # or every body would be in memory twice
             yield body
         finally:
-            self.held -= taken
+            self.held -= size
 
 
 def files_in(body: bytes, boundary: bytes) -> list[bytes]:
     """The bytes of each file in a multipart body.
 
     Raises:
-        InputError: the body is malformed or cut off, or holds anything but 1 to 64 files.
+        InputError: the body is malformed or truncated, or has anything but 1 to 64 files.
     """
     form = _Form()
     parser = MultipartParser(
@@ -139,12 +140,12 @@ def files_in(body: bytes, boundary: bytes) -> list[bytes]:
     if not form.ended:
         raise _invalid("the multipart body ends before its closing boundary")
     if not form.files:
-        raise _invalid("the multipart body holds no file; send the image as a part with a filename")
+        raise _invalid("the multipart body has no file; send the image as a part with a filename")
     return [b"".join(part) for part in form.files]
 
 
 class _Form:
-    """What the parser found so far; stops it at the first part that is no file."""
+    """Collects the files of a form; stops the parser at the first part that is not a file."""
 
     def __init__(self) -> None:
         self.files: list[list[bytes]] = []
@@ -154,7 +155,7 @@ class _Form:
 
     def on_part_begin(self) -> None:
         if len(self.files) == MAX_FILES:
-            raise _invalid(f"the multipart body holds more than {MAX_FILES} files; send them in several requests")
+            raise _invalid(f"the multipart body has more than {MAX_FILES} files; send them in several requests")
         self.files.append([])
         self._is_file = False
 
@@ -177,7 +178,7 @@ class _Form:
 
     def on_headers_finished(self) -> None:
         if not self._is_file:
-            raise _invalid("the multipart body holds a part that is no file; send images with a filename, top_k in the query")
+            raise _invalid("the multipart body has a part that is not a file; send images with a filename, top_k in the query")
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self.files[-1].append(data[start:end])

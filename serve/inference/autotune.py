@@ -1,7 +1,7 @@
-"""How a model uses the cores of this machine best, found by trying, and remembered.
+"""Find the fastest use of this machine's cores for a model by measuring, and remember it.
 
-What was found holds for one processor, number of cores, runtime and model file; each has its own note in the cache folder, so
-that only the first start takes the time. A folder that cannot be written, or that others may write to, is not used.
+A plan is valid for one processor, number of cores, runtime version and model file. Each combination has its own file in the
+cache folder, so only the first start takes the time. A folder that is not writable, or that others may write to, is not used.
 """
 
 import hashlib
@@ -25,45 +25,45 @@ from edgeline.serve.runtime.session import load_onnxruntime
 
 LOG = logging.getLogger(__name__)
 
-BETTER = 0.97
-ROUNDS = 3
+WORTH_ONE_WORKER = 0.97
+"""Speed of one worker with all cores, relative to many workers, from which it is preferred: it answers a lone client sooner."""
 WORTH_A_BATCH = 1.1
-"""How much more a batch must bring: less is not worth making the first of it wait for the last."""
+"""Speed of a batch, relative to single images, from which it is preferred: less does not justify that its first image waits."""
+ROUNDS = 3
 
 
-def calibrate(
+def find_plan(
     open_classifier: Callable[[int], Classifier], image: bytes, cores: int, *, budget_s: float = 2.0
 ) -> ConcurrencyPlan:
-    """Find out how a model uses these cores best.
+    """Measure which concurrency plan answers the most images per second.
 
-    Compared are as many runners as cores with one thread each, and one runner with all cores, by images per second, decoding
-    counted, with every runner busy; and on the better of the two, batches. What is compared takes turns, because a machine has
-    other work too, which only makes things slower: what counts is the best turn of each.
+    Compares as many workers as cores with one thread each to one worker with all cores, with every worker busy and decoding
+    included; then, on the faster of the two, batches. The alternatives run in turns and the best turn of each counts, because
+    other work on the machine can only make a turn slower.
 
     Args:
-        open_classifier: opens the model with so many threads.
+        open_classifier: opens the model with a number of threads.
         image: an encoded image.
-        cores: how many threads are worth having.
-        budget_s: roughly how long it may take, opening apart.
+        cores: usable cores.
+        budget_s: approximate time for all measurements, without opening models.
     """
     each_s = budget_s / (2 * ROUNDS * len(BATCHES))
-    plan, classifier = ConcurrencyPlan(runners=cores, threads=1), open_classifier(1)
+    plan, classifier = ConcurrencyPlan(workers=cores, threads=1), open_classifier(1)
     if cores > 1:
-        wide, other = ConcurrencyPlan(runners=1, threads=cores), open_classifier(cores)
-        # One wide runner answers a lone client sooner, so it needs only be about as fast.
-        if _ratio(image, each_s, (other, wide), (classifier, plan)) > BETTER:
-            plan, classifier = wide, other
+        wide_plan, wide = ConcurrencyPlan(workers=1, threads=cores), open_classifier(cores)
+        if _speed_ratio(image, each_s, (wide, wide_plan), (classifier, plan)) > WORTH_ONE_WORKER:
+            plan, classifier = wide_plan, wide
     found = plan
     for size in [size for size in BATCHES[1:] if size <= classifier.variant.max_batch]:
         batched = replace(plan, batch=size)
-        if _ratio(image, each_s, (classifier, batched), (classifier, plan)) > WORTH_A_BATCH:
+        if _speed_ratio(image, each_s, (classifier, batched), (classifier, plan)) > WORTH_A_BATCH:
             found = batched
     return found
 
 
 def images_per_s(classifier: Classifier, image: bytes, plan: ConcurrencyPlan, seconds: float) -> float:
-    """Images answered a second with every runner busy, after one run each to warm up."""
-    counts = [0] * plan.runners
+    """Return the throughput with every worker busy, after one run to warm up."""
+    counts = [0] * plan.workers
 
     def answer() -> None:
         classifier.answer(np.stack([classifier.pixels(image) for _ in range(plan.batch)]))
@@ -75,7 +75,7 @@ def images_per_s(classifier: Classifier, image: bytes, plan: ConcurrencyPlan, se
 
     answer()
     begun = time.perf_counter()
-    threads = [threading.Thread(target=work, args=(index, begun + seconds)) for index in range(plan.runners)]
+    threads = [threading.Thread(target=work, args=(index, begun + seconds)) for index in range(plan.workers)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -83,51 +83,51 @@ def images_per_s(classifier: Classifier, image: bytes, plan: ConcurrencyPlan, se
     return sum(counts) / (time.perf_counter() - begun)
 
 
-def _ratio(
+def _speed_ratio(
     image: bytes, seconds: float, one: tuple[Classifier, ConcurrencyPlan], other: tuple[Classifier, ConcurrencyPlan]
 ) -> float:
-    """How many times as fast the one is, each at its best."""
+    """How many times as fast the first alternative is, each at its best."""
     speeds = [[images_per_s(classifier, image, plan, seconds) for classifier, plan in (one, other)] for _ in range(ROUNDS)]
     best, others_best = np.max(speeds, axis=0)
     return float(best / others_best)
 
 
-def remembered_plan(classifier: Classifier, cores: int, cache: Path | None) -> ConcurrencyPlan | None:
-    """The plan that was found for this model on a machine like this; None if none was, or it is not to be trusted."""
+def load_plan(classifier: Classifier, cores: int, cache: Path | None) -> ConcurrencyPlan | None:
+    """Return the plan that was saved for this model on a machine like this; None if there is none that can be trusted."""
     if cache is None or not is_private(cache):
         return None
     try:
-        told = json.loads((cache / _note(classifier, cores)).read_bytes())
-        plan = ConcurrencyPlan(**{name: int(told[name]) for name in ("runners", "threads", "batch")})
+        saved = json.loads((cache / _file_name(classifier, cores)).read_bytes())
+        plan = ConcurrencyPlan(**{name: int(saved[name]) for name in ("workers", "threads", "batch")})
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    fits = 1 <= plan.runners <= cores and 1 <= plan.threads <= cores and plan.batch in BATCHES
+    fits = 1 <= plan.workers <= cores and 1 <= plan.threads <= cores and plan.batch in BATCHES
     return plan if fits else None
 
 
-def remember_plan(plan: ConcurrencyPlan, classifier: Classifier, cores: int, cache: Path | None) -> None:
-    """Keep a plan for the next start, if there is a place for it."""
+def save_plan(plan: ConcurrencyPlan, classifier: Classifier, cores: int, cache: Path | None) -> None:
+    """Save a plan for the next start; best effort."""
     if cache is None:
         return
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not is_private(cache):
             return
-        note = cache / _note(classifier, cores)
-        partial = note.with_suffix(f".{os.getpid()}")
+        path = cache / _file_name(classifier, cores)
+        partial = path.with_suffix(f".{os.getpid()}")
         partial.write_text(json.dumps(asdict(plan)))
-        partial.replace(note)
+        partial.replace(path)
     except OSError as error:
-        LOG.info("what was found is not remembered: %s", error.strerror)
+        LOG.info("the concurrency plan was not saved: %s", error.strerror)
 
 
 def sample_image(classifier: Classifier) -> bytes:
-    """An image to try a model with: the artifact's first golden sample."""
-    told = json.loads(classifier.artifact.read(golden.FILE_NAME))
-    return classifier.artifact.read(told["samples"][0]["file"])
+    """Return an image to measure with: the artifact's first golden sample."""
+    samples = json.loads(classifier.artifact.read(golden.FILE_NAME))["samples"]
+    return classifier.artifact.read(samples[0]["file"])
 
 
-def _note(classifier: Classifier, cores: int) -> str:
+def _file_name(classifier: Classifier, cores: int) -> str:
     entry = classifier.manifest.file(classifier.variant.file)
     key = [entry.sha256, cores, machine()["cpu"], machine()["flags"], load_onnxruntime().__version__]
     return f"plan-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"

@@ -1,7 +1,7 @@
-"""What the server's models have met since they took over: drift statistics, kept beside the answers.
+"""Drift statistics of the served models, kept while requests are answered.
 
-Only a server that is told to keep them imports this. A runner takes note of each answer before it is given; the statistics of
-the versions that are loaded are kept, those of older ones go with them.
+Imported only by a server that keeps drift statistics. A worker records each answer before it is delivered. The statistics
+belong to a loaded version and are dropped with it.
 """
 
 import logging
@@ -14,46 +14,50 @@ from edgeline.serve.drift.collector import Drift, drift_of, origin_of
 from edgeline.serve.drift.report import read_reference
 from edgeline.serve.drift.snapshot import distance
 from edgeline.serve.errors import EdgelineError
-from edgeline.serve.inference.scheduler import Answer, Job
+from edgeline.serve.inference.job import Answer, Job
 
 LOG = logging.getLogger(__name__)
 
 
 class DriftObserver:
-    """Statistics by classifier. `take` is called by the runners, the rest from anywhere."""
+    """Statistics of each classifier. Thread-safe."""
 
     def __init__(self) -> None:
-        self._kept: WeakKeyDictionary[Classifier, tuple[Drift, dict[str, Any] | None]] = WeakKeyDictionary()
+        self._by_classifier: WeakKeyDictionary[Classifier, tuple[Drift, dict[str, Any] | None]] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def take(self, job: Job, answer: Answer) -> None:
-        """Take note of one image and its answer."""
+    def __len__(self) -> int:
+        """Count the classifiers with statistics."""
+        return len(self._by_classifier)
+
+    def record(self, job: Job, answer: Answer) -> None:
+        """Add one image and its answer to the statistics."""
         origin = origin_of(job.item) if isinstance(job.item, bytes) else {}
         drift = self._of(job.classifier)[0]
         drift.observe(answer.pixels_HW3, answer.probabilities_K, embedding_C=answer.embedding_C, **origin)
 
     def snapshot(self, classifier: Classifier) -> dict[str, Any]:
-        """The statistics of a classifier, as `serve.drift.snapshot` reads them."""
+        """Return the statistics of a classifier, in the form that `serve.drift.snapshot` reads."""
         return self._of(classifier)[0].snapshot()
 
     def distances(self, classifier: Classifier) -> dict[str, dict[str, Any]]:
-        """How far each statistic is from the artifact's reference; empty where it carries none, or nothing was met yet."""
+        """Return each statistic's distances from the artifact's reference; empty without a reference or without images."""
         drift, reference = self._of(classifier)
         if reference is None or drift.count == 0:
             return {}
         try:
             return distance(drift.snapshot(), reference)
-        except EdgelineError as error:  # a reference with other bins is no reference; the metrics are still to be had
-            LOG.warning("the drift of %s is not known: %s", classifier.manifest.name, error)
+        except EdgelineError as error:  # a reference with other bins must not take the other metrics down
+            LOG.warning("drift of %s cannot be computed: %s", classifier.manifest.name, error)
             return {}
 
     def _of(self, classifier: Classifier) -> tuple[Drift, dict[str, Any] | None]:
         with self._lock:
-            found = self._kept.get(classifier)
+            found = self._by_classifier.get(classifier)
         if found is None:
-            made = drift_of(classifier), _reference(classifier)  # reads files, so not while the other runners wait
+            new = drift_of(classifier), _reference(classifier)  # reads files, so not while it holds the lock
             with self._lock:
-                found = self._kept.setdefault(classifier, made)
+                found = self._by_classifier.setdefault(classifier, new)
         return found
 
 

@@ -1,16 +1,14 @@
-"""Runner threads behind one bounded queue: images in, probabilities out.
+"""Worker threads behind one bounded queue: images in, probabilities out.
 
     engine = Engine()
-    engine.start(ConcurrencyPlan(runners=2, threads=1))
+    engine.start(ConcurrencyPlan(workers=2, threads=1))
     answer = await engine.answer(classifier, image_bytes, within_s=2.0)
 
-A runner takes what waits, never waits for more, decodes it and runs it. Only an image that was decoded can join others in a
-batch, and a batch that fails is run again one by one; so an image can spoil nobody's answer but its own.
+A worker takes what is queued, without waiting for more, decodes it and runs the model. Only decoded images join a batch, and
+the images of a batch that fails are run again one by one, so a bad image never affects the answer to another.
 
-Overload is refused at the door: no more waits than can be answered in time, and what nobody waits for any more, because its
-time is over or its client has gone, is not computed.
-
-Shapes: N images, K classes, H x W the model's input. Arrays carry them as a suffix.
+Admission control: an image is rejected at once if it would not be answered before its deadline, and a queued image whose
+deadline has passed or whose client has disconnected is never computed.
 """
 
 import asyncio
@@ -19,160 +17,129 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import DeadlineError, EdgelineError, OverloadedError
-from edgeline.serve.explain import Region, region_of
+from edgeline.serve.explain import region_of
+from edgeline.serve.inference.job import Answer, Job
 
 LOG = logging.getLogger(__name__)
 
 BATCHES = (1, 2, 4, 8)
-"""Sizes that are run: few, so that the runtime's memory has few shapes."""
+"""The batch sizes that are run: few, so that the runtime allocates for few shapes."""
 SMOOTHING = 0.1
-"""Weight of the newest image in the running mean of what one costs."""
+"""Weight of the newest image in the moving average of the cost of one."""
 OUTLIER = 8
-"""What counts of an image that cost more than so many means: one that met a pause of the process says nothing of the next."""
+"""An image counts with at most this many times the average: after a pause of the process its cost predicts nothing."""
 MARGIN = 0.8
-"""Share of a request's time that may be filled by what is expected: of those that just fit, many would come too late, and what
-was spent on them would be lost."""
+"""Share of a request's time that the expected wait may fill: of images that only just fit, many would miss their deadline, and
+the work on them would be lost."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConcurrencyPlan:
     """How the cores are used."""
 
-    runners: int
-    """Threads that decode and run."""
+    workers: int
+    """Threads that decode and run the model."""
     threads: int
-    """Threads inside the runtime for one run."""
+    """Threads of the runtime in one run of the model."""
     batch: int = 1
-    """Most images of one run; 1 where batches bring nothing."""
-
-
-@dataclass(slots=True)
-class Answer:
-    """What one image got, and what it took."""
-
-    probabilities_K: np.ndarray
-    logits_K: np.ndarray
-    queue_s: float
-    decode_s: float
-    infer_s: float
-    batch: int
-    """Images of the same run."""
-    first: bool
-    """Whether it is the first of them, so that a run is counted once."""
-    pixels_HW3: np.ndarray
-    embedding_C: np.ndarray | None = None
-    """Of an artifact that explains itself."""
-    evidence_Khw: np.ndarray | None = None
-    """Where it was asked for."""
-    region: Region | None = None
-    """Of an encoded image, then: what of it the model saw."""
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """One image on its way through."""
-
-    classifier: Classifier
-    item: bytes | np.ndarray
-    """An encoded image, or uint8 (H, W, 3) pixels of the model's resolution."""
-    loop: asyncio.AbstractEventLoop
-    done: Callable[[Answer | Exception], None]
-    """Called once, on that loop; not at all for a job that was dropped."""
-    arrived: float
-    due: float
-    explain: bool = False
-    """Whether the evidence is wanted too."""
-    taken: float = 0.0
-    decode_s: float = 0.0
-    region: Region | None = None
-    dropped: bool = False
-    """Nobody waits for it any more."""
-    outcome: Answer | Exception | None = None
+    """Maximum images of one run; 1 where batches bring nothing."""
 
 
 @dataclass(slots=True)
 class EngineStats:
-    """What an engine has done since it started; counters only grow."""
+    """What an engine has done since it started. Counters only increase."""
 
     rejected: int = 0
+    """Images that were not admitted."""
     expired: int = 0
+    """Images whose deadline passed."""
     abandoned: int = 0
+    """Cancelled images that no worker looked at."""
     runs: int = 0
     retried: int = 0
     """Images that were run again alone, because their batch failed."""
     images: int = 0
-    cost_s: float = field(default=0.0)
-    """Running mean of a runner's time for one image; 0 before the first."""
+    cost_s: float = 0.0
+    """Moving average of a worker's time for one image; 0 before the first."""
 
 
 class Engine:
-    """Owns the runner threads. `answer`, `submit`, `drop` and `full` belong on one event loop; runners are its own."""
+    """Owns the worker threads. Its methods may only be called on one event loop, except `start` and `close`.
 
-    def __init__(self, *, queue_limit: int = 64) -> None:
-        self.plan = ConcurrencyPlan(runners=1, threads=1)
+    Args:
+        queue_limit: images that may be queued.
+        on_answer: called with every answer in a worker's thread, before the answer is delivered.
+    """
+
+    def __init__(self, *, queue_limit: int = 64, on_answer: Callable[[Job, Answer], None] | None = None) -> None:
+        self.plan = ConcurrencyPlan(workers=1, threads=1)
         self.queue_limit = queue_limit
-        self.totals = EngineStats()
+        self._on_answer = on_answer
+        self.stats = EngineStats()
         self.in_flight = 0
-        self.observe: Callable[[Job, Answer], None] | None = None
-        """Called in a runner's thread for every answer."""
-        self._awaited: dict[Job, None] = {}
-        """What somebody waits for, in the order it came."""
-        self._alarm: asyncio.TimerHandle | None = None
-        """Rings when the first of them is due, or earlier. One for all: nearly every job is answered long before."""
+        self._pending: dict[Job, None] = {}
+        """Jobs that are neither answered nor cancelled, in order of arrival."""
+        self._expiry_timer: asyncio.TimerHandle | None = None
+        """Fires at the earliest deadline or before. One for all jobs: nearly all are answered long before theirs."""
         self._queue: deque[Job] = deque()
         self._mutex = threading.Lock()
-        self._resting: list[threading.Lock] = []
-        """Runners with nothing to do, by the lock that each waits for. The last to rest is woken first: its caches are warm."""
-        self._closing = False
-        self._runners: list[threading.Thread] = []
+        self._idle: list[threading.Lock] = []
+        """A lock for each idle worker, which waits for it. The last to become idle is woken first: its caches are warm."""
+        self.closing = False
+        self._threads: list[threading.Thread] = []
 
     def start(self, plan: ConcurrencyPlan) -> None:
-        """Start the runners; before, nothing that waits is answered."""
+        """Start the workers. Images that were admitted before stay queued until then."""
         self.plan = plan
-        for index in range(plan.runners):
-            runner = threading.Thread(target=self._run, name=f"edgeline-run-{index}", daemon=True)
-            self._runners.append(runner)
-            runner.start()
+        for index in range(plan.workers):
+            thread = threading.Thread(target=self._work, name=f"edgeline-run-{index}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def close(self, timeout_s: float) -> bool:
-        """Refuse what waits, let what runs end.
+        """Admit no more images, and wait for those that were admitted.
 
         Returns:
-            Whether every runner ended in time. One inside a decoder or the runtime cannot be stopped from here.
+            Whether every worker ended in time. One inside the decoder or the runtime cannot be interrupted.
         """
         with self._mutex:
-            self._closing = True
-            while self._resting:
-                self._resting.pop().release()
+            self.closing = True
+            while self._idle:
+                self._idle.pop().release()
         until = time.monotonic() + timeout_s
-        for runner in self._runners:
-            runner.join(max(0.0, until - time.monotonic()))
-        return not any(runner.is_alive() for runner in self._runners)
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     @property
     def waiting(self) -> int:
-        """Images that no runner has taken yet."""
+        """Images in the queue."""
         return len(self._queue)
 
-    def full(self, within_s: float) -> bool:
-        """Whether an image that came now would not be answered in time.
+    @property
+    def idle_workers(self) -> int:
+        """Workers that wait for an image."""
+        return len(self._idle)
 
-        While a runner is free it is tried, whatever is expected: that may be wrong, after a pause of the whole machine for one,
-        and only an answer mends it.
+    def full(self, within_s: float) -> bool:
+        """Whether an image that arrived now would miss its deadline.
+
+        While a worker is free, the image is admitted whatever the expected cost is: after a pause of the whole machine, for
+        example, the estimate is wrong, and only a new measurement corrects it.
         """
         if len(self._queue) >= self.queue_limit:
             return True
-        return self.in_flight >= self.plan.runners and self.wait_s() > MARGIN * within_s
+        return self.in_flight >= self.plan.workers and self.wait_s() > MARGIN * within_s
 
     def wait_s(self) -> float:
-        """How long a new image would take, as far as the last ones tell: its turn, and its own time."""
-        return (self.in_flight / self.plan.runners + 1) * self.totals.cost_s
+        """Expected seconds until a new image would be answered, from the average cost of an image."""
+        return (self.in_flight / self.plan.workers + 1) * self.stats.cost_s
 
     async def answer(
         self, classifier: Classifier, item: bytes | np.ndarray, within_s: float, *, explain: bool = False
@@ -180,16 +147,16 @@ class Engine:
         """Answer one image.
 
         Args:
-            classifier: whose answer it is; one that is replaced meanwhile still gives it.
+            classifier: used even if it is replaced by a newer version meanwhile.
             item: an encoded image, or uint8 (H, W, 3) pixels of the model's resolution.
-            within_s: seconds from now that whoever asks is willing to wait.
-            explain: whether the evidence is wanted too, of a classifier that explains itself.
+            within_s: seconds from now until the deadline.
+            explain: whether to compute class activation maps; the classifier must support them.
 
         Raises:
-            OverloadedError: it would not be answered in time, so it was not taken in.
-            DeadlineError: it was taken in, and the time is over.
-            ImageError: it is no good image.
-            ArtifactError: the model gave a number that is not finite.
+            OverloadedError: it would miss its deadline, so it was not admitted.
+            DeadlineError: it was admitted, and missed its deadline.
+            ImageError: the item is not a valid image.
+            ArtifactError: the model returned a number that is not finite.
         """
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
@@ -206,7 +173,7 @@ class Engine:
         try:
             return await answered
         finally:
-            self.drop(job)
+            self.cancel(job)
 
     def submit(
         self,
@@ -217,121 +184,121 @@ class Engine:
         *,
         explain: bool = False,
     ) -> Job:
-        """Take in one image, as `answer` does, and have `done` told what `answer` returns or raises for it.
+        """Admit one image, and call `done` with what `answer` would return or raise.
 
         Raises:
-            OverloadedError: it would not be answered in time, so it was not taken in.
+            OverloadedError: it would miss its deadline, so it was not admitted.
         """
         if self.full(within_s):
-            self.totals.rejected += 1
+            self.stats.rejected += 1
             raise OverloadedError(retry_after_s=self.wait_s())
         now = time.monotonic()
         job = Job(classifier, item, asyncio.get_running_loop(), done, now, now + within_s, explain)
         with self._mutex:
-            if self._closing:
-                self.totals.rejected += 1
+            if self.closing:
+                self.stats.rejected += 1
                 raise OverloadedError(retry_after_s=1.0)
             self._queue.append(job)
-            if self._resting:
-                self._resting.pop().release()
+            if self._idle:
+                self._idle.pop().release()
         self.in_flight += 1
-        self._awaited[job] = None
-        if self._alarm is None or self._alarm.when() > job.loop.time() + within_s:
-            self._ring_in(job.loop, within_s)
+        self._pending[job] = None
+        if self._expiry_timer is None or self._expiry_timer.when() > job.loop.time() + within_s:
+            self._schedule_expiry(job.loop, within_s)
         return job
 
-    def drop(self, job: Job) -> None:
-        """Nobody waits for this job any more."""
-        if job not in self._awaited:
+    def cancel(self, job: Job) -> None:
+        """Give up a job that has not been answered: `done` is not called. Does nothing for any other job."""
+        if job not in self._pending:
             return
-        del self._awaited[job]
+        del self._pending[job]
         self.in_flight -= 1
         with self._mutex:
-            if job.taken == 0:
-                job.dropped, job.item = True, b""  # its bytes are not to wait for a runner
+            if job.started_at is None:
+                job.cancelled, job.item = True, b""  # frees the image's memory before a worker reaches it
 
-    def _ring_in(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        if self._alarm is not None:
-            self._alarm.cancel()
-        self._alarm = loop.call_later(seconds, self._ring)
+    def _schedule_expiry(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        if self._expiry_timer is not None:
+            self._expiry_timer.cancel()
+        self._expiry_timer = loop.call_later(seconds, self._expire_due)
 
-    def _ring(self) -> None:
-        """Give up what is due, and set the alarm for what is due next."""
-        self._alarm = None
+    def _expire_due(self) -> None:
+        """Fail the jobs whose deadline has passed, and set the timer for the next deadline."""
+        self._expiry_timer = None
         now = time.monotonic()
-        for job in [job for job in self._awaited if job.due <= now]:
-            self.totals.expired += 1
-            self.drop(job)
-            job.done(DeadlineError(started=job.taken > 0))
-        if self._awaited:
-            first = min(self._awaited, key=lambda job: job.due)
-            self._ring_in(first.loop, max(0.0, first.due - now))
+        for job in [job for job in self._pending if job.deadline <= now]:
+            self.stats.expired += 1
+            self.cancel(job)
+            job.done(DeadlineError(started=job.started_at is not None))
+        if self._pending:
+            first = min(self._pending, key=lambda job: job.deadline)
+            self._schedule_expiry(first.loop, max(0.0, first.deadline - now))
 
-    def _settle(self, job: Job) -> None:
-        """On the event loop: hand over what a runner found, if somebody still waits for it."""
-        if job in self._awaited:
-            del self._awaited[job]
+    def _deliver(self, job: Job) -> None:
+        """On the event loop: hand over a job's outcome, unless it was cancelled."""
+        if job in self._pending:
+            del self._pending[job]
             self.in_flight -= 1
             assert job.outcome is not None
             job.done(job.outcome)
 
-    # --- runners --------------------------------------------------------------------------------------------------------
+    # --- worker threads -------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        rest = threading.Lock()
-        rest.acquire()
-        while self._run_once(rest):
+    def _work(self) -> None:
+        wake_up = threading.Lock()
+        wake_up.acquire()
+        while self._process_next(wake_up):
             pass
 
-    def _run_once(self, rest: threading.Lock) -> bool:
-        """Take and serve what waits; in a frame of its own, so that a runner at rest holds no image and no model."""
-        jobs = self._take(rest)
+    def _process_next(self, wake_up: threading.Lock) -> bool:
+        """Take and process one batch; in a frame of its own, so that an idle worker keeps no image and no model alive."""
+        jobs = self._next_batch(wake_up)
         try:
-            self._serve(jobs)
+            self._process(jobs)
         except BaseException as error:  # the edge of this thread: a bug here must not leave clients waiting
-            LOG.exception("a runner failed")
+            LOG.exception("a worker failed")
             for job in jobs:
                 if job.outcome is None:
-                    self._finish(job, EdgelineError(f"a runner failed: {type(error).__name__}", code="internal_error"))
+                    self._finish(job, EdgelineError(f"a worker failed: {type(error).__name__}", code="internal_error"))
         return bool(jobs)
 
-    def _take(self, rest: threading.Lock) -> list[Job]:
-        """The next images of one model that somebody still waits for; none when the engine closes."""
+    def _next_batch(self, wake_up: threading.Lock) -> list[Job]:
+        """Wait for the next jobs of one model that are not cancelled; none when the engine closes."""
         while True:
             with self._mutex:
                 jobs: list[Job] = []
-                most = max(size for size in BATCHES if size <= max(1, min(len(self._queue), self.plan.batch)))
-                while self._queue and len(jobs) < most:
-                    if jobs and not _belongs(self._queue[0], jobs):
+                limit = max(size for size in BATCHES if size <= max(1, min(len(self._queue), self.plan.batch)))
+                while self._queue and len(jobs) < limit:
+                    if jobs and not _fits_batch(self._queue[0], jobs):
                         break
                     job = self._queue.popleft()
-                    if job.dropped:
-                        self.totals.abandoned += 1
+                    if job.cancelled:
+                        self.stats.abandoned += 1
                     else:
                         jobs.append(job)
                 if jobs:
                     now = time.monotonic()
                     for job in jobs:
-                        job.taken = now
+                        job.started_at = now
                     return jobs
-                if self._closing:
+                if self.closing:
                     return []
-                self._resting.append(rest)
-            rest.acquire()
+                self._idle.append(wake_up)
+            wake_up.acquire()
 
-    def _serve(self, jobs: list[Job]) -> None:
+    def _process(self, jobs: list[Job]) -> None:
         if not jobs:
             return
         begun = time.perf_counter()
-        ready = [(job, pixels_HW3) for job in jobs if (pixels_HW3 := self._decode(job)) is not None]
-        if ready:
-            self._infer(ready)
+        decoded = [(job, pixels_HW3) for job in jobs if (pixels_HW3 := self._decode(job)) is not None]
+        if decoded:
+            self._infer(decoded)
         cost_s = (time.perf_counter() - begun) / len(jobs)
-        totals = self.totals
-        if totals.cost_s == 0:
-            totals.cost_s = cost_s
+        stats = self.stats
+        if stats.cost_s == 0:
+            stats.cost_s = cost_s
         else:
-            totals.cost_s += SMOOTHING * (min(cost_s, OUTLIER * totals.cost_s) - totals.cost_s)
+            stats.cost_s += SMOOTHING * (min(cost_s, OUTLIER * stats.cost_s) - stats.cost_s)
 
     def _decode(self, job: Job) -> np.ndarray | None:
         if isinstance(job.item, np.ndarray):
@@ -342,65 +309,66 @@ class Engine:
             if job.explain:
                 job.region = region_of(job.item, job.classifier.manifest.preprocess)
         except Exception as error:
-            self._finish(job, _bare(error))
+            self._finish(job, _without_traceback(error))
             return None
         job.decode_s = time.perf_counter() - begun
         return pixels_HW3
 
-    def _infer(self, ready: list[tuple[Job, np.ndarray]]) -> None:
+    def _infer(self, decoded: list[tuple[Job, np.ndarray]]) -> None:
         begun = time.perf_counter()
+        first, first_pixels_HW3 = decoded[0]
         try:
-            pixels_NHW3 = ready[0][1][None] if len(ready) == 1 else np.stack([pixels_HW3 for _, pixels_HW3 in ready])
-            outputs = ready[0][0].classifier.run(pixels_NHW3, explain=ready[0][0].explain)
+            pixels_NHW3 = first_pixels_HW3[None] if len(decoded) == 1 else np.stack([pixels_HW3 for _, pixels_HW3 in decoded])
+            outputs = first.classifier.run(pixels_NHW3, explain=first.explain)
         except Exception as error:
-            if len(ready) > 1:
-                self.totals.retried += len(ready)
-                for each in ready:
+            if len(decoded) > 1:
+                self.stats.retried += len(decoded)
+                for each in decoded:
                     self._infer([each])
                 return
-            self._finish(ready[0][0], _bare(error))
+            self._finish(first, _without_traceback(error))
             return
         infer_s = time.perf_counter() - begun
-        self.totals.runs += 1
-        for row, (job, pixels_HW3) in enumerate(ready):
-            queue_s = job.taken - job.arrived
+        self.stats.runs += 1
+        for row, (job, pixels_HW3) in enumerate(decoded):
+            assert job.started_at is not None
             answer = Answer(
-                outputs.probabilities_NK[row],
-                outputs.logits_NK[row],
-                queue_s,
-                job.decode_s,
-                infer_s,
-                len(ready),
-                row == 0,
-                pixels_HW3,
-                None if outputs.embedding_NC is None else outputs.embedding_NC[row],
-                None if outputs.evidence_NKhw is None else outputs.evidence_NKhw[row],
-                job.region,
+                probabilities_K=outputs.probabilities_NK[row],
+                logits_K=outputs.logits_NK[row],
+                queue_s=job.started_at - job.queued_at,
+                decode_s=job.decode_s,
+                infer_s=infer_s,
+                batch=len(decoded),
+                first=row == 0,
+                pixels_HW3=pixels_HW3,
+                embedding_C=None if outputs.embedding_NC is None else outputs.embedding_NC[row],
+                evidence_Khw=None if outputs.evidence_NKhw is None else outputs.evidence_NKhw[row],
+                region=job.region,
             )
             self._finish(job, answer)
 
     def _finish(self, job: Job, outcome: Answer | Exception) -> None:
         job.outcome = outcome
-        self.totals.images += 1
-        if self.observe is not None and isinstance(outcome, Answer):
+        self.stats.images += 1
+        if self._on_answer is not None and isinstance(outcome, Answer):
             try:
-                self.observe(job, outcome)
+                self._on_answer(job, outcome)
             except Exception:  # statistics must not cost an answer
-                LOG.exception("an answer could not be taken note of")
+                LOG.exception("an answer could not be recorded")
         try:
-            job.loop.call_soon_threadsafe(self._settle, job)
+            job.loop.call_soon_threadsafe(self._deliver, job)
         except RuntimeError:  # the event loop is closed: the server has ended its grace period
-            self.totals.abandoned += 1
+            self.stats.abandoned += 1
 
 
-def _belongs(job: Job, jobs: list[Job]) -> bool:
-    """Whether a job may be run together with others: the same outputs of the same model, and room for it."""
+def _fits_batch(job: Job, jobs: list[Job]) -> bool:
+    """Whether a job can join a batch: the same outputs of the same model, and the batch is not full."""
     first = jobs[0]
     if job.classifier is not first.classifier or job.explain is not first.explain:
         return False
     return len(jobs) < first.classifier.variant.max_batch
 
 
-def _bare(error: Exception) -> Exception:
-    """An error without the frames that it came through: they hold the image, and would until the collector runs."""
+def _without_traceback(error: Exception) -> Exception:
+    """An error without its frames, which would keep the image alive until the garbage collector runs."""
     return error.with_traceback(None) if isinstance(error, EdgelineError) else error

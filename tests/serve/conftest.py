@@ -18,19 +18,39 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.types import ASGIApp
 
 from edgeline.flows.cli.main import main
 from edgeline.serve.classifier import Classifier
-from edgeline.serve.http.app import Service, ServingLimits, create_app
+from edgeline.serve.http.app import AppOptions, create_app
+from edgeline.serve.http.auth import Tokens
 from edgeline.serve.http.fast_path import FastPath
-from edgeline.serve.http.transport.connections import ConnectionLimits
+from edgeline.serve.http.service import Service, ServingLimits
+from edgeline.serve.http.transport.connections import ConnectionLimits, Connections, Handlers, affordable
+from edgeline.serve.http.transport.exchange import Request
 from edgeline.serve.http.transport.server import Hooks, Server, listen, url_of
+from edgeline.serve.inference.drift_observer import DriftObserver
+from edgeline.serve.inference.job import Answer, Job
 from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.scheduler import ConcurrencyPlan, Engine
+from edgeline.serve.inference.slot import Loading
 from edgeline.serve.preprocess import Limits
 from edgeline.serve.runtime.session import create_session
+from tests.support.loading import TestLoader
 
 DEADLINE_S = 20
+
+
+class WatchedFastPath(FastPath):
+    """Records which requests it handles."""
+
+    def __init__(self, service: Service, tokens: Tokens | None) -> None:
+        super().__init__(service, tokens)
+        self.taken: list[bool] = []
+
+    def __call__(self, request: Request) -> bool:
+        self.taken.append(super().__call__(request))
+        return self.taken[-1]
 
 
 @dataclass
@@ -41,6 +61,8 @@ class Site:
     client: httpx.Client
     service: Service
     server: Server
+    fast: list[bool]
+    """Of each request that was offered to the fast path, whether it was handled there."""
 
     def connect(self) -> socket.socket:
         """A plain connection, for requests that no client library would send."""
@@ -57,7 +79,7 @@ class Site:
         """Return as soon as the artifact is ready, or has failed."""
         deadline = time.monotonic() + DEADLINE_S
         slots = self.service.models.slots
-        while any(slot.current is None and slot.failure is None for slot in slots):
+        while any(isinstance(slot.state, Loading) for slot in slots):
             assert time.monotonic() < deadline
             self.client.get("/healthz")
 
@@ -72,23 +94,30 @@ def _serving(
     limits: Limits = Limits(),
     store: Path | None = None,
     wait: bool = True,
-    plan: ConcurrencyPlan = ConcurrencyPlan(runners=2, threads=1),
+    plan: ConcurrencyPlan = ConcurrencyPlan(workers=2, threads=1),
     connections: ConnectionLimits = ConnectionLimits(),
     challenger: Path | None = None,
     queue: int = 64,
-    terms: ServingLimits | None = None,
-    express: bool = False,
+    serving_limits: ServingLimits | None = None,
+    fast_path: bool = False,
+    drift: DriftObserver | None = None,
+    on_answer: Callable[[Job, Answer], None] | None = None,
+    wrap_app: Callable[[ASGIApp], ASGIApp] = lambda app: app,
     **options: Any,
 ) -> Iterator[Site]:
-    engine = Engine(queue_limit=queue)
-    models = ModelRepository(artifacts, open_classifier, challenger=challenger, max_pixels=limits.max_pixels, poll_s=0.05)
-
-    def first(classifier: Classifier) -> Classifier:
-        engine.start(plan)
-        return classifier
-
-    models.on_first = first
-    service = Service(models, engine, terms or ServingLimits(limits=limits, deadline_s=DEADLINE_S))
+    if on_answer is None and drift is not None:
+        on_answer = drift.record
+    engine = Engine(queue_limit=queue, on_answer=on_answer)
+    loader = TestLoader(open_classifier, start=lambda: engine.start(plan), max_pixels=limits.max_pixels)
+    models = ModelRepository(artifacts, loader, challenger=challenger, poll_s=0.05)
+    open_ones = Connections(connections, affordable(connections))
+    service = Service(
+        models,
+        engine,
+        serving_limits or ServingLimits(images=limits, deadline_s=DEADLINE_S),
+        drift=drift,
+        open_connections=lambda: len(open_ones.open),
+    )
     started = threading.Event()
 
     def on_started() -> None:
@@ -100,18 +129,16 @@ def _serving(
 
     listener = listen("127.0.0.1", 0)
     url = url_of(listener)
-    app = create_app(service, store=store, **options)
-    server = Server(app, hooks=Hooks(started=on_started, stopping=stopping), grace_s=DEADLINE_S, limits=connections)
-    server.connections.refused = service.refused
-    if express:
-        server.connections.express = FastPath(service, options.get("tokens"))
-    service.connections = lambda: len(server.connections.open)
+    app = wrap_app(create_app(service, AppOptions(store=store, **options)))
+    fast = WatchedFastPath(service, options.get("tokens")) if fast_path else None
+    handlers = Handlers(app, fast_path=fast or (lambda request: False), on_rejected=service.count_rejected)
+    server = Server(handlers, open_ones, hooks=Hooks(started=on_started, stopping=stopping), grace_s=DEADLINE_S)
     thread = threading.Thread(target=server.run, args=(listener,), name="server under test")
     thread.start()
     try:
         assert started.wait(DEADLINE_S)
         with httpx.Client(base_url=url, timeout=DEADLINE_S) as client:
-            site = Site(url, client, service, server)
+            site = Site(url, client, service, server, [] if fast is None else fast.taken)
             if wait:
                 site.wait_until_loaded()
             yield site

@@ -1,4 +1,4 @@
-"""HTTP over plain sockets, and a server whose application misbehaves where it is asked to."""
+"""HTTP over plain sockets, and a server whose application misbehaves on request."""
 
 import asyncio
 import contextlib
@@ -9,10 +9,13 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
-from edgeline.serve.http.transport.connections import ConnectionLimits, Connections
+from edgeline.serve.http.transport.connection import Connection
+from edgeline.serve.http.transport.connections import ConnectionLimits, Connections, Handlers, affordable
+from edgeline.serve.http.transport.exchange import Request
 from edgeline.serve.http.transport.server import ACCEPTS, Server, listen
 
 WAIT_S = 20.0
@@ -29,7 +32,7 @@ def post(body: bytes, path: bytes = b"/echo", more: bytes = b"") -> bytes:
 
 @dataclass
 class App:
-    """Answers with what it was asked; some paths misbehave on purpose."""
+    """Responds with the request that it got; some paths misbehave on purpose."""
 
     seen: list[str] = field(default_factory=list)
     messages: int = 0
@@ -79,8 +82,8 @@ class App:
                 body += message["body"]
                 if not message["more_body"]:
                     break
-            told = {"path": path, "method": scope["method"], "query": scope["query_string"].decode(), "length": len(body)}
-            await self.reply(send, json.dumps(told).encode())
+            request = {"path": path, "method": scope["method"], "query": scope["query_string"].decode(), "length": len(body)}
+            await self.reply(send, json.dumps(request).encode())
 
     async def listen(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -108,7 +111,7 @@ class Place:
             return read_all(connection)
 
     def settles(self, count: int) -> bool:
-        """Whether so many connections are open, soon."""
+        """Wait until that many connections are open; return whether they are."""
         until = time.monotonic() + WAIT_S
         while len(self.connections.open) != count and time.monotonic() < until:
             self.raw(LAST)
@@ -130,10 +133,10 @@ def code_of(answer: bytes) -> str:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"content-type: application/json" in head
     assert b"connection: close" in head
-    told = json.loads(body)
-    assert told.keys() == {"error", "code", "request_id"}
-    assert b"\r\nx-request-id: %b\r\n" % told["request_id"].encode() in head
-    return str(told["code"])
+    error = json.loads(body)
+    assert error.keys() == {"error", "code", "request_id"}
+    assert b"\r\nx-request-id: %b\r\n" % error["request_id"].encode() in head
+    return str(error["code"])
 
 
 @contextlib.contextmanager
@@ -141,7 +144,7 @@ def running(limits: ConnectionLimits, grace_s: float = 0.2) -> Iterator[Place]:
     app = App()
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    server = Server(app, grace_s=grace_s, limits=limits)
+    server = Server(Handlers(app), Connections(limits, affordable(limits)), grace_s=grace_s)
     thread = threading.Thread(target=server.run, args=(listener,))
     thread.start()
     try:
@@ -160,12 +163,12 @@ def running(limits: ConnectionLimits, grace_s: float = 0.2) -> Iterator[Place]:
 
 @dataclass
 class Loop:
-    """A server on the test's own event loop: what clients do between two `await`s comes to it all at once."""
+    """A server on the test's own event loop: what clients do between two `await`s arrives at once."""
 
     app: App
     connections: Connections
     address: tuple[str, int]
-    refused: list[str] = field(default_factory=list)
+    rejected: list[str]
     clients: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def connect(self, data: bytes = b"") -> socket.socket:
@@ -179,7 +182,7 @@ class Loop:
         return client
 
     async def read_all(self, client: socket.socket) -> bytes:
-        """Everything that comes before the end."""
+        """Everything that arrives before the end."""
         data, loop = b"", asyncio.get_running_loop()
         with contextlib.suppress(ConnectionError):
             while piece := await asyncio.wait_for(loop.sock_recv(client, 65536), WAIT_S):
@@ -187,7 +190,7 @@ class Loop:
         return data
 
     async def until(self, true: Callable[[], object]) -> None:
-        """Give the server turns until something is so."""
+        """Let the server run until a condition holds."""
         end = time.monotonic() + WAIT_S
         while not true():
             assert time.monotonic() < end
@@ -195,12 +198,13 @@ class Loop:
 
 
 @contextlib.asynccontextmanager
-async def on_this_loop(limits: ConnectionLimits = PATIENT) -> AsyncIterator[Loop]:
-    app = App()
-    connections = Connections(app, limits)
-    server = await asyncio.get_running_loop().create_server(connections, "127.0.0.1", 0, backlog=ACCEPTS)
-    place = Loop(app, connections, server.sockets[0].getsockname())
-    connections.refused = place.refused.append
+async def on_this_loop(
+    limits: ConnectionLimits = PATIENT, fast_path: Callable[[Request], bool] = lambda request: False
+) -> AsyncIterator[Loop]:
+    app, connections, rejected = App(), Connections(limits), list[str]()
+    connect = partial(Connection, connections, Handlers(app, fast_path, rejected.append))
+    server = await asyncio.get_running_loop().create_server(connect, "127.0.0.1", 0, backlog=ACCEPTS)
+    place = Loop(app, connections, server.sockets[0].getsockname(), rejected)
     try:
         with place.clients:
             yield place

@@ -1,8 +1,8 @@
-"""No server: threads over one session that decode, preprocess, run and rank one image again and again.
+"""No server: threads with one session that decode, preprocess, run and rank one image in a loop.
 
     python bare.py PHOTO SECONDS THREADS
 
-prints one line of JSON: images a second, and the median milliseconds of one.
+prints one line of JSON: images per second, and the median milliseconds of one.
 """
 
 import json

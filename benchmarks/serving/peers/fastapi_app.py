@@ -1,4 +1,4 @@
-"""FastAPI written by hand, as a careful engineer would: uvicorn with uvloop and httptools, work in a thread pool of RUNNERS."""
+"""A careful hand-written FastAPI app: uvicorn with uvloop and httptools, and a thread pool of RUNNERS threads."""
 
 import contextlib
 from collections.abc import AsyncIterator

@@ -1,8 +1,8 @@
-"""LitServe: RUNNERS worker processes with THREADS threads each; `BATCH` over 1 turns its batching on.
+"""LitServe: RUNNERS worker processes with THREADS threads each; `BATCH` over 1 enables its batching.
 
     python litserve_app.py PORT
 
-The body is taken as raw bytes; its other ways, base64 in JSON and forms, are slower.
+The body is raw bytes; its other formats, base64 in JSON and forms, are slower.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""MLServer: a custom runtime with a handler that takes the raw body, in the server's process with a pool of RUNNERS threads.
+"""MLServer: a custom runtime with a handler for the raw body, in the server's process with a pool of RUNNERS threads.
 
 Its own protocol's JSON with base64 and its pool of processes are both slower than this.
 """

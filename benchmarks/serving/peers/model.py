@@ -1,7 +1,7 @@
-"""What every peer serves: this repository's artifact, preprocessing and session settings, and the top five as JSON types.
+"""What every peer serves: edgeline's artifact, preprocessing and session settings, and the top five classes as JSON types.
 
-Told by the environment: `ARTIFACT` is an artifact's folder, `RUNNERS` how many images are worked on at once, `THREADS` how many
-threads the runtime has for one of them. A peer is its server around `Model`, so that what is compared is the server.
+Environment variables: `ARTIFACT` is an artifact's folder, `RUNNERS` the number of images that are processed at once, `THREADS`
+the threads of the runtime for each. Every peer serves the same `Model`, so that only the servers are compared.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""The checks, as tests that pytest runs against a URL."""
+"""The conformance checks: tests that pytest runs against a URL."""

@@ -1,4 +1,4 @@
-"""Required by tritonclient, built by hand: raw tensors behind the JSON, compression, classification, connections."""
+"""Required by tritonclient, built by hand: raw tensors after the JSON, compression, classification, connections."""
 
 import gzip
 import json
@@ -13,16 +13,16 @@ BINARY = {"binary_data_output": True}
 
 
 def test_binary_input(target: Target) -> None:
-    """Inputs may come as raw tensors behind the JSON, and no Content-Type need be named."""
+    """Inputs may be raw tensors after the JSON, without a Content-Type."""
     target.infer(*target.request(binary=True)).outputs()
 
 
 def test_binary_output(target: Target) -> None:
-    """With binary_data_output every output comes raw: octet-stream, framing header, binary_data_size and no data."""
+    """With binary_data_output every output is raw: octet-stream, framing header, binary_data_size and no data."""
     reply = target.infer_any(parameters=BINARY)
     head = reply.ok()
     expect(reply.headers.get("Content-Type"), "application/octet-stream", "Content-Type")
-    require("Inference-Header-Content-Length" in reply.headers, "the framing header should be there", dict(reply.headers))
+    require("Inference-Header-Content-Length" in reply.headers, "the framing header should be present", dict(reply.headers))
     for output in head["outputs"]:
         size = output.get("parameters", {}).get("binary_data_size")
         require(type(size) is int, f"{output['name']} should have a binary_data_size", output.get("parameters"))
@@ -58,14 +58,14 @@ def test_binary_and_json_outputs_mixed(target: Target) -> None:
 
 
 def test_binary_order(target: Target) -> None:
-    """Raw tensors follow in the order of the reply's outputs, however they were asked for."""
+    """Raw tensors follow in the order of the reply's outputs, in whatever order they were requested."""
     outputs = [{"name": name, "parameters": {"binary_data": True}} for name in reversed(target.output_names)]
     found = target.infer_any(outputs=outputs).outputs()
     same(sorted(found, key=lambda t: t.name), sorted(target.infer_any().outputs(), key=lambda t: t.name))
 
 
 def test_binary_equals_json_input(target: Target) -> None:
-    """A tensor gives the same answer to the bit as JSON and raw."""
+    """A tensor gets the same answer to the bit as JSON and raw."""
     same(target.infer(*target.request(binary=True)).outputs(), target.infer(*target.request(binary=False)).outputs())
 
 
@@ -75,19 +75,19 @@ def test_binary_equals_json_output(target: Target) -> None:
 
 
 def test_header_of_the_whole_body(target: Target) -> None:
-    """A framing header equal to the whole body means that all of it is JSON."""
+    """A framing header that equals the body's length means that all of it is JSON."""
     head = json.dumps(target.request(binary=False)[0]).encode()
     target.infer(head, headers={"Inference-Header-Content-Length": str(len(head))}).outputs()
 
 
 def test_header_counts_bytes(target: Target) -> None:
-    """The framing header counts bytes, not characters: an id outside ASCII, unescaped."""
+    """The framing header counts bytes, not characters: an unescaped id outside ASCII."""
     head, blob = target.raw(id="é€")
     expect(target.infer(json.dumps(head, ensure_ascii=False).encode(), blob).ok().get("id"), "é€", "id")
 
 
 def test_json_outputs_are_flat(target: Target) -> None:
-    """Data of a JSON output is one flat list; the C++ client counts the outer one only."""
+    """The data of a JSON output is one flat list: the C++ client counts the outer list only."""
     for output in target.infer_any().ok()["outputs"]:
         require(
             not any(isinstance(e, list) for e in output.get("data", [])), f"{output['name']} should be flat", output["data"]
@@ -95,62 +95,62 @@ def test_json_outputs_are_flat(target: Target) -> None:
 
 
 def test_json_outputs_have_no_parameters(target: Target) -> None:
-    """A JSON output has no parameters but with binary_data_size, at whose absence the C++ client stops."""
+    """A JSON output has no parameters: where they lack binary_data_size, the C++ client stops."""
     for output in target.infer_any().ok()["outputs"]:
         require(not output.get("parameters"), f"{output['name']} should have no parameters", output.get("parameters"))
 
 
 def test_json_reply_has_no_framing_header(target: Target) -> None:
-    """A reply without raw tensors has no framing header, or one of the whole body."""
+    """A reply without raw tensors has no framing header, or one that equals the body's length."""
     reply = target.infer_any()
     found = reply.headers.get("Inference-Header-Content-Length")
     require(found in (None, str(len(reply.body))), "the framing header should be absent", found)
 
 
 def test_raw_request(target: Target) -> None:
-    """With a framing header of 0 the body is the one input, and the answer is raw."""
+    """With a framing header of 0 the body is the only input, and the reply is raw."""
     reply = _raw(target, {})
     expect(reply.headers.get("Content-Type"), "application/octet-stream", "Content-Type")
     same(reply.outputs(), target.infer_any().outputs())
 
 
 def test_gzip_request(target: Target) -> None:
-    """A gzip body is read, its framing header counting unpacked bytes."""
-    same(_packed(target, gzip.compress, "gzip").outputs(), target.infer_any().outputs())
+    """A gzip body is read; its framing header counts uncompressed bytes."""
+    same(_compressed(target, gzip.compress, "gzip").outputs(), target.infer_any().outputs())
 
 
 def test_deflate_request(target: Target) -> None:
-    """A deflate body (zlib's format) is read, its framing header counting unpacked bytes."""
-    same(_packed(target, zlib.compress, "deflate").outputs(), target.infer_any().outputs())
+    """A deflate body (zlib's format) is read; its framing header counts uncompressed bytes."""
+    same(_compressed(target, zlib.compress, "deflate").outputs(), target.infer_any().outputs())
 
 
 def test_gzip_reply(target: Target) -> None:
-    """A reply packed for Accept-Encoding: gzip unpacks to the same, its framing header counting unpacked bytes."""
-    _packed_reply(target, "gzip")
+    """A reply for Accept-Encoding: gzip decompresses to the same; its framing header counts uncompressed bytes."""
+    _compressed_reply(target, "gzip")
 
 
 def test_deflate_reply(target: Target) -> None:
-    """A reply packed for Accept-Encoding: deflate unpacks to the same, its framing header counting unpacked bytes."""
-    _packed_reply(target, "deflate")
+    """A reply for Accept-Encoding: deflate decompresses to the same; its framing header counts uncompressed bytes."""
+    _compressed_reply(target, "deflate")
 
 
-def test_metadata_is_never_packed(target: Target) -> None:
-    """Metadata comes unpacked whatever Accept-Encoding says; tritonclient unpacks inference replies only."""
+def test_metadata_is_never_compressed(target: Target) -> None:
+    """Metadata is not compressed whatever Accept-Encoding is: tritonclient decompresses inference replies only."""
     for path in ("/v2", target.path):
-        reply = target.ask("GET", path, headers={"Accept-Encoding": "gzip, deflate"})
+        reply = target.call("GET", path, headers={"Accept-Encoding": "gzip, deflate"})
         expect(reply.headers.get("Content-Encoding"), None, f"Content-Encoding of {path}")
 
 
-def test_errors_are_never_packed(target: Target) -> None:
-    """Errors come unpacked whatever Accept-Encoding says."""
+def test_errors_are_never_compressed(target: Target) -> None:
+    """Errors are not compressed whatever Accept-Encoding is."""
     reply = target.infer({"inputs": []}, headers={"Accept-Encoding": "gzip, deflate"})
     expect(reply.headers.get("Content-Encoding"), None, "Content-Encoding")
-    reply.refused()
+    reply.rejected()
 
 
 def test_classification(target: Target) -> None:
-    """`classification` gives BYTES of `value:index`, best first."""
-    target.offers("classification")
+    """`classification` returns BYTES of `value:index`, best first."""
+    target.require_extension("classification")
     outputs = [{"name": target.output_names[0], "parameters": {"classification": 2, "binary_data": False}}]
     [found] = target.infer_any(outputs=outputs).outputs()
     expect(found.datatype, "BYTES", "the datatype")
@@ -158,16 +158,16 @@ def test_classification(target: Target) -> None:
 
 
 def test_classification_binary(target: Target) -> None:
-    """`classification` and `binary_data` go together."""
-    target.offers("classification")
+    """`classification` and `binary_data` can be combined."""
+    target.require_extension("classification")
     outputs = [{"name": target.output_names[0], "parameters": {"classification": 2, "binary_data": True}}]
     [found] = target.infer_any(outputs=outputs).outputs()
     _classes(found.values)
 
 
-def test_classification_of_more_than_there_are(target: Target) -> None:
-    """Asked for more classes than the model has, the server gives all."""
-    target.offers("classification")
+def test_classification_of_too_many_classes(target: Target) -> None:
+    """A request for more classes than the model has returns all of them."""
+    target.require_extension("classification")
     name = target.output_names[0]
     plain = next(tensor for tensor in target.infer_any().outputs() if tensor.name == name)
     outputs = [{"name": name, "parameters": {"classification": 1000, "binary_data": True}}]
@@ -176,7 +176,7 @@ def test_classification_of_more_than_there_are(target: Target) -> None:
 
 
 def test_empty_tensor(target: Target) -> None:
-    """A batch of 0 with binary_data_size 0 is read: answered, or refused by name, never a crash."""
+    """A batch of 0 with binary_data_size 0 is answered or rejected; it does not crash the server."""
     head, _ = target.raw()
     if target.specs[0]["shape"][:1] != [-1]:
         pytest.skip("the model's input has no free first dimension")
@@ -186,12 +186,12 @@ def test_empty_tensor(target: Target) -> None:
     text = json.dumps(head).encode()
     reply = target.infer(text, headers={"Inference-Header-Content-Length": str(len(text))})
     if reply.status != 200:
-        reply.refused()
+        reply.rejected()
 
 
 def test_http_1_1(target: Target) -> None:
     """Replies are HTTP/1.1 with a Content-Length."""
-    reply = target.ask("GET", "/v2")
+    reply = target.call("GET", "/v2")
     expect(reply.http_version, 11, "the HTTP version")
     expect(reply.headers.get("Content-Length"), str(len(reply.body)), "Content-Length")
 
@@ -214,7 +214,7 @@ def test_keep_alive(target: Target) -> None:
 
 
 def _raw(target: Target, headers: dict[str, str]) -> Reply:
-    target.offers("binary_tensor_data")
+    target.require_extension("binary_tensor_data")
     if len(target.specs) != 1:
         pytest.skip("the model has several inputs")
     [spec] = target.specs
@@ -223,22 +223,22 @@ def _raw(target: Target, headers: dict[str, str]) -> Reply:
     return target.infer(b"", body, {"Inference-Header-Content-Length": "0", **headers})
 
 
-def _packed(target: Target, pack: object, encoding: str) -> Reply:
-    assert callable(pack)
+def _compressed(target: Target, compress: object, encoding: str) -> Reply:
+    assert callable(compress)
     head, blob = target.good()
     text = json.dumps(head).encode()
     framing = {"Inference-Header-Content-Length": str(len(text))} if blob else {}
     headers = {"Content-Encoding": encoding} | framing
-    return target.ask("POST", f"{target.path}/infer", pack(text + blob), headers)
+    return target.call("POST", f"{target.path}/infer", compress(text + blob), headers)
 
 
-def _packed_reply(target: Target, encoding: str) -> None:
+def _compressed_reply(target: Target, encoding: str) -> None:
     plain = target.good(parameters=BINARY)
     reply = target.infer(*plain, {"Accept-Encoding": encoding})
-    packing = reply.headers.get("Content-Encoding")
-    if packing is None:
-        pytest.skip("the server does not pack replies")
-    expect(packing, encoding, "Content-Encoding")
+    encoded = reply.headers.get("Content-Encoding")
+    if encoded is None:
+        pytest.skip("the server does not compress replies")
+    expect(encoded, encoding, "Content-Encoding")
     body = gzip.decompress(reply.body) if encoding == "gzip" else zlib.decompress(reply.body)
     same(Reply(reply.status, reply.headers, body, reply.http_version).outputs(), target.infer(*plain).outputs())
 

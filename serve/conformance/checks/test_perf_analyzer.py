@@ -1,4 +1,4 @@
-"""Required by perf_analyzer: what it reads before, during and after a run, and how libcurl asks for it."""
+"""Required by perf_analyzer: what it reads before, during and after a run, requested as libcurl does."""
 
 import json
 import statistics
@@ -17,19 +17,19 @@ ROUNDS, REQUESTS, DELAYED_S = 3, 7, 0.03
 
 
 def test_versions_are_numbers(target: Target) -> None:
-    """Versions are strings of plain decimal numbers; at any other it aborts."""
+    """Versions are strings of plain decimal numbers; perf_analyzer aborts on any other."""
     for version in target.versions:
         is_plain = isinstance(version, str) and version.isascii() and version.isdigit() and str(int(version)) == version
         require(is_plain, "a version should be a string such as '7'", version)
 
 
 def test_config(target: Target) -> None:
-    """GET /v2/models/M/config answers 200."""
-    target.ask("GET", f"{target.path}/config").ok()
+    """GET /v2/models/M/config returns 200."""
+    target.call("GET", f"{target.path}/config").ok()
 
 
 def test_config_names(target: Target) -> None:
-    """The configuration names only inputs and outputs that the metadata has."""
+    """The configuration names only inputs and outputs of the metadata."""
     config = _config(target)
     for member, known in (("input", [spec["name"] for spec in target.specs]), ("output", target.output_names)):
         for tensor in config.get(member, []):
@@ -37,7 +37,7 @@ def test_config_names(target: Target) -> None:
 
 
 def test_config_batch(target: Target) -> None:
-    """With a max_batch_size over 0 the metadata's first dimension is the batch, and `dims` leave it out."""
+    """With a max_batch_size over 0 the metadata's first dimension is the batch, and `dims` omits it."""
     config = _config(target)
     size = config.get("max_batch_size", 0)
     require(type(size) is int and size >= 0, "max_batch_size should be a whole number", size)
@@ -48,14 +48,14 @@ def test_config_batch(target: Target) -> None:
 
 
 def test_config_objects(target: Target) -> None:
-    """The configuration's optional objects come with the member that is read of them."""
+    """The configuration's optional objects have the member that perf_analyzer reads."""
     config = _config(target)
     for name, member in (("model_transaction_policy", "decoupled"), ("response_cache", "enable")):
         require(name not in config or member in config[name], f"{name} should have {member}", config.get(name))
 
 
 def test_statistics(target: Target) -> None:
-    """The statistics have every counter that is read, as whole numbers."""
+    """The statistics have every counter that perf_analyzer reads, as whole numbers."""
     for row in _rows(target):
         for counter in ("inference_count", "execution_count"):
             require(type(row.get(counter)) is int, f"{counter} should be a whole number", row.get(counter))
@@ -67,21 +67,21 @@ def test_statistics(target: Target) -> None:
 
 def test_statistics_by_version(target: Target) -> None:
     """The statistics of a version are of that version."""
-    target.offers("statistics")
+    target.require_extension("statistics")
     for path, version in zip(target.version_paths(), target.versions, strict=True):
-        rows = target.ask("GET", f"{path}/stats").ok()["model_stats"]
+        rows = target.call("GET", f"{path}/stats").ok()["model_stats"]
         expect([row["version"] for row in rows], [version], "the versions")
 
 
 def test_statistics_of_all(target: Target) -> None:
-    """GET /v2/models/stats holds the model's."""
-    target.offers("statistics")
-    rows = target.ask("GET", "/v2/models/stats").ok()["model_stats"]
-    require(any(row["name"] == target.model for row in rows), f"{target.model} should be there", [row["name"] for row in rows])
+    """GET /v2/models/stats includes the model."""
+    target.require_extension("statistics")
+    rows = target.call("GET", "/v2/models/stats").ok()["model_stats"]
+    require(any(row["name"] == target.model for row in rows), f"{target.model} should be listed", [row["name"] for row in rows])
 
 
 def test_queue_grows(target: Target) -> None:
-    """queue.count and success.count grow with every request, also where nothing waited."""
+    """queue.count and success.count grow with every request, even if it was not queued."""
     before = _sum(target, "success"), _sum(target, "queue")
     for _ in range(3):
         target.infer_any().ok()
@@ -106,51 +106,51 @@ def test_runs_are_counted(target: Target) -> None:
 
 def test_curl_binary(target: Target) -> None:
     """The C++ client's request is answered: an empty id, octet-stream, raw tensors both ways."""
-    _curl(target, *_asked(target, binary=True), "application/octet-stream").outputs()
+    _curl(target, *_request(target, binary=True), "application/octet-stream").outputs()
 
 
 def test_curl_json(target: Target) -> None:
     """The C++ client's request in JSON is answered: an empty id, and a framing header of the whole body."""
-    _curl(target, *_asked(target, binary=False), "application/json").outputs()
+    _curl(target, *_request(target, binary=False), "application/json").outputs()
 
 
 def test_curl_batch(target: Target) -> None:
     """The C++ client's batch of 4 is answered."""
     if target.max_batch < 4:
         pytest.skip("the model takes no batch of 4")
-    _curl(target, *_asked(target, binary=True, batch=4), "application/octet-stream").outputs()
+    _curl(target, *_request(target, binary=True, batch=4), "application/octet-stream").outputs()
 
 
-def test_an_empty_id_is_none(target: Target) -> None:
-    """An empty id is taken, and comes back empty or not at all."""
-    head, blob = _asked(target, binary=target.is_binary_only)
+def test_empty_id(target: Target) -> None:
+    """An empty id is accepted, and returned empty or not at all."""
+    head, blob = _request(target, binary=target.is_binary_only)
     found = _curl(target, head, blob, _kind(blob)).ok().get("id", "")
     expect(found, "", "id")
 
 
-def test_ids_of_many_at_once(target: Target) -> None:
-    """Of 16 requests over 4 connections every one gets its own id back; the asynchronous mode stops at any other."""
+def test_concurrent_ids(target: Target) -> None:
+    """Of 16 requests on 4 connections each gets its own id back; the asynchronous mode stops at any other."""
 
     def one(number: int) -> Any:
-        head, blob = _asked(target, binary=target.is_binary_only, id=str(number))
+        head, blob = _request(target, binary=target.is_binary_only, id=str(number))
         return _curl(target, head, blob, _kind(blob)).ok().get("id")
 
     with ThreadPoolExecutor(4) as pool:
         expect(list(pool.map(one, range(16))), [str(number) for number in range(16)], "the ids")
 
 
-def test_answers_do_not_wait(target: Target) -> None:
-    """Answers on a kept connection do not wait 40 ms for an acknowledgement, as those in two pieces do without TCP_NODELAY."""
+def test_no_delayed_acknowledgement(target: Target) -> None:
+    """Replies on a persistent connection do not wait 40 ms for an acknowledgement, as two writes without TCP_NODELAY do."""
     medians = []
     connection = target.connect()
     try:
         for _ in range(ROUNDS):
-            taken = []
+            durations = []
             for _ in range(REQUESTS):
                 start = time.perf_counter()
                 target.send(connection, "GET", target.path).ok()
-                taken.append(time.perf_counter() - start)
-            medians.append(statistics.median(taken))
+                durations.append(time.perf_counter() - start)
+            medians.append(statistics.median(durations))
     finally:
         connection.close()
     require(min(medians) < DELAYED_S, f"the median should be under {DELAYED_S * 1e3:.0f} ms", f"{min(medians) * 1e3:.0f} ms")
@@ -158,13 +158,13 @@ def test_answers_do_not_wait(target: Target) -> None:
 
 def _config(target: Target) -> dict[str, Any]:
     if not target.config:
-        pytest.skip("the server gives no configuration")
+        pytest.skip("the server returns no configuration")
     return target.config
 
 
 def _rows(target: Target) -> list[dict[str, Any]]:
-    target.offers("statistics")
-    rows = target.ask("GET", f"{target.path}/stats").ok()["model_stats"]
+    target.require_extension("statistics")
+    rows = target.call("GET", f"{target.path}/stats").ok()["model_stats"]
     require(bool(rows) and all(row["name"] == target.model for row in rows), f"all should be of {target.model}", rows)
     return list(rows)
 
@@ -173,7 +173,7 @@ def _sum(target: Target, stage: str) -> int:
     return sum(row["inference_stats"][stage]["count"] for row in _rows(target))
 
 
-def _asked(target: Target, *, binary: bool, batch: int = 1, id: str = "") -> tuple[dict[str, Any], bytes]:
+def _request(target: Target, *, binary: bool, batch: int = 1, id: str = "") -> tuple[dict[str, Any], bytes]:
     outputs = [{"name": name, "parameters": {"binary_data": binary}} for name in target.output_names]
     return target.request(binary=binary, batch=batch, id=id, outputs=outputs)
 

@@ -1,6 +1,6 @@
-"""What the server writes to stderr: one line an event, as text for people or as JSON for machines.
+"""The server's log on stderr: one line per event, as text or as JSON.
 
-No image, no token and no header is ever logged, and a text from outside cannot begin a line of its own.
+Images, tokens and headers are never logged, and text from a client cannot start a new line.
 """
 
 import json
@@ -15,27 +15,27 @@ EXTRA = ("request_id", "client", "method", "route", "status", "ms")
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line."""
+    """Formats records as one JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record as JSON."""
-        told = {
+        """Return a record as JSON."""
+        fields = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
-        told |= {name: record.__dict__[name] for name in EXTRA if name in record.__dict__}
+        fields |= {name: record.__dict__[name] for name in EXTRA if name in record.__dict__}
         if record.exc_info:
-            told["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(told)
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
 
 
 class TextLines(logging.Formatter):
-    """A line for people."""
+    """Formats records as text."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Write a record, line breaks in its message made visible."""
+        """Return a record as text, with the line breaks of its message escaped."""
         message = record.getMessage().replace("\r", "\\r").replace("\n", "\\n")
         time = datetime.fromtimestamp(record.created).isoformat(sep=" ", timespec="milliseconds")
         line = f"{time} {record.levelname} {record.name}: {message}"
@@ -43,9 +43,9 @@ class TextLines(logging.Formatter):
 
 
 def log_request(scope: Scope, route: str, status: int, seconds: float) -> None:
-    """Write one request's line."""
+    """Log one request."""
     client = scope.get("client") or ("", 0)
-    told = {
+    fields = {
         "request_id": scope["state"]["request_id"],
         "client": client[0],
         "method": scope["method"],
@@ -53,11 +53,11 @@ def log_request(scope: Scope, route: str, status: int, seconds: float) -> None:
         "status": status,
         "ms": round(seconds * 1e3, 2),
     }
-    ACCESS.info("%(client)s %(method)s %(route)s %(status)s %(ms)s ms %(request_id)s", told, extra=told)
+    ACCESS.info("%(client)s %(method)s %(route)s %(status)s %(ms)s ms %(request_id)s", fields, extra=fields)
 
 
 def set_up_logs(*, as_json: bool) -> None:
-    """Have the server's own records written, and of its libraries the warnings."""
+    """Log the server's own records, and the warnings of its libraries."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if as_json else TextLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

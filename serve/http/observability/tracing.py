@@ -1,8 +1,8 @@
-"""Traces of requests by OpenTelemetry, for a server that is told to send them.
+"""OpenTelemetry traces of requests.
 
-What is sent, and where to, is said by OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME,
-OTEL_TRACES_SAMPLER and so on). A request's `traceparent` makes its span a child of the caller's. Only a server that is told to
-imports this, and with it the extra `otel`.
+OpenTelemetry's own environment variables configure what is sent, and where (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME,
+OTEL_TRACES_SAMPLER and so on). A request's `traceparent` makes its span a child of the caller's. Imported only if tracing is
+enabled; needs the extra `otel`.
 """
 
 import os
@@ -15,23 +15,23 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from starlette.types import ASGIApp
 
-QUIET = "healthz,readyz,metrics,v2/health/live,v2/health/ready"
-"""Probes and scrapes, of which nobody wants a trace every few seconds."""
+UNTRACED = "healthz,readyz,metrics,v2/health/live,v2/health/ready"
+"""Probes and scrapes, which would only add noise every few seconds."""
 
 
 def traced(app: ASGIApp, exporter: SpanExporter | None = None) -> tuple[ASGIApp, TracerProvider]:
     """Wrap an application so that every request is a span.
 
     Args:
-        app: what answers.
-        exporter: where spans go; by default over HTTP to where OpenTelemetry's variables say.
+        app: the application.
+        exporter: receives the spans; by default the HTTP exporter that the environment variables configure.
 
     Returns:
-        The application, and what to shut down at the end, so that the last spans are sent.
+        The wrapped application, and the provider; its shutdown sends the last spans.
     """
     os.environ.setdefault("OTEL_SERVICE_NAME", "edgeline")
     provider = TracerProvider(resource=Resource.create())
     provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
-    # Its own spans of each receive and send would be three more a request.
-    options: dict[str, Any] = {"tracer_provider": provider, "excluded_urls": QUIET, "exclude_spans": ["receive", "send"]}
+    # Spans of each receive and send would add three to every request.
+    options: dict[str, Any] = {"tracer_provider": provider, "excluded_urls": UNTRACED, "exclude_spans": ["receive", "send"]}
     return OpenTelemetryMiddleware(app, **options), provider

@@ -1,11 +1,11 @@
-"""Requests of the Open Inference Protocol V2: from bytes to tensors that fit the model. Pure functions, no HTTP.
+"""Decode requests of the Open Inference Protocol V2 into tensors that fit the model. Pure functions, no HTTP.
 
     request = decode(body, header_length="135", model=signature)       # or None: all of it is JSON
     request.inputs["image"]                                            # an array, or a list of bytes
 
-A tensor travels as JSON numbers, or as raw little-endian bytes behind the JSON (the binary extension). Binary tensors are views
-of the body, never copies. Every size is compared before anything is allocated for it, and whatever does not fit is an
-`InputError` that says what was expected. `serve.http.open_inference.encode` is the way back.
+A tensor is sent as JSON numbers, or as raw little-endian bytes after the JSON (the binary extension). Binary tensors are views
+of the body, never copies. Every size is checked before memory is allocated for it, and a request that does not fit raises an
+`InputError` with what was expected. `serve.http.open_inference.encode` writes the replies.
 """
 
 import math
@@ -18,7 +18,7 @@ from edgeline.serve.http.open_inference.strict_json import parse, quoted
 from edgeline.serve.http.open_inference.tensors import NUMBERS, Spec, Tensor, bad, from_binary, from_json
 
 MAX_JSON_BYTES = 4 * 2**20
-"""Python's parser lets nothing else run meanwhile, and its objects take many times the text's size."""
+"""Python's parser blocks every other thread, and its objects take many times the text's size."""
 MAX_TENSOR_BYTES = 64 * 2**20
 MAX_ID = 1024
 """Longest request id, in characters."""
@@ -26,7 +26,7 @@ MAX_ID = 1024
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a model takes and gives."""
+    """The inputs and outputs of a model."""
 
     inputs: tuple[Spec, ...]
     outputs: tuple[Spec, ...]
@@ -34,13 +34,13 @@ class Signature:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """One output that a request asks for."""
+class RequestedOutput:
+    """One output that a request selects."""
 
     name: str
     binary: bool
     classes: int = 0
-    """Over 0: the likeliest classes instead of the numbers."""
+    """If over 0: the number of likeliest classes to return instead of the values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +48,27 @@ class Request:
     """A request that fits its model."""
 
     inputs: dict[str, Tensor]
-    outputs: tuple[Wanted, ...]
+    outputs: tuple[RequestedOutput, ...]
     id: str = ""
     timeout_us: int = 0
-    """0 is none."""
+    """0 for none."""
 
 
 def decode(body: bytes, header_length: str | None, model: Signature, *, json_reply: bool = False) -> Request:
-    """Read a request.
+    """Decode a request.
 
     Args:
-        body: decompressed.
-        header_length: the header Inference-Header-Content-Length as it came. "0" is the raw form: the body is the one input.
+        body: the decompressed body.
+        header_length: the header Inference-Header-Content-Length as received. "0" is the raw form: the body is the only input.
         model: what the request must fit.
-        json_reply: the client wants JSON back from the raw form.
+        json_reply: the client accepts JSON as the reply to the raw form.
 
     Raises:
-        InputError: it does not fit. The message says what was seen and what was expected.
+        InputError: the request does not fit; the message has what was seen and what was expected.
     """
     length = len(body) if header_length is None else _header_length(header_length, len(body))
     if length == 0 and header_length is not None:
-        outputs = tuple(Wanted(spec.name, binary=not json_reply) for spec in model.outputs)
+        outputs = tuple(RequestedOutput(spec.name, binary=not json_reply) for spec in model.outputs)
         return Request({model.inputs[0].name: _raw(body, model)}, outputs)
     if length > MAX_JSON_BYTES:
         raise InputError(
@@ -88,9 +88,7 @@ def decode(body: bytes, header_length: str | None, model: Signature, *, json_rep
 
 def _header_length(text: str, body_bytes: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= body_bytes):
-        raise bad(
-            f"Inference-Header-Content-Length must be the size of the JSON in front, at most {body_bytes:,}, got {quoted(text)}"
-        )
+        raise bad(f"Inference-Header-Content-Length must be the length of the JSON, at most {body_bytes:,}, got {quoted(text)}")
     return int(text)
 
 
@@ -102,7 +100,11 @@ def _id(head: dict[str, Any]) -> str:
 
 
 def _parameters(holder: dict[str, Any], what: str) -> dict[str, Any]:
-    """The parameters of a request, an input or an output; those that are reserved for what is not offered are refused."""
+    """The parameters of a request, an input or an output.
+
+    Raises:
+        InputError: a parameter has another type, is reserved, or belongs to an unsupported extension.
+    """
     found = holder.get("parameters", {})
     if not isinstance(found, dict):
         raise bad(f"the parameters of {what} must be an object, got {quoted(found)}")
@@ -110,9 +112,9 @@ def _parameters(holder: dict[str, Any], what: str) -> dict[str, Any]:
         if not isinstance(value, str | int | float):
             raise bad(f"parameter {quoted(name)} of {what} must be a string, a number or a boolean, got {quoted(value)}")
         if name.startswith("shared_memory_"):
-            raise bad(f"{what} names shared memory, which is not offered here; send the data itself", "not_supported")
+            raise bad(f"{what} uses shared memory, which is not supported; send the data itself", "not_supported")
         if name.startswith("sequence_"):
-            raise bad(f"parameter {quoted(name)}: sequences are not offered here; send each request by itself", "not_supported")
+            raise bad(f"parameter {quoted(name)}: sequences are not supported; send each request by itself", "not_supported")
         if name.startswith("triton_") or name == "headers":
             raise bad(f"parameter {quoted(name)} is reserved; choose another name", "parameter_reserved")
     _whole(found, "priority")
@@ -134,7 +136,7 @@ def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
 
 
 def _objects(head: dict[str, Any], member: str, known: Sequence[Spec]) -> list[tuple[dict[str, Any], Spec]]:
-    """The inputs or outputs of a request with what the model says of each; each name once."""
+    """Pair the inputs or outputs of a request with the model's specification of each; each name may occur once."""
     names = ", ".join(spec.name for spec in known)
     found = head.get(member, [])
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
@@ -153,15 +155,15 @@ def _objects(head: dict[str, Any], member: str, known: Sequence[Spec]) -> list[t
     return pairs
 
 
-def _outputs(head: dict[str, Any], model: Signature, binary: bool) -> tuple[Wanted, ...]:
-    wanted = []
+def _outputs(head: dict[str, Any], model: Signature, binary: bool) -> tuple[RequestedOutput, ...]:
+    found = []
     for item, spec in _objects(head, "outputs", model.outputs):
         parameters = _parameters(item, f"output {spec.name}")
         classes = _whole(parameters, "classification")
         if classes == 0 and "classification" in parameters:
-            raise bad("classification must be at least 1, the number of classes to name")
-        wanted.append(Wanted(spec.name, _flag(parameters, "binary_data", binary), classes))
-    return tuple(wanted) or tuple(Wanted(spec.name, binary) for spec in model.outputs)
+            raise bad("classification must be at least 1, the number of classes to return")
+        found.append(RequestedOutput(spec.name, _flag(parameters, "binary_data", binary), classes))
+    return tuple(found) or tuple(RequestedOutput(spec.name, binary) for spec in model.outputs)
 
 
 def _inputs(head: dict[str, Any], tail: memoryview, model: Signature, *, has_header: bool) -> dict[str, Tensor]:
@@ -172,7 +174,7 @@ def _inputs(head: dict[str, Any], tail: memoryview, model: Signature, *, has_hea
     start = 0
     for item, spec in pairs:
         if item.get("datatype") != spec.datatype:
-            raise bad(f"input {spec.name} has datatype {quoted(item.get('datatype'))}, the model takes {spec.datatype}")
+            raise bad(f"input {spec.name} has datatype {quoted(item.get('datatype'))}, expected {spec.datatype}")
         shape = _shape(item, spec, model.max_batch)
         size = _parameters(item, f"input {spec.name}").get("binary_data_size")
         if (size is None) == ("data" not in item):
@@ -181,7 +183,7 @@ def _inputs(head: dict[str, Any], tail: memoryview, model: Signature, *, has_hea
             tensors[spec.name] = from_json(item["data"], spec, shape)
             continue
         if not has_header:
-            raise bad("an input has binary data, so the header Inference-Header-Content-Length must tell where the JSON ends")
+            raise bad("binary data needs the header Inference-Header-Content-Length with the length of the JSON")
         if type(size) is not int or size < 0:
             raise bad(f"binary_data_size of input {spec.name} must be a whole number of bytes, got {quoted(size)}")
         if size > len(tail) - start:
@@ -190,7 +192,7 @@ def _inputs(head: dict[str, Any], tail: memoryview, model: Signature, *, has_hea
         tensors[spec.name] = from_binary(tail[start : start + size], spec, shape)
         start += size
     if start < len(tail):
-        raise bad(f"{len(tail) - start:,} bytes of the body are left over behind the inputs' data")
+        raise bad(f"{len(tail) - start:,} bytes of the body are left over after the inputs' data")
     return tensors
 
 
@@ -198,21 +200,21 @@ def _shape(item: dict[str, Any], spec: Spec, max_batch: int) -> tuple[int, ...]:
     found = item.get("shape")
     if not isinstance(found, list) or not all(type(size) is int and 0 <= size < 2**63 for size in found):
         raise bad(f"the shape of input {spec.name} must be a list of whole numbers, got {quoted(found)}")
-    # One image file each: its own dimension of 1 may be left out, as clients of other servers do.
+    # The dimension of 1 for each image file may be left out, as clients of other servers do.
     expected = spec.shape if spec.datatype != "BYTES" or len(found) > 1 else spec.shape[:1]
     if len(found) != len(expected) or any(e not in (-1, f) for e, f in zip(expected, found, strict=True)):
-        raise bad(f"input {spec.name} has shape {quoted(found)}, the model takes {list(spec.shape)}, -1 being the batch")
+        raise bad(f"input {spec.name} has shape {quoted(found)}, expected {list(spec.shape)}, where -1 is the batch")
     if not 1 <= found[0] <= max_batch:
-        raise bad(f"input {spec.name} has a batch of {quoted(found[0])}, the model takes 1 to {max_batch}")
+        raise bad(f"input {spec.name} has a batch of {quoted(found[0])}, expected 1 to {max_batch}")
     if spec.datatype != "BYTES" and math.prod(found) * NUMBERS[spec.datatype].itemsize > MAX_TENSOR_BYTES:
-        raise bad(f"input {spec.name} of shape {quoted(found)} is over {MAX_TENSOR_BYTES:,} bytes", "body_too_large")
+        raise bad(f"input {spec.name} of shape {quoted(found)} is larger than {MAX_TENSOR_BYTES:,} bytes", "body_too_large")
     return tuple(found)
 
 
 def _raw(body: bytes, model: Signature) -> Tensor:
     [spec, *more] = model.inputs
     if more:
-        raise bad(f"a body without JSON is one input, the model has {len(model.inputs)}; describe them in JSON")
+        raise bad(f"a body without JSON can be one input only, the model has {len(model.inputs)}; describe them in JSON")
     if spec.datatype == "BYTES":
         return [body]
     return from_binary(memoryview(body), spec, (1, *spec.shape[1:]))

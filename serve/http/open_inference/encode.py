@@ -1,6 +1,6 @@
-"""Replies of the Open Inference Protocol V2 as bytes, and the compression of bodies either way. Pure functions, no HTTP.
+"""Encode replies of the Open Inference Protocol V2, and compress or decompress bodies. Pure functions, no HTTP.
 
-Rules that clients break without, each with a test: JSON data is one flat list; an output has `parameters` only together with
+Rules without which clients break, each with a test: JSON data is one flat list; an output has `parameters` only together with
 `binary_data_size`; raw bytes follow the JSON in the order of the outputs; no number that is not finite is ever written.
 """
 
@@ -19,14 +19,14 @@ from edgeline.serve.errors import ArtifactError, InputError
 MAX_CLASSIFIED = 1_000_000
 """Largest output, in elements, that is sorted for the classification extension."""
 WINDOWS = {"gzip": 31, "deflate": 15}
-"""Encodings that are read and written, with zlib's `wbits` for each; deflate means zlib's format in HTTP."""
-PIECE = 64 * 2**10
+"""Supported encodings, with zlib's `wbits` for each; in HTTP, deflate means zlib's format."""
+CHUNK_BYTES = 64 * 2**10
 LEVEL = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One output as it goes out."""
+    """One output of a reply."""
 
     name: str
     data: np.ndarray | list[bytes]
@@ -36,24 +36,24 @@ class Output:
 
 
 def encode(head: dict[str, Any], outputs: Sequence[Output]) -> tuple[bytes, int | None]:
-    """Write a reply.
+    """Encode a reply.
 
     Args:
-        head: what stands before the outputs: model, version, id.
-        outputs: in the order they were asked for.
+        head: the members before the outputs: model, version, id.
+        outputs: in the order in which they were requested.
 
     Returns:
-        The body, and the bytes of the JSON in front where raw tensors follow it.
+        The body, and the length of its JSON if raw tensors follow it.
 
     Raises:
-        ArtifactError: the model gave a number that is not finite.
+        ArtifactError: the model returned a number that is not finite.
     """
     described, blobs = [], []
     for output in outputs:
         is_text = isinstance(output.data, list)
         entry: dict[str, Any] = {"name": output.name, "datatype": "BYTES" if is_text else "FP32", "shape": list(output.shape)}
         if isinstance(output.data, np.ndarray) and not np.isfinite(output.data).all():
-            raise ArtifactError(f"the model's {output.name} hold a number that is not finite", code="model_output_not_finite")
+            raise ArtifactError(f"the model's {output.name} have a number that is not finite", code="model_output_not_finite")
         if output.binary:
             blobs.append(_blob(output.data))
             entry["parameters"] = {"binary_data_size": len(blobs[-1])}
@@ -73,14 +73,14 @@ def _blob(data: np.ndarray | list[bytes]) -> bytes:
 
 
 def classify(name: str, values_NK: np.ndarray, k: int, labels: Sequence[str], *, binary: bool) -> Output:
-    """The k largest of each row as `value:index:label`, best first; equal values in the order of their index.
+    """Return the k largest values of each row as `value:index:label`, best first; equal values in the order of their index.
 
     Raises:
-        InputError: the output is too large to be sorted for a request.
+        InputError: the output is too large to be sorted.
     """
     if values_NK.size > MAX_CLASSIFIED:
         raise InputError(
-            f"classification sorts at most {MAX_CLASSIFIED:,} values a request, {name} has {values_NK.size:,}; "
+            f"classification sorts at most {MAX_CLASSIFIED:,} values per request, {name} has {values_NK.size:,}; "
             "send fewer images at once",
             code="tensor_invalid",
         )
@@ -92,44 +92,46 @@ def classify(name: str, values_NK: np.ndarray, k: int, labels: Sequence[str], *,
 
 
 def decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:
-    """Undo a Content-Encoding, never holding more than `max_bytes` and a piece.
+    """Decompress a body, without ever holding more than `max_bytes` and one chunk.
 
     Args:
-        body: as it came.
-        encoding: the header as it came; empty and `identity` leave the body as it is.
-        max_bytes: of the result.
+        body: as received.
+        encoding: the Content-Encoding as received; empty and `identity` leave the body as it is.
+        max_bytes: limit of the result.
 
     Raises:
-        InputError: another encoding, damaged data, or too much of it.
+        InputError: an unsupported encoding, damaged data, or more than `max_bytes`.
     """
     name = encoding.strip().lower()
     if name in ("", "identity"):
         return body
     if name not in WINDOWS:
-        raise InputError("this Content-Encoding is not read; send gzip, deflate or none", code="content_encoding_not_supported")
+        raise InputError(
+            "this Content-Encoding is not supported; send gzip, deflate or none", code="content_encoding_not_supported"
+        )
     stream, found, source = zlib.decompressobj(WINDOWS[name]), bytearray(), memoryview(body)
     try:
-        for start in range(0, len(source), PIECE):  # in pieces: what zlib leaves unread it copies on every call
-            rest: bytes | memoryview = source[start : start + PIECE]
+        for start in range(0, len(source), CHUNK_BYTES):  # in chunks: zlib copies what it leaves unread on every call
+            rest: bytes | memoryview = source[start : start + CHUNK_BYTES]
             while rest and not stream.eof:
-                found += stream.decompress(rest, PIECE)
+                found += stream.decompress(rest, CHUNK_BYTES)
                 if len(found) > max_bytes:
-                    raise InputError(f"the body unpacks to over the limit of {max_bytes:,} bytes", code="body_too_large")
+                    raise InputError(f"the body decompresses to more than {max_bytes:,} bytes", code="body_too_large")
                 rest = stream.unconsumed_tail
-            if stream.eof and (stream.unused_data or start + PIECE < len(source)):
-                raise InputError(f"the body goes on after the end of its {name} data", code="content_encoding_invalid")
+            if stream.eof and (stream.unused_data or start + CHUNK_BYTES < len(source)):
+                raise InputError(f"the body continues after the end of its {name} data", code="content_encoding_invalid")
     except zlib.error as error:
-        raise InputError(f"the body is no {name} data", code="content_encoding_invalid") from error
+        raise InputError(f"the body is not valid {name} data", code="content_encoding_invalid") from error
     if not stream.eof:
-        raise InputError(f"the body's {name} data is cut off", code="content_encoding_invalid")
+        raise InputError(f"the body's {name} data is truncated", code="content_encoding_invalid")
     return bytes(found)
 
 
 def compress(body: bytes, accept_encoding: str) -> tuple[bytes, str | None]:
-    """Compress a reply as its client accepts it.
+    """Compress a reply if its client accepts that.
 
     Returns:
-        The body, and the name for Content-Encoding; None where the client accepts neither gzip nor deflate.
+        The body, and its Content-Encoding; None if the client accepts neither gzip nor deflate.
     """
     accepted = {}
     for item in accept_encoding.lower().split(","):

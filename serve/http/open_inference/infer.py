@@ -1,6 +1,6 @@
-"""One inference of the Open Inference Protocol V2 over HTTP: its request read, its reply written.
+"""Read the request and write the reply of one Open Inference Protocol V2 inference.
 
-Small bodies are handled on the event loop, which costs less than a thread; large ones, and those still packed, in a thread.
+Small bodies are handled on the event loop, which costs less than a thread; large and compressed ones in a thread.
 """
 
 import asyncio
@@ -12,28 +12,28 @@ from starlette.responses import Response
 
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import InputError
-from edgeline.serve.http.open_inference import decode as v2_codec
-from edgeline.serve.http.open_inference.decode import Signature, Wanted
+from edgeline.serve.http.open_inference import decode as decoding
+from edgeline.serve.http.open_inference.decode import RequestedOutput, Signature
 from edgeline.serve.http.open_inference.encode import Output, classify, compress, decompress, encode
 from edgeline.serve.http.open_inference.models import Answer
 from edgeline.serve.http.request_body import timeout_s
 
 INLINE_BYTES = 32 * 2**10
 INLINE_NUMBERS = 2_000
-"""Up to here reading or writing takes under a few milliseconds, and stays on the event loop."""
+"""Up to these sizes, reading or writing takes a few milliseconds at most and stays on the event loop."""
 
 
-async def read_request(request: Request, body: bytes, max_bytes: int, model: Signature) -> v2_codec.Request:
-    """Read an inference request's body; where it is large, in a thread."""
+async def read_request(request: Request, body: bytes, max_bytes: int, model: Signature) -> decoding.Request:
+    """Decode an inference request's body; a large one in a thread."""
     encoding = request.headers.get("content-encoding", "")
     lengths = request.headers.getlist("inference-header-content-length")
     if len(lengths) > 1:
-        raise InputError("Inference-Header-Content-Length came twice, expected once", code="tensor_invalid")
+        raise InputError("Inference-Header-Content-Length was sent twice, expected once", code="tensor_invalid")
     json_reply = "application/json" in request.headers.get("accept", "")
 
-    def read() -> v2_codec.Request:
+    def read() -> decoding.Request:
         plain = decompress(body, encoding, max_bytes)
-        return v2_codec.decode(plain, lengths[0] if lengths else None, model, json_reply=json_reply)
+        return decoding.decode(plain, lengths[0] if lengths else None, model, json_reply=json_reply)
 
     head_bytes = int(lengths[0]) if lengths and lengths[0].isascii() and lengths[0].isdigit() and len(lengths[0]) < 20 else 0
     is_small = not encoding and (head_bytes or len(body)) <= INLINE_BYTES
@@ -41,9 +41,9 @@ async def read_request(request: Request, body: bytes, max_bytes: int, model: Sig
 
 
 async def write_reply(
-    request: Request, model: str, classifier: Classifier, answers: Sequence[Answer], asked: v2_codec.Request
+    request: Request, model: str, classifier: Classifier, answers: Sequence[Answer], decoded: decoding.Request
 ) -> Response:
-    """Write an inference reply; where it is large, in a thread."""
+    """Encode an inference reply; a large one in a thread."""
     rows = {
         "probabilities": np.stack([answer.probabilities_K for answer in answers]),
         "logits": np.stack([answer.logits_K for answer in answers]),
@@ -54,9 +54,9 @@ async def write_reply(
         head = {
             "model_name": model,
             "model_version": str(classifier.manifest.version),
-            **({"id": asked.id} if asked.id else {}),
+            **({"id": decoded.id} if decoded.id else {}),
         }
-        body, head_bytes = encode(head, [_output(wanted, rows[wanted.name], labels) for wanted in asked.outputs])
+        body, head_bytes = encode(head, [_output(requested, rows[requested.name], labels) for requested in decoded.outputs])
         return *compress(body, accepted), head_bytes
 
     body, encoding, head_bytes = write() if rows["logits"].size <= INLINE_NUMBERS else await asyncio.to_thread(write)
@@ -68,14 +68,14 @@ async def write_reply(
     return Response(body, headers=headers)
 
 
-def _output(wanted: Wanted, values_NK: np.ndarray, labels: Sequence[str]) -> Output:
-    if wanted.classes:
-        return classify(wanted.name, values_NK, wanted.classes, labels, binary=wanted.binary)
-    return Output(wanted.name, values_NK, values_NK.shape, wanted.binary)
+def _output(requested: RequestedOutput, values_NK: np.ndarray, labels: Sequence[str]) -> Output:
+    if requested.classes:
+        return classify(requested.name, values_NK, requested.classes, labels, binary=requested.binary)
+    return Output(requested.name, values_NK, values_NK.shape, requested.binary)
 
 
 def deadline_of(request: Request, timeout_us: int) -> float | None:
-    """The nearer one of the two deadlines that a request may carry, in seconds from now."""
+    """Return the earlier of the two deadlines that a request may have, in seconds from now."""
     found = [timeout_us / 1e6] if timeout_us else []
     if (header_s := timeout_s(request.headers)) is not None:
         found.append(header_s)

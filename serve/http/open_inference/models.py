@@ -1,9 +1,10 @@
-"""What the Open Inference Protocol V2 sees of this server's models.
+"""The served artifacts as models of the Open Inference Protocol V2.
 
-Every artifact is offered twice. `<name>` takes image files (BYTES), decoded and preprocessed here; `<name>.pixels` takes what
-the graph itself takes (UINT8). Two names, so that what each says of its input is true. Both give `probabilities` and `logits`.
+Every artifact is served as two models. `<name>` takes image files (BYTES), which the server decodes and preprocesses;
+`<name>.pixels` takes the graph's own input (UINT8). Two names, so that the metadata of each describes its input exactly. Both
+return `probabilities` and `logits`.
 
-`ServableModels` is all that the routes need of the machinery behind them, and `Served` is this server's.
+`ServableModels` is the interface that the routes need; `Served` implements it with this server's repository and engine.
 """
 
 import json
@@ -16,17 +17,17 @@ import numpy as np
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.http.open_inference.decode import Signature
 from edgeline.serve.http.open_inference.tensors import Spec
-from edgeline.serve.inference import repository, scheduler
+from edgeline.serve.inference import job, repository
 
 MAX_BATCH = 64
-"""Images in one request; each is answered by itself, so this bounds the request and not a run of the model."""
+"""Images in one request; each is answered separately, so this limits the request and not a run of the model."""
 PIXELS = ".pixels"
-"""Ends the name under which an artifact takes pixels; artifact names hold no dot."""
+"""Suffix of the model that takes pixels; artifact names contain no dot."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model gave for one image, and where its time went."""
+    """The model's outputs for one image, and how long each stage took."""
 
     probabilities_K: np.ndarray
     logits_K: np.ndarray
@@ -34,58 +35,58 @@ class Answer:
     decode_ns: int
     infer_ns: int
     batch_size: int = 1
-    """Images that shared the run."""
+    """Images in the same run of the model."""
 
 
 class ServableModels(Protocol):
-    """Where the classifiers are, and who runs them."""
+    """Finds classifiers and runs them."""
 
     def names(self) -> list[str]:
-        """The artifacts that this server is for, ready or not."""
+        """Return the names of the artifacts, ready or not."""
 
     def versions(self, name: str) -> list[int]:
-        """The versions that answer, ascending."""
+        """Return the ready versions, ascending."""
 
     def get(self, name: str, version: int | None) -> Classifier | None:
-        """The classifier of a version, of the newest by default; None where it is unknown or not ready."""
+        """Return the classifier of a version, by default of the served one; None if it is unknown or not ready."""
 
     def index(self) -> list[dict[str, str]]:
-        """Each version's `name`, `version`, `state` (READY or UNAVAILABLE) and `reason`."""
+        """Return each version's `name`, `version`, `state` (READY or UNAVAILABLE) and `reason`."""
 
     async def answer(self, classifier: Classifier, item: bytes | np.ndarray, deadline_s: float | None) -> Answer:
         """Answer one image.
 
         Args:
             classifier: from `get`.
-            item: a file's bytes, or uint8 (H, W, 3).
-            deadline_s: seconds from now after which nobody wants the answer.
+            item: an encoded image, or uint8 (H, W, 3).
+            deadline_s: seconds from now; None for the server's own limit.
 
         Raises:
-            InputError: it is no good image.
+            InputError: the item is not a valid image.
             EdgelineError: it cannot be answered now, or not in time.
         """
 
 
 class Served:
-    """The models of this server, answered by its engine."""
+    """The models of this server, run by its engine."""
 
     def __init__(
         self,
         models: repository.ModelRepository,
-        answer: Callable[[Classifier, bytes | np.ndarray, float], Awaitable[scheduler.Answer]],
-        most_s: float,
+        answer: Callable[[Classifier, bytes | np.ndarray, float], Awaitable[job.Answer]],
+        max_s: float,
     ) -> None:
-        """Take what does the work.
+        """Connect the repository and the engine.
 
         Args:
-            models: what is loaded.
-            answer: has the engine answer one image within so many seconds.
-            most_s: the most that a request may take.
+            models: the loaded models.
+            answer: has the engine answer one image within a number of seconds.
+            max_s: maximum duration of a request.
         """
-        self._models, self._answer, self._most_s = models, answer, most_s
+        self._models, self._answer, self._max_s = models, answer, max_s
 
     def names(self) -> list[str]:
-        """The artifacts' names; before one is loaded, its folder's."""
+        """As `ServableModels`; an artifact that is not loaded has the name of its folder."""
         return [slot.name for slot in self._models.slots]
 
     def versions(self, name: str) -> list[int]:
@@ -93,7 +94,7 @@ class Served:
         return self._models.versions(name)
 
     def get(self, name: str, version: int | None) -> Classifier | None:
-        """As `ServableModels`; without a version the one that answers now, which after a rollback is not the newest."""
+        """As `ServableModels`; after a rollback, the served version is not the newest."""
         return self._models.get(name, version)
 
     def index(self) -> list[dict[str, str]]:
@@ -102,21 +103,21 @@ class Served:
 
     async def answer(self, classifier: Classifier, item: bytes | np.ndarray, deadline_s: float | None) -> Answer:
         """As `ServableModels`."""
-        within_s = self._most_s if deadline_s is None else min(deadline_s, self._most_s)
+        within_s = self._max_s if deadline_s is None else min(deadline_s, self._max_s)
         found = await self._answer(classifier, item, within_s)
         queue_ns, decode_ns, infer_ns = (int(seconds * 1e9) for seconds in (found.queue_s, found.decode_s, found.infer_s))
         return Answer(found.probabilities_K, found.logits_K, queue_ns, decode_ns, infer_ns, found.batch)
 
 
 def artifact_name(model: str) -> tuple[str, bool]:
-    """The artifact behind a model's name, and whether the model takes pixels."""
+    """Return the name of a model's artifact, and whether the model takes pixels."""
     return model.removesuffix(PIXELS), model.endswith(PIXELS)
 
 
 def signature(classifier: Classifier, *, pixels: bool) -> Signature:
-    """What a model takes and gives."""
+    """Return the inputs and outputs of a model."""
     spec, classes = classifier.manifest.preprocess, len(classifier.manifest.labels)
-    # perf_analyzer takes the first dimension for the batch, and wants one more even for a scalar.
+    # perf_analyzer treats the first dimension as the batch, and needs another one even for a scalar.
     image = (
         Spec("image", "UINT8", (-1, spec.height, spec.width, 3)) if pixels else Spec("image", "BYTES", (-1, 1), is_text=False)
     )
@@ -125,7 +126,7 @@ def signature(classifier: Classifier, *, pixels: bool) -> Signature:
 
 
 def metadata(model: str, classifier: Classifier, versions: list[int]) -> dict[str, Any]:
-    """The metadata of a model; its `properties` name the artifact, the labels and the preprocessing."""
+    """Return a model's metadata; `properties` has the artifact, the labels and the preprocessing."""
     found = signature(classifier, pixels=artifact_name(model)[1])
     manifest = classifier.manifest
     return {
@@ -145,7 +146,7 @@ def metadata(model: str, classifier: Classifier, versions: list[int]) -> dict[st
 
 
 def config(model: str, classifier: Classifier) -> dict[str, Any]:
-    """The configuration of a model: as Triton writes it, dimensions without the batch."""
+    """Return a model's configuration in Triton's form, with dimensions that exclude the batch."""
     found = signature(classifier, pixels=artifact_name(model)[1])
     inputs = [
         {"name": s.name, "data_type": f"TYPE_{'STRING' if s.datatype == 'BYTES' else s.datatype}", "dims": list(s.shape[1:])}

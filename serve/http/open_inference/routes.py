@@ -1,9 +1,9 @@
-"""The Open Inference Protocol V2 over HTTP, under /v2: what `tritonclient.http`, perf_analyzer and KServe's clients speak.
+"""The routes of the Open Inference Protocol V2, under /v2, for `tritonclient.http`, perf_analyzer and KServe's clients.
 
     routes += V2(models).routes()
 
-Only success is 200, and every error is the one JSON shape of `serve.http.responses`, whose `error` is the string that these
-clients read. A request's images are answered one by one, so a batch gives bit for bit what its images give alone.
+Only success is 200, and every error has the JSON shape of `serve.http.responses`, whose `error` is the string that these
+clients read. The images of a request are answered one by one, so a batch gets bit for bit the answers of its images alone.
 """
 
 import asyncio
@@ -32,9 +32,9 @@ from edgeline.serve.http.request_body import Budget
 from edgeline.serve.http.responses import RETRY_AFTER_S, error_reply, retry_after, status_of
 
 MAX_BYTES = 64 * 2**20
-"""Largest body, compressed or not; a picture at the limit of `Limits` fits, and a batch of tensors."""
+"""Largest body, compressed or not; an image at the limit of `Limits` fits, and a batch of tensors."""
 MAX_CONTROL_BYTES = 64 * 2**10
-"""Largest body of what is no inference."""
+"""Largest body of other requests than inference."""
 EXTENSIONS = (
     "binary_tensor_data",
     "classification",
@@ -43,7 +43,7 @@ EXTENSIONS = (
     "parameters",
     "statistics",
 )
-NOT_OFFERED = (
+UNSUPPORTED = (
     "/v2/logging",
     "/v2/trace/setting",
     "/v2/models/{model}/trace/setting",
@@ -61,13 +61,13 @@ class V2:
     def __init__(
         self, models: ServableModels, admit: Callable[[float], None], budget: Budget, *, max_bytes: int = MAX_BYTES
     ) -> None:
-        """Take what does the work.
+        """Build the routes' handler.
 
         Args:
-            models: what is on offer, and who answers.
-            admit: raises where a request that may take so many seconds is better refused before its body is read.
-            budget: of bodies.
-            max_bytes: of one body, compressed or not.
+            models: the served models.
+            admit: called with a request's deadline in seconds, before its body is read; raises if it would be missed.
+            budget: memory for the bodies of all requests.
+            max_bytes: limit of one body, compressed or not.
         """
         self.models = models
         self.admit = admit
@@ -77,7 +77,7 @@ class V2:
         self._statistics: dict[tuple[str, int], Statistics] = {}
 
     def routes(self) -> list[Route]:
-        """For a Starlette application."""
+        """Return the routes for a Starlette application."""
         found = [
             Route("/v2", self.server),
             Route("/v2/", self.server),
@@ -85,8 +85,8 @@ class V2:
             Route("/v2/health/ready", self.ready),
             Route("/v2/models/stats", self.all_statistics),
             Route("/v2/repository/index", self.index, methods=["POST"]),
-            Route("/v2/repository/models/{model}/load", self.refuse_management, methods=["POST"]),
-            Route("/v2/repository/models/{model}/unload", self.refuse_management, methods=["POST"]),
+            Route("/v2/repository/models/{model}/load", self.reject_management, methods=["POST"]),
+            Route("/v2/repository/models/{model}/unload", self.reject_management, methods=["POST"]),
         ]
         for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
             found += [
@@ -96,34 +96,34 @@ class V2:
                 Route(f"{prefix}/stats", self.statistics),
                 Route(f"{prefix}/infer", self.infer, methods=["POST"]),
             ]
-        return found + [Route(path, self.not_offered, methods=["GET", "POST"]) for path in NOT_OFFERED]
+        return found + [Route(path, self.unsupported, methods=["GET", "POST"]) for path in UNSUPPORTED]
 
     async def live(self, request: Request) -> Response:
-        """Tell that the process lives."""
+        """Return 200 while the process lives."""
         return JSONResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        """Tell whether every model answers."""
+        """Return 200 if every model is ready, else 503."""
         names = self.models.names()
-        waiting = [name for name in names if not self.models.versions(name)]
-        if names and not waiting:
+        missing = [name for name in names if not self.models.versions(name)]
+        if names and not missing:
             return JSONResponse({"live": True, "ready": True})
-        reasons = "; ".join(f"{name}: {self._reason(name)}" for name in waiting)
-        return _unready(request, reasons or "there is no model here", {"live": True})
+        reasons = "; ".join(f"{name}: {self._reason(name)}" for name in missing)
+        return _unready(request, reasons or "no model is served", {"live": True})
 
     async def server(self, request: Request) -> Response:
-        """Describe the server."""
+        """Return the server's metadata."""
         return JSONResponse({"name": "edgeline", "version": self._version, "extensions": list(EXTENSIONS)})
 
     async def model(self, request: Request) -> Response:
-        """Describe a model."""
+        """Return a model's metadata."""
         model, classifier = self._find(request)
         named = [int(request.path_params["version"])] if "version" in request.path_params else None
         versions = named or self.models.versions(v2_models.artifact_name(model)[0])
         return JSONResponse(v2_models.metadata(model, classifier, versions))
 
     async def model_ready(self, request: Request) -> Response:
-        """Tell whether a model answers."""
+        """Return 200 if a model is ready, else 503."""
         try:
             model, _ = self._find(request)
         except NotReadyError as error:
@@ -131,19 +131,19 @@ class V2:
         return JSONResponse({"name": model, "ready": True})
 
     async def config(self, request: Request) -> Response:
-        """A model's configuration."""
+        """Return a model's configuration."""
         model, classifier = self._find(request)
         return JSONResponse(v2_models.config(model, classifier))
 
     async def statistics(self, request: Request) -> Response:
-        """What a model did, by version."""
+        """Return a model's statistics, by version."""
         model, classifier = self._find(request)
         name, _ = v2_models.artifact_name(model)
         versions = [classifier.manifest.version] if "version" in request.path_params else self.models.versions(name)
         return JSONResponse({"model_stats": [self._of(model, each).describe(model, each) for each in versions]})
 
     async def all_statistics(self, request: Request) -> Response:
-        """What every model did."""
+        """Return every model's statistics."""
         served = [
             (model, each)
             for name in self.models.names()
@@ -153,7 +153,7 @@ class V2:
         return JSONResponse({"model_stats": [self._of(model, each).describe(model, each) for model, each in served]})
 
     async def index(self, request: Request) -> Response:
-        """Every model and version, and whether it answers."""
+        """Return every model and version, and whether it is ready."""
         async with self.budget.body(request, MAX_CONTROL_BYTES) as body:
             ready = parse(body, what="the request").get("ready", False) if body.strip() else False
         if type(ready) is not bool:
@@ -162,26 +162,26 @@ class V2:
         both = [row | {"name": row["name"] + end} for row in rows for end in ("", v2_models.PIXELS)]
         return JSONResponse([{key: value for key, value in row.items() if value or key != "version"} for row in both])
 
-    async def refuse_management(self, request: Request) -> Response:
-        """Models are not loaded or unloaded by whoever reaches the port."""
+    async def reject_management(self, request: Request) -> Response:
+        """Reject loading and unloading, which a client must not control."""
         raise InputError(
-            "models are not loaded or unloaded over this port; publish a version into the store instead",
+            "models cannot be loaded or unloaded over HTTP; publish a version into the store instead",
             code="management_not_offered",
         )
 
-    async def not_offered(self, request: Request) -> Response:
-        """Say so of the extensions that are not advertised."""
-        return error_reply(request, 501, "not_supported", "this extension is not offered here; GET /v2 names those that are")
+    async def unsupported(self, request: Request) -> Response:
+        """Reject requests of extensions that are not supported."""
+        return error_reply(request, 501, "not_supported", "this extension is not supported; GET /v2 lists those that are")
 
     async def infer(self, request: Request) -> Response:
-        """Answer with what a model gives."""
+        """Run a model on the images of a request."""
         begun_ns = time.perf_counter_ns()
         model, classifier = self._find(request)
         statistics = self._of(model, classifier.manifest.version)
         try:
-            answers, asked = await self._answers(request, classifier, model)
+            answers, decoded = await self._answers(request, classifier, model)
             answered_ns = time.perf_counter_ns()
-            reply = await write_reply(request, model, classifier, answers, asked)
+            reply = await write_reply(request, model, classifier, answers, decoded)
         except Exception as error:
             statistics.failed(time.perf_counter_ns() - begun_ns)
             if isinstance(error, InputError) and error.code == "content_encoding_not_supported":
@@ -195,39 +195,41 @@ class V2:
         self.admit(deadline_of(request, 0) or math.inf)
         async with self.budget.body(request, self.max_bytes) as body:
             signature = v2_models.signature(classifier, pixels=v2_models.artifact_name(model)[1])
-            asked = await read_request(request, body, self.max_bytes, signature)
-            items = [item if isinstance(item, np.ndarray) else bytes(item) for item in asked.inputs["image"]]
-            deadline_s = deadline_of(request, asked.timeout_us)
+            decoded = await read_request(request, body, self.max_bytes, signature)
+            items = [item if isinstance(item, np.ndarray) else bytes(item) for item in decoded.inputs["image"]]
+            deadline_s = deadline_of(request, decoded.timeout_us)
             with self.budget.hold(sum(item.nbytes if isinstance(item, np.ndarray) else len(item) for item in items)):
                 running = (self.models.answer(classifier, item, deadline_s) for item in items)
-                # All are waited for: an image that fails names itself, and leaves no other running for nobody.
+                # Waits for all of them, so that none is still running when the error of one is returned.
                 found = await asyncio.gather(*running, return_exceptions=True)
         for position, answer in enumerate(found):
             if isinstance(answer, InputError):
                 raise type(answer)(f"image[{position}]: {answer}", code=answer.code) from answer
             if isinstance(answer, BaseException):
                 raise answer
-        return [answer for answer in found if isinstance(answer, Answer)], asked
+        return [answer for answer in found if isinstance(answer, Answer)], decoded
 
     def _find(self, request: Request) -> tuple[str, Classifier]:
-        """The model that the path names.
+        """Find the model of the path.
 
         Raises:
-            InputError: there is none of that name or version.
-            NotReadyError: it does not answer now.
+            InputError: no model has that name or version.
+            NotReadyError: the model is not ready.
         """
-        model, wanted = request.path_params["model"], request.path_params.get("version")
+        model, version = request.path_params["model"], request.path_params.get("version")
         name, _ = v2_models.artifact_name(model)
         if name not in self.models.names():
-            raise InputError(f"there is no model {quoted(model)}; POST /v2/repository/index lists them", code="not_found")
-        if wanted is not None and not is_version(wanted):
-            raise InputError(f"{quoted(wanted)} is no version; versions are whole numbers from 1", code="not_found")
-        classifier = self.models.get(name, None if wanted is None else int(wanted))
+            raise InputError(f"no model is named {quoted(model)}; POST /v2/repository/index lists the models", code="not_found")
+        if version is not None and not is_version(version):
+            raise InputError(f"{quoted(version)} is not a version; versions are integers from 1", code="not_found")
+        classifier = self.models.get(name, None if version is None else int(version))
         if classifier is not None:
             return model, classifier
-        if wanted is not None and (versions := self.models.versions(name)):
-            raise InputError(f"version {wanted} of {model} is not served; {', '.join(map(str, versions))} is", code="not_found")
-        raise NotReadyError(f"{model} does not answer: {self._reason(name)}")
+        if version is not None and (versions := self.models.versions(name)):
+            raise InputError(
+                f"version {version} of {model} is not served; available: {', '.join(map(str, versions))}", code="not_found"
+            )
+        raise NotReadyError(f"{model} is not ready: {self._reason(name)}")
 
     def _reason(self, name: str) -> str:
         return next((row["reason"] for row in self.models.index() if row["name"] == name and row["reason"]), "not loaded")

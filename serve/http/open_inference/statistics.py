@@ -1,7 +1,7 @@
-"""Counters of the Open Inference Protocol's statistics extension: what each model did since the process began.
+"""Counters of the Open Inference Protocol's statistics extension, from the start of the process.
 
-All of them only grow. Durations are nanoseconds. The images of a request are answered side by side, so of the queue, the
-decoding and the run a request counts its slowest image; its whole duration is under `success` or `fail`.
+Counters only increase. Durations are nanoseconds. The images of a request are answered in parallel, so the queue, decode and
+run times of a request are those of its slowest image; its total duration is under `success` or `fail`.
 """
 
 import time
@@ -15,7 +15,7 @@ STAGES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute
 
 
 class Statistics:
-    """Those of one version of one model. Kept by the event loop alone."""
+    """The counters of one version of one model. Used on the event loop only."""
 
     def __init__(self) -> None:
         self._count: Counter[str] = Counter()
@@ -42,12 +42,12 @@ class Statistics:
             self._images_ns[answer.batch_size, "compute_infer"] += answer.infer_ns
 
     def failed(self, took_ns: int) -> None:
-        """Count a request that was refused or could not be answered."""
+        """Count a request that was rejected or failed."""
         self._count["fail"] += 1
         self._ns["fail"] += took_ns
 
     def describe(self, model: str, version: int) -> dict[str, Any]:
-        """One entry of `model_stats`."""
+        """Return one entry of `model_stats`."""
         runs = {size: -(-images // size) for size, images in sorted(self._images.items())}
         return {
             "name": model,
@@ -60,7 +60,7 @@ class Statistics:
                 {
                     "batch_size": size,
                     "compute_input": {"count": count, "ns": self._images_ns[size, "compute_input"]},
-                    # Every image of a batch tells the whole run's time.
+                    # Every image of a batch has the duration of the whole run.
                     "compute_infer": {"count": count, "ns": self._images_ns[size, "compute_infer"] // size},
                     "compute_output": {"count": count, "ns": 0},
                 }

@@ -1,12 +1,12 @@
-"""What the server offers, as an OpenAPI 3.1 document: `GET /openapi.json`.
+"""Describe the server as an OpenAPI 3.1 document: `GET /openapi.json`.
 
     routes.append(openapi_route(routes, limits, secured=tokens is not None))
 
-Built once from the routes themselves and from the constants of the code that keeps them, so a route that is not told of here
-stops the server from starting, and a limit is told as it is.
+The document is built once, from the routes themselves and from the constants that the code enforces. A route that is not
+described here stops the server from starting, and a documented limit is always the real one.
 
-What only HTTP knows has no place in such a document: a method that an address does not take is 405 with `Allow`, an address
-that is none 404, and browsers' preflights are answered where the server was started with `--cors`.
+OpenAPI cannot describe what holds for every URL: an unsupported method gets 405 with `Allow`, an unknown URL 404, and browsers'
+preflight requests are answered if the server was started with `--cors`.
 """
 
 import json
@@ -23,7 +23,7 @@ from starlette.routing import Route
 from edgeline.serve.explain import METHOD
 from edgeline.serve.http.auth import OPEN
 from edgeline.serve.http.open_inference.decode import MAX_JSON_BYTES
-from edgeline.serve.http.open_inference.routes import MAX_BYTES, MAX_CONTROL_BYTES, NOT_OFFERED
+from edgeline.serve.http.open_inference.routes import MAX_BYTES, MAX_CONTROL_BYTES, UNSUPPORTED
 from edgeline.serve.http.openapi.schemas import BINARY, CODES, SCHEMAS, V2_IMAGES, Schema, closed, failed, listed, ref
 from edgeline.serve.http.request_body import MAX_FILES
 from edgeline.serve.http.routes.downloads import MEDIA_TYPES as DOWNLOAD_TYPES
@@ -32,8 +32,8 @@ from edgeline.serve.http.routes.page import MEDIA_TYPES as PAGE_TYPES
 from edgeline.serve.preprocess import FORMATS, Limits
 
 PATH = "/openapi.json"
-ANYWHERE = (400, 408, 414, 431, 500, 503)
-"""Statuses of a connection that is slow, malformed, one too many, or meets a bug of ours, whatever it asks for."""
+ANY_REQUEST = (400, 408, 414, 431, 500, 503)
+"""Error statuses that any request can get: slow, malformed, over the connection limit, or a bug of the server."""
 WITH_BODY = (413,)
 NAME = r"^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?$"
 MODEL = r"^[a-z0-9]([a-z0-9_-]{0,62}[a-z0-9])?(\.pixels)?$"
@@ -44,7 +44,7 @@ COMMON_HEADERS: Schema = {
     "X-Content-Type-Options": {"required": True, "schema": {"const": "nosniff"}},
 }
 ETAG: Schema = {"required": True, "schema": {"type": "string", "pattern": '^"[0-9a-f]{64}"$'}}
-OF_STATUS: dict[int, Schema] = {
+STATUS_HEADERS: dict[int, Schema] = {
     401: {"WWW-Authenticate": {"required": True, "schema": {"type": "string"}}},
     405: {"Allow": {"required": True, "schema": {"type": "string"}}},
     416: {"Content-Range": {"required": True, "schema": {"type": "string", "pattern": r"^bytes \*/[0-9]+$"}}},
@@ -54,18 +54,18 @@ OF_STATUS: dict[int, Schema] = {
 
 
 def openapi_route(routes: Iterable[Route], limits: Limits, *, secured: bool) -> Route:
-    """The route that gives the document about itself and all others.
+    """Return the route that serves the document, which describes itself and all other routes.
 
     Raises:
-        KeyError: a route is not told of here.
+        KeyError: a route is not described here.
     """
-    held: list[bytes] = []
+    body: list[bytes] = []
 
     async def openapi(request: Request) -> Response:
-        return Response(held[0], media_type="application/json", headers={"Cache-Control": "no-cache"})
+        return Response(body[0], media_type="application/json", headers={"Cache-Control": "no-cache"})
 
     route = Route(PATH, openapi)
-    held.append(json.dumps(document([*routes, route], limits, secured=secured), separators=(",", ":")).encode())
+    body.append(json.dumps(document([*routes, route], limits, secured=secured), separators=(",", ":")).encode())
     return route
 
 
@@ -73,27 +73,27 @@ def document(routes: Iterable[Route], limits: Limits, *, secured: bool) -> dict[
     """Describe routes.
 
     Args:
-        routes: all of them, each with a path that is told of here.
-        limits: of images.
-        secured: whether every request needs a token.
+        routes: all routes of the server.
+        limits: limits of images.
+        secured: whether requests need a token.
 
     Raises:
-        KeyError: a route is not told of here.
+        KeyError: a route is not described here.
     """
     table = operations(limits)
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
-        told = table[route.path]
+        description = table[route.path]
         place = paths.setdefault(route.path.replace(":path}", "}"), {"parameters": _in_path(route)})
         for method in sorted(route.methods or ()):
-            place[method.lower()] = _operation(route, method, told, secured=secured)
+            place[method.lower()] = _operation(route, method, description, secured=secured)
     components: dict[str, Any] = {"schemas": SCHEMAS, "responses": {f"Error{status}": _failure(status) for status in CODES}}
     if secured:
         components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
     info = {
         "title": "edgeline",
         "version": version("edgeline"),
-        "summary": "Image classifiers, the Open Inference Protocol V2, and downloads of proven artifacts",
+        "summary": "Image classifiers, the Open Inference Protocol V2, and downloads of verified artifacts",
         "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     }
     secure: Schema = {"security": [{"bearer": []}]} if secured else {}
@@ -101,36 +101,46 @@ def document(routes: Iterable[Route], limits: Limits, *, secured: bool) -> dict[
 
 
 def operations(limits: Limits) -> dict[str, Schema]:
-    """By path: a summary, the statuses of errors beside those that may come anywhere, the good replies, and what is sent."""
+    """Return the description of each path: summary, errors beyond `ANY_REQUEST`, success replies, parameters and body."""
     of_image = (*WITH_BODY, 404, 415, 422, 504)
-    plain = {"/healthz": ("Whether the process lives", "Alive"), "/readyz": ("Whether predictions are answered", "Ready")}
-    found: dict[str, Schema] = {path: {"summary": says, "ok": _json(ref(name))} for path, (says, name) in plain.items()}
+    plain = {
+        "/healthz": ("Whether the process runs", "Alive"),
+        "/readyz": ("Whether every model is served", "Ready"),
+    }
+    found: dict[str, Schema] = {path: {"summary": summary, "ok": _json(ref(name))} for path, (summary, name) in plain.items()}
     found["/predict"] = {
-        "summary": "Classify an image, or each file of a form",
+        "summary": "Classify an image, or each file of a multipart form",
         "errors": of_image,
         "ok": _json({"oneOf": [ref("Prediction"), ref("Predictions")]})
         | {"headers": {"Server-Timing": {"schema": {"type": "string"}, "description": "of one image: queue, decode, infer"}}},
         "parameters": [
-            _parameter("top_k", "query", {**COUNT, "default": 5}, description="how many classes to name"),
+            _parameter("top_k", "query", {**COUNT, "default": 5}, description="number of classes to return"),
             _parameter(
-                "explain", "query", {"const": METHOD}, description="where each class was seen; of artifacts that can say"
+                "explain",
+                "query",
+                {"const": METHOD},
+                description="add a class activation map for each class, if the artifact has them",
             ),
-            _parameter("model", "query", {"type": "string"}, description="an artifact's name; without it the first"),
+            _parameter("model", "query", {"type": "string"}, description="name of a served artifact; by default the first"),
             TIMEOUT,
         ],
         "body": _image_body(limits),
     }
-    found["/metrics"] = {"summary": "What Prometheus reads", "ok": _content(CONTENT_TYPE_LATEST)}
+    found["/metrics"] = {"summary": "Metrics for Prometheus", "ok": _content(CONTENT_TYPE_LATEST)}
     found["/drift"] = {
-        "summary": "What a model has met, as `edgeline drift` reads it",
+        "summary": "Drift statistics of a model, as `edgeline drift` reads them",
         "errors": (404,),
         "ok": _json({"type": "object", "required": ["schema", "model", "version", "count", "statistics", "predicted"]}),
         "parameters": [
-            _parameter("model", "query", {"type": "string"}, description="an artifact's name; without it the first")
+            _parameter("model", "query", {"type": "string"}, description="name of a served artifact; by default the first")
         ],
     }
     found[PATH] = {"summary": "This document", "ok": _json({"type": "object", "required": ["openapi", "paths"]})}
-    found["/model"] = {"summary": "What the page shows of the model", "ok": _json(ref("Model")), "cached": True}
+    found["/model"] = {
+        "summary": "The model as the web page shows it",
+        "ok": _json(ref("Model")),
+        "cached": True,
+    }
     for file in sorted(FOLDER.iterdir()):
         if file.suffix in PAGE_TYPES:
             path = "/" if file.name == "index.html" else f"/{file.name}"
@@ -142,7 +152,7 @@ COUNT: Schema = {"type": "integer", "minimum": 1, "maximum": 10**9 - 1}
 TIMEOUT: Schema = {
     "name": "X-Request-Timeout-Ms",
     "in": "header",
-    "description": "milliseconds after which nobody wants the answer",
+    "description": "deadline of the request, in milliseconds from now",
     "schema": COUNT,
 }
 
@@ -150,29 +160,29 @@ TIMEOUT: Schema = {
 def _downloads() -> dict[str, Schema]:
     types = sorted({"application/octet-stream", *DOWNLOAD_TYPES.values()})
     parts = [_header(name) for name in ("Range", "If-Range", "If-Match")]
-    listing = {"summary": "Artifacts and their versions", "ok": _json(ref("Artifacts")), "cached": True}
+    listing = {"summary": "List the artifacts and their versions", "ok": _json(ref("Artifacts")), "cached": True}
     manifest = {"ok": _json(ref("Manifest")), "errors": (404, 412, 416), "parameters": parts, "cached": True, "partial": True}
     file: Schema = {"ok": {"content": {kind: {} for kind in types}}}
     return {
         "/artifacts": listing,
         "/artifacts/{name}/latest": {**manifest, "summary": "The newest version's manifest"},
         "/artifacts/{name}/{version}": {**manifest, "summary": "A version's manifest"},
-        "/artifacts/{name}/{version}/{path:path}": {**manifest, **file, "summary": "A file that a version's manifest names"},
+        "/artifacts/{name}/{version}/{path:path}": {**manifest, **file, "summary": "A file of a version"},
     }
 
 
 def _v2() -> dict[str, Schema]:
     unready = {"/v2/health/ready": "V2Unready", "/ready": "V2ModelUnready"}
     found: dict[str, Schema] = {
-        "/v2/health/live": {"summary": "Whether the process lives", "ok": _json(ref("V2Live"))},
+        "/v2/health/live": {"summary": "Liveness: whether the process runs", "ok": _json(ref("V2Live"))},
         "/v2/health/ready": {
-            "summary": "Whether every model answers",
+            "summary": "Readiness: whether every model is served",
             "ok": _json(ref("V2Ready")),
             "unready": unready["/v2/health/ready"],
         },
-        "/v2/models/stats": {"summary": "Counters of every model", "ok": _json(ref("V2Statistics"))},
+        "/v2/models/stats": {"summary": "Statistics of every model", "ok": _json(ref("V2Statistics"))},
         "/v2/repository/index": {
-            "summary": "Every model and version, and whether it answers",
+            "summary": "List every model and version, and whether it is ready",
             "ok": _json(ref("Index")),
             "errors": WITH_BODY,
             "body": {
@@ -182,40 +192,43 @@ def _v2() -> dict[str, Schema]:
         },
     }
     for path in ("/v2", "/v2/"):
-        found[path] = {"summary": "Name, version and extensions", "ok": _json(ref("V2Server"))}
+        found[path] = {"summary": "Server metadata: name, version and extensions", "ok": _json(ref("V2Server"))}
     for call in ("load", "unload"):
-        found[f"/v2/repository/models/{{model}}/{call}"] = {"summary": "Not offered over this port", "errors": (403,)}
+        found[f"/v2/repository/models/{{model}}/{call}"] = {"summary": "Not available over HTTP", "errors": (403,)}
     for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/{version}"):
-        for end, says, name in (
-            ("", "Describe a model", "V2Model"),
-            ("/ready", "Whether a model answers", "V2ModelReady"),
-            ("/config", "A model's configuration", "V2Config"),
-            ("/stats", "A model's counters", "V2Statistics"),
+        for end, summary, name in (
+            ("", "Metadata of a model", "V2Model"),
+            ("/ready", "Readiness of a model", "V2ModelReady"),
+            ("/config", "Configuration of a model", "V2Config"),
+            ("/stats", "Statistics of a model", "V2Statistics"),
         ):
-            found[prefix + end] = {"summary": says, "ok": _json(ref(name)), "errors": (404,), "unready": unready.get(end)}
+            found[prefix + end] = {"summary": summary, "ok": _json(ref(name)), "errors": (404,), "unready": unready.get(end)}
         found[f"{prefix}/infer"] = _infer()
-    return found | {path: {"summary": "An extension that is not offered", "errors": (501,)} for path in NOT_OFFERED}
+    return found | {path: {"summary": "An extension that is not supported", "errors": (501,)} for path in UNSUPPORTED}
 
 
 def _infer() -> Schema:
     framing = {
         "name": "Inference-Header-Content-Length",
         "in": "header",
-        "description": "bytes of the JSON in front of raw tensors; 0 where the body is the one input",
+        "description": "length of the JSON before raw tensors, in bytes; 0 if the body is the only input",
         "schema": {"type": "integer", "minimum": 0},
     }
     replies = {"application/json": {"schema": ref("V2InferReply")}, "application/octet-stream": {"schema": BINARY}}
-    head = {"description": "where raw tensors follow the JSON: its bytes", "schema": {"type": "string", "pattern": "^[0-9]+$"}}
+    head = {
+        "description": "bytes of the JSON, if raw tensors follow it",
+        "schema": {"type": "string", "pattern": "^[0-9]+$"},
+    }
     return {
-        "summary": f"Answer {V2_IMAGES}",
+        "summary": f"Classify {V2_IMAGES}",
         "errors": (*WITH_BODY, 404, 415, 422, 504),
         "ok": {"content": replies, "headers": {"Inference-Header-Content-Length": head}},
         "parameters": [TIMEOUT, framing],
         "body": {
             "required": True,
-            "description": f"at most {MAX_BYTES:,} bytes, {MAX_JSON_BYTES:,} of them JSON; Content-Type is not looked at. With "
-            "Inference-Header-Content-Length the JSON is followed by raw little-endian tensors (binary_data_size), BYTES each "
-            "behind its length of 4 bytes. May be packed with gzip or deflate.",
+            "description": f"at most {MAX_BYTES:,} bytes, {MAX_JSON_BYTES:,} of them JSON; Content-Type is ignored. With "
+            "Inference-Header-Content-Length the JSON is followed by raw little-endian tensors (binary_data_size), each BYTES "
+            "element preceded by its length in 4 bytes. May be compressed with gzip or deflate.",
             "content": {
                 "application/json": {"schema": ref("V2InferRequest")},
                 "application/octet-stream": {"schema": BINARY},
@@ -231,46 +244,47 @@ def _image_body(limits: Limits) -> Schema:
     return {
         "required": True,
         "description": f"an image of at most {limits.max_bytes:,} bytes and {limits.max_pixels:,} pixels, or a form of such "
-        "files; every part must have a filename, and may have any name",
+        "files; every part must have a filename, and may have any name. The bytes decide whether it is an image: any other "
+        "Content-Type, or none, is accepted too, except application/json, which is 415",
         "content": {**raw, "multipart/form-data": {"schema": files}},
     }
 
 
-def _operation(route: Route, method: str, told: Schema, *, secured: bool) -> Schema:
+def _operation(route: Route, method: str, description: Schema, *, secured: bool) -> Schema:
     guarded = secured and route.path not in OPEN
-    statuses = {*ANYWHERE, *told.get("errors", ()), *((401,) if guarded else ())}
+    statuses = {*ANY_REQUEST, *description.get("errors", ()), *((401,) if guarded else ())}
     if "{" in route.path:
-        statuses |= {404, 405}  # an escaped slash in a name makes another address of it
+        statuses |= {404, 405}  # a name with an escaped slash is another URL
     responses: dict[str, Schema] = {
         str(status): {"$ref": f"#/components/responses/Error{status}"} for status in sorted(statuses)
     }
-    cached = {"ETag": ETAG} if told.get("cached") else {}
-    if "ok" in told:
-        good = told["ok"]
+    cached = {"ETag": ETAG} if description.get("cached") else {}
+    if "ok" in description:
+        good = description["ok"]
         headers = {**COMMON_HEADERS, **cached, **good.get("headers", {})}
-        responses["200"] = {"description": told["summary"], "headers": headers, "content": good["content"]}
-        if told.get("partial"):
+        responses["200"] = {"description": description["summary"], "headers": headers, "content": good["content"]}
+        if description.get("partial"):
             place = {
                 "Content-Range": {"required": True, "schema": {"type": "string", "pattern": "^bytes [0-9]+-[0-9]+/[0-9]+$"}}
             }
-            content: Schema = {kind: {} for kind in good["content"]}  # a part of JSON is none, all of it is
-            responses["206"] = {"description": "the part that Range names", "headers": headers | place, "content": content}
+            content: Schema = {kind: {} for kind in good["content"]}  # part of a JSON document is not valid JSON
+            responses["206"] = {"description": "the requested range", "headers": headers | place, "content": content}
         if cached:
-            responses["304"] = {"description": "what If-None-Match names", "headers": {**COMMON_HEADERS, **cached}}
-    if told.get("unready"):
-        either = {"anyOf": [ref(told["unready"]), failed(CODES[503])]}
+            responses["304"] = {"description": "not modified", "headers": {**COMMON_HEADERS, **cached}}
+    if description.get("unready"):
+        either = {"anyOf": [ref(description["unready"]), failed(CODES[503])]}
         responses["503"] = {**_failure(503), "content": {"application/json": {"schema": either}}}
-    found: Schema = {"operationId": f"{method.lower()} {route.path}", "summary": told["summary"], "responses": responses}
+    found: Schema = {"operationId": f"{method.lower()} {route.path}", "summary": description["summary"], "responses": responses}
     if method == "HEAD":
-        found["responses"] = {status: _headless(held) for status, held in responses.items()}
-    elif "body" in told:
-        found["requestBody"] = told["body"]
-    parameters = [*told.get("parameters", ()), *([_header("If-None-Match")] if cached else [])]
+        found["responses"] = {status: _without_content(response) for status, response in responses.items()}
+    elif "body" in description:
+        found["requestBody"] = description["body"]
+    parameters = [*description.get("parameters", ()), *([_header("If-None-Match")] if cached else [])]
     return found | ({"parameters": parameters} if parameters else {}) | ({"security": []} if secured and not guarded else {})
 
 
-def _headless(response: Schema) -> Schema:
-    return {name: held for name, held in response.items() if name != "content"}
+def _without_content(response: Schema) -> Schema:
+    return {name: value for name, value in response.items() if name != "content"}
 
 
 def _in_path(route: Route) -> list[Schema]:
@@ -282,7 +296,7 @@ def _in_path(route: Route) -> list[Schema]:
 
 
 def _failure(status: int) -> Schema:
-    headers = {**COMMON_HEADERS, **OF_STATUS.get(status, {})}
+    headers = {**COMMON_HEADERS, **STATUS_HEADERS.get(status, {})}
     return _json(failed(CODES[status])) | {"description": HTTPStatus(status).phrase, "headers": headers}
 
 

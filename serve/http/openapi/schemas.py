@@ -1,7 +1,6 @@
 """JSON Schemas of the server's requests and responses, and every error code by its status.
 
-Objects are closed where nobody else writes them, so a member that is added to a reply without being told of here fails the test
-that holds real replies against these schemas.
+Schemas of replies are closed: a member that is added to a reply but not here fails the test that validates real replies.
 """
 
 from typing import Any
@@ -15,7 +14,7 @@ from edgeline.serve.http.request_body import MAX_FILES
 
 Schema = dict[str, Any]
 
-UNPROVEN = (
+ARTIFACT_CODES = (
     *(kind.code for kind in (ArtifactError, ManifestError, DigestError, GoldenError, StoreError, MissingExtraError)),
     "candidate_crashed",
     "candidate_too_large",
@@ -28,7 +27,7 @@ UNPROVEN = (
     "not_run_here",
     "spec_mismatch",
 )
-"""Why an artifact does not answer, or a file of one is not given out."""
+"""Codes for an artifact that is not served, or a file of one that cannot be downloaded."""
 
 CODES: dict[int, tuple[str, ...]] = {
     400: (
@@ -63,36 +62,36 @@ CODES: dict[int, tuple[str, ...]] = {
     431: ("headers_too_large",),
     500: ("internal_error", "model_output_not_finite"),
     501: ("not_supported",),
-    503: ("deadline_exceeded", "loading", "not_ready", "overloaded", "stopping", "too_many_connections", *UNPROVEN),
+    503: ("deadline_exceeded", "loading", "not_ready", "overloaded", "stopping", "too_many_connections", *ARTIFACT_CODES),
     504: ("deadline_exceeded",),
 }
-"""Every code by the status that it comes with."""
+"""Every error code, by status."""
 
 
 def ref(name: str) -> Schema:
-    """A reference to one of `SCHEMAS`."""
+    """Return a reference to one of `SCHEMAS`."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def closed(needed: Schema, optional: Schema | None = None) -> Schema:
-    """An object with these members and no others."""
+    """Return the schema of an object with these members and no others."""
     properties = {**needed, **(optional or {})}
     return {"type": "object", "properties": properties, "required": list(needed), "additionalProperties": False}
 
 
-def opened(needed: Schema, optional: Schema | None = None) -> Schema:
-    """An object with these members, and perhaps others that mean nothing here."""
+def extensible(needed: Schema, optional: Schema | None = None) -> Schema:
+    """Return the schema of an object with these members and any others."""
     return {"type": "object", "properties": {**needed, **(optional or {})}, "required": list(needed)}
 
 
 def listed(items: Schema, **bounds: int) -> Schema:
-    """An array."""
+    """Return the schema of an array."""
     return {"type": "array", "items": items, **bounds}
 
 
 def failed(codes: tuple[str, ...], more: Schema | None = None) -> Schema:
-    """The one shape of errors, with some of the codes."""
-    line = {"type": "string", "minLength": 1, "pattern": "^[^\\r\\n]*$", "description": "one line for people"}
+    """Return the schema of an error response with one of these codes."""
+    line = {"type": "string", "minLength": 1, "pattern": "^[^\\r\\n]*$", "description": "message, on one line"}
     return closed({**(more or {}), "error": line, "code": {"enum": sorted(set(codes))}, "request_id": {"type": "string"}})
 
 
@@ -107,14 +106,19 @@ SHAPE = listed({"type": "integer", "minimum": -1})
 SIZES = listed(WHOLE)
 IDENTITY = {"model": TEXT, "version": {"type": "integer", "minimum": 1}, "variant": TEXT}
 ALL_CODES = tuple(sorted({code for codes in CODES.values() for code in codes}))
-OF_IMAGES = (*CODES[422], "image_empty", *CODES[413], *CODES[504], "overloaded", *CODES[500])
-"""What one of several images may fail with beside the others."""
+IMAGE_CODES = (*CODES[422], "image_empty", *CODES[413], *CODES[504], "overloaded", *CODES[500])
+"""Codes of one of several images, while others succeed."""
 
 TENSOR = closed({"name": TEXT, "datatype": TEXT, "shape": SHAPE})
 MODEL_TENSOR = closed({"name": TEXT, "data_type": TEXT, "dims": SHAPE}, {"label_filename": TEXT})
 COUNTER = closed({"count": WHOLE, "ns": WHOLE})
 PARAMETERS: Schema = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
 COUNTED: Schema = {"type": "integer", "minimum": 0, "maximum": 2**63 - 1}
+
+REJECTED_VERSION = closed(
+    {"code": {"enum": sorted(set(ARTIFACT_CODES))}, "reason": TEXT, "version": {"type": ["integer", "null"]}}
+)
+FILE_ENTRY: Schema = {"path": TEXT, "size": WHOLE, "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"}}
 
 SCHEMAS: dict[str, Schema] = {
     "Error": failed(ALL_CODES),
@@ -131,7 +135,7 @@ SCHEMAS: dict[str, Schema] = {
                 {
                     "oneOf": [
                         closed({"predictions": listed(ref("Class"), minItems=1)}, {"explanation": ref("Explanation")}),
-                        closed({"error": TEXT, "code": {"enum": sorted(set(OF_IMAGES))}}),
+                        closed({"error": TEXT, "code": {"enum": sorted(set(IMAGE_CODES))}}),
                     ]
                 },
                 minItems=2,
@@ -149,7 +153,7 @@ SCHEMAS: dict[str, Schema] = {
             "rolled_back_from": {"type": ["integer", "null"]},
             "refused": {
                 "anyOf": [
-                    closed({"code": {"enum": sorted(set(UNPROVEN))}, "reason": TEXT, "version": {"type": ["integer", "null"]}}),
+                    REJECTED_VERSION,
                     {"type": "null"},
                 ]
             },
@@ -175,9 +179,9 @@ SCHEMAS: dict[str, Schema] = {
         }
     ),
     "Artifacts": closed({"artifacts": listed(closed({"name": TEXT, "versions": listed(WHOLE, minItems=1), "latest": WHOLE}))}),
-    "Manifest": opened(
+    "Manifest": extensible(
         {"schema": TEXT, "name": TEXT, "version": WHOLE, "labels": listed(TEXT), "variants": listed(ANY_OBJECT)}
-        | {"files": listed(opened({"path": TEXT, "size": WHOLE, "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"}}))}
+        | {"files": listed(extensible(FILE_ENTRY))}
     ),
     "Index": listed(
         closed({"name": TEXT, "state": {"enum": ["READY", "UNAVAILABLE"]}, "reason": TEXT}, {"version": TEXT}),
@@ -217,11 +221,11 @@ SCHEMAS: dict[str, Schema] = {
             )
         }
     ),
-    "V2IndexRequest": opened({}, {"ready": FLAG}),
-    "V2InferRequest": opened(
+    "V2IndexRequest": extensible({}, {"ready": FLAG}),
+    "V2InferRequest": extensible(
         {
             "inputs": listed(
-                opened(
+                extensible(
                     {"name": {"const": "image"}, "datatype": {"enum": ["BYTES", "UINT8"]}, "shape": SIZES},
                     {"data": {"type": "array"}, "parameters": PARAMETERS},
                 ),
@@ -233,7 +237,7 @@ SCHEMAS: dict[str, Schema] = {
             "id": {"type": "string", "maxLength": MAX_ID},
             "parameters": {**PARAMETERS, "properties": {"timeout": COUNTED, "priority": COUNTED, "binary_data_output": FLAG}},
             "outputs": listed(
-                opened({"name": {"enum": ["probabilities", "logits"]}}, {"parameters": PARAMETERS}),
+                extensible({"name": {"enum": ["probabilities", "logits"]}}, {"parameters": PARAMETERS}),
                 maxItems=2,
             ),
         },

@@ -1,12 +1,12 @@
-"""Downloads from a store, for devices that come back often and lose their connection.
+"""Downloads from a store, for devices that poll often and lose their connection.
 
     GET /artifacts                            names and versions
     GET /artifacts/{name}/latest              the newest version's manifest: poll this with If-None-Match
     GET /artifacts/{name}/{version}           that version's manifest
-    GET /artifacts/{name}/{version}/{file}    a file that the manifest names, or manifest.json
+    GET /artifacts/{name}/{version}/{file}    a file that the manifest lists, or manifest.json
 
-What lies under a version never changes, so it may be cached for ever; every entity tag is the SHA-256 of the content, which is
-also in Repr-Digest. HEAD, If-None-Match, If-Match, If-Range and single ranges do what RFC 9110 says.
+A version never changes, so its files may be cached forever; every entity tag is the SHA-256 of the content, which is also in
+Repr-Digest. HEAD, If-None-Match, If-Match, If-Range and single ranges follow RFC 9110.
 """
 
 import base64
@@ -40,11 +40,11 @@ MEDIA_TYPES = {
     ".png": "image/png",
     ".txt": "text/plain; charset=utf-8",
 }
-"""By suffix; everything else, a model above all, is application/octet-stream."""
+"""By suffix; everything else, such as a model, is application/octet-stream."""
 
 
 class Downloads:
-    """The routes about a store."""
+    """The routes of a store."""
 
     def __init__(self, store: Path) -> None:
         self.published = Published(store)
@@ -59,7 +59,7 @@ class Downloads:
         ]
 
     async def listing(self, request: Request) -> Response:
-        """Name every artifact with its versions."""
+        """List every artifact with its versions."""
         reply = JSONResponse({"artifacts": await run_in_threadpool(self.published.listing)})
         tag = f'"{hashlib.sha256(reply.body).hexdigest()}"'
         reply.headers.update({"ETag": tag, "Cache-Control": REVALIDATE})
@@ -68,25 +68,29 @@ class Downloads:
         return reply
 
     async def latest(self, request: Request) -> Response:
-        """Give the manifest of an artifact's newest version."""
+        """Return the manifest of an artifact's newest version."""
         name = request.path_params["name"]
         version = await run_in_threadpool(self.published.latest, name)
         if version is None:
             raise _not_found()
         address = (name, version, FILE_NAME)
-        return await self._give(request, address, {"Cache-Control": REVALIDATE, "Content-Location": _place(request, address)})
+        return await self._respond(
+            request, address, {"Cache-Control": REVALIDATE, "Content-Location": _location(request, address)}
+        )
 
     async def manifest(self, request: Request) -> Response:
-        """Give the manifest of one version."""
+        """Return the manifest of one version."""
         address = (request.path_params["name"], request.path_params["version"], FILE_NAME)
-        return await self._give(request, address, {"Cache-Control": IMMUTABLE, "Content-Location": _place(request, address)})
+        return await self._respond(
+            request, address, {"Cache-Control": IMMUTABLE, "Content-Location": _location(request, address)}
+        )
 
     async def file(self, request: Request) -> Response:
-        """Give one file of one version."""
+        """Return one file of one version."""
         params = request.path_params
-        return await self._give(request, (params["name"], params["version"], params["path"]), {"Cache-Control": IMMUTABLE})
+        return await self._respond(request, (params["name"], params["version"], params["path"]), {"Cache-Control": IMMUTABLE})
 
-    async def _give(self, request: Request, address: Address, headers: Mapping[str, str]) -> Response:
+    async def _respond(self, request: Request, address: Address, headers: Mapping[str, str]) -> Response:
         found = await self.published.open(address)
         if found is None:
             raise _not_found()
@@ -107,23 +111,23 @@ class Downloads:
 
 
 class FileReply(StreamingResponse):
-    """Sends a part of an open file in chunks, and closes it whatever happens."""
+    """Sends a part of an open file in chunks, and closes the file in any case."""
 
     def __init__(self, opened: OpenFile, part: tuple[int, int], status: int, headers: Mapping[str, str]) -> None:
         super().__init__(_chunks(opened, *part), status, headers)
         self.opened = opened
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it; a client that goes away ends it."""
+        """Send it, until the end or the client disconnects."""
         with self.opened.file:
             await super().__call__(scope, receive, send)
 
 
 def _reply(request: Request, opened: OpenFile, headers: dict[str, str]) -> Response:
-    """Weigh the conditions in the order that RFC 9110 section 13.2.2 gives them."""
+    """Evaluate the conditions in the order of RFC 9110, section 13.2.2."""
     tag, size, given = headers["ETag"], opened.size, request.headers.getlist
     if given("if-match") and not names_tag(given("if-match"), tag, weakly=False):
-        raise InputError("the file is not one that If-Match names", code="precondition_failed")
+        raise InputError("the file does not match If-Match", code="precondition_failed")
     if names_tag(given("if-none-match"), tag, weakly=True):
         return Response(status_code=304, headers={name: headers[name] for name in headers if name != "Content-Type"})
     if request.method == "HEAD":
@@ -147,14 +151,14 @@ async def _chunks(opened: OpenFile, first: int, length: int) -> AsyncIterator[by
         chunk = await run_in_threadpool(os.pread, opened.file.fileno(), min(CHUNK_BYTES, end - first), first)
         first += len(chunk)
         if not chunk or (first == end and opened.changed()):
-            # Ends the connection before the promised length, so the client cannot take what it got for the file.
-            raise DigestError("a file changed while it was sent")
+            # Ends the connection before the announced length, so that the client cannot mistake what it has for the file.
+            raise DigestError("a file changed while it was being sent")
         yield chunk
 
 
-def _place(request: Request, address: Address) -> str:
+def _location(request: Request, address: Address) -> str:
     return f"{request.scope.get('root_path', '')}/artifacts/{'/'.join(address)}"
 
 
 def _not_found() -> InputError:
-    return InputError("no such artifact, version or file is published; GET /artifacts names what is", code="not_found")
+    return InputError("no such artifact, version or file is published; GET /artifacts lists those that are", code="not_found")

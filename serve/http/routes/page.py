@@ -1,13 +1,13 @@
-"""The web page: give it a photo, see the answer, and read what is known of the model.
+"""The web page: choose a photo, see the prediction, and read about the model.
 
-    GET /         the page; it loads /page.css and the /page*.js files, and nothing from elsewhere
-    GET /model    what the page shows of the model, as JSON; 503 while there is none
+    GET /         the page; it loads /page.css and the /page*.js files, and nothing from other hosts
+    GET /model    what the page shows about the model, as JSON; 503 while there is none
 
 Invariants:
-- the page's files are read once, at the start, and carry the SHA-256 of their content as a strong ETag;
-- a browser runs scripts of this server only, and never makes markup of text: the policy below forbids both;
-- of the artifact only bytes that were checked are used, at most so many of them, and a part that is absent or strange is left
-  out with a remark. A page without it is better than none.
+- the page's files are read once, at the start, and have the SHA-256 of their content as a strong ETag;
+- a browser runs scripts of this server only, and never turns text into markup: the policy below forbids both;
+- only verified bytes of the artifact are used, up to a limit, and a part that is missing or malformed is left out with a
+  remark: a page without it is better than none.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ POLICY = "; ".join(
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
-        # No script, ours or another's, can turn text into markup: innerHTML and its like throw.
+        # No script, ours or another's, can turn text into markup: innerHTML and the like throw.
         "require-trusted-types-for 'script'",
         "trusted-types 'none'",
     )
@@ -63,33 +63,29 @@ HEADERS = {
 
 FILES = sorted(path for path in FOLDER.iterdir() if path.suffix in MEDIA_TYPES)
 PATHS = frozenset("/" if path.name == "index.html" else f"/{path.name}" for path in FILES)
-"""Where the page's files are: the same for every server, so nobody needs a token for them."""
+"""Paths of the page's files: the same on every server, so they need no token."""
 
 
-def page_routes(current: Callable[[], Classifier | None], not_ready: Callable[[Request], Response]) -> list[Route]:
+def page_routes(current: Callable[[], Classifier]) -> list[Route]:
     """The page's routes, for `Starlette(routes=)`; each answers GET and HEAD.
 
     Args:
-        current: gives the classifier that `/model` tells of.
-        not_ready: gives the answer of `/model` while there is no classifier.
+        current: returns the classifier that `/model` describes, or raises NotReadyError.
     """
     files = [_file_route(path) for path in FILES]
-    return [*files, Route("/model", ModelFacts(current, not_ready).model)]
+    return [*files, Route("/model", ModelFacts(current).model)]
 
 
 class ModelFacts:
-    """`GET /model`, put together once an artifact."""
+    """`GET /model`, built once for each artifact."""
 
-    def __init__(self, current: Callable[[], Classifier | None], not_ready: Callable[[Request], Response]) -> None:
+    def __init__(self, current: Callable[[], Classifier]) -> None:
         self._current = current
-        self._not_ready = not_ready
         self._made: tuple[Artifact | None, bytes] = (None, b"")
 
     async def model(self, request: Request) -> Response:
-        """Tell what is known of the model that answers now."""
+        """Describe the model that is served now."""
         classifier = self._current()
-        if classifier is None:
-            return self._not_ready(request)
         artifact, body = self._made
         if artifact is not classifier.artifact:
             body = await run_in_threadpool(facts, classifier)
@@ -98,17 +94,17 @@ class ModelFacts:
 
 
 def facts(classifier: Classifier) -> bytes:
-    """The JSON that `/model` answers with.
+    """The JSON of `/model`.
 
-    `evaluation` is the artifact's own, but for its confusion matrix: that is a list of `[true, predicted, images]`, by index,
-    without the zeros. `remarks` says what was left out, and why.
+    `evaluation` is the artifact's own, except for its confusion matrix: that is a list of `[true, predicted, images]`, by
+    index, without the zeros. `remarks` lists what was left out, and why.
 
     Raises:
-        DigestError: a file of the artifact is no longer what the manifest names.
+        DigestError: a file of the artifact no longer matches the manifest.
     """
     manifest, remarks = classifier.manifest, list[str]()
     card = _read(classifier.artifact, CARD, MAX_CARD_BYTES, remarks)
-    held = {
+    body = {
         "model": manifest.name,
         "version": manifest.version,
         "variant": classifier.variant.name,
@@ -127,10 +123,10 @@ def facts(classifier: Classifier) -> bytes:
         "remarks": remarks,
     }
     try:
-        return json.dumps(held, allow_nan=False).encode()
+        return json.dumps(body, allow_nan=False).encode()
     except ValueError:  # 1e999 in a manifest is read as infinity
-        remarks.append("the manifest's metrics hold a number that is not finite")
-        return json.dumps({**held, "metrics": {}, "verification": {}}, allow_nan=False).encode()
+        remarks.append("the manifest's metrics contain a number that is not finite")
+        return json.dumps({**body, "metrics": {}, "verification": {}}, allow_nan=False).encode()
 
 
 def _evaluation(artifact: Artifact, remarks: list[str]) -> dict[str, Any] | None:
@@ -140,7 +136,7 @@ def _evaluation(artifact: Artifact, remarks: list[str]) -> dict[str, Any] | None
     try:
         return _checked(json.loads(data), artifact.manifest.labels)
     except (ValueError, TypeError, KeyError, RecursionError):
-        remarks.append(f"{EVALUATION} is not in the shape of edgeline.evaluation/1, or is about other labels")
+        remarks.append(f"{EVALUATION} does not match edgeline.evaluation/1, or has other labels")
         return None
 
 
@@ -154,23 +150,23 @@ def _read(artifact: Artifact, path: str, max_bytes: int, remarks: list[str]) -> 
     return artifact.read(path)
 
 
-def _checked(held: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
-    """What the page shows of an evaluation, every number of it looked at.
+def _checked(evaluation: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
+    """The parts of an evaluation that the page shows, with every number checked.
 
     Raises:
-        ValueError, TypeError, KeyError: it is not in the shape of docs/schemas/evaluation.schema.json.
+        ValueError, TypeError, KeyError: it does not match docs/schemas/evaluation.schema.json.
     """
-    confusion, classes = held["confusion"], held["classes"]
-    if held["schema"] != "edgeline.evaluation/1" or held["labels"] != list(labels):
+    confusion, classes = evaluation["confusion"], evaluation["classes"]
+    if evaluation["schema"] != "edgeline.evaluation/1" or evaluation["labels"] != list(labels):
         raise ValueError
     if not len(classes) == len(confusion) == len(labels) or any(len(row) != len(labels) for row in confusion):
         raise ValueError
     return {
-        "images": _count(held["images"]),
-        "top1": _share(held["top1"]),
-        "top5": None if held["top5"] is None else _share(held["top5"]),
-        "macro_f1": _fraction(held["macro"]["f1"]),
-        "calibration_error": _fraction(held["calibration"]["ece_after"]),
+        "images": _count(evaluation["images"]),
+        "top1": _share(evaluation["top1"]),
+        "top5": None if evaluation["top5"] is None else _share(evaluation["top5"]),
+        "macro_f1": _fraction(evaluation["macro"]["f1"]),
+        "calibration_error": _fraction(evaluation["calibration"]["ece_after"]),
         "classes": [
             {name: _fraction(one[name]) for name in ("precision", "recall", "f1")} | {"support": _count(one["support"])}
             for one in classes
@@ -184,9 +180,9 @@ def _checked(held: dict[str, Any], labels: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _share(held: dict[str, Any]) -> dict[str, float]:
-    share = {name: _fraction(held[name]) for name in ("value", "low", "high")}
-    return share | {name: _count(held[name]) for name in ("correct", "total")}
+def _share(share: dict[str, Any]) -> dict[str, float]:
+    bounds = {name: _fraction(share[name]) for name in ("value", "low", "high")}
+    return bounds | {name: _count(share[name]) for name in ("correct", "total")}
 
 
 def _fraction(value: Any) -> float:

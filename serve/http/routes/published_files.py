@@ -1,9 +1,9 @@
-"""The files of a store that may be given out: those that a manifest names, while they are what it says.
+"""The files of a store that may be downloaded: those that a manifest lists, while they match it.
 
-An allow-list, so there is no path to sanitise: a name that no manifest holds is not there. Folders are walked one by one
-without following links, and the file that was hashed is the very one that is handed over, open.
+This is an allow-list, so there is no path to sanitize: a path that no manifest lists does not exist. Folders are opened one by
+one without following links, and the file that was hashed is the same open file that is sent.
 
-Hashing a file is slow, so it happens once per size, times and inode of the file; any change of the file changes one of them.
+Hashing a file is slow, so it happens once for each combination of size, times and inode; any change of the file changes one.
 """
 
 import asyncio
@@ -29,12 +29,12 @@ Address = tuple[str, str, str]
 """Name, version, path in the artifact."""
 
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}
-"""What opening something says that is absent, below a file, a link, or no file."""
+"""Errors from opening something that is absent, below a file, a link, or not a plain file."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """A plain file, open for reading; whoever got it closes it."""
+    """A plain file, open for reading; the caller closes it."""
 
     file: io.FileIO
     size: int
@@ -42,10 +42,10 @@ class OpenFile:
 
     @classmethod
     def beneath(cls, folder: Path, parts: Sequence[str]) -> Self | None:
-        """Open `folder/part/part/...` without following a link below `folder`; None if no plain file is there.
+        """Open `folder/part/part/...` without following a link below `folder`; None if it is not a plain file.
 
         Raises:
-            StoreError: the system refuses.
+            StoreError: it cannot be read.
         """
         try:
             descriptor = _descend(folder, parts)
@@ -66,20 +66,20 @@ class OpenFile:
         return hashlib.file_digest(self.file, "sha256").hexdigest()
 
     def changed(self) -> bool:
-        """Whether the file is no longer as it was when it was opened."""
+        """Whether the file was changed since it was opened."""
         return _signature(os.fstat(self.file.fileno())) != self.signature
 
 
 @dataclass(frozen=True, slots=True)
 class _Version:
-    """What a version's manifest allows."""
+    """The files of a version, by its manifest."""
 
     sha256: str
     files: dict[str, FileEntry]
 
 
 class Published:
-    """Looks up files of a store; safe to use from any number of requests."""
+    """Looks up files of a store, for any number of requests at once."""
 
     def __init__(self, store: Path) -> None:
         self.store = store
@@ -98,12 +98,12 @@ class Published:
         return str(numbers[-1]) if numbers else None
 
     async def open(self, address: Address) -> tuple[OpenFile, str] | None:
-        """Open a file and say its SHA-256; None if nothing is published under that address.
+        """Open a file and return it with its SHA-256; None if nothing is published under that address.
 
         Raises:
-            ArtifactError: the manifest is no good.
-            DigestError: the file is not what the manifest names.
-            StoreError: the system refuses.
+            ArtifactError: the manifest is invalid.
+            DigestError: the file does not match the manifest.
+            StoreError: the file cannot be read.
         """
         name, version, path = address
         if not (manifests.NAME.fullmatch(name) and is_version(version)):
@@ -124,7 +124,7 @@ class Published:
             digest = await self._digest(address, opened) if opened.size == entry.size else ""
             if digest != entry.sha256:
                 raise DigestError(
-                    f"{'/'.join(address)}: {opened.size:,} bytes, sha256 {digest[:12] or 'not looked at'}; the manifest names "
+                    f"{'/'.join(address)}: {opened.size:,} bytes, sha256 {digest[:12] or 'not computed'}; the manifest has "
                     f"{entry.size:,} bytes, sha256 {entry.sha256[:12]}; copy the artifact again"
                 )
         except BaseException:
@@ -148,7 +148,7 @@ class Published:
 
     async def _digest(self, address: Address, opened: OpenFile) -> str:
         if (known := self._known_digest(address, opened)) is None:
-            # One at a time: a thousand phones that come for a new version wait for one reading of it, not for a thousand.
+            # One at a time: a thousand devices that ask for a new version wait for one hashing of it, not for a thousand.
             async with self._hashing:
                 if (known := self._known_digest(address, opened)) is None:
                     known = await run_in_threadpool(opened.digest)
@@ -161,7 +161,7 @@ class Published:
 
 
 def store_of(artifact: Path) -> Path | None:
-    """The store that an artifact lies in as `<store>/<name>/<version>`; None if it lies elsewhere or cannot be read."""
+    """The store of an artifact in `<store>/<name>/<version>`; None if it is elsewhere or cannot be read."""
     try:
         folder = resolve(artifact.resolve())
         opened = OpenFile.beneath(folder, [manifests.FILE_NAME])
@@ -178,7 +178,7 @@ async def _open_beneath(store: Path, parts: Sequence[str]) -> OpenFile | None:
     opening = asyncio.ensure_future(run_in_threadpool(OpenFile.beneath, store, parts))
     try:
         return await asyncio.shield(opening)
-    except asyncio.CancelledError:  # the client has gone, and the thread opens a file for nobody
+    except asyncio.CancelledError:  # the client has disconnected, and the thread goes on to open the file
         opening.add_done_callback(_close_unwanted)
         raise
 
@@ -211,5 +211,5 @@ def _read_version(opened: OpenFile, name: str, version: str) -> _Version:
     data = opened.file.read()
     manifest = Manifest.from_json(data)
     if (manifest.name, str(manifest.version)) != (name, version):
-        raise ArtifactError(f"{name}/{version} holds the manifest of {manifest.name}/{manifest.version}; publish it again")
+        raise ArtifactError(f"{name}/{version} contains the manifest of {manifest.name}/{manifest.version}; publish it again")
     return _Version(hashlib.sha256(data).hexdigest(), {entry.path: entry for entry in manifest.files})

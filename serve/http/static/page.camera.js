@@ -1,4 +1,4 @@
-// The camera: open, take photos, close. Browsers give it to pages from https or from this very machine only.
+// The camera: open, take photos, close. Browsers offer it only to pages from https or from this machine.
 
 import { byId } from "./page.dom.js";
 
@@ -18,8 +18,8 @@ export function setupCamera({ onPhoto, notice }) {
     opener.disabled = true;
     byId("camera-hint").hidden = false;
     byId("camera-hint").textContent = window.isSecureContext
-      ? "This browser gives pages no camera."
-      : "The camera is not there, because browsers give it only to pages from https or from localhost.";
+      ? "This browser does not offer pages a camera."
+      : "No camera is available: browsers offer it only to pages from https or from localhost.";
     return;
   }
 
@@ -55,7 +55,7 @@ export function setupCamera({ onPhoto, notice }) {
     canvas.toBlob(
       (blob) => {
         if (blob) onPhoto(new File([blob], `camera ${++taken}.jpg`, { type: "image/jpeg" }));
-        else notice("The camera gave no picture yet; try again.");
+        else notice("The camera has no picture yet; try again.");
       },
       "image/jpeg",
       0.92,

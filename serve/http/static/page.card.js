@@ -1,5 +1,5 @@
-// A model card's Markdown, as little of it as cards need: headings, paragraphs, lists, tables, code, bold and emphasis.
-// HTML, images and links stay the text that they are. A card may come from anyone, so no pattern here takes more than linear
+// A model card's Markdown, the subset that cards use: headings, paragraphs, lists, tables, code, bold and emphasis.
+// HTML, images and links are shown as text. A card is untrusted, so no pattern here takes more than linear
 // time.
 
 import { el } from "./page.dom.js";

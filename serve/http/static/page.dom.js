@@ -1,4 +1,4 @@
-// Elements and numbers. Text only ever becomes a text node, so labels, file names and cards may hold anything.
+// Elements and numbers. Text only ever becomes a text node, so labels, file names and cards may contain anything.
 
 export const byId = (id) => document.getElementById(id);
 

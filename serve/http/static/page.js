@@ -1,4 +1,4 @@
-// The page's heart: is the server ready, and which photos came by which way. Answers are in page.results.js.
+// Readiness of the server, and the ways for photos to come in. Predictions are in page.results.js.
 
 import { setupCamera } from "./page.camera.js";
 import { byId, pause } from "./page.dom.js";
@@ -10,8 +10,8 @@ const ASK_AGAIN_MS = 1000;
 const LOOK_AGAIN_MS = 15000; // another version may have been published
 const PATIENCE_MS = 10000;
 
-let shown = null; // the model that the page tells of
-let lookNow = () => {}; // ends the pause between two looks at the server
+let shown = null; // the model that the page describes
+let lookNow = () => {}; // ends the pause between two checks of the server
 
 const results = new Results({
   onAnswer: (answer) => {
@@ -37,7 +37,7 @@ async function readiness() {
     if (body.code === "loading") return { ready: false, kind: "waiting", text: "The model is loading …" };
     return { ready: false, kind: "failed", text: `Not ready: ${body.error}` };
   } catch {
-    return { ready: false, kind: "failed", text: "The server does not answer" };
+    return { ready: false, kind: "failed", text: "The server does not respond" };
   }
 }
 
@@ -53,7 +53,7 @@ async function refreshModel() {
     results.explains = body.explains;
     if (isNew) showModel(body);
   } catch (error) {
-    if (!shown) byId("about").textContent = `What is known of the model could not be read: ${error.message}`;
+    if (!shown) byId("about").textContent = `The description of the model could not be loaded: ${error.message}`;
   }
   return true;
 }
@@ -62,10 +62,10 @@ async function watch() {
   for (;;) {
     const { ready, kind, text } = await readiness();
     const status = byId("status");
-    if (status.textContent !== text) status.textContent = text; // said aloud when it changes only
+    if (status.textContent !== text) status.textContent = text; // announced by screen readers only when it changes
     status.dataset.kind = kind;
     if (ready) {
-      // Without a token that the server knows nothing is answered, so photos wait for one.
+      // Without a valid token every request is rejected, so photos wait for one.
       if (await refreshModel()) results.release();
       else results.hold();
     } else {
@@ -87,7 +87,7 @@ function notice(text) {
 }
 
 function take(files) {
-  notice(files.length > MOST_KEPT ? `Only the first ${MOST_KEPT} of these ${files.length} files are taken.` : "");
+  notice(files.length > MOST_KEPT ? `Only the first ${MOST_KEPT} of these ${files.length} files are used.` : "");
   results.add(files);
 }
 
@@ -100,8 +100,8 @@ function dropped(transfer) {
   const items = [...transfer.items].filter((item) => item.kind === "file");
   const files = items.filter((item) => !item.webkitGetAsEntry?.()?.isDirectory).map((item) => item.getAsFile());
   take(files.filter(Boolean));
-  if (files.length < items.length) notice("A folder is not opened here; drop the photos that are in it.");
-  else if (!files.length) notice("What was dropped is a link or a text, no file; save the picture first, then drop it.");
+  if (files.length < items.length) notice("Folders cannot be opened here; drop the photos in it instead.");
+  else if (!files.length) notice("That was a link or text, not a file; save the picture first, then drop it.");
 }
 
 let depth = 0; // dragging over a child leaves its parent
@@ -124,7 +124,7 @@ window.addEventListener("paste", (event) => {
     event.preventDefault();
     take(files);
   } else if (!event.target.closest?.("input")) {
-    notice("The clipboard holds no picture.");
+    notice("There is no picture in the clipboard.");
   }
 });
 

@@ -1,4 +1,4 @@
-// The confusion matrix: a table where a person can read one, a picture with the commonest mistakes beside it where not.
+// The confusion matrix: a table if it is small, else a picture with the most common mistakes next to it.
 
 import { count, el, isolated, percent } from "./page.dom.js";
 
@@ -19,7 +19,7 @@ export function showMatrix(place, { labels, evaluation, precision }) {
   const wrong = cells.filter(([truth, predicted]) => truth !== predicted);
   const wrongImages = wrong.reduce((sum, [, , images]) => sum + images, 0);
   const total = support.reduce((sum, images) => sum + images, 0);
-  const mistaken = `${count(total)} test images, ${wrongImages ? count(wrongImages) : "none"} of them called by another class`;
+  const mistaken = `${count(total)} test images, ${wrongImages ? count(wrongImages) : "none"} of them misclassified`;
   const lead = el("p", { class: "quiet" }, mistaken, precision === "float32" ? "." : ", with the model in float32.");
   const whole = labels.length <= MOST_IN_A_TABLE ? table(parts) : picture(parts);
   place.replaceChildren(lead, el("div", { class: "overview" }, whole, mistakes(parts, wrong) ?? ""));
@@ -33,18 +33,18 @@ function table({ labels, cells, support }) {
     labels.forEach((other, predicted) => {
       const number = images.get(truth * labels.length + predicted) ?? 0;
       const share = support[truth] ? number / support[truth] : 0;
-      const title = `${label} called ${other}: ${count(number)} of ${count(support[truth])}, ${percent(share)}`;
+      const title = `${label} predicted as ${other}: ${count(number)} of ${count(support[truth])}, ${percent(share)}`;
       const cell = el("td", { class: truth === predicted ? "right" : "wrong", title }, number ? count(number) : "");
       if (number) cell.style.setProperty("--share", `${Math.round(25 + 75 * share)}%`);
       row.append(cell);
     });
     return row;
   });
-  const corner = el("td", { class: "corner quiet" }, "true ↓ called →");
+  const corner = el("td", { class: "corner quiet" }, "true ↓ predicted →");
   const grid = el(
     "table",
     { class: labels.length > 5 ? "matrix upright" : "matrix" },
-    el("caption", { class: "unseen" }, "Rows: the true class. Columns: what the model called it. Cells: test images."),
+    el("caption", { class: "unseen" }, "Rows: the true class. Columns: the predicted class. Cells: test images."),
     el("thead", {}, el("tr", {}, corner, ...heads)),
     el("tbody", {}, ...rows),
   );
@@ -54,9 +54,9 @@ function table({ labels, cells, support }) {
 function picture({ labels, cells, support }) {
   const canvas = el("canvas", {
     role: "img",
-    "aria-label": `The matrix of ${labels.length} classes as a picture; the table beside it lists its mistakes`,
+    "aria-label": `The matrix of ${labels.length} classes as a picture; the table next to it lists the mistakes`,
   });
-  const told = el("p", { class: "quiet reading" }, "Rows: the true class. Columns: what the model called it.");
+  const told = el("p", { class: "quiet reading" }, "Rows: the true class. Columns: the predicted class.");
   const at = new Map(cells.map((cell) => [cell[0] * labels.length + cell[1], cell]));
   const side = PICTURE_PX * Math.max(1, Math.round(window.devicePixelRatio));
   canvas.width = canvas.height = side;
@@ -82,7 +82,7 @@ function picture({ labels, cells, support }) {
     const images = at.get(truth * labels.length + predicted)?.[2] ?? 0;
     told.replaceChildren(
       isolated(labels[truth]),
-      " called ",
+      " predicted as ",
       isolated(labels[predicted]),
       `: ${count(images)} of ${count(support[truth])}`,
     );
@@ -104,11 +104,11 @@ function mistakes({ labels, support }, wrong) {
       el("td", { class: "number" }, `${count(images)} of ${count(support[truth])}`),
     ),
   );
-  const heads = ["True class", "Called", "Images"].map((name) => el("th", { scope: "col" }, name));
+  const heads = ["True class", "Predicted", "Images"].map((name) => el("th", { scope: "col" }, name));
   const body = el(
     "table",
     { class: "classes" },
-    el("caption", {}, "The commonest mistakes"),
+    el("caption", {}, "Most common mistakes"),
     el("thead", {}, el("tr", {}, ...heads)),
     el("tbody", {}, ...rows),
   );

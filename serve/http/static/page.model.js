@@ -1,4 +1,4 @@
-// What is known of the model: figures, facts, classes. Takes what GET /model answers, any part of which may be absent.
+// The description of the model: metrics, facts, classes, from GET /model; any part of it may be absent.
 
 import { showCard } from "./page.card.js";
 import { byId, count, el, isolated, percent } from "./page.dom.js";
@@ -43,8 +43,8 @@ function figures({ evaluation, metrics, variant, verification }) {
   const shown = [];
   if (own && own.value !== top1?.value) shown.push(gauge(`Accuracy of ${variant}`, own));
   if (top1) shown.push(gauge(shown.length ? "Accuracy of the float32 model" : "Accuracy", top1));
-  if (evaluation?.top5) shown.push(gauge("Among its five best", evaluation.top5));
-  return shown.length ? shown : [el("p", { class: "quiet" }, "This artifact carries no evaluation.")];
+  if (evaluation?.top5) shown.push(gauge("Top-5 accuracy", evaluation.top5));
+  return shown.length ? shown : [el("p", { class: "quiet" }, "This artifact has no evaluation.")];
 }
 
 /** What the gate measured of the variant that answers, or null; the evaluation is about the float32 model. */
@@ -83,13 +83,13 @@ function facts(model) {
     ["Classes", count(model.labels.length)],
     ["Macro F1", evaluation && evaluation.macro_f1.toFixed(3)],
     ["Calibration error", evaluation && evaluation.calibration_error.toFixed(3)],
-    ["Computes in", model.precision],
+    ["Precision", model.precision],
     [
-      "Sees",
-      `${spec.width} × ${spec.height} pixels, the middle ${percent(spec.crop_fraction).replace(".0", "")}, ${spec.interpolation}`,
+      "Input",
+      `${spec.width} × ${spec.height} pixels, center crop ${percent(spec.crop_fraction).replace(".0", "")}, ${spec.interpolation}`,
     ],
     ["Published", day(model.created)],
-    ["Proven here", proof ? provenLine(proof) : "not asked for"],
+    ["Self-test", proof ? provenLine(proof) : "not run"],
   ];
   const told = rows.filter(([, value]) => value != null);
   return el("dl", {}, ...told.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));

@@ -1,4 +1,4 @@
-// The list of answers: newest first, bounded; photos are sent a few at a time, and not before the model is ready.
+// The list of predictions: newest first, bounded; photos are sent a few at a time, once the model is ready.
 
 import { byId, bytes, el, isolated, milliseconds, percent } from "./page.dom.js";
 import { askForToken, withToken } from "./page.token.js";
@@ -12,10 +12,10 @@ export class Results {
   /** onAnswer(answer) is told every good answer; onTrouble() that the server could not give one just now. */
   constructor({ onAnswer, onTrouble }) {
     this.maxBytes = Infinity;
-    this.explains = false; // whether the model can say why
+    this.explains = false; // whether the model supports explanations
     this.list = byId("results");
     this.entries = []; // newest first
-    this.held = true;
+    this.paused = true;
     this.onAnswer = onAnswer;
     this.onTrouble = onTrouble;
     byId("clear").addEventListener("click", () => {
@@ -52,17 +52,17 @@ export class Results {
   }
 
   hold() {
-    this.held = true;
+    this.paused = true;
     this.entries.filter((entry) => entry.state === "waiting").forEach((entry) => this.#wait(entry));
   }
 
   release() {
-    this.held = false;
+    this.paused = false;
     this.#pump();
   }
 
   #pump() {
-    if (this.held) return;
+    if (this.paused) return;
     const running = this.entries.filter((entry) => entry.state === "running").length;
     const waiting = this.entries.filter((entry) => entry.state === "waiting").reverse();
     waiting.slice(0, Math.max(0, AT_ONCE - running)).forEach((entry) => this.#run(entry));
@@ -98,7 +98,7 @@ export class Results {
 
   #wait(entry) {
     entry.state = "waiting";
-    this.#show(entry, el("p", { class: "quiet" }, this.held ? "Waits for the server." : "Waits its turn."));
+    this.#show(entry, el("p", { class: "quiet" }, this.paused ? "Waiting for the server." : "Queued."));
   }
 
   #progress(entry) {
@@ -149,7 +149,7 @@ export class Results {
 /** Send one photo. Gives {answer, total_ms, stages}, or {error, code, again}: one line, and whether trying again may help. */
 async function classify(file, maxBytes, signal, more = "") {
   if (file.size > maxBytes) {
-    return { error: `This file has ${bytes(file.size)}, the server takes at most ${bytes(maxBytes)}.` };
+    return { error: `This file has ${bytes(file.size)}, the server's limit is ${bytes(maxBytes)}.` };
   }
   const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
   const headers = withToken({ "Content-Type": type });
@@ -157,13 +157,13 @@ async function classify(file, maxBytes, signal, more = "") {
   const started = performance.now();
   try {
     const reply = await fetch(`predict?top_k=${byId("top-k").value}${more}`, request);
-    const body = await reply.json().catch(() => ({ error: `The server answered with status ${reply.status} and no reason.` }));
+    const body = await reply.json().catch(() => ({ error: `The server returned status ${reply.status} without a message.` }));
     const total_ms = performance.now() - started;
     if (body.code === "unauthorized") askForToken(headers);
     if (reply.ok && body.predictions) return { answer: body, total_ms, stages: stagesOf(reply.headers.get("Server-Timing")) };
     return { error: String(body.error), code: body.code, again: reply.status === 429 || reply.status >= 500 };
   } catch {
-    return { error: "The server did not answer; it may have stopped, or the file cannot be read any more.", again: true };
+    return { error: "The server did not respond; it may have stopped, or the file can no longer be read.", again: true };
   }
 }
 
@@ -175,12 +175,12 @@ function stagesOf(header) {
     .filter(([name, time]) => name !== "total" && Number.isFinite(time));
 }
 
-/** Have the server say why of what it said; throws one line where it does not, or where another model answers by now. */
+/** Request the explanation of a prediction; throws one line on failure, or if another version has replaced the model. */
 async function explained({ file, abort }, said) {
   const { answer, error } = await classify(file, Infinity, abort.signal, "&explain=cam");
   if (!answer) throw new Error(error);
   if (answer.model !== said.model || answer.version !== said.version || answer.variant !== said.variant) {
-    throw new Error(`${answer.model} ${answer.version} answers by now, and this is what ${said.version} said; send the photo again.`);
+    throw new Error(`${answer.model} ${answer.version} has replaced version ${said.version}, which gave this prediction; send the photo again.`);
   }
   return answer;
 }

@@ -1,10 +1,10 @@
-// The token of a server that wants one: asked for once, kept for this tab alone, sent with every request.
+// The token of a server that requires one: entered once, stored for this tab only, sent with every request.
 
 import { byId } from "./page.dom.js";
 
 const KEY = "edgeline-token";
 
-let known = null; // also where the browser keeps nothing for pages
+let known = null; // also if the browser has no storage for pages
 try {
   known = sessionStorage.getItem(KEY);
 } catch {}
@@ -26,9 +26,9 @@ export function withToken(headers = {}) {
 export function askForToken(sent) {
   const form = byId("token");
   const refused = known !== null;
-  if (sent.Authorization !== withToken().Authorization) return; // another one was given meanwhile
+  if (sent.Authorization !== withToken().Authorization) return; // another one was entered meanwhile
   keep(null);
-  if (refused || form.hidden) byId("token-hint").textContent = refused ? "The server does not know this token." : "";
+  if (refused || form.hidden) byId("token-hint").textContent = refused ? "The server did not accept this token." : "";
   if (!form.hidden) return;
   form.hidden = false;
   byId("token-text").focus();
@@ -39,7 +39,7 @@ export function setupToken(onToken) {
     event.preventDefault();
     const token = byId("token-text").value.trim();
     if (!/^[\x21-\x7e]+$/.test(token)) {
-      byId("token-hint").textContent = "A token has no blanks and no letters beyond ASCII.";
+      byId("token-hint").textContent = "A token has only ASCII characters, and no spaces.";
       return;
     }
     keep(token);

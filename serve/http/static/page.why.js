@@ -1,8 +1,8 @@
-// Why: the photo with what each place of it adds to a class, or takes from it, laid over.
+// Explanations: the photo with a class activation map as an overlay.
 
 import { el, isolated } from "./page.dom.js";
 
-const MOST_ALPHA = 190; // of 255, over the strongest place: the photo stays to be seen
+const MOST_ALPHA = 190; // of 255, over the strongest region: the photo stays visible
 
 /** A button that asks the server, and what it shows then. ask() gives the server's answer with evidence, or throws a line. */
 export function whyOf(preview, ask) {
@@ -38,12 +38,12 @@ function shown(preview, { predictions, explanation }) {
     height: `${100 * (bottom - top)}%`,
   });
   const choice = el("select", {}, ...predictions.map(({ label }, index) => el("option", { value: index }, label)));
-  // One scale for all classes that are shown, or the least likely one would look as sure as the best.
+  // One scale for all classes that are shown, or the least likely one would look as certain as the best.
   const most = Math.max(...predictions.flatMap(({ evidence }) => evidence.flat().map(Math.abs)), Number.MIN_VALUE);
   const paint = () => {
     const { label, evidence } = predictions[choice.value];
     draw(overlay, evidence, most);
-    overlay.setAttribute("aria-label", `Where ${label} was seen: ${inWords(evidence)}`);
+    overlay.setAttribute("aria-label", `Regions for ${label}: ${inWords(evidence)}`);
   };
   choice.addEventListener("change", paint);
   paint();
@@ -52,9 +52,9 @@ function shown(preview, { predictions, explanation }) {
     {},
     el("div", { class: "seen" }, picture, overlay),
     predictions.length > 1
-      ? el("label", { class: "quiet" }, "What speaks for ", choice)
-      : el("p", { class: "quiet" }, "What speaks for ", isolated(predictions[0].label)),
-    el("p", { class: "quiet" }, "Orange places speak for the class, blue ones against it. Outside the frame nothing was looked at."),
+      ? el("label", { class: "quiet" }, "Regions for ", choice)
+      : el("p", { class: "quiet" }, "Regions for ", isolated(predictions[0].label)),
+    el("p", { class: "quiet" }, "Orange regions support the class, blue ones oppose it. The model does not see what is outside the frame."),
   );
 }
 

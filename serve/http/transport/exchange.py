@@ -1,7 +1,7 @@
-"""One request and its answer: the ASGI side of a connection.
+"""One request and its response: the ASGI side of a connection.
 
-A `Request` takes a head apart, holds what has come of the body until the application asks for it, and writes the answer. Its
-connection reads, keeps time, and decides what comes next.
+A `Request` interprets a head, buffers the body until the application reads it, and writes the response. Its connection reads
+from the client, keeps the deadlines, and decides which request is next.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 HIGH_WATER_BYTES = 64 * 2**10
-"""How much of a body waits here for the application before the client is made to wait."""
+"""How much of a body is buffered for the application before reading from the client pauses."""
 DISCARD_BYTES = 2**20
-"""How much of a body that nobody wants is read on for the sake of the connection."""
+"""How much of an unwanted body is read and discarded to keep the connection."""
 UNKNOWN = 2**62
-"""What is left of a body in chunks until its end has come: more than is ever read on for."""
+"""What is left of a chunked body before its end has arrived: more than is ever discarded."""
 UNBODIED = (204, 304)
 
 
 def status_line(status: int) -> bytes:
-    """The first line of an answer."""
+    """The first line of a response."""
     return b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode())
 
 
@@ -39,7 +39,7 @@ STATUS_LINES = {status.value: status_line(status) for status in HTTPStatus}
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """One request and its answer: the ASGI side of a connection."""
+    """One request and its response."""
 
     connection: "Connection"
     url: bytes = b""
@@ -50,8 +50,6 @@ class Request:
     wire_bytes: int = 0
     body_bytes: int = 0
     head_complete: bool = False
-    timed: bool = False
-    """Whether its body is waited for already."""
     body_complete: bool = False
     body_left: int = 0
     keep_alive: bool = False
@@ -63,20 +61,20 @@ class Request:
     _came: asyncio.Event | None = None
     _gone: bool = False
     _delivered: bool = False
-    """Whether the application has the whole body; whoever asks for more waits for the end of the client."""
+    """Whether the application has the whole body; a further `receive` waits for the client to disconnect."""
     _wants_continue: bool = False
     _version: str = ""
     _path: str = ""
     _raw_path: bytes = b""
     _query: bytes = b""
     _dropped: Callable[[], None] | None = None
-    """Told when the client has gone, while something other than an application answers."""
+    """Called when the client disconnects, while something other than an application answers."""
     _head: bytes = b""
     _length_left: int | None = None
     _chunked: bool = False
 
     def begin(self, parser: httptools.HttpRequestParser) -> str | None:
-        """Take the head apart.
+        """Interpret the head.
 
         Returns:
             What is wrong with it, or None.
@@ -91,20 +89,20 @@ class Request:
                 length = value
             elif name == b"transfer-encoding":
                 if chunked or value.strip().lower() != b"chunked":
-                    return "the request must have no Transfer-Encoding but chunked"
+                    return "chunked is the only Transfer-Encoding that is accepted"
                 chunked = True
             elif name == b"expect":
                 expects = expects or value.lower() == b"100-continue"
         if version not in ("1.0", "1.1"):
-            return "the request is of another HTTP version; this server speaks 1.1"
+            return "unsupported HTTP version; this server supports 1.1"
         if hosts != 1 and (version == "1.1" or hosts):
-            return "the request must have one Host header"
+            return "the request must have exactly one Host header"
         try:
             target = httptools.parse_url(self.url)
             self._raw_path, self._query = target.path or b"/", target.query or b""
             self._path = unquote(self._raw_path.decode("ascii"), errors="strict")
         except (httptools.HttpParserInvalidURLError, UnicodeDecodeError):
-            return "the address is no valid URL"
+            return "the address is not a valid URL"
         if not length.isdigit():
             return "Content-Length must be a whole number"
         self.body_left = UNKNOWN if chunked else int(length[:18])
@@ -114,12 +112,12 @@ class Request:
         return None
 
     @property
-    def is_to_be_whole(self) -> bool:
-        """Whether the body is so small that its end is worth waiting for, before anybody is given the request."""
+    def awaits_small_body(self) -> bool:
+        """Whether the rest of the body is small enough to wait for before the request is dispatched."""
         return not self.body_complete and self.buffered + self.body_left <= HIGH_WATER_BYTES and not self._wants_continue
 
     def take(self, data: bytes) -> None:
-        """A part of the body has come."""
+        """Buffer a part of the body."""
         self.body_left = max(0, self.body_left - len(data))
         self.body_bytes += len(data)
         if not self.answered:
@@ -129,13 +127,13 @@ class Request:
                 self._came.set()
 
     def complete(self) -> None:
-        """The body has come whole."""
+        """The body is complete."""
         self.body_complete, self.body_left = True, 0
         if self._came is not None:
             self._came.set()
 
     def abandon(self) -> None:
-        """The client has gone: so should the work for it."""
+        """The client has disconnected: cancel the work for it."""
         self._gone = True
         self._body.clear()
         if self._came is not None:
@@ -149,7 +147,7 @@ class Request:
     # --- answered by an application -------------------------------------------------------------------------------------
 
     def go(self, app: ASGIApp, state: dict[str, Any] | None = None) -> None:
-        """Have an application answer, in a task."""
+        """Run an application in a task."""
         self._dropped = None
         self.task = self.connection.loop.create_task(self._run(app, state or {}))
 
@@ -175,18 +173,18 @@ class Request:
             if not self._gone:
                 self.connection.drop()
             return
-        except Exception:  # the process edge; the application's own edge has told the client, if that was still possible
+        except Exception:  # the edge of the process; the application has already sent a 500 if it still could
             if self._gone:
                 return
-            LOG.exception("a request ended in an error after its answer began")
+            LOG.exception("a request failed after its response began")
             self.connection.drop()
             return
         if not self.answered and not self._gone:
-            LOG.error("the application ended without a whole answer")
+            LOG.error("the application returned without a complete response")
             self.connection.drop()
 
     async def receive(self) -> Message:
-        """ASGI's `receive`: what has come of the body, as soon as something has; after its end, the end of the client."""
+        """ASGI's `receive`: what is buffered of the body, as soon as there is something; after its end, the disconnect."""
         if self._wants_continue and not self.started:
             self._wants_continue = False
             self.connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -205,11 +203,11 @@ class Request:
         return {"type": "http.request", "body": body, "more_body": not self.body_complete}
 
     async def send(self, message: Message) -> None:
-        """ASGI's `send`: the head is kept until there is a body to go with it, so that both leave in one packet."""
+        """ASGI's `send`: the head is buffered until there is a part of the body, so that both leave in one packet."""
         if not self.connection.can_write.is_set():
             await self.connection.can_write.wait()
         if self._gone:
-            raise ConnectionResetError("the client has gone")
+            raise ConnectionResetError("the client has disconnected")
         if message["type"] == "http.response.start":
             self._start(message["status"], message.get("headers", []))
             return
@@ -222,7 +220,7 @@ class Request:
         elif self._length_left is not None:
             self._length_left -= len(body)
             if self._length_left < 0 or (self._length_left and not more):
-                raise RuntimeError(f"an answer is not as long as its Content-Length, by {-self._length_left} bytes")
+                raise RuntimeError(f"a response differs from its Content-Length by {-self._length_left} bytes")
         if self._head or body:
             head, self._head = self._head, b""
             await self._write(head + body)
@@ -230,29 +228,29 @@ class Request:
             self._end()
 
     async def _write(self, data: bytes) -> None:
-        """Write, a large answer piece by piece, so that its client has its time for each, and little of it waits here."""
+        """Write; a large response piece by piece, so that the client has its time for each and little is buffered here."""
         for start in range(0, len(data), HIGH_WATER_BYTES):
             if start and not self.connection.can_write.is_set():
                 await self.connection.can_write.wait()
             if self._gone:
-                raise ConnectionResetError("the client has gone")
+                raise ConnectionResetError("the client has disconnected")
             self.connection.transport.write(data[start : start + HIGH_WATER_BYTES] if len(data) > HIGH_WATER_BYTES else data)
 
-    # --- answered at once -----------------------------------------------------------------------------------------------
+    # --- answered by the fast path --------------------------------------------------------------------------------------
 
     def body(self) -> bytes:
-        """The body of a request that is whole."""
+        """The body of a complete request."""
         if len(self._body) != 1:
             self._body = [b"".join(self._body)]
         return self._body[0]
 
     def hand_over(self, dropped: Callable[[], None]) -> None:
-        """Leave the answer to somebody who will call `reply` or `go`, unless told by `dropped` that the client has gone."""
+        """Leave the response to the caller, which calls `reply` or `go`; `dropped` is called if the client disconnects."""
         self._body.clear()
         self._dropped = dropped
 
     def reply(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        """Answer, to anything but HEAD; `headers` name the length of the body."""
+        """Send a whole response, to any method but HEAD; `headers` must have its Content-Length."""
         self._dropped = None
         self._start(status, headers)
         self.connection.transport.write(self._head + body)
@@ -273,7 +271,7 @@ class Request:
         lines = [STATUS_LINES[status], self.connection.connections.date()]
         for name, value in headers:
             if b"\n" in value or b"\r" in value or b"\0" in value:
-                raise RuntimeError(f"the header {name!r} of an answer holds a line break")
+                raise RuntimeError(f"the header {name!r} of a response contains a line break")
             lines += (name, b": ", value, b"\r\n")
             if name == b"content-length":
                 self._length_left = int(value)
@@ -286,7 +284,7 @@ class Request:
             else:
                 self.keep_alive = False
         if self.connection.connections.closing or self.body_left > DISCARD_BYTES or self._wants_continue:
-            self.keep_alive = False  # who waits for a 100 and gets this may send the body all the same, or not
+            self.keep_alive = False  # a client that waits for a 100 may send the body after this response, or not
         if not self.keep_alive and (b"connection", b"close") not in headers:
             lines.append(b"connection: close\r\n")
         lines.append(b"\r\n")

@@ -1,6 +1,6 @@
-"""A tiny server of the V2 protocol on `http.server`, right in all that is required, and wrong in one thing when told to be.
+"""A minimal V2 server on `http.server`: correct in all that is required, except for one planted fault.
 
-It reads with edgeline's own functions and writes with its own, where the faults are.
+It reads requests with edgeline's own functions and writes replies with its own, which contain the faults.
 """
 
 import gzip
@@ -25,7 +25,7 @@ HEADER = "Inference-Header-Content-Length"
 
 
 class Tiny(BaseHTTPRequestHandler):
-    """Serves the model `tiny`; `fault` names what is wrong."""
+    """Serves the model `tiny`; `fault` names the planted fault."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -34,10 +34,10 @@ class Tiny(BaseHTTPRequestHandler):
     broken = False
 
     def log_message(self, *_: Any) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
-        """Answer what is no inference."""
+        """Answer everything but inference."""
         self.strip_base()
         prefix = "/v2/models/tiny"
         path = self.path.replace("/versions/1", "")
@@ -51,54 +51,54 @@ class Tiny(BaseHTTPRequestHandler):
             f"{prefix}/config": self.config,
             f"{prefix}/stats": self.statistics,
             "/v2/models/stats": self.statistics,
-            **({"/v2/logging": dict} if self.fault == "offers what it does not name" else {}),
+            **({"/v2/logging": dict} if self.fault == "answers an extension that it does not advertise" else {}),
         }
         if path == f"{prefix}/infer":
-            self.refuse(405, "POST only", {"Allow": "POST"})
+            self.reject(405, "POST only", {"Allow": "POST"})
         elif path not in pages or (self.fault == "no configuration" and path.endswith("/config")):
-            self.refuse(404, "nothing here")
+            self.reject(404, "nothing here")
         else:
             self.reply(200, pages[path]())
 
     def do_POST(self) -> None:
-        """Answer an inference."""
+        """Answer inference and the index."""
         self.strip_base()
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.path.replace("/versions/1", "") == "/v2/repository/index":
             self.reply(200, [{"name": "tiny", "version": "1", "state": "READY", "reason": ""}])
         elif self.path.replace("/versions/1", "") != "/v2/models/tiny/infer":
-            self.refuse(404, "nothing here")
+            self.reject(404, "nothing here")
         else:
             self.infer(body)
 
     def strip_base(self) -> None:
-        """Answer below /base only, where told."""
+        """Answer below /base only, if that is the fault."""
         if self.fault == "below /base":
             self.path = self.path.removeprefix("/base") if self.path.startswith("/base/") else "/nothing"
 
     def infer(self, body: bytes) -> None:
-        """Read with edgeline's functions; where the fault is to forgive, answer what should be refused."""
+        """Read with edgeline's functions; if the fault is to accept a bad request, answer it."""
         if self.broken:
-            self.refuse(500, "broken")
+            self.reject(500, "broken")
             return
         try:
             plain = decompress(body, self.headers.get("Content-Encoding", ""), 2**26)
             request = decode(plain, self.headers.get(HEADER), SIGNATURE)
         except InputError as error:
             type(self).broken = self.fault == "breaks"
-            if self.fault.startswith("forgives ") and self.fault.removeprefix("forgives ") in str(error):
+            if self.fault.startswith("accepts ") and self.fault.removeprefix("accepts ") in str(error):
                 self.answer(Request({"x": np.zeros((1, 2), np.float32)}, ()))
             elif error.code == "content_encoding_not_supported":
-                self.refuse(415, str(error))
+                self.reject(415, str(error))
             else:
-                self.refuse(500 if self.fault == "500 for bad requests" else 400, str(error))
+                self.reject(500 if self.fault == "500 for bad requests" else 400, str(error))
             return
         type(self).requests += 1
         type(self).items += len(request.inputs["x"])
         self.answer(request)
 
     def answer(self, request: Request) -> None:
-        """Write a reply, wrong as told."""
+        """Write a reply, with the fault."""
         x = request.inputs["x"]
         assert isinstance(x, np.ndarray)
         results = {"sum": x.sum(axis=1, keepdims=True), "max": x.max(axis=1, keepdims=True) + np.float32(1)}
@@ -125,11 +125,11 @@ class Tiny(BaseHTTPRequestHandler):
         self.write(201 if self.fault == "201" else 200, text + b"".join(blobs[name] for name in names), kind, framing)
 
     def server_metadata(self) -> dict[str, Any]:
-        """Of the server."""
+        """Return the server's metadata."""
         return {"name": "tiny", "version": "1", "extensions": ["binary_tensor_data", "statistics", "model_configuration"]}
 
     def metadata(self) -> dict[str, Any]:
-        """Of the model."""
+        """Return the model's metadata."""
         tensors = [
             [{"name": s.name, "datatype": s.datatype, "shape": list(s.shape)} for s in side]
             for side in (SIGNATURE.inputs, SIGNATURE.outputs)
@@ -138,23 +138,23 @@ class Tiny(BaseHTTPRequestHandler):
         return {"name": "tiny", "versions": [version], "platform": "tiny", "inputs": tensors[0], "outputs": tensors[1]}
 
     def config(self) -> dict[str, Any]:
-        """Of the model."""
+        """Return the model's configuration."""
         name = "total" if self.fault == "another name in the configuration" else "sum"
         tensor = {"name": name, "data_type": "TYPE_FP32", "dims": [-1, 1] if self.fault == "the batch in dims" else [1]}
         return {"name": "tiny", "platform": "tiny", "max_batch_size": 8, "input": [], "output": [tensor]}
 
     def statistics(self) -> dict[str, Any]:
-        """Counters; the queue's stands still where nothing waited, as told."""
+        """Return the counters, with the fault."""
         count = {"count": self.requests, "ns": self.requests}
         stages = dict.fromkeys(STAGES, count)
-        if self.fault == "a queue that stands still":
+        if self.fault == "a queue counter that stands still":
             stages["queue"] = {"count": 0, "ns": 0}
         items = self.requests if self.fault == "a batch counted once" else self.items
         row = {"name": "tiny", "version": "1", "inference_count": items, "execution_count": self.requests}
         return {"model_stats": [row | {"inference_stats": stages}]}
 
-    def refuse(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
-        """Write an error, wrong as told."""
+    def reject(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
+        """Write an error, with the fault."""
         body: Any = {"error": message}
         if self.fault == "errors under detail":
             body = {"detail": message}
@@ -165,13 +165,13 @@ class Tiny(BaseHTTPRequestHandler):
     def reply(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
         """Write JSON."""
         text = json.dumps(body).encode()
-        if self.fault == "packs everything" and self.headers.get("Accept-Encoding"):
+        if self.fault == "compresses everything" and self.headers.get("Accept-Encoding"):
             text, headers = gzip.compress(text), {"Content-Encoding": "gzip", **(headers or {})}
         kind = "application/json; charset=utf-8" if self.fault == "a charset" else "application/json"
         self.write(status, text, kind, headers or {})
 
     def write(self, status: int, body: bytes, kind: str, headers: dict[str, str]) -> None:
-        """Write a reply; closes after it where told."""
+        """Write a reply; close the connection after it if that is the fault."""
         self.send_response(status)
         for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)

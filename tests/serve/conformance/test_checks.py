@@ -1,4 +1,4 @@
-"""The conformance suite: a good server passes it, and each of a set of faults is found by the check that is about it."""
+"""The conformance checks: a correct server passes them, and each planted fault fails the check for it."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ JSON_ONLY = {
     "header_of_the_whole_body",
     "infer_json_data",
     "infer_nested_data",
-    "refuses_data_of_another_size",
+    "rejects_data_of_the_wrong_size",
 }
 
 
@@ -32,20 +32,20 @@ def test_edgelines_server_passes_every_check_with_pixels(site: Any) -> None:
     assert outcomes(results, "skipped") == {}
 
 
-def test_edgelines_server_passes_every_check_that_image_files_can_be_asked(site: Any) -> None:
+def test_edgelines_server_passes_every_check_that_does_not_need_json_inputs(site: Any) -> None:
     results = run(reach(site.url))
     assert outcomes(results, "failed") == {}
     assert outcomes(results, "skipped").keys() == JSON_ONLY
 
 
-def test_a_file_of_ones_own_is_sent_for_an_image(site: Any, artifact_template: Path, tmp_path: Path) -> None:
+def test_the_given_image_file_is_sent(site: Any, artifact_template: Path, tmp_path: Path) -> None:
     assert outcomes(run(reach(site.url, image=artifact_template / "golden" / "0.jpg"), "infer_id"), "failed") == {}
-    (tmp_path / "text").write_text("no image")
+    (tmp_path / "text").write_text("not an image")
     found = outcomes(run(reach(site.url, image=tmp_path / "text"), "infer_id"), "failed")
     assert "422" in found["infer_id"]
 
 
-def test_a_small_server_that_does_what_is_required_conforms(tiny: Any) -> None:
+def test_a_minimal_correct_server_conforms(tiny: Any) -> None:
     with tiny() as url:
         target = reach(url)
         results = run(target)
@@ -55,48 +55,48 @@ def test_a_small_server_that_does_what_is_required_conforms(tiny: Any) -> None:
 
 FAULTS = {
     "201": ("infer_id", "status should be 200"),
-    "500 for bad requests": ("refuses_text", "status should be 4xx; seen: 500"),
+    "500 for bad requests": ("rejects_text", "status should be 4xx; seen: 500"),
     "a batch counted once": ("inferences_are_counted", "inference_count after 3 more"),
-    "a charset": ("refuses_text", "an error's Content-Type should be 'application/json'"),
-    "a queue that stands still": ("queue_grows", "success and queue after 3 more"),
+    "a charset": ("rejects_text", "an error's Content-Type should be 'application/json'"),
+    "a queue counter that stands still": ("queue_grows", "success and queue after 3 more"),
     "always raw": ("binary_output_overridden", "sum should have data"),
     "an integer version": ("versions_are_numbers", "seen: 1"),
     "another name in the configuration": ("config_names", "seen: 'total'"),
     "breaks": ("nan", "status should be 200; seen: '500"),
     "closes": ("keep_alive", "the connection should stay open"),
-    "errors as objects": ("client_error", "a sentence should come"),
-    "errors under detail": ("refuses_an_unknown_model", "string member `error`"),
-    "forgives NaN": ("nan", "status should be 4xx; seen: 200"),
-    "forgives left over": ("bytes_left_over", "status should be 4xx; seen: 200"),
-    "forgives nested over": ("nested_101_deep", "status should be 4xx; seen: 200"),
-    "forgives sequences": ("sequence", "status should be 4xx; seen: 200"),
-    "forgives shared memory": ("shared_memory", "status should be 4xx; seen: 200"),
-    "forgives twice in one object": ("key_twice", "status should be 4xx; seen: 200"),
-    "forgives unpacks to over": ("gzip_bomb", "status should be 4xx; seen: 200"),
+    "errors as objects": ("client_error", "the message should be a sentence"),
+    "errors under detail": ("rejects_an_unknown_model", "string member `error`"),
+    "accepts NaN": ("nan", "status should be 4xx; seen: 200"),
+    "accepts left over": ("bytes_left_over", "status should be 4xx; seen: 200"),
+    "accepts nested more": ("nested_101_deep", "status should be 4xx; seen: 200"),
+    "accepts sequences": ("sequence", "status should be 4xx; seen: 200"),
+    "accepts shared memory": ("shared_memory", "status should be 4xx; seen: 200"),
+    "accepts twice in one object": ("duplicate_key", "status should be 4xx; seen: 200"),
+    "accepts decompresses to more": ("gzip_bomb", "status should be 4xx; seen: 200"),
     "nested data": ("json_outputs_are_flat", "sum should be flat"),
     "never raw": ("binary_output", "Content-Type should be 'application/octet-stream'"),
     "no configuration": ("config", "status should be 200"),
     "no framing header": ("binary_output", "seen"),
     "no id": ("infer_id", "id should be 'r-1'; seen: None"),
-    "offers what it does not name": ("what_is_not_offered", "status should be 4xx; seen: 200"),
-    "packs everything": ("metadata_is_never_packed", "Content-Encoding of /v2 should be None"),
+    "answers an extension that it does not advertise": ("unsupported_extensions", "status should be 4xx; seen: 200"),
+    "compresses everything": ("metadata_is_never_compressed", "Content-Encoding of /v2 should be None"),
     "parameters on JSON outputs": ("json_outputs_have_no_parameters", "seen: {'content_type': 'np'}"),
     "raw tensors in another order": ("binary_equals_json_output", "the same to the bit"),
     "the batch in dims": ("config_batch", "the batch and the dims of sum"),
-    "waits for acknowledgements": ("answers_do_not_wait", "the median should be under 30 ms"),
+    "waits for acknowledgements": ("no_delayed_acknowledgement", "the median should be under 30 ms"),
     "version v1": ("versions_are_numbers", "seen: 'v1'"),
 }
 
 
 @pytest.mark.parametrize(("fault", "id", "sentence"), [(fault, *found) for fault, found in FAULTS.items()], ids=FAULTS)
-def test_a_fault_is_found_by_the_check_that_is_about_it(tiny: Any, fault: str, id: str, sentence: str) -> None:
+def test_a_fault_fails_the_check_for_it(tiny: Any, fault: str, id: str, sentence: str) -> None:
     with tiny(fault) as url:
         found = outcomes(run(reach(url), id), "failed")
     assert sentence in found[id]
 
 
-def test_a_failed_check_of_robustness_does_not_undo_conformance(tiny: Any) -> None:
-    with tiny("forgives NaN") as url:
+def test_a_failed_robustness_check_does_not_affect_conformance(tiny: Any) -> None:
+    with tiny("accepts NaN") as url:
         target = reach(url)
         report = describe(target, run(target, "nan or infer_id"))
     assert report["conforms"]
@@ -110,5 +110,5 @@ def test_every_check_has_its_own_id_and_a_sentence() -> None:
     assert {check.group for check in found} == {*GROUPS.values()} > {*REQUIRED}
 
 
-def test_the_page_lists_the_checks_there_are() -> None:
+def test_the_documentation_lists_every_check() -> None:
     assert table() in (ROOT / "docs" / "conformance.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`edgeline conformance`, as a person or a script meets it."""
+"""`edgeline conformance`: output, exit codes and errors."""
 
 import json
 import socket
@@ -32,16 +32,16 @@ def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     return run
 
 
-def test_a_server_that_conforms_gives_a_table_and_exit_code_0(run: Run, site: Any) -> None:
+def test_a_conforming_server_gets_a_table_and_exit_code_0(run: Run, site: Any) -> None:
     code, out, err = run(site.url, "-k", "infer_id or infer_json_data")
     assert (code, err) == (0, "")
-    assert "The request's id comes back." in out
-    assert "image cannot travel as JSON" in out
+    assert "The request's id is returned." in out
+    assert "image cannot be sent as JSON" in out
     assert "specification: 2 passed, 0 failed, 1 skipped" in out
     assert "with model colors conforms" in out
 
 
-def test_a_server_that_does_not_gives_exit_code_1_and_what_was_seen(run: Run, tiny: Any) -> None:
+def test_a_failed_check_gets_exit_code_1_and_shows_what_was_seen(run: Run, tiny: Any) -> None:
     with tiny("no id") as url:
         code, out, _ = run(url, "-k", "infer_id")
     assert code == 1
@@ -49,7 +49,7 @@ def test_a_server_that_does_not_gives_exit_code_1_and_what_was_seen(run: Run, ti
     assert "with model tiny does not conform" in out
 
 
-def test_json_is_one_document(run: Run, tiny: Any) -> None:
+def test_the_json_report_is_one_document(run: Run, tiny: Any) -> None:
     with tiny("no id") as url:
         code, out, _ = run(url, "--json", "--model", "tiny", "-k", "infer_id or live")
     report = json.loads(out)
@@ -60,7 +60,7 @@ def test_json_is_one_document(run: Run, tiny: Any) -> None:
     assert found["infer_id"] == ("specification", "failed")
 
 
-def test_a_base_path_is_kept(run: Run, tiny: Any) -> None:
+def test_a_base_path_is_part_of_every_request(run: Run, tiny: Any) -> None:
     with tiny("below /base") as url:
         assert run(f"{url}/base/", "-k", "infer_id or client_infer or keep_alive")[0] == 0
         assert run(url, "-k", "infer_id")[0] == 1
@@ -70,7 +70,7 @@ def is_one_line(err: str, code: str) -> bool:
     return err.count("\n") == 1 and err.startswith("edgeline: ") and err.endswith(f"[{code}]\n")
 
 
-def test_a_server_that_is_not_there_is_one_line(run: Run) -> None:
+def test_an_unreachable_server_is_reported_in_one_line(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     code, out, err = run(f"http://127.0.0.1:{port}")
@@ -81,14 +81,14 @@ def test_a_server_that_is_not_there_is_one_line(run: Run) -> None:
 
 WRONG: dict[str, tuple[list[str], str, str]] = {
     "an unknown model": (["--model", "nope"], "no_metadata", "404"),
-    "no check of that id": (["-k", "nope"], "no_check", "no check matches"),
-    "no expression": (["-k", "infer and"], "no_check", "is no expression"),
+    "an unknown check id": (["-k", "nope"], "no_check", "no check matches"),
+    "an invalid expression": (["-k", "infer and"], "no_check", "is not a valid expression"),
     "no such image": (["--image", "/nowhere/photo.jpg"], "io_error", "No such file"),
 }
 
 
 @pytest.mark.parametrize(("arguments", "error", "sentence"), WRONG.values(), ids=WRONG)
-def test_a_wrong_argument_is_one_line(run: Run, site: Any, arguments: list[str], error: str, sentence: str) -> None:
+def test_a_wrong_argument_is_reported_in_one_line(run: Run, site: Any, arguments: list[str], error: str, sentence: str) -> None:
     code, out, err = run(site.url, *arguments)
     assert (code, out) == (1, "")
     assert is_one_line(err, error)
@@ -96,19 +96,19 @@ def test_a_wrong_argument_is_one_line(run: Run, site: Any, arguments: list[str],
 
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://", "127.0.0.1:x", "http://127.0.0.1:99999", "http://[::1"])
-def test_an_address_that_is_none_is_one_line(run: Run, url: str) -> None:
+def test_an_invalid_address_is_reported_in_one_line(run: Run, url: str) -> None:
     code, out, err = run(url)
     assert (code, out) == (1, "")
     assert is_one_line(err, "url_invalid")
 
 
 class Strange(BaseHTTPRequestHandler):
-    """Answers everything with what is no protocol."""
+    """Answers every request with the same body."""
 
     body = b""
 
     def log_message(self, *_: Any) -> None:
-        """Keep quiet."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         """Answer."""
@@ -121,7 +121,7 @@ class Strange(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("body", [b"hello", b"[]", b"{}", b'[{"name": "m"}]', b'{"inputs": 1}', b"null"], ids=repr)
-def test_a_server_of_something_else_is_one_line(run: Run, body: bytes) -> None:
+def test_a_server_of_another_protocol_is_reported_in_one_line(run: Run, body: bytes) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), type("Of", (Strange,), {"body": body})) as server:
         thread = Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -146,7 +146,7 @@ def test_a_missing_extra_is_named(package: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (1, "", expected)
 
 
-def test_the_checks_are_found_where_the_package_is_and_not_in_the_callers_folder(
+def test_the_callers_pytest_configuration_is_ignored(
     run: Run, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "conftest.py").write_text("raise SystemExit('the caller’s conftest ran')")

@@ -1,4 +1,4 @@
-"""The HTTP service: good images are answered, everything else is the caller's fault, said in one shape."""
+"""The HTTP service: good images are classified, everything else is an error in one shape."""
 
 import ast
 import contextlib
@@ -58,7 +58,7 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 1, 0, 0, 0, 0)) + chunk(b"IDAT", b"")
 
 
-def is_refused(reply: httpx.Response, status: int, code: str) -> None:
+def is_error(reply: httpx.Response, status: int, code: str) -> None:
     body = reply.json()
     assert (reply.status_code, body["code"]) == (status, code)
     assert body.keys() == {"error", "code", "request_id"}
@@ -71,10 +71,10 @@ def is_refused(reply: httpx.Response, status: int, code: str) -> None:
     assert reply.headers["x-content-type-options"] == "nosniff"
 
 
-# Answers
+# Predictions
 
 
-def test_an_image_is_answered(site: Any, photo: bytes) -> None:
+def test_an_image_is_classified(site: Any, photo: bytes) -> None:
     reply = site.client.post("/predict", content=photo, headers=JPEG)
     assert reply.status_code == 200
     answer = reply.json()
@@ -104,16 +104,16 @@ def test_every_form_of_the_body_gives_the_same_answer(site: Any, photo: bytes, f
 
 
 @pytest.mark.parametrize(("query", "count"), [("", 4), ("?top_k=1", 1), ("?top_k=3", 3), ("?top_k=999", 4)])
-def test_top_k_says_how_many_classes(site: Any, photo: bytes, query: str, count: int) -> None:
+def test_top_k_sets_the_number_of_classes(site: Any, photo: bytes, query: str, count: int) -> None:
     assert len(site.client.post(f"/predict{query}", content=photo).json()["predictions"]) == count
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5000, 1), (1, 5000)], ids=str)
-def test_the_thinnest_images_are_answered(site: Any, size: tuple[int, int]) -> None:
+def test_images_of_one_pixel_width_or_height_are_classified(site: Any, size: tuple[int, int]) -> None:
     assert site.client.post("/predict", content=png(size)).json()["predictions"][0]["label"] == "red"
 
 
-def test_every_answer_is_nosniff_and_has_an_id(site: Any, photo: bytes) -> None:
+def test_every_response_has_nosniff_and_a_request_id(site: Any, photo: bytes) -> None:
     for reply in (site.client.get("/healthz"), site.client.get("/readyz"), site.client.post("/predict", content=photo)):
         assert reply.status_code == 200
         assert reply.headers["x-content-type-options"] == "nosniff"
@@ -121,9 +121,9 @@ def test_every_answer_is_nosniff_and_has_an_id(site: Any, photo: bytes) -> None:
         assert "server" not in reply.headers
 
 
-# Callers' faults
+# Client errors
 
-REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
+REJECTED: dict[str, tuple[dict[str, Any], int, str]] = {
     "no body": ({}, 400, "image_empty"),
     "an empty file": ({"files": {"f": ("a.jpg", b"")}}, 400, "image_empty"),
     "text": ({"content": b"hello", "headers": JPEG}, 422, "not_an_image"),
@@ -135,7 +135,7 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "over the byte limit in a form": ({"files": {"f": ("a.jpg", bytes(100_001))}}, 413, "image_too_large"),
     "far over it in a form": ({"files": {"f": ("a.jpg", bytes(200_000))}}, 413, "body_too_large"),
     "json": ({"json": {"url": "http://127.0.0.1/"}}, 415, "media_type_not_supported"),
-    "a plain form": ({"data": {"a": "b"}}, 415, "media_type_not_supported"),
+    "a plain form": ({"data": {"a": "b"}}, 422, "not_an_image"),
     "gzip": ({"content": zlib.compress(png()), "headers": {"Content-Encoding": "gzip"}}, 415, "content_encoding_not_supported"),
     "65 files": ({"files": [("f", ("a", b"a"))] * 65}, 400, "multipart_invalid"),
     "a field beside the file": ({"files": {"f": ("a", b"a")}, "data": {"top_k": "1"}}, 400, "multipart_invalid"),
@@ -158,9 +158,9 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
 }
 
 
-@pytest.mark.parametrize(("request_", "status", "code"), REFUSED.values(), ids=REFUSED)
-def test_a_callers_fault_is_a_4xx_with_its_code(small: Any, request_: dict[str, Any], status: int, code: str) -> None:
-    is_refused(small.client.post("/predict", **request_), status, code)
+@pytest.mark.parametrize(("request_", "status", "code"), REJECTED.values(), ids=REJECTED)
+def test_a_client_error_is_a_4xx_with_its_code(small: Any, request_: dict[str, Any], status: int, code: str) -> None:
+    is_error(small.client.post("/predict", **request_), status, code)
 
 
 NO_SUCH = [("GET", "/no"), ("GET", "/predict/"), ("POST", "/PREDICT"), ("GET", "//healthz"), ("GET", "/docs"), ("POST", "/x")]
@@ -168,24 +168,24 @@ NO_SUCH = [("GET", "/no"), ("GET", "/predict/"), ("POST", "/PREDICT"), ("GET", "
 
 @pytest.mark.parametrize(("method", "path"), NO_SUCH)
 def test_an_unknown_path_is_a_404(site: Any, method: str, path: str) -> None:
-    is_refused(site.client.request(method, site.url + path), 404, "not_found")
+    is_error(site.client.request(method, site.url + path), 404, "not_found")
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/predict"), ("PUT", "/predict"), ("OPTIONS", "/predict"), ("POST", "/readyz")]
+    ("method", "path"), [("GET", "/predict"), ("DELETE", "/predict"), ("OPTIONS", "/predict"), ("POST", "/readyz")]
 )
-def test_another_method_is_a_405_that_names_the_right_one(site: Any, method: str, path: str) -> None:
+def test_a_wrong_method_is_a_405_with_the_allowed_ones(site: Any, method: str, path: str) -> None:
     reply = site.client.request(method, path)
-    is_refused(reply, 405, "method_not_allowed")
-    assert set(reply.headers["allow"].split(", ")) == ({"POST"} if path == "/predict" else {"GET", "HEAD"})
+    is_error(reply, 405, "method_not_allowed")
+    assert set(reply.headers["allow"].split(", ")) == ({"POST", "PUT"} if path == "/predict" else {"GET", "HEAD"})
 
 
-def test_head_has_the_headers_and_no_body(site: Any) -> None:
+def test_head_returns_the_headers_without_a_body(site: Any) -> None:
     reply = site.client.head("/healthz")
     assert (reply.status_code, reply.content) == (200, b"")
 
 
-def test_an_images_path_is_not_reflected(site: Any) -> None:
+def test_an_unknown_path_is_not_reflected_in_the_error(site: Any) -> None:
     assert "script" not in site.client.get("/<script>alert(1)</script>").text
 
 
@@ -202,10 +202,10 @@ IDS = {
 
 
 @pytest.mark.parametrize(("sent", "echoed"), IDS.values(), ids=IDS)
-def test_a_request_id_is_echoed_only_if_it_is_harmless(site: Any, sent: str, echoed: bool) -> None:
+def test_a_request_id_is_echoed_only_if_it_is_safe(site: Any, sent: str, echoed: bool) -> None:
     reply = site.client.get("/nothing", headers={"X-Request-Id": sent.encode("latin-1")})
     assert (reply.headers["x-request-id"] == sent) is echoed
-    is_refused(reply, 404, "not_found")
+    is_error(reply, 404, "not_found")
 
 
 def every_subclass(kind: type[Exception]) -> set[type[Exception]]:
@@ -226,7 +226,7 @@ def codes_raised() -> set[tuple[str, str]]:
     return found
 
 
-def test_every_code_of_a_callers_fault_maps_to_a_4xx() -> None:
+def test_every_code_of_a_client_error_maps_to_a_4xx() -> None:
     codes = codes_raised()
     assert {"image_empty", "image_too_large", "not_an_image", "top_k_invalid", "multipart_invalid"} <= {
         code for _, code in codes
@@ -239,14 +239,14 @@ def test_every_code_of_a_callers_fault_maps_to_a_4xx() -> None:
     ("error", "status"),
     [(ImageError("x"), 422), (InputError("x"), 400), (ImageError("x", code="new"), 422), (InputError("x", code="new"), 400)],
 )
-def test_a_new_code_of_a_callers_fault_is_a_4xx_too(error: InputError, status: int) -> None:
+def test_a_new_code_of_a_client_error_is_a_4xx_too(error: InputError, status: int) -> None:
     assert status_of(error) == status
 
 
 # Sizes, on the wire
 
 
-def test_a_declared_length_over_the_limit_is_answered_before_the_body_is_sent(site: Any) -> None:
+def test_a_declared_length_over_the_limit_is_rejected_before_the_body_is_sent(site: Any) -> None:
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\nExpect: 100-continue\r\n\r\n"
     with site.connect() as connection:
         connection.sendall(head)
@@ -255,8 +255,8 @@ def test_a_declared_length_over_the_limit_is_answered_before_the_body_is_sent(si
     assert b"\r\nconnection: close\r\n" in answer.lower()
 
 
-def test_a_client_that_sends_everything_first_still_reads_its_413(site: Any) -> None:
-    is_refused(site.client.post("/predict", content=bytes(20 * 2**20), headers=JPEG), 413, "body_too_large")
+def test_a_client_that_sends_its_whole_body_first_still_gets_the_413(site: Any) -> None:
+    is_error(site.client.post("/predict", content=bytes(20 * 2**20), headers=JPEG), 413, "body_too_large")
 
 
 def test_an_endless_body_is_cut_off(site: Any) -> None:
@@ -273,7 +273,7 @@ def test_an_endless_body_is_cut_off(site: Any) -> None:
     assert sent > Limits().max_bytes
 
 
-def test_a_body_of_ever_more_tiny_chunks_is_cut_off(small: Any) -> None:
+def test_an_endless_body_of_tiny_chunks_is_cut_off(small: Any) -> None:
     body = b"1\r\nx\r\n" * (SMALL.max_bytes + 1)
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
     answer = small.raw(head + body + b"0\r\n\r\n")
@@ -292,7 +292,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("request_", BROKEN.values(), ids=BROKEN)
-def test_broken_http_gets_one_4xx_and_the_end(site: Any, request_: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_malformed_http_gets_one_4xx_and_the_connection_closes(
+    site: Any, request_: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     answer = site.raw(request_)
     assert answer.startswith(b"HTTP/1.1 4")
     assert answer.count(b"HTTP/1.1") == 1
@@ -300,7 +302,7 @@ def test_broken_http_gets_one_4xx_and_the_end(site: Any, request_: bytes, caplog
     assert site.client.get("/healthz").status_code == 200
 
 
-def test_a_client_that_goes_away_in_the_middle_leaves_no_trace(site: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_disconnects_in_the_middle_logs_nothing(site: Any, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(5):
         with site.connect() as connection:
             connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
@@ -309,7 +311,7 @@ def test_a_client_that_goes_away_in_the_middle_leaves_no_trace(site: Any, caplog
     assert not [record for record in caplog.records if record.exc_info]
 
 
-def test_a_connection_is_used_again_after_a_good_and_a_bad_image(site: Any, photo: bytes) -> None:
+def test_a_connection_is_reused_after_a_good_and_a_bad_image(site: Any, photo: bytes) -> None:
     def request(body: bytes, last: bool) -> bytes:
         return b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n%s\r\n%s" % (
             len(body),
@@ -324,7 +326,7 @@ def test_a_connection_is_used_again_after_a_good_and_a_bad_image(site: Any, phot
 # Isolation
 
 
-def test_a_bad_image_among_good_ones_hurts_nobody_else(site: Any, artifact_template: Path) -> None:
+def test_a_bad_image_does_not_affect_concurrent_good_ones(site: Any, artifact_template: Path) -> None:
     photos = [(artifact_template / "golden" / f"{index}.jpg").read_bytes() for index in range(4)]
     bad = [b"", b"text", photos[0][:-100], bomb()]
     alone = [site.client.post("/predict", content=photo).json() for photo in photos]
@@ -348,7 +350,7 @@ def test_a_bad_image_among_good_ones_hurts_nobody_else(site: Any, artifact_templ
 
 
 class Busy(Classifier):
-    """A classifier whose answers wait for a signal: runners as busy as a test needs them."""
+    """A classifier that waits for a signal, to keep the workers busy as long as a test needs."""
 
     begun: threading.Semaphore
     go_on: threading.Event
@@ -359,7 +361,7 @@ class Busy(Classifier):
         return super().pixels(image)
 
 
-def test_health_is_answered_while_all_runners_are_busy(artifact_template: Path, photo: bytes, serving: Any) -> None:
+def test_health_checks_respond_while_all_workers_are_busy(artifact_template: Path, photo: bytes, serving: Any) -> None:
     Busy.begun, Busy.go_on = threading.Semaphore(0), threading.Event()
     with serving(artifact_template, open_classifier=Busy.open) as site, ThreadPoolExecutor(4) as pool:
         waiting = [pool.submit(httpx.post, f"{site.url}/predict", content=photo, timeout=20) for _ in range(4)]
@@ -372,7 +374,7 @@ def test_health_is_answered_while_all_runners_are_busy(artifact_template: Path, 
         assert [future.result().status_code for future in waiting] == [200] * 4
 
 
-def test_a_bug_of_ours_is_a_500_without_its_details(
+def test_an_unexpected_exception_is_a_500_without_its_details(
     artifact_template: Path, photo: bytes, serving: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Buggy(Classifier):
@@ -381,14 +383,16 @@ def test_a_bug_of_ours_is_a_500_without_its_details(
 
     with serving(artifact_template, open_classifier=Buggy.open) as site:
         reply = site.client.post("/predict", content=photo)
-        is_refused(reply, 500, "internal_error")
+        is_error(reply, 500, "internal_error")
         assert "secret" not in reply.text
         assert site.client.get("/healthz").status_code == 200
     [logged] = [record for record in caplog.records if record.exc_info]
     assert reply.json()["request_id"] in logged.getMessage()
 
 
-def test_a_model_that_gives_no_number_is_a_500_of_its_own(artifact_template: Path, photo: bytes, serving: Any) -> None:
+def test_a_model_output_that_is_not_finite_is_a_500_with_its_own_code(
+    artifact_template: Path, photo: bytes, serving: Any
+) -> None:
     class NotFinite(Classifier):
         def run(self, pixels_NHW3: np.ndarray, *, explain: bool = False) -> Outputs:
             if self.proof is not None:
@@ -396,20 +400,22 @@ def test_a_model_that_gives_no_number_is_a_500_of_its_own(artifact_template: Pat
             return super().run(pixels_NHW3, explain=explain)
 
     with serving(artifact_template, open_classifier=NotFinite.open) as site:
-        is_refused(site.client.post("/predict", content=photo), 500, "model_output_not_finite")
+        is_error(site.client.post("/predict", content=photo), 500, "model_output_not_finite")
 
 
 # Readiness
 
 
-def test_a_proven_artifact_is_ready_and_says_what_was_measured(site: Any) -> None:
+def test_a_loaded_artifact_is_ready_and_reports_its_self_test(site: Any) -> None:
     answer = site.client.get("/readyz").json()
     assert (answer["status"], answer["model"], answer["version"]) == ("ready", "colors", 1)
     assert answer["proof"]["samples"] == 4
     assert answer["proof"]["max_difference"] <= answer["proof"]["tolerance"]
 
 
-def test_before_it_is_ready_the_server_lives_and_says_so(artifact_template: Path, photo: bytes, serving: Any) -> None:
+def test_before_the_model_is_loaded_the_server_is_alive_and_not_ready(
+    artifact_template: Path, photo: bytes, serving: Any
+) -> None:
     go_on = threading.Event()
 
     def open_late(path: Path) -> Classifier:
@@ -419,9 +425,9 @@ def test_before_it_is_ready_the_server_lives_and_says_so(artifact_template: Path
     with serving(artifact_template, open_classifier=open_late, wait=False) as site:
         try:
             assert site.client.get("/healthz").status_code == 200
-            is_refused(site.client.get("/readyz"), 503, "loading")
+            is_error(site.client.get("/readyz"), 503, "loading")
             reply = site.client.post("/predict", content=photo)
-            is_refused(reply, 503, "loading")
+            is_error(reply, 503, "loading")
             assert int(reply.headers["retry-after"]) > 0
         finally:
             go_on.set()
@@ -462,7 +468,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("damage", "code", "reason"), DAMAGES.values(), ids=DAMAGES)
-def test_a_bad_artifact_leaves_the_server_alive_with_the_reason(
+def test_a_bad_artifact_leaves_the_server_alive_and_reports_the_reason(
     make_artifact: Any, serving: Any, damage: Callable[[Path], None], code: str, reason: str
 ) -> None:
     folder = make_artifact()
@@ -470,7 +476,7 @@ def test_a_bad_artifact_leaves_the_server_alive_with_the_reason(
     with serving(folder) as site:
         assert site.client.get("/healthz").status_code == 200
         for reply in (site.client.get("/readyz"), site.client.post("/predict", content=png())):
-            is_refused(reply, 503, code)
+            is_error(reply, 503, code)
             assert reason in reply.json()["error"]
             assert str(folder.parent) not in reply.text
 
@@ -480,14 +486,14 @@ def test_an_artifact_that_fails_its_golden_samples_is_never_ready(make_artifact:
     swap_labels(folder)
     seal(folder)
     with serving(folder) as site:
-        is_refused(site.client.get("/readyz"), 503, "golden_mismatch")
+        is_error(site.client.get("/readyz"), 503, "golden_mismatch")
         assert "golden/0.jpg" in site.client.get("/readyz").json()["error"]
 
 
-def test_a_loader_that_breaks_down_is_not_taken_for_loading(artifact_template: Path, serving: Any) -> None:
+def test_an_exception_while_loading_is_not_reported_as_loading(artifact_template: Path, serving: Any) -> None:
     def break_down(path: Path) -> Classifier:
         raise RuntimeError(f"secret {path}")
 
     with serving(artifact_template, open_classifier=break_down) as site:
-        is_refused(site.client.get("/readyz"), 503, "internal_error")
+        is_error(site.client.get("/readyz"), 503, "internal_error")
         assert "secret" not in site.client.get("/readyz").text

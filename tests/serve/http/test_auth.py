@@ -1,4 +1,4 @@
-"""Tokens: who is let in, and that nothing else decides it."""
+"""Bearer tokens: which requests are accepted, and that nothing else decides it."""
 
 import os
 from pathlib import Path
@@ -30,12 +30,12 @@ def bearer(token: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("token", [FIRST, SECOND])
-def test_each_token_of_the_file_lets_in(guarded: Any, artifact_template: Path, token: str) -> None:
+def test_each_token_of_the_file_is_accepted(guarded: Any, artifact_template: Path, token: str) -> None:
     photo = (artifact_template / "golden" / "0.jpg").read_bytes()
     assert guarded.client.post("/predict", content=photo, headers=bearer(token)).status_code == 200
 
 
-REFUSED: dict[str, list[tuple[str, str]]] = {
+REJECTED: dict[str, list[tuple[str, str]]] = {
     "none": [],
     "a wrong one": [("Authorization", "Bearer " + "c" * 26)],
     "an empty one": [("Authorization", "Bearer")],
@@ -64,29 +64,29 @@ PATHS = [
 ]
 
 
-@pytest.mark.parametrize("headers", REFUSED.values(), ids=REFUSED)
-def test_without_a_token_nobody_is_let_in(guarded: Any, headers: list[tuple[str, str]]) -> None:
+@pytest.mark.parametrize("headers", REJECTED.values(), ids=REJECTED)
+def test_requests_without_a_valid_token_are_rejected(guarded: Any, headers: list[tuple[str, str]]) -> None:
     reply = guarded.client.get("/metrics", headers=headers)
     assert (reply.status_code, reply.json()["code"]) == (401, "unauthorized")
     assert reply.headers["www-authenticate"] == 'Bearer realm="edgeline"'
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_every_other_address_wants_one(guarded: Any, path: str) -> None:
+def test_every_other_path_requires_a_token(guarded: Any, path: str) -> None:
     answer = guarded.raw(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
     assert answer.startswith(b"HTTP/1.1 401 ")
 
 
-def test_a_token_in_the_query_is_none(guarded: Any) -> None:
+def test_a_token_in_the_query_is_not_accepted(guarded: Any) -> None:
     assert guarded.client.get("/metrics", params={"token": FIRST, "access_token": FIRST}).status_code == 401
 
 
-def test_bytes_that_are_no_text_are_refused_as_any_other(guarded: Any) -> None:
+def test_credentials_that_are_not_text_are_rejected(guarded: Any) -> None:
     request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer \xff\xfe\r\n\r\n"
     assert guarded.raw(request).startswith(b"HTTP/1.1 401 ")
 
 
-def test_the_pages_files_need_no_token_and_what_they_show_does(guarded: Any) -> None:
+def test_the_pages_files_need_no_token_but_their_data_does(guarded: Any) -> None:
     page = guarded.client.get("/").text
     assert "page.js" in page
     assert guarded.client.get("/page.js").status_code == 200
@@ -95,11 +95,11 @@ def test_the_pages_files_need_no_token_and_what_they_show_does(guarded: Any) -> 
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-def test_health_needs_no_token(guarded: Any, path: str) -> None:
+def test_health_checks_need_no_token(guarded: Any, path: str) -> None:
     assert guarded.client.get(path).status_code == 200
 
 
-def test_a_changed_file_counts_from_the_next_request_on(guarded: Any, tokens: Path) -> None:
+def test_a_changed_token_file_applies_to_the_next_request(guarded: Any, tokens: Path) -> None:
     other = tokens.with_name("new")
     other.write_text("third-" + "d" * 20)
     os.replace(other, tokens)
@@ -108,7 +108,7 @@ def test_a_changed_file_counts_from_the_next_request_on(guarded: Any, tokens: Pa
 
 
 @pytest.mark.parametrize("content", [None, "", "short\n"])
-def test_a_file_that_is_no_good_any_more_changes_nothing(guarded: Any, tokens: Path, content: str | None) -> None:
+def test_a_token_file_that_becomes_invalid_changes_nothing(guarded: Any, tokens: Path, content: str | None) -> None:
     if content is None:
         tokens.unlink()
     else:
@@ -118,8 +118,8 @@ def test_a_file_that_is_no_good_any_more_changes_nothing(guarded: Any, tokens: P
 
 
 BAD_FILES = {
-    "empty": ("", "names no token"),
-    "comments only": ("# nothing\n", "names no token"),
+    "empty": ("", "holds no token"),
+    "comments only": ("# nothing\n", "holds no token"),
     "a short one": (f"{FIRST}\nshort\n", "1 of the tokens .* shorter than 16"),
     "not ASCII": ("ü" * 30, "not ASCII"),
     "too large": ("a" * 70_000, "limit of a token file"),
@@ -127,18 +127,18 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize(("content", "reason"), BAD_FILES.values(), ids=BAD_FILES)
-def test_a_file_without_good_tokens_does_not_start(tmp_path: Path, content: str, reason: str) -> None:
+def test_a_token_file_without_valid_tokens_is_an_error(tmp_path: Path, content: str, reason: str) -> None:
     (tmp_path / "tokens").write_text(content)
     with pytest.raises(ConfigError, match=reason):
         Tokens(tmp_path / "tokens")
 
 
-def test_a_file_that_is_not_there_does_not_start(tmp_path: Path) -> None:
+def test_a_missing_token_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         Tokens(tmp_path / "absent")
 
 
-def test_every_token_is_compared_whichever_is_right(tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_token_is_compared_whichever_matches(tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hmac
 
     compared: list[int] = []
@@ -147,13 +147,13 @@ def test_every_token_is_compared_whichever_is_right(tokens: Path, monkeypatch: p
     read = Tokens(tokens)
     for token in (FIRST, SECOND, "wrong"):
         read.accept([f"Bearer {token}".encode()])
-    assert compared == [32] * 6  # digests, so that their length tells nothing either
+    assert compared == [32] * 6  # digests, so that their length reveals nothing either
 
 
 ORIGIN = "https://example.org"
 
 
-def test_other_origins_are_told_nothing_unless_they_are_named(artifact_template: Path, serving: Any) -> None:
+def test_other_origins_get_no_cors_headers_unless_configured(artifact_template: Path, serving: Any) -> None:
     with serving(artifact_template) as site:
         assert "access-control-allow-origin" not in site.client.get("/readyz", headers={"Origin": ORIGIN}).headers
         preflight = {"Origin": ORIGIN, "Access-Control-Request-Method": "POST"}
@@ -164,7 +164,7 @@ def test_other_origins_are_told_nothing_unless_they_are_named(artifact_template:
         assert "access-control-allow-origin" not in site.client.get("/readyz", headers={"Origin": "https://other.org"}).headers
 
 
-def test_a_preflight_needs_no_token_for_browsers_send_none(artifact_template: Path, tokens: Path, serving: Any) -> None:
+def test_a_cors_preflight_needs_no_token(artifact_template: Path, tokens: Path, serving: Any) -> None:
     with serving(artifact_template, cors=[ORIGIN], tokens=Tokens(tokens)) as site:
         preflight = {
             "Origin": ORIGIN,

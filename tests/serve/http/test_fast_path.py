@@ -1,4 +1,4 @@
-"""The short way answers as the application does, takes what it should, and leaves nothing behind."""
+"""The fast path gives the same responses as the application, handles what it should, and leaks nothing."""
 
 import contextlib
 import json
@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from edgeline.serve.classifier import Classifier
-from edgeline.serve.http.app import ServingLimits
 from edgeline.serve.http.auth import Tokens
+from edgeline.serve.http.service import ServingLimits
 from edgeline.serve.inference.scheduler import ConcurrencyPlan
 
 WAIT_S = 20.0
@@ -28,27 +28,15 @@ def photo(artifact_template: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def long_way(artifact_template: Path, serving: Any) -> Iterator[Any]:
+def plain_site(artifact_template: Path, serving: Any) -> Iterator[Any]:
     with serving(artifact_template) as site:
         yield site
 
 
 @pytest.fixture(scope="module")
-def short_way(artifact_template: Path, serving: Any) -> Iterator[Any]:
-    with serving(artifact_template, express=True) as site:
-        yield watched(site)
-
-
-def watched(site: Any) -> Any:
-    """Note in `site.taken` which requests took the short way."""
-    site.taken, real = [], site.server.connections.express
-
-    def note(request: Any) -> bool:
-        site.taken.append(real(request))
-        return bool(site.taken[-1])
-
-    site.server.connections.express = note
-    return site
+def fast_site(artifact_template: Path, serving: Any) -> Iterator[Any]:
+    with serving(artifact_template, fast_path=True) as site:
+        yield site
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -71,7 +59,7 @@ def connected(site: Any) -> Iterator[socket.socket]:
 
 
 def answer(client: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    """One answer from the socket, and not a byte of the next."""
+    """Read one response from the socket, and not a byte of the next."""
     data = b""
     while b"\r\n\r\n" not in data:
         data += client.recv(1) or pytest.fail(f"the end after {data!r}")
@@ -89,9 +77,9 @@ def ask(site: Any, data: bytes) -> tuple[int, dict[str, str], bytes]:
         return answer(client)
 
 
-def without_chance(told: tuple[int, dict[str, str], bytes]) -> tuple[int, dict[str, str], Any]:
-    """An answer without what two of them never share: times, ids that nobody named, patience."""
-    status, headers, body = told
+def without_random_parts(response: tuple[int, dict[str, str], bytes]) -> tuple[int, dict[str, str], Any]:
+    """A response without what differs between two of them: times, generated ids, Retry-After."""
+    status, headers, body = response
     chance = {"date", "x-request-id", "server-timing", "retry-after"}
     kept = {name: value for name, value in headers.items() if name not in chance} | {"names": str(sorted(headers))}
     content = json.loads(body)
@@ -99,95 +87,98 @@ def without_chance(told: tuple[int, dict[str, str], bytes]) -> tuple[int, dict[s
 
 
 IMAGE = "Content-Type: image/jpeg"
-TAKEN = {
+PLAIN = {
     "an image": ("/predict", IMAGE),
     "an image of no type": ("/predict",),
     "plain bytes": ("/predict", "Content-Type: application/octet-stream"),
+    "a plain form's type, as curl sends it": ("/predict", "Content-Type: application/x-www-form-urlencoded"),
+    "text": ("/predict", "Content-Type: text/plain"),
     "two classes": ("/predict?top_k=2", IMAGE),
     "more classes than there are": ("/predict?top_k=999", IMAGE),
     "an id": ("/predict", IMAGE, "X-Request-Id: abc"),
-    "an id that is none": ("/predict", IMAGE, "X-Request-Id: a b"),
+    "an invalid id": ("/predict", IMAGE, "X-Request-Id: a b"),
     "the last of its connection": ("/predict", IMAGE, "Connection: close"),
 }
-LEFT = {
-    "no number of classes": ("/predict?top_k=0", IMAGE),
-    "two numbers of classes": ("/predict?top_k=1&top_k=2", IMAGE),
+UNUSUAL = {
+    "top_k=0": ("/predict?top_k=0", IMAGE),
+    "top_k twice": ("/predict?top_k=1&top_k=2", IMAGE),
     "a model": ("/predict?model=nobody", IMAGE),
     "another address": ("/predict/", IMAGE),
-    "a type that is not read": ("/predict", "Content-Type: text/plain"),
+    "JSON": ("/predict", "Content-Type: application/json"),
+    "JSON, written otherwise": ("/predict", "Content-Type: Application/JSON ; charset=utf-8"),
     "a compressed body": ("/predict", IMAGE, "Content-Encoding: gzip"),
     "a time of its own": ("/predict", IMAGE, "X-Request-Timeout-Ms: 9000"),
     "a form without a boundary": ("/predict", "Content-Type: multipart/form-data"),
 }
 
 
-@pytest.mark.parametrize("lines", TAKEN.values(), ids=TAKEN)
-def test_a_plain_request_takes_the_short_way_and_gets_the_same_answer(
-    lines: tuple[str, ...], photo: bytes, short_way: Any, long_way: Any
+@pytest.mark.parametrize("lines", PLAIN.values(), ids=PLAIN)
+def test_a_plain_request_takes_the_fast_path_and_gets_the_same_response(
+    lines: tuple[str, ...], photo: bytes, fast_site: Any, plain_site: Any
 ) -> None:
     data = request(photo, *lines)
-    told = ask(short_way, data)
-    assert short_way.taken[-1]
-    assert told[0] == 200
-    assert without_chance(told) == without_chance(ask(long_way, data))
-    assert re.fullmatch(r"queue;dur=[\d.]+, decode;dur=[\d.]+, infer;dur=[\d.]+", told[1]["server-timing"])
+    response = ask(fast_site, data)
+    assert fast_site.fast[-1]
+    assert response[0] == 200
+    assert without_random_parts(response) == without_random_parts(ask(plain_site, data))
+    assert re.fullmatch(r"queue;dur=[\d.]+, decode;dur=[\d.]+, infer;dur=[\d.]+", response[1]["server-timing"])
     if "X-Request-Id: abc" in lines:
-        assert told[1]["x-request-id"] == "abc"
+        assert response[1]["x-request-id"] == "abc"
 
 
-@pytest.mark.parametrize("lines", LEFT.values(), ids=LEFT)
+@pytest.mark.parametrize("lines", UNUSUAL.values(), ids=UNUSUAL)
 def test_an_unusual_request_is_left_to_the_application(
-    lines: tuple[str, ...], photo: bytes, short_way: Any, long_way: Any
+    lines: tuple[str, ...], photo: bytes, fast_site: Any, plain_site: Any
 ) -> None:
     data = request(photo, *lines)
-    told = ask(short_way, data)
-    assert not short_way.taken[-1]
-    assert without_chance(told) == without_chance(ask(long_way, data))
+    response = ask(fast_site, data)
+    assert not fast_site.fast[-1]
+    assert without_random_parts(response) == without_random_parts(ask(plain_site, data))
 
 
-def test_a_small_body_that_comes_in_pieces_takes_the_short_way(photo: bytes, short_way: Any) -> None:
-    seen, data = len(short_way.taken), request(photo, "/predict", IMAGE)
-    with connected(short_way) as client:
+def test_a_small_body_that_arrives_in_pieces_takes_the_fast_path(photo: bytes, fast_site: Any) -> None:
+    seen, data = len(fast_site.fast), request(photo, "/predict", IMAGE)
+    with connected(fast_site) as client:
         for start in range(0, len(data), 100):
             client.sendall(data[start : start + 100])
-            short_way.client.get("/healthz")  # by now it has come
+            fast_site.client.get("/healthz")  # by now it has arrived
         assert answer(client)[0] == 200
-    assert short_way.taken[seen:].count(True) == 1
+    assert fast_site.fast[seen:].count(True) == 1
 
 
-def test_a_large_body_that_comes_in_pieces_is_left_to_the_application(photo: bytes, short_way: Any) -> None:
-    seen, large = len(short_way.taken), photo + bytes(2**17)
+def test_a_large_body_that_arrives_in_pieces_is_left_to_the_application(photo: bytes, fast_site: Any) -> None:
+    seen, large = len(fast_site.fast), photo + bytes(2**17)
     data = request(large, "/predict", IMAGE)
-    with connected(short_way) as client:
+    with connected(fast_site) as client:
         client.sendall(data[:-1])
-        until(lambda: short_way.service.budget.held == len(large) - 1)
+        until(lambda: fast_site.service.budget.held == len(large) - 1)
         client.sendall(data[-1:])
         assert answer(client)[0] == 200
-    assert len(short_way.taken) == seen
+    assert len(fast_site.fast) == seen
 
 
-@pytest.mark.parametrize("body", [b"", b"no image", b"\xff\xd8\xff"], ids=["empty", "no image", "cut off"])
-def test_a_bad_image_gets_the_error_that_the_application_gives(body: bytes, short_way: Any, long_way: Any) -> None:
+@pytest.mark.parametrize("body", [b"", b"not an image", b"\xff\xd8\xff"], ids=["empty", "not an image", "cut off"])
+def test_a_bad_image_gets_the_same_error_as_from_the_application(body: bytes, fast_site: Any, plain_site: Any) -> None:
     data = request(body, "/predict", IMAGE, "X-Request-Id: abc")
-    told = ask(short_way, data)
-    assert short_way.taken[-1]
-    assert without_chance(told) == without_chance(ask(long_way, data))
-    assert told[0] in (400, 422)
-    assert json.loads(told[2])["request_id"] == told[1]["x-request-id"] == "abc"
+    response = ask(fast_site, data)
+    assert fast_site.fast[-1]
+    assert without_random_parts(response) == without_random_parts(ask(plain_site, data))
+    assert response[0] in (400, 422)
+    assert json.loads(response[2])["request_id"] == response[1]["x-request-id"] == "abc"
 
 
-def test_requests_that_come_at_once_are_answered_in_their_order(photo: bytes, short_way: Any) -> None:
+def test_pipelined_requests_are_answered_in_order(photo: bytes, fast_site: Any) -> None:
     asked = [request(photo, f"/predict?top_k={number}", IMAGE) for number in (1, 2, 3)]
-    with connected(short_way) as client:
+    with connected(fast_site) as client:
         client.sendall(b"".join(asked))
-        told = [len(json.loads(answer(client)[2])["predictions"]) for _ in asked]
+        response = [len(json.loads(answer(client)[2])["predictions"]) for _ in asked]
         client.sendall(asked[0])
         assert len(json.loads(answer(client)[2])["predictions"]) == 1
-    assert told == [1, 2, 3]
+    assert response == [1, 2, 3]
 
 
-def test_the_oldest_version_of_http_ends_with_its_answer(photo: bytes, short_way: Any) -> None:
-    with connected(short_way) as client:
+def test_an_http_1_0_connection_closes_after_the_response(photo: bytes, fast_site: Any) -> None:
+    with connected(fast_site) as client:
         client.sendall(request(photo, "/predict", IMAGE, version="1.0"))
         status, headers, _ = answer(client)
         assert (status, headers["connection"], client.recv(1)) == (200, "close", b"")
@@ -200,7 +191,7 @@ def counted(site: Any, name: str, **labels: str) -> float:
     return float(value)
 
 
-def test_every_answer_is_counted(photo: bytes, short_way: Any) -> None:
+def test_every_response_is_counted(photo: bytes, fast_site: Any) -> None:
     names = [
         ("edgeline_requests_total", {"method": "POST", "route": "/predict", "status": "200"}),
         ("edgeline_requests_total", {"method": "POST", "route": "/predict", "status": "422"}),
@@ -208,17 +199,17 @@ def test_every_answer_is_counted(photo: bytes, short_way: Any) -> None:
         ("edgeline_request_seconds_count", {"route": "/predict"}),
         ("edgeline_decode_seconds_count", {}),
     ]
-    before = [counted(short_way, name, **labels) for name, labels in names]
+    before = [counted(fast_site, name, **labels) for name, labels in names]
     for _ in range(3):
-        ask(short_way, request(photo, "/predict", IMAGE))
-    ask(short_way, request(b"no image", "/predict", IMAGE))
-    after = [counted(short_way, name, **labels) for name, labels in names]
+        ask(fast_site, request(photo, "/predict", IMAGE))
+    ask(fast_site, request(b"not an image", "/predict", IMAGE))
+    after = [counted(fast_site, name, **labels) for name, labels in names]
     assert [a - b for a, b in zip(after, before, strict=True)] == [3, 1, 1, 4, 3]
-    assert short_way.service.budget.held == short_way.service.engine.in_flight == 0
+    assert fast_site.service.budget.held == fast_site.service.engine.in_flight == 0
 
 
 class Stuck(Classifier):
-    """Decodes nothing until it is let go."""
+    """Decodes nothing until it is released."""
 
     go_on: threading.Event
 
@@ -234,14 +225,14 @@ def stuck(artifact_template: Path) -> Iterator[Callable[[Path], Classifier]]:
     Stuck.go_on.set()
 
 
-ONE = ConcurrencyPlan(runners=1, threads=1)
+ONE = ConcurrencyPlan(workers=1, threads=1)
 
 
 @pytest.mark.parametrize("others", [0, 1, 3])
-def test_the_work_for_a_client_that_has_gone_is_dropped(
+def test_work_on_the_fast_path_is_cancelled_when_the_client_disconnects(
     stuck: Any, artifact_template: Path, photo: bytes, serving: Any, others: int
 ) -> None:
-    with serving(artifact_template, open_classifier=stuck, express=True, plan=ONE) as site:
+    with serving(artifact_template, open_classifier=stuck, fast_path=True, plan=ONE) as site:
         engine, budget = site.service.engine, site.service.budget
         with connected(site) as first, connected(site) as second:
             first.sendall(request(photo, "/predict", IMAGE))
@@ -255,13 +246,13 @@ def test_the_work_for_a_client_that_has_gone_is_dropped(
             Stuck.go_on.set()
             assert answer(first)[0] == 200
         until(lambda: engine.waiting == 0)
-        assert (engine.totals.abandoned, engine.totals.images, budget.held) == (1, 1, 0)
+        assert (engine.stats.abandoned, engine.stats.images, budget.held) == (1, 1, 0)
 
 
-def test_a_full_engine_refuses_at_once_and_the_connection_goes_on(
+def test_a_full_engine_rejects_at_once_and_the_connection_stays_open(
     stuck: Any, artifact_template: Path, photo: bytes, serving: Any
 ) -> None:
-    with serving(artifact_template, open_classifier=stuck, express=True, plan=ONE, queue=1) as site:
+    with serving(artifact_template, open_classifier=stuck, fast_path=True, plan=ONE, queue=1) as site:
         engine, data = site.service.engine, request(photo, "/predict", IMAGE)
         with connected(site) as first, connected(site) as second, connected(site) as third:
             first.sendall(data)
@@ -276,27 +267,29 @@ def test_a_full_engine_refuses_at_once_and_the_connection_goes_on(
             assert (answer(first)[0], answer(second)[0]) == (200, 200)
             third.sendall(data)
             assert answer(third)[0] == 200
-        assert counted(site, "edgeline_rejected_total", reason="overloaded") == engine.totals.rejected == 1
+        assert counted(site, "edgeline_rejected_total", reason="overloaded") == engine.stats.rejected == 1
 
 
-def test_what_is_due_is_told_so_and_what_is_not_waits_on(
+def test_a_missed_deadline_is_a_504_if_started_and_a_503_if_queued(
     stuck: Any, artifact_template: Path, photo: bytes, serving: Any
 ) -> None:
-    with serving(artifact_template, open_classifier=stuck, express=True, plan=ONE, terms=ServingLimits(deadline_s=0.3)) as site:
+    with serving(
+        artifact_template, open_classifier=stuck, fast_path=True, plan=ONE, serving_limits=ServingLimits(deadline_s=0.3)
+    ) as site:
         started = ask(site, request(photo, "/predict", IMAGE))
         waiting = ask(site, request(photo, "/predict", IMAGE))
-        assert [(told[0], json.loads(told[2])["code"]) for told in (started, waiting)] == [
+        assert [(response[0], json.loads(response[2])["code"]) for response in (started, waiting)] == [
             (504, "deadline_exceeded"),
             (503, "deadline_exceeded"),
         ]
-        assert (site.service.engine.totals.expired, site.service.budget.held) == (2, 0)
+        assert (site.service.engine.stats.expired, site.service.budget.held) == (2, 0)
         Stuck.go_on.set()
 
 
-def test_a_stopping_server_ends_the_connection_with_the_answer(
+def test_a_stopping_server_closes_the_connection_after_the_response(
     stuck: Any, artifact_template: Path, photo: bytes, serving: Any
 ) -> None:
-    with serving(artifact_template, open_classifier=stuck, express=True, plan=ONE) as site, connected(site) as client:
+    with serving(artifact_template, open_classifier=stuck, fast_path=True, plan=ONE) as site, connected(site) as client:
         client.sendall(request(photo, "/predict", IMAGE))
         until(lambda: site.service.engine.in_flight == 1)
         site.server.stop()
@@ -309,13 +302,13 @@ def test_a_stopping_server_ends_the_connection_with_the_answer(
 # Tokens
 
 
-def test_who_names_a_token_is_answered_the_short_way_and_who_does_not_is_not(
+def test_only_requests_with_a_valid_token_take_the_fast_path(
     artifact_template: Path, photo: bytes, serving: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "tokens").write_text("a-token-of-enough-letters\n")
     with (
-        serving(artifact_template, express=True, tokens=Tokens(tmp_path / "tokens")) as site,
-        connected(watched(site)) as client,
+        serving(artifact_template, fast_path=True, tokens=Tokens(tmp_path / "tokens")) as site,
+        connected(site) as client,
     ):
         for lines, status, short in (
             (["Authorization: Bearer a-token-of-enough-letters"], 200, True),
@@ -325,5 +318,5 @@ def test_who_names_a_token_is_answered_the_short_way_and_who_does_not_is_not(
         ):
             client.sendall(request(photo, "/predict", *lines))
             found, _, body = answer(client)
-            assert (found, site.taken.pop()) == (status, short), lines
+            assert (found, site.fast.pop()) == (status, short), lines
             assert (b"predictions" in body) == short

@@ -1,4 +1,4 @@
-"""`edgeline serve` as a process: what signals, options and files make of it."""
+"""`edgeline serve` as a process: signals, options and files."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from tests.support.processes import DEADLINE_S, MAIN, ROOT, connect, line_of, re
 
 @pytest.fixture
 def followed(make_artifact: Any, seal: Callable[..., Path], tmp_path: Path) -> tuple[Path, Callable[..., None]]:
-    """A name's folder with version 1, and what publishes another; with a text in its model that changes nothing else."""
+    """A name's folder with version 1, and a function that publishes another, with a text in its model if it is to differ."""
     store = tmp_path / "published" / "colors"
     store.mkdir(parents=True)
 
@@ -51,7 +51,7 @@ def ready(url: str) -> dict[str, Any]:
     return found
 
 
-def test_sighup_takes_a_new_version_and_sigusr1_goes_back(followed: Any) -> None:
+def test_sighup_loads_a_new_version_and_sigusr1_rolls_back(followed: Any) -> None:
     store, publish = followed
     with started(store) as (process, url):
         wait_until_ready(url)
@@ -65,7 +65,7 @@ def test_sighup_takes_a_new_version_and_sigusr1_goes_back(followed: Any) -> None
         assert process.wait(DEADLINE_S) == 0
 
 
-def test_after_a_kill_it_starts_again_on_the_same_port_and_answers(followed: Any, tmp_path: Path) -> None:
+def test_after_sigkill_it_restarts_on_the_same_port(followed: Any, tmp_path: Path) -> None:
     store, _ = followed
     photo = (store / "1" / "golden" / "0.jpg").read_bytes()
     with started(store, "--cache", str(tmp_path / "cache")) as (process, url), connect(url) as idle:
@@ -82,7 +82,7 @@ def test_after_a_kill_it_starts_again_on_the_same_port_and_answers(followed: Any
 
 
 @pytest.mark.skipif(not processor_identity(), reason="graphs are kept only where the processor is known")
-def test_a_start_keeps_the_optimized_graph_and_an_exchange_does_not(followed: Any, tmp_path: Path) -> None:
+def test_a_start_caches_the_optimized_graph_and_a_reload_does_not(followed: Any, tmp_path: Path) -> None:
     store, publish = followed
     options = ("--cache", str(tmp_path / "cache"), "--runners", "1")
     kept = tmp_path / "cache" / "optimized"
@@ -100,7 +100,7 @@ def test_a_start_keeps_the_optimized_graph_and_an_exchange_does_not(followed: An
         assert len(list(kept.glob("*.onnx"))) == 2
 
 
-def test_readiness_goes_before_the_socket_does(artifact_template: Path) -> None:
+def test_readiness_ends_before_the_socket_closes(artifact_template: Path) -> None:
     photo = (artifact_template / "golden" / "0.jpg").read_bytes()
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(photo)
     patient = "from edgeline.serve.http.transport import server; server.LAME_DUCK_S = 5\n"
@@ -119,7 +119,7 @@ def test_readiness_goes_before_the_socket_does(artifact_template: Path) -> None:
         assert process.wait(DEADLINE_S) == 0
 
 
-def test_a_second_signal_ends_the_grace(artifact_template: Path) -> None:
+def test_a_second_signal_ends_the_grace_period(artifact_template: Path) -> None:
     with started(artifact_template, "--grace", "600") as (process, url):
         wait_until_ready(url)
         with connect(url) as connection:
@@ -143,7 +143,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return files
 
 
-def test_tls_serves_https_and_answers_nothing_else(artifact_template: Path, certificate: tuple[Path, Path]) -> None:
+def test_with_tls_only_https_is_answered(artifact_template: Path, certificate: tuple[Path, Path]) -> None:
     cert, key = map(str, certificate)
     photo = (artifact_template / "golden" / "0.jpg").read_bytes()
     with started(artifact_template, "--certificate", cert, "--key", key, scheme="https") as (process, url):
@@ -159,7 +159,7 @@ def test_tls_serves_https_and_answers_nothing_else(artifact_template: Path, cert
         assert "Traceback" not in (process.stderr.read() if process.stderr else "")
 
 
-def test_a_server_that_others_reach_keeps_its_metrics_to_this_machine(artifact_template: Path, tmp_path: Path) -> None:
+def test_metrics_of_an_exposed_server_are_on_loopback_only(artifact_template: Path, tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
     tokens.write_text("a" * 32)
     options = ("--host", "0.0.0.0", "--metrics-port", "0", "--tokens", str(tokens), "--log-format", "json")
@@ -177,7 +177,7 @@ def test_a_server_that_others_reach_keeps_its_metrics_to_this_machine(artifact_t
         assert [json.loads(line)["level"] for line in lines] == ["info"] * len(lines)
 
 
-def test_what_was_found_at_the_first_start_is_there_at_the_second(artifact_template: Path, tmp_path: Path) -> None:
+def test_the_measured_plan_is_reused_at_the_second_start(artifact_template: Path, tmp_path: Path) -> None:
     said = []
     for _ in range(2):
         with started(artifact_template, "--cache", str(tmp_path / "cache")) as (process, url):
@@ -189,17 +189,15 @@ def test_what_was_found_at_the_first_start_is_there_at_the_second(artifact_templ
     assert "found in" not in said[1]
 
 
-REFUSED: dict[str, tuple[list[str], str]] = {
+REJECTED: dict[str, tuple[list[str], str]] = {
     "a token file that is not there": (["--tokens", "absent"], "the token file absent cannot be read: No such file"),
     "a certificate without its key": (["--certificate", "a.pem"], "TLS needs both --certificate and --key"),
-    "a certificate that is none": (["--certificate", "README.md", "--key", "README.md"], "cannot be used: .*PEM files"),
+    "a file that is not a certificate": (["--certificate", "README.md", "--key", "README.md"], "cannot be used: .*PEM files"),
 }
 
 
-@pytest.mark.parametrize(("options", "reason"), REFUSED.values(), ids=REFUSED)
-def test_an_option_that_cannot_be_had_is_one_line_and_exit_code_1(
-    artifact_template: Path, options: list[str], reason: str
-) -> None:
+@pytest.mark.parametrize(("options", "reason"), REJECTED.values(), ids=REJECTED)
+def test_an_unusable_option_is_one_line_and_exit_code_1(artifact_template: Path, options: list[str], reason: str) -> None:
     command = [*MAIN, "serve", str(artifact_template), "--port", "0", *options]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
     assert (ended.returncode, ended.stdout) == (1, "")

@@ -1,4 +1,4 @@
-"""Faults of the server that no other test shows, and that the page of all of them names tests that exist."""
+"""Faults that no other test covers; and the document of all faults names tests that exist."""
 
 import io
 import logging
@@ -68,9 +68,7 @@ def claimed_png(side: int) -> bytes:
 
 
 @needs_proc
-def test_fifty_bombs_at_once_take_no_more_memory_than_there_are_runners_and_hurt_nobody(
-    artifact_template: Path, photo: bytes
-) -> None:
+def test_fifty_concurrent_bombs_take_memory_for_one_image_a_worker(artifact_template: Path, photo: bytes) -> None:
     side = 2000
     at_the_limit, over_it = plain_png(side), claimed_png(side * 10)
     with processes.started(artifact_template, "--max-pixels", str(side * side)) as (process, url), httpx.Client() as client:
@@ -88,12 +86,12 @@ def test_fifty_bombs_at_once_take_no_more_memory_than_there_are_runners_and_hurt
         assert {answer.status_code for answer in answers[::2]} == {413}
         assert {answer.status_code for answer in answers[1::2]} == {200}
         assert [answer.json() for answer in neighbors] == [honest] * 10
-        # 25 pictures of 12 MB, and a second copy of each, would be 600 MB; two runners hold two of them.
+        # 25 images of 12 MB, and a second copy of each, would be 600 MB; two workers decode two of them.
         assert resident(process.pid, "VmHWM") - before < 150 * 10**6
 
 
 @needs_proc
-def test_thousands_of_idle_connections_cost_little_and_keep_nobody_out(artifact_template: Path) -> None:
+def test_thousands_of_idle_connections_do_not_keep_new_clients_out(artifact_template: Path) -> None:
     count = 3000
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < count + 500:
@@ -123,7 +121,7 @@ FEW_FILES = (
 )
 
 
-def test_a_server_with_few_descriptors_goes_on_accepting(artifact_template: Path, photo: bytes) -> None:
+def test_a_server_with_few_file_descriptors_still_accepts(artifact_template: Path, photo: bytes) -> None:
     with processes.started(artifact_template, main=[sys.executable, "-c", FEW_FILES]) as (process, url):
         processes.wait_until_ready(url)
         held = [processes.connect(url) for _ in range(400)]
@@ -137,11 +135,11 @@ def test_a_server_with_few_descriptors_goes_on_accepting(artifact_template: Path
         assert "Traceback" not in (process.stderr.read() if process.stderr else "")
 
 
-# Clients that leave, and time that is over
+# Clients that disconnect, and deadlines
 
 
 class Busy(Classifier):
-    """A classifier whose runners wait for a signal."""
+    """A classifier that waits for a signal."""
 
     begun: threading.Semaphore
     go_on: threading.Event
@@ -158,7 +156,7 @@ def busy() -> type[Busy]:
     return Busy
 
 
-def test_a_client_that_leaves_while_its_image_is_worked_on_leaves_nothing_behind(
+def test_a_client_that_disconnects_during_inference_leaves_nothing_behind(
     artifact_template: Path, photo: bytes, serving: Any, busy: type[Busy], caplog: pytest.LogCaptureFixture
 ) -> None:
     with serving(artifact_template, open_classifier=busy.open) as site:
@@ -174,7 +172,7 @@ def test_a_client_that_leaves_while_its_image_is_worked_on_leaves_nothing_behind
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
-def test_a_request_whose_time_is_over_in_the_queue_is_answered_so_and_never_run(
+def test_a_request_that_expires_in_the_queue_is_never_run(
     artifact_template: Path, photo: bytes, serving: Any, busy: type[Busy]
 ) -> None:
     with serving(artifact_template, open_classifier=busy.open) as site, ThreadPoolExecutor(2) as pool:
@@ -190,12 +188,10 @@ def test_a_request_whose_time_is_over_in_the_queue_is_answered_so_and_never_run(
         assert not busy.begun.acquire(blocking=False), "the late image was looked at"
 
 
-# Reloads at once
+# Concurrent reloads
 
 
-def test_reloads_from_everywhere_at_once_load_one_after_the_other(
-    make_artifact: Any, tmp_path: Path, photo: bytes, serving: Any
-) -> None:
+def test_concurrent_reloads_load_one_version_at_a_time(make_artifact: Any, tmp_path: Path, photo: bytes, serving: Any) -> None:
     store = tmp_path / "published"
     make_artifact(store=store, version=1)
     opening, overlapping, opened = threading.Lock(), threading.Event(), list[str]()
@@ -219,7 +215,7 @@ def test_reloads_from_everywhere_at_once_load_one_after_the_other(
     assert opened == ["1", "2"]
 
 
-# What clients write into places that are logged, compared or sent back
+# Input of clients that is logged, compared or sent back
 
 MARKUP = "<script>alert(1)</script>"
 HOSTILE: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -239,7 +235,7 @@ HOSTILE: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("method", "path", "sent"), HOSTILE.values(), ids=HOSTILE)
-def test_what_a_client_writes_makes_no_line_no_header_and_no_markup(
+def test_client_input_never_starts_a_log_line_a_header_or_markup(
     artifact_template: Path, serving: Any, caplog: pytest.LogCaptureFixture, method: str, path: str, sent: dict[str, Any]
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -279,7 +275,7 @@ TRICKS = [
 
 
 @pytest.mark.parametrize("path", SAME)
-def test_no_spelling_of_an_address_gets_in_without_a_token(
+def test_no_spelling_of_a_path_bypasses_the_token(
     artifact_template: Path, tmp_path: Path, photo: bytes, serving: Any, path: str
 ) -> None:
     (tmp_path / "tokens").write_text("a-token-of-enough-letters\n")
@@ -291,7 +287,7 @@ def test_no_spelling_of_an_address_gets_in_without_a_token(
                 assert re.match(rb"HTTP/1\.1 40[01] ", site.raw(head + photo)), (host, trick)
 
 
-def test_an_address_or_a_path_in_a_request_is_never_followed(site: Any, artifact_template: Path) -> None:
+def test_a_url_or_file_path_in_a_request_is_never_opened(site: Any, artifact_template: Path) -> None:
     secret = artifact_template / "golden" / "0.jpg"
     with socket.create_server(("127.0.0.1", 0)) as bait:
         bait.setblocking(False)
@@ -311,17 +307,17 @@ def test_an_address_or_a_path_in_a_request_is_never_followed(site: Any, artifact
             bait.accept()
 
 
-# The page
+# The document
 
 ROWS = re.findall(r"(?m)^\| (H\d\d) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", PAGE)
 
 
-def test_the_page_has_every_fault_once() -> None:
+def test_the_document_lists_every_fault_once() -> None:
     assert [number for number, *_ in ROWS] == [f"H{number:02}" for number in range(1, 49)]
 
 
 @pytest.mark.parametrize(("number", "tests"), [(row[0], row[3]) for row in ROWS], ids=[row[0] for row in ROWS])
-def test_a_test_that_the_page_names_exists(number: str, tests: str) -> None:
+def test_every_test_that_the_document_names_exists(number: str, tests: str) -> None:
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", tests)
     assert named or "none" in tests, f"{number} names no test, and does not say so"
     for file, test in named:

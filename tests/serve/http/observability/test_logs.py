@@ -1,4 +1,4 @@
-"""The log: lines that hold what they should, and never more than one."""
+"""The log: one line per event, with the expected fields."""
 
 import json
 import logging
@@ -17,19 +17,19 @@ def record(message: str, *arguments: object, **extra: object) -> logging.LogReco
 
 
 def test_a_json_line_is_one_object_with_its_fields() -> None:
-    told = json.loads(JsonLines().format(record("a %s", "b", request_id="r1", status=200, secret="no")))
-    assert (told["message"], told["level"], told["logger"]) == ("a b", "info", "serve.x")
-    assert (told["request_id"], told["status"]) == ("r1", 200)
-    assert "secret" not in told
+    fields = json.loads(JsonLines().format(record("a %s", "b", request_id="r1", status=200, secret="no")))
+    assert (fields["message"], fields["level"], fields["logger"]) == ("a b", "info", "serve.x")
+    assert (fields["request_id"], fields["status"]) == ("r1", 200)
+    assert "secret" not in fields
 
 
 @pytest.mark.parametrize("formatter", [JsonLines(), TextLines()], ids=["json", "text"])
-@pytest.mark.parametrize("hostile", ["a\nb", "a\r\nb", "a\n2026-01-01 ERROR forged: line"])
-def test_a_text_from_outside_begins_no_line_of_its_own(formatter: logging.Formatter, hostile: str) -> None:
-    assert len(formatter.format(record("seen: %s", hostile)).splitlines()) == 1
+@pytest.mark.parametrize("text", ["a\nb", "a\r\nb", "a\n2026-01-01 ERROR forged: line"])
+def test_text_from_a_client_cannot_start_a_new_line(formatter: logging.Formatter, text: str) -> None:
+    assert len(formatter.format(record("seen: %s", text)).splitlines()) == 1
 
 
-def test_an_error_keeps_its_traceback() -> None:
+def test_an_error_is_logged_with_its_traceback() -> None:
     try:
         raise RuntimeError("why")
     except RuntimeError as error:
@@ -39,7 +39,7 @@ def test_an_error_keeps_its_traceback() -> None:
     assert "RuntimeError: why" in TextLines().format(made)
 
 
-def test_an_access_log_has_a_line_for_each_request_by_its_route(
+def test_the_access_log_has_a_line_for_each_request_with_its_route(
     artifact_template: Path, serving: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "edgeline.serve.access_log")
@@ -59,7 +59,7 @@ def test_an_access_log_has_a_line_for_each_request_by_its_route(
     assert "secret" not in "".join(line.getMessage() for line in lines)
 
 
-def test_without_it_requests_leave_no_line(artifact_template: Path, serving: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_requests_are_not_logged_by_default(artifact_template: Path, serving: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with serving(artifact_template) as site:
         caplog.clear()

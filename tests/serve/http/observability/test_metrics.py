@@ -1,4 +1,4 @@
-"""The metrics: what they say is what happened."""
+"""The metrics match what happened."""
 
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ def photo(artifact_template: Path) -> bytes:
     return (artifact_template / "golden" / "0.jpg").read_bytes()
 
 
-def test_counters_equal_what_was_asked(artifact_template: Path, photo: bytes, serving: Any) -> None:
+def test_counters_match_the_requests(artifact_template: Path, photo: bytes, serving: Any) -> None:
     with serving(artifact_template) as site:
         for _ in range(7):
             site.client.post("/predict", content=photo)
         for _ in range(3):
-            site.client.post("/predict", content=b"no image")
+            site.client.post("/predict", content=b"not an image")
         site.client.post("/predict", files=[("f", ("a", photo)), ("f", ("b", photo)), ("f", ("c", b"x"))])
         site.client.get("/nowhere/at/all")
         found = values(site)
@@ -45,7 +45,7 @@ def test_counters_equal_what_was_asked(artifact_template: Path, photo: bytes, se
     assert value(found, "edgeline_connections") >= 1
 
 
-def test_what_a_client_sends_makes_no_label(artifact_template: Path, serving: Any) -> None:
+def test_clients_cannot_create_labels(artifact_template: Path, serving: Any) -> None:
     with serving(artifact_template) as site:
         site.client.get("/healthz")
         before = {name for name in values(site) if name[0] == "edgeline_requests_total"}
@@ -56,12 +56,12 @@ def test_what_a_client_sends_makes_no_label(artifact_template: Path, serving: An
     assert len(after - before) <= 2
 
 
-def test_refusals_are_counted_by_their_code(artifact_template: Path, serving: Any) -> None:
+def test_rejected_requests_are_counted_by_their_code(artifact_template: Path, serving: Any) -> None:
     with serving(artifact_template) as site:
         site.raw(b"nonsense\r\n\r\n")
         site.raw(b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n")
         for _ in range(2):
-            site.client.post("/predict", content=b"no image")
+            site.client.post("/predict", content=b"not an image")
         site.client.post("/predict", params={"top_k": "0"}, content=b"")
         found = values(site)
     assert value(found, "edgeline_rejected_total", reason="request_malformed") == 1
@@ -70,6 +70,6 @@ def test_refusals_are_counted_by_their_code(artifact_template: Path, serving: An
     assert value(found, "edgeline_rejected_total", reason="top_k_invalid") == 1
 
 
-def test_where_others_may_ask_there_are_none(artifact_template: Path, serving: Any) -> None:
+def test_metrics_can_be_left_out(artifact_template: Path, serving: Any) -> None:
     with serving(artifact_template, metrics=False) as site:
         assert site.client.get("/metrics").status_code == 404

@@ -1,4 +1,4 @@
-"""Requests of the V2 protocol: what fits becomes tensors, what does not is refused before anything is made of it."""
+"""V2 requests: those that fit become tensors, others are rejected before memory is allocated for them."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeline.serve.errors import InputError
-from edgeline.serve.http.open_inference.decode import Request, Signature, Wanted, decode
+from edgeline.serve.http.open_inference.decode import Request, RequestedOutput, Signature, decode
 from edgeline.serve.http.open_inference.tensors import NUMBERS, Spec
 
 OUTPUTS = (Spec("p", "FP32", (-1, 2)), Spec("q", "FP32", (-1, 2)))
@@ -64,7 +64,7 @@ def test_a_raw_tensor_comes_back_to_the_bit_and_without_a_copy(datatype: str) ->
 
 
 @pytest.mark.parametrize("datatype", [name for name in NUMBERS if name != "FP16"])
-def test_a_json_tensor_is_the_raw_one(datatype: str) -> None:
+def test_a_json_tensor_equals_the_raw_one(datatype: str) -> None:
     values = np.arange(6).astype(NUMBERS[datatype]).reshape(2, 3)
     model = Signature((Spec("x", datatype, (-1, 3)),), OUTPUTS, max_batch=4)
     found = read({"inputs": [x(shape=[2, 3], datatype=datatype, data=values.tolist())]}, model=model).inputs["x"]
@@ -80,12 +80,12 @@ def test_raw_bytes_are_split_by_their_lengths() -> None:
 
 
 @pytest.mark.parametrize("shape", [[2], [2, 1]], ids=str)
-def test_bytes_come_with_and_without_their_dimension_of_one(shape: list[int]) -> None:
+def test_bytes_are_accepted_with_and_without_their_dimension_of_one(shape: list[int]) -> None:
     found = read({"inputs": [{"name": "t", "shape": shape, "datatype": "BYTES", "data": ["é", ""]}]}, model=TEXTS)
     assert found.inputs["t"] == ["é".encode(), b""]
 
 
-def test_raw_tensors_come_in_the_order_of_the_inputs_that_are_raw() -> None:
+def test_raw_tensors_are_read_in_the_order_of_the_raw_inputs() -> None:
     inputs = [
         {"name": "b", "shape": [1, 1], "datatype": "BYTES", "parameters": {"binary_data_size": 5}},
         {"name": "a", "shape": [1, 1], "datatype": "FP32", "data": [7]},
@@ -102,39 +102,45 @@ def test_the_raw_form_is_one_element_of_bytes() -> None:
 def test_the_raw_form_is_one_tensor_of_numbers() -> None:
     found = decode(bytes([1, 2, 3, 4]), "0", BYTES)
     np.testing.assert_array_equal(found.inputs["x"], np.array([[[1, 2], [3, 4]]], np.uint8), strict=True)
-    assert found.outputs == (Wanted("p", binary=True), Wanted("q", binary=True))
-    assert decode(bytes(4), "0", BYTES, json_reply=True).outputs == (Wanted("p", binary=False), Wanted("q", binary=False))
+    assert found.outputs == (RequestedOutput("p", binary=True), RequestedOutput("q", binary=True))
+    assert decode(bytes(4), "0", BYTES, json_reply=True).outputs == (
+        RequestedOutput("p", binary=False),
+        RequestedOutput("q", binary=False),
+    )
 
 
-def test_the_raw_form_of_a_model_with_several_inputs_is_refused() -> None:
-    with pytest.raises(InputError, match="a body without JSON is one input, the model has 2") as refusal:
+def test_the_raw_form_is_rejected_for_a_model_with_several_inputs() -> None:
+    with pytest.raises(InputError, match="a body without JSON can be one input only, the model has 2") as caught:
         decode(b"JPEG", "0", TWO)
-    assert refusal.value.code == "tensor_invalid"
+    assert caught.value.code == "tensor_invalid"
 
 
-# What is asked for
+# --- requested outputs ----------------------------------------------------------------------------------------------
 
-ASKED = {
-    "nothing": ({}, (Wanted("p", False), Wanted("q", False))),
-    "no outputs": ({"outputs": []}, (Wanted("p", False), Wanted("q", False))),
-    "all raw": ({"parameters": {"binary_data_output": True}}, (Wanted("p", True), Wanted("q", True))),
-    "one": ({"outputs": [{"name": "q"}]}, (Wanted("q", False),)),
-    "their order": ({"outputs": [{"name": "q"}, {"name": "p"}]}, (Wanted("q", False), Wanted("p", False))),
-    "one raw": ({"outputs": [{"name": "p", "parameters": {"binary_data": True}}]}, (Wanted("p", True),)),
+REQUESTED = {
+    "nothing": ({}, (RequestedOutput("p", False), RequestedOutput("q", False))),
+    "no outputs": ({"outputs": []}, (RequestedOutput("p", False), RequestedOutput("q", False))),
+    "all raw": ({"parameters": {"binary_data_output": True}}, (RequestedOutput("p", True), RequestedOutput("q", True))),
+    "one": ({"outputs": [{"name": "q"}]}, (RequestedOutput("q", False),)),
+    "reversed": (
+        {"outputs": [{"name": "q"}, {"name": "p"}]},
+        (RequestedOutput("q", False), RequestedOutput("p", False)),
+    ),
+    "one raw": ({"outputs": [{"name": "p", "parameters": {"binary_data": True}}]}, (RequestedOutput("p", True),)),
     "one of all raw in JSON": (
         {
             "outputs": [{"name": "p", "parameters": {"binary_data": False}}, {"name": "q"}],
             "parameters": {"binary_data_output": True},
         },
-        (Wanted("p", False), Wanted("q", True)),
+        (RequestedOutput("p", False), RequestedOutput("q", True)),
     ),
-    "classes": ({"outputs": [{"name": "p", "parameters": {"classification": 3}}]}, (Wanted("p", False, 3),)),
+    "classes": ({"outputs": [{"name": "p", "parameters": {"classification": 3}}]}, (RequestedOutput("p", False, 3),)),
 }
 
 
-@pytest.mark.parametrize(("members", "wanted"), ASKED.values(), ids=ASKED)
-def test_the_outputs_are_those_that_were_asked_for(members: dict[str, Any], wanted: tuple[Wanted, ...]) -> None:
-    assert read({"inputs": [x()], **members}).outputs == wanted
+@pytest.mark.parametrize(("members", "expected"), REQUESTED.values(), ids=REQUESTED)
+def test_the_requested_outputs_are_read(members: dict[str, Any], expected: tuple[RequestedOutput, ...]) -> None:
+    assert read({"inputs": [x()], **members}).outputs == expected
 
 
 def test_id_and_timeout_are_read_and_unknown_parameters_ignored() -> None:
@@ -142,7 +148,7 @@ def test_id_and_timeout_are_read_and_unknown_parameters_ignored() -> None:
     assert (found.id, found.timeout_us) == ("r", 5)
 
 
-# Refusals: the request, its raw bytes, and a part of the sentence
+# --- rejected requests: the JSON, the raw bytes, and a part of the message ---------------------------------------------
 
 TWELVE = bytes(12)
 NAN = np.array([1, np.nan, 3], "<f4").tobytes()
@@ -150,31 +156,31 @@ HEAD = len(json.dumps({"inputs": [raw(12)]}))
 BAD: dict[str, tuple[dict[str, Any], bytes, str]] = {
     "no inputs": ({}, b"", "lacks the input x"),
     "an empty list": ({"inputs": []}, b"", "lacks the input x"),
-    "no list": ({"inputs": {}}, b"", "must be a list"),
-    "no objects": ({"inputs": ["x"]}, b"", "must be a list of objects"),
+    "not a list": ({"inputs": {}}, b"", "must be a list"),
+    "not objects": ({"inputs": ["x"]}, b"", "must be a list of objects"),
     "another name": ({"inputs": [x(name="y")]}, b"", "no input 'y'; it has x"),
     "no name": ({"inputs": [x(name=None)]}, b"", "no input None"),
     "a list for a name": ({"inputs": [x(name=["x"])]}, b"", "no input ['x']"),
     "two inputs": ({"inputs": [x(), x()]}, b"", "has 2 inputs, the model has 1"),
-    "another datatype": ({"inputs": [x(datatype="INT64")]}, b"", "datatype 'INT64', the model takes FP32"),
+    "a wrong datatype": ({"inputs": [x(datatype="INT64")]}, b"", "datatype 'INT64', expected FP32"),
     "no datatype": ({"inputs": [x(datatype=None)]}, b"", "datatype None"),
     "no shape": ({"inputs": [x(shape=None)]}, b"", "must be a list of whole numbers"),
     "a float in the shape": ({"inputs": [x(shape=[1.0, 3])]}, b"", "must be a list of whole numbers"),
     "a boolean in the shape": ({"inputs": [x(shape=[True, 3])]}, b"", "must be a list of whole numbers"),
     "a negative dimension": ({"inputs": [x(shape=[-1, 3])]}, b"", "must be a list of whole numbers"),
     "a dimension over 64 bits": ({"inputs": [x(shape=[2**63, 3])]}, b"", "must be a list of whole numbers"),
-    "another rank": ({"inputs": [x(shape=[3])]}, b"", "has shape [3], the model takes [-1, 3]"),
-    "another shape": ({"inputs": [x(shape=[3, 1])]}, b"", "the model takes [-1, 3]"),
-    "a batch of 0": ({"inputs": [x(shape=[0, 3], data=[])]}, b"", "a batch of 0, the model takes 1 to 4"),
+    "a wrong rank": ({"inputs": [x(shape=[3])]}, b"", "has shape [3], expected [-1, 3]"),
+    "a wrong shape": ({"inputs": [x(shape=[3, 1])]}, b"", "expected [-1, 3]"),
+    "a batch of 0": ({"inputs": [x(shape=[0, 3], data=[])]}, b"", "a batch of 0, expected 1 to 4"),
     "a batch over the largest": ({"inputs": [x(shape=[5, 3], data=[0] * 15)]}, b"", "a batch of 5"),
-    "an enormous batch": ({"inputs": [x(shape=[2**62, 3])]}, b"", "the model takes 1 to 4"),
-    "too few elements": ({"inputs": [x(data=[1, 2])]}, b"", "has 3 elements, its data 2"),
-    "too many elements": ({"inputs": [x(data=[1, 2, 3, 4])]}, b"", "has 3 elements, its data 4"),
-    "nested otherwise": ({"inputs": [x(data=[[1], [2], [3]])]}, b"", "not nested as its shape"),
-    "nested unevenly": ({"inputs": [x(shape=[2, 3], data=[[1, 2, 3], [4, 5]])]}, b"", "not nested as its shape"),
-    "partly nested": ({"inputs": [x(shape=[2, 3], data=[[1, 2, 3], 4])]}, b"", "not nested as its shape"),
+    "an enormous batch": ({"inputs": [x(shape=[2**62, 3])]}, b"", "expected 1 to 4"),
+    "too few elements": ({"inputs": [x(data=[1, 2])]}, b"", "has 3 elements, its data has 2"),
+    "too many elements": ({"inputs": [x(data=[1, 2, 3, 4])]}, b"", "has 3 elements, its data has 4"),
+    "nested otherwise": ({"inputs": [x(data=[[1], [2], [3]])]}, b"", "not nested like its shape"),
+    "nested unevenly": ({"inputs": [x(shape=[2, 3], data=[[1, 2, 3], [4, 5]])]}, b"", "not nested like its shape"),
+    "partly nested": ({"inputs": [x(shape=[2, 3], data=[[1, 2, 3], 4])]}, b"", "not nested like its shape"),
     "lists among numbers": ({"inputs": [x(data=[1, [2], 3])]}, b"", "must be numbers"),
-    "data that is no list": ({"inputs": [x(data="123")]}, b"", "must be a list"),
+    "data that is not a list": ({"inputs": [x(data="123")]}, b"", "must be a list"),
     "text for numbers": ({"inputs": [x(data=["1", "2", "3"])]}, b"", "must be numbers"),
     "booleans for numbers": ({"inputs": [x(data=[True, 1, 2])]}, b"", "must be numbers"),
     "null among numbers": ({"inputs": [x(data=[None, 1, 2])]}, b"", "must be numbers"),
@@ -182,15 +188,15 @@ BAD: dict[str, tuple[dict[str, Any], bytes, str]] = {
     "a whole number over it": ({"inputs": [x(data=[10**150, 0, 0])]}, b"", "NaN or infinity"),
     "no data": ({"inputs": [x(data=None)]}, b"", "either data or the parameter binary_data_size"),
     "data twice": ({"inputs": [raw(12) | {"data": [1, 2, 3]}]}, TWELVE, "either data or"),
-    "raw without a header": ({"inputs": [raw(12)]}, b"", "Inference-Header-Content-Length must tell"),
+    "raw without a header": ({"inputs": [raw(12)]}, b"", "needs the header Inference-Header-Content-Length"),
     "a size as text": ({"inputs": [raw("12")]}, TWELVE, "whole number of bytes, got '12'"),
     "a size as a boolean": ({"inputs": [raw(True)]}, b"x", "whole number of bytes, got True"),
     "a negative size": ({"inputs": [raw(-12)]}, TWELVE, "whole number of bytes, got -12"),
     "a size over the body": ({"inputs": [raw(16)]}, TWELVE, "the body lacks 4"),
     "a size of 5,000 bits": ({"inputs": [raw(2**600)]}, TWELVE, "the body lacks"),
-    "a size of another shape": ({"inputs": [raw(8)]}, bytes(8), "is 12 bytes of FP32, got 8"),
+    "a size of a wrong shape": ({"inputs": [raw(8)]}, bytes(8), "needs 12 bytes of FP32, got 8"),
     "bytes left over": ({"inputs": [raw(12)]}, bytes(15), "3 bytes of the body are left over"),
-    "bytes behind JSON only": ({"inputs": [x()]}, b"more", "4 bytes of the body are left over"),
+    "bytes after JSON only": ({"inputs": [x()]}, b"more", "4 bytes of the body are left over"),
     "raw NaN": ({"inputs": [raw(12)]}, NAN, "NaN or infinity"),
     "another output": ({"inputs": [x()], "outputs": [{"name": "r"}]}, b"", "no output 'r'; it has p, q"),
     "an output twice": ({"inputs": [x()], "outputs": [{"name": "p"}] * 2}, b"", "names the output p twice"),
@@ -206,18 +212,18 @@ BAD: dict[str, tuple[dict[str, Any], bytes, str]] = {
     "an output in shared memory": (
         {"inputs": [x()], "outputs": [{"name": "p", "parameters": {"shared_memory_region": "r"}}]},
         b"",
-        "shared memory, which is not offered",
+        "shared memory, which is not supported",
     ),
     "an input in shared memory": (
         {"inputs": [x(data=None, parameters={"shared_memory_region": "r", "shared_memory_byte_size": 12})]},
         b"",
-        "shared memory, which is not offered",
+        "shared memory, which is not supported",
     ),
     "an id that is a number": ({"inputs": [x()], "id": 7}, b"", "id must be a string"),
     "an id of 2,000 characters": ({"inputs": [x()], "id": "r" * 2000}, b"", "id must be a string of at most 1024"),
     "parameters as a list": ({"inputs": [x()], "parameters": []}, b"", "must be an object"),
     "a parameter that is a list": ({"inputs": [x()], "parameters": {"mine": [1]}}, b"", "a string, a number or a boolean"),
-    "a sequence": ({"inputs": [x()], "parameters": {"sequence_id": 1}}, b"", "sequences are not offered"),
+    "a sequence": ({"inputs": [x()], "parameters": {"sequence_id": 1}}, b"", "sequences are not supported"),
     "a reserved name": ({"inputs": [x()], "parameters": {"triton_x": 1}}, b"", "is reserved"),
     "headers": ({"inputs": [x()], "parameters": {"headers": "x"}}, b"", "is reserved"),
     "a timeout as text": ({"inputs": [x()], "parameters": {"timeout": "5"}}, b"", "timeout must be a whole number"),
@@ -228,18 +234,18 @@ BAD: dict[str, tuple[dict[str, Any], bytes, str]] = {
 
 
 @pytest.mark.parametrize(("head", "blob", "sentence"), BAD.values(), ids=BAD)
-def test_a_request_that_does_not_fit_is_refused(head: dict[str, Any], blob: bytes, sentence: str) -> None:
-    with pytest.raises(InputError) as refusal:
+def test_a_request_that_does_not_fit_is_rejected(head: dict[str, Any], blob: bytes, sentence: str) -> None:
+    with pytest.raises(InputError) as caught:
         read(head, blob)
-    assert sentence in str(refusal.value)
-    assert len(str(refusal.value)) < 250
+    assert sentence in str(caught.value)
+    assert len(str(caught.value)) < 250
 
 
 HEADERS = {
     "negative": "-1",
     "a billion": "1000000000",
     "5,000 digits": "9" * 5000,
-    "no number": "x",
+    "not a number": "x",
     "empty": " ",
     "a sign": f"+{HEAD}",
     "another alphabet's digits": "\u0661\u0662",
@@ -250,14 +256,14 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
-def test_a_framing_header_that_is_wrong_is_refused(header: str) -> None:
+def test_a_wrong_framing_header_is_rejected(header: str) -> None:
     assert read({"inputs": [raw(12)]}, TWELVE, header=str(HEAD)).inputs["x"] is not None
-    with pytest.raises(InputError) as refusal:
+    with pytest.raises(InputError) as caught:
         read({"inputs": [raw(12)]}, TWELVE, header=header)
-    assert refusal.value.code in ("tensor_invalid", "json_invalid")
+    assert caught.value.code in ("tensor_invalid", "json_invalid")
 
 
-def test_a_framing_header_of_the_whole_json_is_taken() -> None:
+def test_a_framing_header_of_the_whole_json_is_accepted() -> None:
     text = json.dumps({"inputs": [x()]}).encode()
     assert decode(text, str(len(text)), FLOATS).inputs.keys() == {"x"}
 
@@ -266,46 +272,50 @@ ELEMENTS = {
     "cut within a length": (1, b"\x01\x00", "ends 2 bytes after"),
     "cut within an element": (1, struct.pack("<I", 9) + b"abc", "ends 6 bytes after"),
     "a length of 4 GB": (1, struct.pack("<I", 2**32 - 1) + b"abc", "bytes after"),
-    "one too few": (2, struct.pack("<I", 1) + b"a", "has 2 elements by its shape, its data 1"),
+    "one too few": (2, struct.pack("<I", 1) + b"a", "must have 2 elements by its shape, its data has 1"),
     "one too many": (1, (struct.pack("<I", 1) + b"a") * 2, "5 bytes left over"),
 }
 
 
 @pytest.mark.parametrize(("count", "blob", "sentence"), ELEMENTS.values(), ids=ELEMENTS)
-def test_raw_elements_that_do_not_fit_are_refused(count: int, blob: bytes, sentence: str) -> None:
+def test_raw_elements_that_do_not_fit_are_rejected(count: int, blob: bytes, sentence: str) -> None:
     described = {"name": "t", "shape": [count], "datatype": "BYTES", "parameters": {"binary_data_size": len(blob)}}
     with pytest.raises(InputError, match=sentence):
         read({"inputs": [described]}, blob, model=IMAGES)
 
 
 TEXT_CASES = {
-    "an image as text": (IMAGES, {"name": "t", "shape": [1], "datatype": "BYTES", "data": ["x"]}, "which JSON strings cannot"),
+    "an image as text": (
+        IMAGES,
+        {"name": "t", "shape": [1], "datatype": "BYTES", "data": ["x"]},
+        "cannot be sent as JSON",
+    ),
     "a number as text": (TEXTS, {"name": "t", "shape": [1], "datatype": "BYTES", "data": [1]}, "must be strings"),
-    "half a character": (TEXTS, {"name": "t", "shape": [1], "datatype": "BYTES", "data": ["\ud800"]}, "no Unicode text"),
-    "FP16 in JSON": (HALVES, x(datatype="FP16"), "FP16 has no JSON form"),
+    "half a character": (TEXTS, {"name": "t", "shape": [1], "datatype": "BYTES", "data": ["\ud800"]}, "is not valid Unicode"),
+    "FP16 in JSON": (HALVES, x(datatype="FP16"), "FP16 cannot be sent as JSON"),
     "256 as UINT8": (BYTES, x(shape=[1, 2, 2], datatype="UINT8", data=[0, 0, 0, 256]), "outside the range of UINT8"),
     "-1 as UINT8": (BYTES, x(shape=[1, 2, 2], datatype="UINT8", data=[0, 0, 0, -1]), "outside the range of UINT8"),
-    "0.5 as UINT8": (BYTES, x(shape=[1, 2, 2], datatype="UINT8", data=[0, 0, 0, 0.5]), "must be whole numbers"),
+    "0.5 as UINT8": (BYTES, x(shape=[1, 2, 2], datatype="UINT8", data=[0, 0, 0, 0.5]), "must be integers"),
 }
 
 
 @pytest.mark.parametrize(("model", "described", "sentence"), TEXT_CASES.values(), ids=TEXT_CASES)
-def test_json_data_of_the_wrong_kind_is_refused(model: Signature, described: dict[str, Any], sentence: str) -> None:
+def test_json_data_of_the_wrong_type_is_rejected(model: Signature, described: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         read({"inputs": [described]}, model=model)
 
 
-def test_json_over_its_limit_is_refused_unread() -> None:
-    with pytest.raises(InputError, match="send large tensors as binary data") as refusal:
+def test_json_over_its_limit_is_rejected_before_it_is_parsed() -> None:
+    with pytest.raises(InputError, match="send large tensors as binary data") as caught:
         decode(b" " * (4 * 2**20 + 1), None, FLOATS)
-    assert refusal.value.code == "body_too_large"
+    assert caught.value.code == "body_too_large"
 
 
-def test_a_tensor_over_its_limit_is_refused_before_it_is_made() -> None:
+def test_a_tensor_over_its_limit_is_rejected_before_it_is_allocated() -> None:
     model = Signature((Spec("x", "FP64", (-1, -1)),), OUTPUTS, max_batch=4)
-    with pytest.raises(InputError) as refusal:
+    with pytest.raises(InputError) as caught:
         read({"inputs": [x(shape=[1, 2**61], datatype="FP64", data=[1])]}, model=model)
-    assert refusal.value.code == "body_too_large"
+    assert caught.value.code == "body_too_large"
 
 
 JSON = st.recursive(
@@ -317,7 +327,7 @@ JSON = st.recursive(
 
 @settings(max_examples=200)
 @given(data=st.data())
-def test_no_mutation_of_a_request_does_more_than_refuse_it(data: st.DataObject) -> None:
+def test_a_mutated_request_is_read_or_rejected(data: st.DataObject) -> None:
     head = {"inputs": [raw(12)], "outputs": [{"name": "p", "parameters": {"binary_data": True}}], "parameters": {"timeout": 1}}
     holder: Any = data.draw(st.sampled_from([head, head["inputs"][0], head["inputs"][0]["parameters"], head["outputs"][0]]))
     holder[data.draw(st.sampled_from([*holder, "id", "data"]))] = data.draw(JSON)

@@ -1,4 +1,4 @@
-"""Replies of the V2 protocol, and packed bodies either way."""
+"""V2 replies, and compressed bodies in both directions."""
 
 import gzip
 import json
@@ -39,7 +39,7 @@ def test_raw_outputs_follow_the_json_in_their_order() -> None:
     assert body[length:] == VALUES.tobytes() + (-VALUES).tobytes()
 
 
-def test_text_goes_out_as_strings_or_behind_its_lengths() -> None:
+def test_text_is_sent_as_strings_or_after_its_lengths() -> None:
     for binary in (False, True):
         body, length = encode({}, [Output("p", ["é".encode(), b""], (2,), binary)])
         if binary:
@@ -56,10 +56,10 @@ def test_the_json_of_a_reply_is_ascii_so_that_characters_are_bytes() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("binary", [False, True])
-def test_a_number_that_is_not_finite_never_leaves(bad: float, binary: bool) -> None:
-    with pytest.raises(ArtifactError) as refusal:
+def test_a_number_that_is_not_finite_is_never_sent(bad: float, binary: bool) -> None:
+    with pytest.raises(ArtifactError) as caught:
         encode({}, [output(binary=binary, values=np.array([[1, bad]], np.float32))])
-    assert refusal.value.code == "model_output_not_finite"
+    assert caught.value.code == "model_output_not_finite"
 
 
 CLASSES = {
@@ -70,7 +70,7 @@ CLASSES = {
 
 
 @pytest.mark.parametrize(("k", "elements"), CLASSES.values(), ids=CLASSES)
-def test_classes_are_told_best_first(k: int, elements: list[bytes]) -> None:
+def test_classes_are_sorted_best_first(k: int, elements: list[bytes]) -> None:
     found = classify("p", VALUES, k, LABELS, binary=True)
     assert (found.data, found.shape) == (elements, (2, min(k, 2)))
 
@@ -101,7 +101,7 @@ PACKED = {
 
 
 @pytest.mark.parametrize(("encoding", "packed"), PACKED.values(), ids=PACKED)
-def test_a_packed_body_unpacks(encoding: str, packed: bytes) -> None:
+def test_a_compressed_body_is_decompressed(encoding: str, packed: bytes) -> None:
     assert decompress(packed, encoding, len(BODY)) == BODY
 
 
@@ -121,23 +121,23 @@ BAD = {
 
 
 @pytest.mark.parametrize(("packed", "encoding", "code"), BAD.values(), ids=BAD)
-def test_a_body_that_does_not_unpack_is_refused(packed: bytes, encoding: str, code: str) -> None:
-    with pytest.raises(InputError) as refusal:
+def test_a_body_that_cannot_be_decompressed_is_rejected(packed: bytes, encoding: str, code: str) -> None:
+    with pytest.raises(InputError) as caught:
         decompress(packed, encoding, len(BODY))
-    assert refusal.value.code == code
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_a_bomb_is_refused_in_memory_of_the_limit(encoding: str) -> None:
+def test_a_bomb_is_rejected_within_the_memory_of_the_limit(encoding: str) -> None:
     packer = zlib.compressobj(9, wbits=31 if encoding == "gzip" else 15)
     bomb = b"".join(packer.compress(bytes(2**20)) for _ in range(100)) + packer.flush()
     assert len(bomb) < 2**20
     tracemalloc.start()
-    with pytest.raises(InputError) as refusal:
+    with pytest.raises(InputError) as caught:
         decompress(bomb, encoding, 2**20)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert refusal.value.code == "body_too_large"
+    assert caught.value.code == "body_too_large"
     assert peak < 3 * 2**20
 
 
@@ -146,8 +146,8 @@ ACCEPTED = {
     "gzip": ("gzip", "gzip"),
     "deflate": ("deflate", "deflate"),
     "both": ("deflate, gzip;q=0.5", "gzip"),
-    "gzip refused": ("gzip;q=0, deflate", "deflate"),
-    "both refused": ("gzip; q=0.0, deflate;q=0", None),
+    "gzip not accepted": ("gzip;q=0, deflate", "deflate"),
+    "neither accepted": ("gzip; q=0.0, deflate;q=0", None),
     "brotli": ("br", None),
     "identity": ("identity", None),
     "capitals": ("GZIP", "gzip"),
@@ -155,7 +155,7 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize(("accepted", "encoding"), ACCEPTED.values(), ids=ACCEPTED)
-def test_a_reply_is_packed_as_its_client_accepts_it(accepted: str, encoding: str | None) -> None:
+def test_a_reply_is_compressed_as_its_client_accepts(accepted: str, encoding: str | None) -> None:
     body, name = compress(BODY, accepted)
     assert name == encoding
     assert decompress(body, name or "", len(BODY)) == BODY

@@ -1,4 +1,4 @@
-"""Several models and versions behind the V2 routes, some of them not ready; and the arithmetic of their statistics."""
+"""Several models and versions behind the V2 routes, some not ready; and the arithmetic of their statistics."""
 
 import asyncio
 import json
@@ -12,11 +12,12 @@ from starlette.middleware import Middleware
 
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import DeadlineError, EdgelineError, InputError
+from edgeline.serve.http.middleware import RequestMiddleware
 from edgeline.serve.http.open_inference.models import Answer
 from edgeline.serve.http.open_inference.routes import V2
 from edgeline.serve.http.open_inference.statistics import Statistics
 from edgeline.serve.http.request_body import Budget
-from edgeline.serve.http.responses import HANDLERS, Edge
+from edgeline.serve.http.responses import HANDLERS
 
 PNG_HEADERS = {"Inference-Header-Content-Length": "0", "Accept": "application/json"}
 
@@ -26,7 +27,7 @@ class Several:
 
     def __init__(self, birds: dict[int, Classifier]) -> None:
         self.birds = birds
-        self.asked: list[tuple[bytes | np.ndarray, float | None]] = []
+        self.received: list[tuple[bytes | np.ndarray, float | None]] = []
         self.error: EdgelineError | None = None
 
     def names(self) -> list[str]:
@@ -43,7 +44,7 @@ class Several:
         return [*ready, {"name": "fish", "version": "7", "state": "UNAVAILABLE", "reason": "its golden samples failed"}]
 
     async def answer(self, classifier: Classifier, item: bytes | np.ndarray, deadline_s: float | None) -> Answer:
-        self.asked.append((item, deadline_s))
+        self.received.append((item, deadline_s))
         if self.error is not None:
             raise self.error
         row_K = np.full(4, classifier.manifest.version, np.float32)
@@ -59,7 +60,7 @@ def several_models(make_artifact: Any) -> Several:
 def in_process_client(models: Several) -> Any:
     app = Starlette(
         routes=V2(models, lambda within_s: None, Budget(2**30)).routes(),
-        middleware=[Middleware(Edge)],
+        middleware=[Middleware(RequestMiddleware)],
         exception_handlers=HANDLERS,
     )
     app.router.redirect_slashes = False
@@ -97,7 +98,7 @@ def test_metadata_names_the_versions_that_are_served(client: Any) -> None:
     assert client("GET", "/v2/models/birds/versions/1").json()["properties"]["artifact"] == "birds/1"
 
 
-def test_a_version_that_is_not_served_is_404_and_the_others_are_named(client: Any) -> None:
+def test_the_404_for_a_version_lists_the_served_ones(client: Any) -> None:
     reply = client("GET", "/v2/models/birds/versions/2/config")
     assert (reply.status_code, reply.json()["code"]) == (404, "not_found")
     assert "1, 3" in reply.json()["error"]
@@ -116,7 +117,7 @@ def test_the_server_is_ready_when_every_model_is(client: Any, models: Several) -
     models.names = lambda: ["birds"]  # type: ignore[method-assign]
     assert client("GET", "/v2/health/ready").status_code == 200
     models.names = list  # type: ignore[method-assign]
-    assert client("GET", "/v2/health/ready").json()["error"] == "there is no model here"
+    assert client("GET", "/v2/health/ready").json()["error"] == "no model is served"
 
 
 def test_the_index_lists_each_version_under_both_names(client: Any) -> None:
@@ -131,7 +132,7 @@ def test_the_index_lists_each_version_under_both_names(client: Any) -> None:
     assert states["fish.pixels"] == "UNAVAILABLE"
 
 
-def test_each_version_is_counted_by_itself(client: Any) -> None:
+def test_each_version_has_its_own_statistics(client: Any) -> None:
     for path in ("", "/versions/1", "/versions/3"):
         client("POST", f"/v2/models/birds{path}/infer", content=b"file", headers=PNG_HEADERS)
     rows = client("GET", "/v2/models/birds/stats").json()["model_stats"]
@@ -141,12 +142,12 @@ def test_each_version_is_counted_by_itself(client: Any) -> None:
     assert len(client("GET", "/v2/models/stats").json()["model_stats"]) == 4
 
 
-def test_the_item_and_the_deadline_reach_the_models(client: Any, models: Several) -> None:
+def test_the_item_and_the_deadline_are_passed_to_the_models(client: Any, models: Several) -> None:
     client("POST", "/v2/models/birds/infer", content=b"file", headers={**PNG_HEADERS, "X-Request-Timeout-Ms": "250"})
     pixels = np.arange(12 * 16 * 3, dtype=np.uint8)
     client("POST", "/v2/models/birds.pixels/infer", content=pixels.tobytes(), headers=PNG_HEADERS)
-    assert models.asked[0] == (b"file", 0.25)
-    item, deadline_s = models.asked[1]
+    assert models.received[0] == (b"file", 0.25)
+    item, deadline_s = models.received[1]
     assert deadline_s is None
     np.testing.assert_array_equal(item, pixels.reshape(12, 16, 3), strict=True)
 
@@ -158,7 +159,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("error", "status", "message"), ERRORS.values(), ids=ERRORS)
-def test_an_error_of_the_models_is_the_replys(
+def test_an_error_of_the_models_is_returned(
     client: Any, models: Several, error: EdgelineError, status: int, message: str
 ) -> None:
     models.error = error
@@ -168,7 +169,7 @@ def test_an_error_of_the_models_is_the_replys(
     assert (row["inference_stats"]["fail"]["count"], row["inference_count"]) == (1, 0)
 
 
-def test_images_that_shared_a_run_are_one_run_and_their_requests_slowest_image_counts() -> None:
+def test_images_of_one_run_count_as_one_run_and_the_slowest_image_counts() -> None:
     def answer(queue_ns: int, batch_size: int) -> Answer:
         return Answer(np.zeros(2), np.zeros(2), queue_ns, decode_ns=10, infer_ns=100, batch_size=batch_size)
 
@@ -186,7 +187,7 @@ def test_images_that_shared_a_run_are_one_run_and_their_requests_slowest_image_c
     assert json.loads(json.dumps(found)) == found
 
 
-def test_no_counter_ever_shrinks() -> None:
+def test_no_counter_ever_decreases() -> None:
     statistics, before = Statistics(), Statistics().describe("m", 1)
     for batch_size in (3, 1, 2, 3, 3, 2, 8):
         row = np.zeros(2)

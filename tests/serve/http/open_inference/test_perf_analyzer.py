@@ -1,4 +1,4 @@
-"""NVIDIA's perf_analyzer against a real server: what no hand-built request shows. docs/conformance.md says how to get it."""
+"""NVIDIA's perf_analyzer against a real server. docs/conformance.md explains how to install it."""
 
 import base64
 import json
@@ -43,15 +43,15 @@ def test_perf_analyzer_runs_to_its_end(site: Any, artifact_template: Path, tmp_p
     (tmp_path / "images.json").write_text(json.dumps({"data": [{"image": element}]}))
     model = arguments[1]
     before = counted(site, model)
-    # Short windows that differ widely may stand for a stable measurement: no speed is asked for here.
+    # Short windows that differ widely count as stable: no speed is measured here.
     command = [BINARY, "-u", httpx.URL(site.url).netloc.decode(), "-p", "300", "-s", "1000", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=LIMIT_S)
-    told = done.stdout + done.stderr
-    assert done.returncode == 0, told
-    requests = [int(found) for found in re.findall(r"Request count: (\d+)", told)]
-    served = [int(found) for found in re.findall(r"Successful request count: (\d+)", told)]
-    assert min(requests, default=0) > 0, told
-    assert min(served, default=0) > 0, told
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    requests = [int(found) for found in re.findall(r"Request count: (\d+)", output)]
+    served = [int(found) for found in re.findall(r"Successful request count: (\d+)", output)]
+    assert min(requests, default=0) > 0, output
+    assert min(served, default=0) > 0, output
     after = counted(site, model)
     assert after["fail"] == before["fail"]
     assert after["images"] - before["images"] >= sum(requests) * (4 if "-b" in arguments else 1)

@@ -1,4 +1,4 @@
-"""The V2 routes over a real server: each model's answers, what is refused and how, and what is counted."""
+"""The V2 routes of a real server: answers, metadata, error responses, deadlines and statistics."""
 
 import ast
 import gzip
@@ -68,7 +68,7 @@ def tensors(reply: httpx.Response) -> dict[str, np.ndarray]:
     return found
 
 
-def is_refused(reply: httpx.Response, status: int, code: str) -> str:
+def is_rejected(reply: httpx.Response, status: int, code: str) -> str:
     assert reply.headers["content-type"] == "application/json"
     body = reply.json()
     assert (reply.status_code, body["code"]) == (status, code), body
@@ -78,10 +78,10 @@ def is_refused(reply: httpx.Response, status: int, code: str) -> str:
     return str(body["error"])
 
 
-# Answers
+# --- answers ---
 
 
-def test_image_files_give_what_the_classifier_gives(site: Any, photos: list[bytes], classifier: Classifier) -> None:
+def test_image_files_get_the_outputs_of_the_classifier(site: Any, photos: list[bytes], classifier: Classifier) -> None:
     found = tensors(site.client.post(INFER, **images(photos)))
     for row, photo in enumerate(photos):
         probabilities_NK, logits_NK = classifier.answer(classifier.pixels(photo)[None])
@@ -96,13 +96,13 @@ def test_a_batch_equals_its_images_alone_to_the_bit(site: Any, photos: list[byte
         assert batch[name].tobytes() == b"".join(single[name].tobytes() for single in singles)
 
 
-def test_pixels_give_what_their_image_file_gives(site: Any, photos: list[bytes], classifier: Classifier) -> None:
+def test_pixels_get_the_same_answer_as_their_image_file(site: Any, photos: list[bytes], classifier: Classifier) -> None:
     decoded_NHW3 = np.stack([classifier.pixels(photo) for photo in photos])
     files, ready = tensors(site.client.post(INFER, **images(photos))), tensors(site.client.post(PIXELS, **pixels(decoded_NHW3)))
     assert {name: value.tobytes() for name, value in files.items()} == {name: value.tobytes() for name, value in ready.items()}
 
 
-def test_every_form_of_a_request_gives_the_same_to_the_bit(site: Any, photos: list[bytes], classifier: Classifier) -> None:
+def test_every_form_of_a_request_gets_the_same_answer(site: Any, photos: list[bytes], classifier: Classifier) -> None:
     pixels_NHW3 = classifier.pixels(photos[0])[None]
     plain = pixels(pixels_NHW3)
     described = {"name": "image", "shape": list(pixels_NHW3.shape), "datatype": "UINT8"}
@@ -126,14 +126,14 @@ def test_every_form_of_a_request_gives_the_same_to_the_bit(site: Any, photos: li
 def test_the_body_alone_is_one_image_file(site: Any, photos: list[bytes]) -> None:
     reply = site.client.post(INFER, content=photos[2], headers={HEADER: "0"})
     assert reply.headers["content-type"] == "application/octet-stream"
-    asked = site.client.post(INFER, content=photos[2], headers={HEADER: "0", "Accept": "application/json"})
-    assert asked.headers["content-type"] == "application/json"
+    as_json = site.client.post(INFER, content=photos[2], headers={HEADER: "0", "Accept": "application/json"})
+    assert as_json.headers["content-type"] == "application/json"
     plain = tensors(site.client.post(INFER, **images([photos[2]])))
-    for found in (tensors(reply), tensors(asked)):
+    for found in (tensors(reply), tensors(as_json)):
         assert found["logits"].tobytes() == plain["logits"].tobytes()
 
 
-def test_classes_carry_their_labels(site: Any, photos: list[bytes]) -> None:
+def test_classes_have_their_labels(site: Any, photos: list[bytes]) -> None:
     outputs = [{"name": "probabilities", "parameters": {"classification": 2, "binary_data": False}}]
     [output] = site.client.post(INFER, **images(photos[:2], outputs=outputs)).json()["outputs"]
     assert (output["datatype"], output["shape"]) == ("BYTES", [2, 2])
@@ -145,25 +145,25 @@ def test_classes_carry_their_labels(site: Any, photos: list[bytes]) -> None:
     ]
 
 
-def test_a_reply_names_model_version_and_id_and_no_empty_id(site: Any, photos: list[bytes]) -> None:
+def test_a_reply_has_model_version_and_id_but_no_empty_id(site: Any, photos: list[bytes]) -> None:
     named = site.client.post(f"{INFER}", **images(photos[:1], id="r\u20ac")).json()
     assert (named["model_name"], named["model_version"], named["id"]) == ("colors", "1", "r€")
     assert "id" not in site.client.post("/v2/models/colors/versions/1/infer", **images(photos[:1], id="")).json()
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
-def test_a_packed_reply_counts_unpacked_bytes(site: Any, photos: list[bytes], encoding: str) -> None:
+def test_a_compressed_reply_counts_uncompressed_bytes(site: Any, photos: list[bytes], encoding: str) -> None:
     request = images(photos, parameters={"binary_data_output": True})
     request["headers"]["Accept-Encoding"] = encoding
     reply = site.client.post(INFER, **request)
     assert (reply.headers["content-encoding"], reply.headers["vary"]) == (encoding, "Accept-Encoding")
-    assert tensors(reply)["logits"].shape == (4, 4)  # httpx has unpacked it
+    assert tensors(reply)["logits"].shape == (4, 4)  # httpx has decompressed it
 
 
-# What the models say of themselves
+# --- metadata ---
 
 
-def test_metadata_tells_the_artifact_the_labels_and_the_preprocessing(site: Any, artifact_template: Path) -> None:
+def test_metadata_has_the_artifact_the_labels_and_the_preprocessing(site: Any, artifact_template: Path) -> None:
     for model, datatype, shape in (("colors", "BYTES", [-1, 1]), ("colors.pixels", "UINT8", [-1, 12, 16, 3])):
         found = site.client.get(f"/v2/models/{model}").json()
         assert (found["name"], found["versions"], found["platform"]) == (model, ["1"], "onnx_onnxv1")
@@ -177,7 +177,7 @@ def test_metadata_tells_the_artifact_the_labels_and_the_preprocessing(site: Any,
         assert all(isinstance(value, str) for value in properties.values())
 
 
-def test_the_configuration_leaves_the_batch_out_of_its_dims(site: Any) -> None:
+def test_the_dims_of_the_configuration_exclude_the_batch(site: Any) -> None:
     found = site.client.get("/v2/models/colors.pixels/versions/1/config").json()
     assert found["max_batch_size"] == 64
     assert found["input"] == [{"name": "image", "data_type": "TYPE_UINT8", "dims": [12, 16, 3]}]
@@ -198,10 +198,10 @@ def test_the_server_advertises_what_works(site: Any) -> None:
     assert not {"sequence", "trace", "logging", "system_shared_memory", "schedule_policy"} & set(found["extensions"])
 
 
-# Refusals
+# --- error responses ---
 
 JPEG_IN_JSON = {"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": ["x"]}]}
-REFUSED: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
+REJECTED: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
     "an unknown model": ("GET", "/v2/models/nope", {}, 404, "not_found"),
     "an unknown model's infer": ("POST", "/v2/models/nope/infer", {"content": b"{}"}, 404, "not_found"),
     "an unknown model's pixels": ("GET", "/v2/models/nope.pixels", {}, 404, "not_found"),
@@ -235,7 +235,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
         415,
         "content_encoding_not_supported",
     ),
-    "no gzip": ("POST", INFER, {"content": b"{}", "headers": {"Content-Encoding": "gzip"}}, 400, "content_encoding_invalid"),
+    "not gzip": ("POST", INFER, {"content": b"{}", "headers": {"Content-Encoding": "gzip"}}, 400, "content_encoding_invalid"),
     "a bomb": (
         "POST",
         INFER,
@@ -250,28 +250,28 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
 }
 
 
-@pytest.mark.parametrize(("method", "path", "request_", "status", "code"), REFUSED.values(), ids=REFUSED)
-def test_a_request_is_refused_by_its_code(
+@pytest.mark.parametrize(("method", "path", "request_", "status", "code"), REJECTED.values(), ids=REJECTED)
+def test_a_request_is_rejected_by_its_code(
     site: Any, method: str, path: str, request_: dict[str, Any], status: int, code: str
 ) -> None:
     reply = site.client.request(method, path, **request_)
-    is_refused(reply, status, code)
+    is_rejected(reply, status, code)
     assert (status == 405) == ("allow" in reply.headers)
 
 
-def test_an_unknown_encoding_is_told_which_are_read(site: Any) -> None:
+def test_the_error_for_an_unknown_encoding_lists_the_supported_ones(site: Any) -> None:
     reply = site.client.post(INFER, content=b"{}", headers={"Content-Encoding": "br"})
     assert reply.headers["accept-encoding"] == "gzip, deflate"
 
 
-def test_a_framing_header_may_come_once(site: Any, photos: list[bytes]) -> None:
+def test_a_duplicate_framing_header_is_rejected(site: Any, photos: list[bytes]) -> None:
     request = images(photos[:1])
     length = request["headers"][HEADER]
     reply = site.client.post(INFER, content=request["content"], headers=[(HEADER, length), (HEADER, length)])
-    assert "came twice" in is_refused(reply, 400, "tensor_invalid")
+    assert "was sent twice" in is_rejected(reply, 400, "tensor_invalid")
 
 
-def test_a_body_over_the_limit_is_refused_by_its_length(site: Any) -> None:
+def test_a_body_over_the_limit_is_rejected_by_its_length(site: Any) -> None:
     with site.connect() as connection:
         connection.sendall(b"POST " + INFER.encode() + b" HTTP/1.1\r\nHost: x\r\nContent-Length: 67108865\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
@@ -284,35 +284,37 @@ BAD_IMAGES = {
 
 
 @pytest.mark.parametrize(("bad", "status", "code"), BAD_IMAGES.values(), ids=BAD_IMAGES)
-def test_a_bad_image_fails_its_request_and_is_named(site: Any, photos: list[bytes], bad: bytes, status: int, code: str) -> None:
+def test_the_error_for_a_bad_image_names_its_position(
+    site: Any, photos: list[bytes], bad: bytes, status: int, code: str
+) -> None:
     reply = site.client.post(INFER, **images([photos[0], photos[1], bad, photos[2], bad]))
-    assert is_refused(reply, status, code).startswith("image[2]: ")
+    assert is_rejected(reply, status, code).startswith("image[2]: ")
 
 
-def test_an_image_over_the_pixel_limit_is_refused(site: Any) -> None:
+def test_an_image_over_the_pixel_limit_is_rejected(site: Any) -> None:
     file = io.BytesIO()
     Image.new("1", (8000, 7000)).save(file, "PNG")
-    is_refused(site.client.post(INFER, **images([file.getvalue()])), 413, "image_too_large")
+    is_rejected(site.client.post(INFER, **images([file.getvalue()])), 413, "image_too_large")
 
 
-# Deadlines
+# --- deadlines ---
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "9" * 400])
 def test_a_deadline_must_be_milliseconds(site: Any, photos: list[bytes], value: str) -> None:
     request = images(photos[:1])
     request["headers"]["X-Request-Timeout-Ms"] = value
-    assert "X-Request-Timeout-Ms" in is_refused(site.client.post(INFER, **request), 400, "timeout_invalid")
+    assert "X-Request-Timeout-Ms" in is_rejected(site.client.post(INFER, **request), 400, "timeout_invalid")
 
 
-def test_an_answer_in_time_is_given(site: Any, photos: list[bytes]) -> None:
+def test_an_answer_before_the_deadline_is_returned(site: Any, photos: list[bytes]) -> None:
     request = images(photos[:1], parameters={"timeout": 60_000_000})
     request["headers"]["X-Request-Timeout-Ms"] = "60000"
     assert site.client.post(INFER, **request).status_code == 200
 
 
 def is_late(reply: httpx.Response) -> None:
-    """Refused at once, given up in the queue, or in the work."""
+    """Rejected at once, or expired in the queue or during processing."""
     assert (reply.status_code, reply.json()["code"]) in [
         (503, "overloaded"),
         (503, "deadline_exceeded"),
@@ -321,17 +323,17 @@ def is_late(reply: httpx.Response) -> None:
     assert "retry-after" in reply.headers
 
 
-def test_an_answer_that_takes_longer_than_its_deadline_is_refused(site: Any, photos: list[bytes]) -> None:
+def test_an_answer_that_takes_longer_than_its_deadline_is_rejected(site: Any, photos: list[bytes]) -> None:
     is_late(site.client.post(INFER, **images(photos * 16, parameters={"timeout": 1})))
 
 
-def test_of_two_deadlines_the_nearer_one_counts(site: Any, photos: list[bytes]) -> None:
+def test_of_two_deadlines_the_earlier_one_applies(site: Any, photos: list[bytes]) -> None:
     request = images(photos * 16, parameters={"timeout": 60_000_000})
     request["headers"]["X-Request-Timeout-Ms"] = "1"
     is_late(site.client.post(INFER, **request))
 
 
-# Counting
+# --- statistics ---
 
 
 def stats(site: Any, path: str = "/v2/models/colors/stats") -> dict[str, Any]:
@@ -339,7 +341,7 @@ def stats(site: Any, path: str = "/v2/models/colors/stats") -> dict[str, Any]:
     return dict(row)
 
 
-def test_every_request_is_counted_where_it_belongs(site: Any, photos: list[bytes]) -> None:
+def test_every_request_is_counted_under_its_model_and_stage(site: Any, photos: list[bytes]) -> None:
     before, other = stats(site), stats(site, "/v2/models/colors.pixels/versions/1/stats")
     site.client.post(INFER, **images(photos))
     site.client.post(INFER, **images(photos[:1]))
@@ -366,24 +368,24 @@ def test_every_request_is_counted_where_it_belongs(site: Any, photos: list[bytes
     assert stats(site, "/v2/models/colors.pixels/versions/1/stats") == other
 
 
-def test_all_statistics_are_those_of_every_model(site: Any) -> None:
+def test_the_statistics_of_all_models_list_every_model(site: Any) -> None:
     rows = site.client.get("/v2/models/stats").json()["model_stats"]
     assert [(row["name"], row["version"]) for row in rows] == [("colors", "1"), ("colors.pixels", "1")]
 
 
-# Not ready
+# --- not ready ---
 
 
 @pytest.fixture(name="broken", scope="module")
 def broken_site(artifact_template: Path, serving: Any) -> Iterator[Any]:
-    def refuse(path: Path) -> Classifier:
+    def fail(path: Path) -> Classifier:
         raise ArtifactError(f"{path} is not whole", code="digest_mismatch")
 
-    with serving(artifact_template.parent, open_classifier=refuse) as site:
+    with serving(artifact_template.parent, open_classifier=fail) as site:
         yield site
 
 
-def test_a_server_whose_model_failed_lives_and_is_not_ready(broken: Any) -> None:
+def test_a_server_whose_model_failed_is_live_but_not_ready(broken: Any) -> None:
     assert broken.client.get("/v2/health/live").json() == {"live": True}
     for path in ("/v2/health/ready", "/v2/models/colors/ready"):
         reply = broken.client.get(path)
@@ -392,25 +394,25 @@ def test_a_server_whose_model_failed_lives_and_is_not_ready(broken: Any) -> None
 
 
 @pytest.mark.parametrize("path", ["", "/config", "/stats", "/infer", "/versions/1"])
-def test_a_model_that_failed_says_why(broken: Any, path: str) -> None:
+def test_requests_to_a_failed_model_get_the_reason(broken: Any, path: str) -> None:
     reply = broken.client.request("POST" if path == "/infer" else "GET", f"/v2/models/colors{path}")
-    assert "is not whole" in is_refused(reply, 503, "not_ready")
+    assert "is not whole" in is_rejected(reply, 503, "not_ready")
     assert int(reply.headers["retry-after"]) >= 1
 
 
-def test_the_index_lists_a_model_that_failed(broken: Any) -> None:
+def test_the_index_lists_a_failed_model(broken: Any) -> None:
     rows = broken.client.post("/v2/repository/index").json()
     assert [(row["name"], row["state"]) for row in rows] == [("colors", "UNAVAILABLE"), ("colors.pixels", "UNAVAILABLE")]
     assert broken.client.post("/v2/repository/index", json={"ready": True}).json() == []
     assert broken.client.get("/v2/models/stats").json() == {"model_stats": []}
 
 
-def test_a_server_that_is_ready_says_so(site: Any) -> None:
+def test_a_ready_server_reports_ready(site: Any) -> None:
     assert site.client.get("/v2/health/ready").json() == {"live": True, "ready": True}
     assert site.client.get("/v2/models/colors.pixels/ready").json() == {"name": "colors.pixels", "ready": True}
 
 
-# The page
+# --- docs/http.md ---
 
 
 PAGE = (
@@ -418,7 +420,7 @@ PAGE = (
 )
 
 
-def test_the_page_names_every_route() -> None:
+def test_the_documentation_names_every_route() -> None:
     paths = {route.path for route in V2(None, None, None).routes()}  # type: ignore[arg-type]
     paths = {path.replace("/versions/{version}", "") for path in paths}
     paths -= {
@@ -430,7 +432,7 @@ def test_the_page_names_every_route() -> None:
     assert {path for path in paths if f"{path}`" not in PAGE} == set()
 
 
-def test_the_page_names_every_code() -> None:
+def test_the_documentation_names_every_code() -> None:
     codes = set()
     for path in Path(serve.__path__[0], "http", "open_inference").glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -443,7 +445,7 @@ def test_the_page_names_every_code() -> None:
     assert {code for code in codes - {"model_output_not_finite"} if f"`{code}`" not in PAGE} == set()
 
 
-def test_the_pages_python_runs(site: Any, photos: list[bytes], tmp_path: Path) -> None:
+def test_the_python_example_of_the_documentation_runs(site: Any, photos: list[bytes], tmp_path: Path) -> None:
     [code] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "photo.jpg").write_bytes(photos[0])
     code = code.replace("127.0.0.1:8000", httpx.URL(site.url).netloc.decode()).replace("flowers", "colors")

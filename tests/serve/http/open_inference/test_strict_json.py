@@ -8,22 +8,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeline.serve.errors import InputError
-from edgeline.serve.http.open_inference.strict_json import LONGEST_SHOWN, MAX_DEPTH, depth_of, parse, quoted
+from edgeline.serve.http.open_inference.strict_json import MAX_DEPTH, MAX_QUOTED_CHARS, depth_of, parse, quoted
 
-REFUSED = {
+INVALID = {
     "nothing": (b"", "json_invalid"),
     "text": (b"hello", "json_invalid"),
     "a list": (b"[]", "json_invalid"),
     "a string": (b'"x"', "json_invalid"),
     "null": (b"null", "json_invalid"),
-    "something behind it": (b"{} {}", "json_invalid"),
+    "text after it": (b"{} {}", "json_invalid"),
     "cut off": (b'{"a": [1, 2', "json_invalid"),
     "a byte order mark": (b"\xef\xbb\xbf{}", "json_invalid"),
     "UTF-16": ("{}".encode("utf-16"), "json_invalid"),
     "bad UTF-8": (b'{"a": "\xff"}', "json_invalid"),
     "a control character": (b'{"a": "\x00"}', "json_invalid"),
-    "a key twice": (b'{"a": 1, "a": 1}', "json_invalid"),
-    "a key twice, deeper": (b'{"b": [{"a": 1, "\\u0061": 2}]}', "json_invalid"),
+    "a duplicate key": (b'{"a": 1, "a": 1}', "json_invalid"),
+    "a duplicate key, deeper": (b'{"b": [{"a": 1, "\\u0061": 2}]}', "json_invalid"),
     "101 deep": (b'{"a":' + b"[" * 100 + b"]" * 100 + b"}", "json_invalid"),
     "100,000 deep": (b"[" * 100_000 + b"]" * 100_000, "json_invalid"),
     "100,000 deep, never closed": (b'{"a":' * 100_000, "json_invalid"),
@@ -39,17 +39,17 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("text", "code"), REFUSED.values(), ids=REFUSED)
-def test_bad_json_is_refused_by_its_code_in_one_short_line(text: bytes, code: str) -> None:
-    with pytest.raises(InputError) as refusal:
+@pytest.mark.parametrize(("text", "code"), INVALID.values(), ids=INVALID)
+def test_invalid_json_is_rejected_with_its_code_and_one_short_line(text: bytes, code: str) -> None:
+    with pytest.raises(InputError) as caught:
         parse(text, what="the request")
-    assert refusal.value.code == code
-    assert len(str(refusal.value)) < 150
-    assert str(refusal.value).isascii()
-    assert "\n" not in str(refusal.value)
+    assert caught.value.code == code
+    assert len(str(caught.value)) < 150
+    assert str(caught.value).isascii()
+    assert "\n" not in str(caught.value)
 
 
-TAKEN = {
+VALID = {
     "100 deep": b'{"a":' + b"[" * 99 + b"]" * 99 + b"}",
     "brackets within a string": b'{"a": "' + b"[" * 1000 + b'"}',
     "brackets behind an escaped quote": b'{"a": "\\"' + b"[" * 1000 + b'"}',
@@ -62,8 +62,8 @@ TAKEN = {
 }
 
 
-@pytest.mark.parametrize("text", TAKEN.values(), ids=TAKEN)
-def test_odd_but_good_json_is_taken(text: bytes) -> None:
+@pytest.mark.parametrize("text", VALID.values(), ids=VALID)
+def test_unusual_but_valid_json_is_accepted(text: bytes) -> None:
     assert isinstance(parse(text, what="the request"), dict)
 
 
@@ -80,7 +80,7 @@ def test_the_depth_of_a_text_is_the_depth_of_its_value(value: object) -> None:
     assert depth_of(json.dumps([value, padding], ensure_ascii=False).encode()) == max(depth(value) + 1, 3)
 
 
-def test_the_depth_of_a_large_text_is_found_in_memory_of_its_size() -> None:
+def test_measuring_the_depth_of_a_large_text_needs_memory_proportional_to_its_size() -> None:
     text = b'"\\\\\\"' * 200_000 + b"[" * 200
     tracemalloc.start()
     depth_of(text)
@@ -91,4 +91,4 @@ def test_the_depth_of_a_large_text_is_found_in_memory_of_its_size() -> None:
 
 def test_a_quoted_value_is_short_and_ascii() -> None:
     assert quoted("é\n") == r"'\xe9\n'"
-    assert len(quoted("x" * 1000)) == LONGEST_SHOWN + 3
+    assert len(quoted("x" * 1000)) == MAX_QUOTED_CHARS + 3

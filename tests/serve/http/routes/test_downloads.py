@@ -1,4 +1,4 @@
-"""Downloads: what a manifest names, as it names it, resumable, and nothing else."""
+"""Downloads: the files that a manifest lists, verified, resumable, and nothing else."""
 
 import asyncio
 import base64
@@ -51,14 +51,14 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def is_refused(reply: httpx.Response, status: int, code: str) -> None:
+def is_error(reply: httpx.Response, status: int, code: str) -> None:
     assert (reply.status_code, reply.json()["code"]) == (status, code)
     assert reply.json().keys() == {"error", "code", "request_id"}
     assert reply.headers["cache-control"] == "no-store"
     assert tempfile.gettempdir() not in reply.text
 
 
-# What is there
+# Published files
 
 
 def test_the_store_is_listed(own: Any, make_artifact: MAKE) -> None:
@@ -105,7 +105,7 @@ FILES = ["manifest.json", "model.onnx", "labels.txt", "golden/golden.json", "gol
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_named_file_is_given_with_the_truth_about_it(site: Any, artifact_template: Path, name: str) -> None:
+def test_a_listed_file_is_sent_with_its_digest_and_type(site: Any, artifact_template: Path, name: str) -> None:
     data = (artifact_template / name).read_bytes()
     reply = site.client.get(f"/artifacts/colors/1/{name}")
     assert reply.content == data
@@ -128,7 +128,7 @@ def test_head_has_the_headers_of_get_and_no_body(site: Any, path: str) -> None:
     assert {k: v for k, v in head.headers.items() if k not in own} == {k: v for k, v in get.headers.items() if k not in own}
 
 
-def test_a_device_can_fetch_and_prove_a_whole_artifact(site: Any, tmp_path: Path) -> None:
+def test_a_device_can_download_and_verify_a_whole_artifact(site: Any, tmp_path: Path) -> None:
     from edgeline.serve.classifier import Classifier
 
     manifest = site.client.get("/artifacts/colors/latest")
@@ -159,16 +159,16 @@ RANGES = {
 
 
 @pytest.mark.parametrize(("header", "status", "content", "place"), RANGES.values(), ids=RANGES)
-def test_a_single_range_is_given(site: Any, header: str, status: int, content: bytes, place: str | None) -> None:
+def test_a_single_range_is_sent(site: Any, header: str, status: int, content: bytes, place: str | None) -> None:
     reply = site.client.get(PATH, headers={"Range": header})
     assert (reply.status_code, reply.content, reply.headers.get("content-range")) == (status, content, place)
     assert reply.headers["etag"] == TAG
 
 
 @pytest.mark.parametrize("header", ["bytes=20-", "bytes=20-30", "bytes=-0", "bytes=" + "9" * 5000 + "-"], ids=lambda h: h[:15])
-def test_a_range_outside_the_file_is_a_416_that_says_the_size(site: Any, header: str) -> None:
+def test_a_range_outside_the_file_is_a_416_with_the_size(site: Any, header: str) -> None:
     reply = site.client.get(PATH, headers={"Range": header})
-    is_refused(reply, 416, "range_not_satisfiable")
+    is_error(reply, 416, "range_not_satisfiable")
     assert reply.headers["content-range"] == "bytes */20"
 
 
@@ -203,7 +203,7 @@ CONDITIONS = {
 
 
 @pytest.mark.parametrize(("headers", "status"), CONDITIONS.values(), ids=CONDITIONS)
-def test_conditions_are_weighed(site: Any, headers: dict[str, str], status: int) -> None:
+def test_conditional_headers_are_evaluated(site: Any, headers: dict[str, str], status: int) -> None:
     reply = site.client.get(PATH, headers=headers)
     assert reply.status_code == status
     if status == 304:
@@ -213,7 +213,7 @@ def test_conditions_are_weighed(site: Any, headers: dict[str, str], status: int)
         assert "content-length" not in reply.headers
 
 
-def test_a_download_that_was_cut_goes_on_where_it_was(own: Any, large: Path) -> None:
+def test_an_interrupted_download_resumes(own: Any, large: Path) -> None:
     path, data = "/artifacts/colors/1/model.large.bin", large.read_bytes()
     tag = own.client.head(path).headers["etag"]
     received = b""
@@ -226,12 +226,12 @@ def test_a_download_that_was_cut_goes_on_where_it_was(own: Any, large: Path) -> 
     assert sha256(received) == sha256(data) == tag.strip('"')
 
 
-# What is not there
+# Everything else
 
 
 @pytest.fixture(name="baited", scope="module")
 def store_with_bait(artifact_template: Path, tmp_path_factory: pytest.TempPathFactory, serving: Any) -> Iterator[Any]:
-    """A store around which a canary lies in every place that a crooked path may reach; shared, so tests must not change it."""
+    """A store with a canary in every place that a crafted path may reach; shared, so tests must not change it."""
     around = tmp_path_factory.mktemp("bait")
     store = around / "store"
     folder = store / "colors" / "1"
@@ -301,14 +301,14 @@ TRAVERSALS = [
 
 
 @pytest.mark.parametrize("path", TRAVERSALS, ids=lambda path: path.removeprefix("/artifacts")[:40])
-def test_a_path_that_no_manifest_names_is_a_404(baited: Any, path: str) -> None:
+def test_a_path_that_no_manifest_lists_is_a_404(baited: Any, path: str) -> None:
     answer = baited.raw(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
     assert answer.startswith(b"HTTP/1.1 404 ")
     assert b'"code":"not_found"' in answer
     assert b"canary" not in answer.partition(b"\r\n\r\n")[2]
 
 
-def test_an_escape_that_is_no_text_is_refused_before_any_path_is_made_of_it(baited: Any) -> None:
+def test_a_percent_escape_that_is_not_utf_8_is_rejected(baited: Any) -> None:
     answer = baited.raw(b"GET /artifacts/colors/1/%ff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b"canary" not in answer
@@ -318,44 +318,44 @@ def test_links_are_not_listed(baited: Any) -> None:
     assert baited.client.get("/artifacts").json()["artifacts"] == [{"name": "colors", "versions": [1], "latest": 1}]
 
 
-def test_a_named_file_replaced_by_a_link_is_a_404(own: Any, folder: Path, tmp_path: Path) -> None:
+def test_a_listed_file_replaced_by_a_link_is_a_404(own: Any, folder: Path, tmp_path: Path) -> None:
     shutil.move(folder / "card.md", tmp_path / "card.md")
     (folder / "card.md").symlink_to(tmp_path / "card.md")
-    is_refused(own.client.get("/artifacts/colors/1/card.md"), 404, "not_found")
+    is_error(own.client.get("/artifacts/colors/1/card.md"), 404, "not_found")
 
 
-def test_a_named_file_replaced_by_a_pipe_is_a_404(own: Any, folder: Path) -> None:
+def test_a_listed_file_replaced_by_a_pipe_is_a_404(own: Any, folder: Path) -> None:
     (folder / "card.md").unlink()
     os.mkfifo(folder / "card.md")
-    is_refused(own.client.get("/artifacts/colors/1/card.md"), 404, "not_found")
+    is_error(own.client.get("/artifacts/colors/1/card.md"), 404, "not_found")
 
 
 def test_without_a_store_there_are_no_downloads(artifact_template: Path, serving: Any) -> None:
     with serving(artifact_template) as site:
-        is_refused(site.client.get("/artifacts"), 404, "not_found")
-        is_refused(site.client.get("/artifacts/colors/1/model.onnx"), 404, "not_found")
+        is_error(site.client.get("/artifacts"), 404, "not_found")
+        is_error(site.client.get("/artifacts/colors/1/model.onnx"), 404, "not_found")
 
 
 def test_a_store_that_does_not_exist_yet_is_empty(artifact_template: Path, tmp_path: Path, serving: Any) -> None:
     with serving(artifact_template, store=tmp_path / "absent") as site:
         assert site.client.get("/artifacts").json() == {"artifacts": []}
-        is_refused(site.client.get("/artifacts/colors/latest"), 404, "not_found")
+        is_error(site.client.get("/artifacts/colors/latest"), 404, "not_found")
 
 
 def test_a_store_that_cannot_be_read_is_a_503_without_its_path(artifact_template: Path, tmp_path: Path, serving: Any) -> None:
     (tmp_path / "store").touch()
     with serving(artifact_template, store=tmp_path / "store") as site:
-        is_refused(site.client.get("/artifacts"), 503, "store_unusable")
+        is_error(site.client.get("/artifacts"), 503, "store_unusable")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
 def test_a_store_is_read_only(site: Any, method: str) -> None:
     reply = site.client.request(method, PATH)
-    is_refused(reply, 405, "method_not_allowed")
+    is_error(reply, 405, "method_not_allowed")
     assert set(reply.headers["allow"].split(", ")) == {"GET", "HEAD"}
 
 
-# The truth
+# Files that changed
 
 
 def flip(path: Path) -> None:
@@ -365,14 +365,14 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["never given", "given before"])
-def test_a_changed_file_is_not_given_until_it_is_mended(own: Any, folder: Path, before: bool) -> None:
+def test_a_changed_file_is_not_sent_until_it_is_restored(own: Any, folder: Path, before: bool) -> None:
     path, whole = "/artifacts/colors/1/model.onnx", (folder / "model.onnx").read_bytes()
     if before:
         assert own.client.get(path).content == whole
     flip(folder / "model.onnx")
     for request in (own.client.get, own.client.head):
         assert request(path).status_code == 503
-    is_refused(own.client.get(path), 503, "digest_mismatch")
+    is_error(own.client.get(path), 503, "digest_mismatch")
     (folder / "model.onnx").write_bytes(whole)
     assert own.client.get(path).content == whole
 
@@ -384,30 +384,30 @@ def test_a_change_that_keeps_size_and_time_is_noticed(own: Any, folder: Path) ->
     flip(path)
     os.utime(path, ns=(held.st_atime_ns, held.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (held.st_size, held.st_mtime_ns)
-    is_refused(own.client.get("/artifacts/colors/1/model.onnx"), 503, "digest_mismatch")
+    is_error(own.client.get("/artifacts/colors/1/model.onnx"), 503, "digest_mismatch")
 
 
-def test_a_longer_file_is_not_given(own: Any, folder: Path) -> None:
+def test_a_longer_file_is_not_sent(own: Any, folder: Path) -> None:
     with (folder / "labels.txt").open("a") as file:
         file.write("pink\n")
-    is_refused(own.client.get(PATH), 503, "digest_mismatch")
+    is_error(own.client.get(PATH), 503, "digest_mismatch")
 
 
-def test_a_version_under_another_number_is_not_given(own: Any, folder: Path) -> None:
+def test_a_version_under_another_number_is_not_sent(own: Any, folder: Path) -> None:
     shutil.copytree(folder, folder.parent / "2")
-    is_refused(own.client.get("/artifacts/colors/2/model.onnx"), 503, "artifact_invalid")
-    is_refused(own.client.get("/artifacts/colors/latest"), 503, "artifact_invalid")
+    is_error(own.client.get("/artifacts/colors/2/model.onnx"), 503, "artifact_invalid")
+    is_error(own.client.get("/artifacts/colors/latest"), 503, "artifact_invalid")
     assert own.client.get("/artifacts/colors/1/model.onnx").status_code == 200
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": "edgeline.artifact/1"}'])
-def test_a_broken_manifest_gives_nothing(own: Any, folder: Path, text: str) -> None:
+def test_nothing_is_sent_under_a_broken_manifest(own: Any, folder: Path, text: str) -> None:
     (folder / "manifest.json").write_text(text)
-    is_refused(own.client.get("/artifacts/colors/1/manifest.json"), 503, "manifest_invalid")
-    is_refused(own.client.get("/artifacts/colors/1/model.onnx"), 503, "manifest_invalid")
+    is_error(own.client.get("/artifacts/colors/1/manifest.json"), 503, "manifest_invalid")
+    is_error(own.client.get("/artifacts/colors/1/model.onnx"), 503, "manifest_invalid")
 
 
-def test_a_manifest_may_not_name_files_outside(own: Any, folder: Path, tmp_path: Path) -> None:
+def test_a_manifest_cannot_list_files_outside_its_folder(own: Any, folder: Path, tmp_path: Path) -> None:
     data = json.loads((folder / "manifest.json").read_text())
     canary = b"canary"
     (tmp_path / "canary.txt").write_bytes(canary)
@@ -418,7 +418,7 @@ def test_a_manifest_may_not_name_files_outside(own: Any, folder: Path, tmp_path:
     assert b"canary" not in answer
 
 
-def test_a_file_that_changes_while_it_is_sent_never_ends_well(own: Any, large: Path) -> None:
+def test_a_file_that_changes_while_it_is_sent_is_cut_off(own: Any, large: Path) -> None:
     with own.client.stream("GET", "/artifacts/colors/1/model.large.bin") as reply:
         assert reply.status_code == 200
         chunks = reply.iter_raw()
@@ -429,7 +429,7 @@ def test_a_file_that_changes_while_it_is_sent_never_ends_well(own: Any, large: P
                 pass
 
 
-def test_a_new_version_is_hashed_once_for_all_who_come(own: Any, large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_version_is_hashed_once_for_all_clients(own: Any, large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = []
     digest = published.OpenFile.digest
 
@@ -472,7 +472,7 @@ def open_files(name: str) -> int:
     return sum(target(number).endswith(name) for number in os.listdir("/proc/self/fd"))
 
 
-def test_a_client_that_goes_away_leaves_no_file_open(own: Any, large: Path) -> None:
+def test_a_client_that_disconnects_leaves_no_file_open(own: Any, large: Path) -> None:
     for _ in range(3):
         with own.connect() as connection:
             connection.sendall(b"GET /artifacts/colors/1/model.large.bin HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -484,7 +484,7 @@ def test_a_client_that_goes_away_leaves_no_file_open(own: Any, large: Path) -> N
     assert open_files(large.name) == 0
 
 
-def test_a_file_that_is_opened_for_a_client_who_has_gone_is_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_opened_for_a_disconnected_client_is_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beneath, begun, go_on = OpenFile.beneath, threading.Event(), threading.Event()
 
     def slowly(*arguments: Any) -> OpenFile | None:
@@ -507,7 +507,7 @@ def test_a_file_that_is_opened_for_a_client_who_has_gone_is_closed(folder: Path,
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_every_answer_closes_its_file(own: Any, method: str) -> None:
+def test_every_response_closes_its_file(own: Any, method: str) -> None:
     paths = ["model.onnx", "manifest.json", "labels.txt", "absent"]
     headers: list[dict[str, str]] = [
         {},

@@ -1,4 +1,4 @@
-"""`POST /predict?explain=cam`: why, over HTTP."""
+"""`POST /predict?explain=cam`: explanations over HTTP."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.drift.snapshot import read_snapshot
 from edgeline.serve.explain import region_of
-from edgeline.serve.http.app import ServingLimits
+from edgeline.serve.http.service import ServingLimits
 from edgeline.serve.inference.drift_observer import DriftObserver
 
 WHY = {"explain": "cam"}
@@ -23,11 +23,11 @@ def golden_photos(explaining_template: Path) -> list[bytes]:
 
 @pytest.fixture(name="explaining", scope="module")
 def explaining_site(explaining_template: Path, serving: Any) -> Iterator[Any]:
-    with serving(explaining_template, express=True) as site:
+    with serving(explaining_template, fast_path=True) as site:
         yield site
 
 
-def test_the_answer_says_where_each_class_was_seen(explaining: Any, explaining_template: Path, photos: list[bytes]) -> None:
+def test_an_explanation_has_a_map_for_each_class(explaining: Any, explaining_template: Path, photos: list[bytes]) -> None:
     classifier = Classifier.open(explaining_template)
     for photo in photos:
         told = explaining.client.post("/predict", params=WHY | {"top_k": 3}, content=photo).json()
@@ -39,7 +39,7 @@ def test_the_answer_says_where_each_class_was_seen(explaining: Any, explaining_t
         assert told["explanation"] == {"method": "cam", "region": pytest.approx(region)}
 
 
-def test_whoever_does_not_ask_is_told_what_he_was_told_before(explaining: Any, photos: list[bytes]) -> None:
+def test_without_explain_the_response_is_unchanged(explaining: Any, photos: list[bytes]) -> None:
     plain = explaining.client.post("/predict", content=photos[0]).json()
     asked = explaining.client.post("/predict", params=WHY, content=photos[0]).json()
     del asked["explanation"]
@@ -48,7 +48,7 @@ def test_whoever_does_not_ask_is_told_what_he_was_told_before(explaining: Any, p
     assert plain == asked
 
 
-def test_a_form_explains_each_file_or_says_what_is_wrong_with_it(explaining: Any, photos: list[bytes]) -> None:
+def test_a_form_gets_an_explanation_or_an_error_for_each_file(explaining: Any, photos: list[bytes]) -> None:
     one = explaining.client.post("/predict", params=WHY, files=[("file", photos[0])]).json()
     assert one["explanation"]["method"] == "cam"
     files = [("file", photos[0]), ("file", b"no image"), ("file", photos[1])]
@@ -60,48 +60,46 @@ def test_a_form_explains_each_file_or_says_what_is_wrong_with_it(explaining: Any
 
 
 @pytest.mark.parametrize("query", ["explain=", "explain=gradcam", "explain=CAM", "explain=cam&explain=cam", "explain=1"])
-def test_another_way_to_ask_is_refused(explaining: Any, photos: list[bytes], query: str) -> None:
+def test_an_unknown_explain_value_is_rejected(explaining: Any, photos: list[bytes], query: str) -> None:
     reply = explaining.client.post(f"/predict?{query}", content=photos[0])
     assert (reply.status_code, reply.json()["code"]) == (400, "explain_invalid")
     assert "cam" in reply.json()["error"]
 
 
-def test_of_more_than_twenty_classes_it_is_not_asked(explaining: Any, photos: list[bytes]) -> None:
+def test_explain_allows_at_most_twenty_classes(explaining: Any, photos: list[bytes]) -> None:
     assert explaining.client.post("/predict", params=WHY | {"top_k": 20}, content=photos[0]).status_code == 200
     reply = explaining.client.post("/predict", params=WHY | {"top_k": 21}, content=photos[0])
     assert (reply.status_code, reply.json()["code"]) == (400, "explain_invalid")
     assert "20" in reply.json()["error"]
 
 
-def test_an_artifact_that_cannot_say_why_says_so(site: Any, photos: list[bytes]) -> None:
+def test_an_artifact_without_maps_rejects_explain(site: Any, photos: list[bytes]) -> None:
     reply = site.client.post("/predict", params=WHY, content=photos[0])
     assert (reply.status_code, reply.json()["code"]) == (400, "explain_not_available")
     assert "export.explain" in reply.json()["error"]
 
 
-def test_a_bad_image_is_refused_as_ever(explaining: Any) -> None:
+def test_a_bad_image_gets_the_usual_error_with_explain(explaining: Any) -> None:
     reply = explaining.client.post("/predict", params=WHY, content=b"no image")
     assert (reply.status_code, reply.json()["code"]) == (422, "not_an_image")
 
 
-def test_the_document_knows_how_to_ask_and_what_comes(explaining: Any) -> None:
+def test_openapi_describes_the_parameter_and_the_maps(explaining: Any) -> None:
     document = explaining.client.get("/openapi.json").json()
     [told] = [each for each in document["paths"]["/predict"]["post"]["parameters"] if each["name"] == "explain"]
     assert told["schema"] == {"const": "cam"}
     assert "evidence" in document["components"]["schemas"]["Class"]["properties"]
 
 
-def test_the_challenger_is_not_asked_why(explaining_template: Path, artifact_template: Path, serving: Any) -> None:
+def test_explain_is_not_sent_to_the_challenger(explaining_template: Path, artifact_template: Path, serving: Any) -> None:
     photo = (explaining_template / "golden" / "0.jpg").read_bytes()
-    with serving(explaining_template, challenger=artifact_template, terms=ServingLimits(challenger_share=1.0)) as site:
+    with serving(explaining_template, challenger=artifact_template, serving_limits=ServingLimits(challenger_share=1.0)) as site:
         for _ in range(3):
             assert "explanation" in site.client.post("/predict", params=WHY, content=photo).json()
 
 
-def test_drift_has_the_distance_of_the_features(explaining_template: Path, photos: list[bytes], serving: Any) -> None:
-    with serving(explaining_template) as site:
-        observed = DriftObserver()
-        site.service.observed, site.service.engine.observe = observed, observed.take
+def test_drift_includes_the_distance_of_the_features(explaining_template: Path, photos: list[bytes], serving: Any) -> None:
+    with serving(explaining_template, drift=DriftObserver()) as site:
         for photo in photos * 2:
             site.client.post("/predict", content=photo)
         snapshot = read_snapshot(site.client.get("/drift").content)

@@ -1,4 +1,4 @@
-"""The web page: its files, their headers, and what `/model` tells of an artifact that may be anyone's."""
+"""The web page: its files, their headers, and what `/model` returns for an untrusted artifact."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ def model_of(serving: Any, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_a_file_of_the_page_is_given_with_its_type_and_its_digest(site: Any, address: str) -> None:
+def test_a_file_of_the_page_has_its_type_and_digest(site: Any, address: str) -> None:
     reply = site.client.get(address)
     held = (page.FOLDER / (address[1:] or "index.html")).read_bytes()
     assert (reply.status_code, reply.content) == (200, held)
@@ -45,7 +45,7 @@ def test_a_file_of_the_page_is_given_with_its_type_and_its_digest(site: Any, add
 
 
 @pytest.mark.parametrize("address", [*ADDRESSES, "/model"])
-def test_what_a_browser_has_already_is_not_sent_again(site: Any, address: str) -> None:
+def test_a_cached_file_is_not_sent_again(site: Any, address: str) -> None:
     tag = site.client.get(address).headers["etag"]
     assert tag.startswith('"')
     again = site.client.get(address, headers={"If-None-Match": f'"other", {tag}'})
@@ -55,7 +55,7 @@ def test_what_a_browser_has_already_is_not_sent_again(site: Any, address: str) -
 
 
 @pytest.mark.parametrize("address", [*ADDRESSES, "/model"])
-def test_a_browser_is_told_to_run_nothing_else_and_to_be_framed_by_nobody(site: Any, address: str) -> None:
+def test_the_content_security_policy_forbids_other_scripts_and_framing(site: Any, address: str) -> None:
     headers = site.client.get(address).headers
     policy = dict(rule.split(" ", 1) for rule in headers["content-security-policy"].split("; "))
     assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == "'none'"
@@ -68,12 +68,12 @@ def test_a_browser_is_told_to_run_nothing_else_and_to_be_framed_by_nobody(site: 
 
 
 @pytest.mark.parametrize("address", ["/index.html", "/page", "/page/", "/page/page.js", "/page.py", "/page.js/", "/.js"])
-def test_nothing_else_of_the_package_is_given(site: Any, address: str) -> None:
+def test_no_other_file_of_the_package_is_served(site: Any, address: str) -> None:
     assert site.client.get(address).status_code == 404
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_of_the_page_names_no_other_host_and_makes_no_markup(name: str) -> None:
+def test_the_pages_files_use_no_other_host_and_create_no_markup(name: str) -> None:
     text = (page.FOLDER / name).read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")
     for never in (
         "http:",
@@ -90,7 +90,7 @@ def test_a_file_of_the_page_names_no_other_host_and_makes_no_markup(name: str) -
 
 
 def test_a_built_wheel_has_every_file_of_the_page(tmp_path: Path) -> None:
-    """What setuptools lays out for a wheel, without the pip and the hashes that tests/test_wheel.py takes a minute for."""
+    """The wheel as setuptools builds it, without pip and hashes, for which tests/test_wheel.py takes a minute."""
     program = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     copy = tmp_path / "source"
     for path in [*(ROOT / "serve").rglob("*"), ROOT / "pyproject.toml", ROOT / "README.md", ROOT / "LICENSE"]:
@@ -98,20 +98,21 @@ def test_a_built_wheel_has_every_file_of_the_page(tmp_path: Path) -> None:
             target = copy / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
-    for layer in ("pipeline", "export", "flows"):
-        (copy / layer).mkdir()
-        (copy / layer / "__init__.py").touch()
+    (copy / "edgeline").mkdir()
+    (copy / "edgeline" / "__init__.py").touch()
+    (copy / "edgeline" / "serve").symlink_to("../serve")
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=copy, check=True, capture_output=True)
     [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        packed = {name.removeprefix("serve/http/page/") for name in archive.namelist() if name.startswith("serve/http/page/")}
+        folder = "edgeline/serve/http/static/"
+        packed = {name.removeprefix(folder) for name in archive.namelist() if name.startswith(folder)}
     assert packed == set(NAMES)
 
 
 # The model
 
 
-def test_the_model_is_told_with_its_evaluation_its_card_and_its_proof(
+def test_the_model_route_has_evaluation_card_and_self_test(
     serving: Any, relabeled: Callable[..., Path], evaluated: Callable[..., Any]
 ) -> None:
     told = model_of(serving, relabeled(LABELS, evaluated(CONFUSION, LABELS), "# Colors\n\nFour of them.\n"))
@@ -127,7 +128,7 @@ def test_the_model_is_told_with_its_evaluation_its_card_and_its_proof(
     assert [tuple(cell) for cell in told["evaluation"]["confusion"]] == cells
 
 
-def test_what_the_pipeline_writes_is_what_the_page_reads(serving: Any, relabeled: Callable[..., Path]) -> None:
+def test_the_page_reads_what_the_pipeline_writes(serving: Any, relabeled: Callable[..., Path]) -> None:
     import numpy as np
 
     from edgeline.pipeline.data.samples import Sample
@@ -190,7 +191,7 @@ STRANGE: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
-SHAPE = "evaluation.json is not in the shape of edgeline.evaluation/1, or is about other labels"
+SHAPE = "evaluation.json does not match edgeline.evaluation/1, or has other labels"
 
 
 def told_of(folder: Path) -> Any:
@@ -208,7 +209,7 @@ def artifact_with_a_file(make_artifact: Any, seal: Any) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize("change", STRANGE.values(), ids=STRANGE)
-def test_a_strange_evaluation_is_left_out_with_a_remark(
+def test_a_malformed_evaluation_is_left_out_with_a_remark(
     with_file: Callable[..., Path], evaluated: Callable[..., Any], change: Callable[[dict[str, Any]], None]
 ) -> None:
     held = evaluated(CONFUSION, LABELS)
@@ -230,7 +231,7 @@ NO_JSON = {
 
 
 @pytest.mark.parametrize("data", NO_JSON.values(), ids=NO_JSON)
-def test_an_evaluation_that_is_no_object_of_json_is_left_out_too(with_file: Callable[..., Path], data: bytes) -> None:
+def test_an_evaluation_that_is_not_a_json_object_is_left_out(with_file: Callable[..., Path], data: bytes) -> None:
     told = told_of(with_file("evaluation.json", data))
     assert (told["evaluation"], told["remarks"]) == (None, [SHAPE])
 
@@ -239,7 +240,7 @@ LIMITS = {"card.md": "MAX_CARD_BYTES", "evaluation.json": "MAX_EVALUATION_BYTES"
 
 
 @pytest.mark.parametrize(("name", "limit"), LIMITS.items())
-def test_a_file_over_the_pages_limit_is_left_out_unread(
+def test_a_file_over_the_pages_limit_is_not_read(
     with_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str, limit: str
 ) -> None:
     folder = with_file(name, b" " * 1001)
@@ -249,7 +250,7 @@ def test_a_file_over_the_pages_limit_is_left_out_unread(
     assert told["remarks"] == [f"{name} has 1,001 bytes, the page shows at most 1,000"]
 
 
-def test_a_card_that_is_no_text_is_shown_as_far_as_it_is_one(with_file: Callable[..., Path]) -> None:
+def test_a_card_that_is_not_utf_8_is_shown_with_replacement_characters(with_file: Callable[..., Path]) -> None:
     assert told_of(with_file("card.md", b"a\xffb"))["card"] == "a\ufffdb"
 
 
@@ -261,7 +262,7 @@ def test_metrics_that_are_infinite_are_left_out(with_file: Callable[..., Path]) 
     assert (told["metrics"], len(told["remarks"])) == ({}, 1)
 
 
-def test_labels_and_cards_of_any_letters_arrive_as_they_are(serving: Any, relabeled: Callable[..., Path]) -> None:
+def test_labels_and_cards_in_any_script_are_unchanged(serving: Any, relabeled: Callable[..., Path]) -> None:
     labels = ["</script><script>alert(1)</script>", "\u05ea\u05e4\u05d5\u05d7", "\U0001f34e & co", "x" * 3000]
     card = "<img src=x onerror=alert(1)> \u202e"
     told = model_of(serving, relabeled(labels, card=card))
@@ -279,10 +280,10 @@ def test_a_file_that_changed_since_it_was_opened_is_not_shown(make_artifact: Any
         assert site.client.get("/model").status_code == 200
 
 
-def test_another_version_that_took_over_is_told_of(make_artifact: Any, serving: Any) -> None:
+def test_the_model_route_describes_a_newly_loaded_version(make_artifact: Any, serving: Any) -> None:
     with serving(make_artifact()) as site:
         first = site.client.get("/model")
-        site.service.models.slots[0].current = Classifier.open(make_artifact(version=2))
+        site.service.models.slots[0].accept(Classifier.open(make_artifact(version=2)))
         second = site.client.get("/model", headers={"If-None-Match": first.headers["etag"]})
         assert (first.json()["version"], second.json()["version"]) == (1, 2)
 
@@ -290,7 +291,7 @@ def test_another_version_that_took_over_is_told_of(make_artifact: Any, serving: 
 # Readiness
 
 
-def test_before_the_model_is_ready_the_page_is_there_and_the_model_is_a_503(artifact_template: Path, serving: Any) -> None:
+def test_before_the_model_is_loaded_the_page_is_served_and_the_model_is_a_503(artifact_template: Path, serving: Any) -> None:
     go_on = threading.Event()
 
     def open_late(path: Path) -> Classifier:
@@ -311,7 +312,7 @@ def test_before_the_model_is_ready_the_page_is_there_and_the_model_is_a_503(arti
         assert site.client.get("/model").status_code == 200
 
 
-def test_an_artifact_that_failed_is_named_in_place_of_the_model(tmp_path: Path, serving: Any) -> None:
+def test_an_artifact_that_failed_to_load_is_reported_by_the_model_route(tmp_path: Path, serving: Any) -> None:
     with serving(tmp_path / "nothing") as site:
         reply = site.client.get("/model")
         assert (reply.status_code, reply.json()["code"]) == (503, "artifact_invalid")

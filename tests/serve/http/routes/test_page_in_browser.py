@@ -1,4 +1,4 @@
-"""The web page in a real browser: photos go in by every way there is, and the answers are read from what is on the screen.
+"""The web page in a real browser: photos go in in every possible way, and predictions are read from the screen.
 
 Each test also fails where the page logs an error of its own, or asks anything of another host than the server under test.
 """
@@ -62,7 +62,7 @@ def browser() -> Iterator[Any]:
 
 @dataclass
 class Tab:
-    """A page that is open, and what went wrong in it."""
+    """An open page, and its errors."""
 
     page: Any
     hosts: set[str]
@@ -110,7 +110,7 @@ def golden(folder: Path, index: int) -> bytes:
 
 
 def lines_of(rows: Any) -> list[str]:
-    """The texts of a table's rows, blanks of every kind being one."""
+    """The texts of a table's rows, with whitespace normalized."""
     return [" ".join(text.split()) for text in rows.all_inner_texts()]
 
 
@@ -133,14 +133,14 @@ SENDING = """
 
 
 def send(tab: Tab, event: str, data: bytes | None, name: str = "photo.jpg") -> None:
-    """Drop or paste a file, or words where there is no data."""
+    """Drop or paste a file, or text if there is no data."""
     tab.page.evaluate(SENDING, [None if data is None else base64.b64encode(data).decode(), name, event])
 
 
-# Photos in, answers out
+# Photos and predictions
 
 
-def test_a_photo_that_was_chosen_gets_the_servers_answer(site: Any, visit: Any, artifact_template: Path) -> None:
+def test_a_chosen_photo_is_classified(site: Any, visit: Any, artifact_template: Path) -> None:
     tab = visit(site.url)
     with tab.page.expect_file_chooser() as chooser:
         tab.page.get_by_text("Choose photos").click()
@@ -158,7 +158,7 @@ def test_a_photo_that_was_chosen_gets_the_servers_answer(site: Any, visit: Any, 
 
 
 @pytest.mark.skipif(not FLOWERS.is_dir(), reason="no real photos here (../shared/data)")
-def test_a_real_photo_is_shown_and_answered(site: Any, visit: Any) -> None:
+def test_a_real_photo_is_shown_and_classified(site: Any, visit: Any) -> None:
     photo = sorted(FLOWERS.rglob("*.jpg"))[7]
     tab = visit(site.url)
     tab.page.set_input_files("#files", photo)
@@ -187,7 +187,7 @@ COLOR_AT = """
 """
 
 
-def test_the_page_shows_why(explaining_template: Path, serving: Any, visit: Any, halves: bytes) -> None:
+def test_the_page_shows_the_explanation(explaining_template: Path, serving: Any, visit: Any, halves: bytes) -> None:
     with serving(explaining_template) as site:
         told = site.client.post("/predict", params={"explain": "cam"}, content=halves).json()
         tab = visit(site.url)
@@ -196,7 +196,7 @@ def test_the_page_shows_why(explaining_template: Path, serving: Any, visit: Any,
         [result] = tab.wait_for(1).all()
         result.get_by_role("button", name="Why?").click()
         overlay = result.locator(".seen canvas")
-        sync_api.expect(overlay).to_have_attribute("aria-label", re.compile("Where (red|blue) was seen"))
+        sync_api.expect(overlay).to_have_attribute("aria-label", re.compile("Regions for (red|blue)"))
         result.locator(".seen img").evaluate("image => image.decode()")
         inside = overlay.evaluate(
             "c => { const a = c.getBoundingClientRect(), b = c.previousElementSibling.getBoundingClientRect();"
@@ -205,7 +205,7 @@ def test_the_page_shows_why(explaining_template: Path, serving: Any, visit: Any,
         )
         assert inside == pytest.approx(told["explanation"]["region"], abs=0.02)
         for label in ("red", "blue"):
-            result.get_by_label("What speaks for").select_option(label=label)
+            result.get_by_label("Regions for").select_option(label=label)
             [evidence] = [each["evidence"] for each in told["predictions"] if each["label"] == label]
             for row, column in ((1, 0), (1, len(evidence[0]) - 1)):
                 place = [(column + 0.5) / len(evidence[0]), (row + 0.5) / len(evidence)]
@@ -216,7 +216,7 @@ def test_the_page_shows_why(explaining_template: Path, serving: Any, visit: Any,
         sync_api.expect(overlay).to_have_count(0)
 
 
-def test_why_is_not_told_of_another_versions_answer(
+def test_no_explanation_is_shown_for_another_versions_prediction(
     explaining_template: Path, tmp_path: Path, seal: Any, serving: Any, visit: Any, halves: bytes
 ) -> None:
     store = tmp_path / "colors"
@@ -232,10 +232,10 @@ def test_why_is_not_told_of_another_versions_answer(
         while site.client.get("/readyz").json()["version"] != 2:
             assert time.monotonic() < end
         result.get_by_role("button", name="Why?").click()
-        sync_api.expect(result.locator(".why .problem")).to_contain_text("colors 2 answers by now")
+        sync_api.expect(result.locator(".why .problem")).to_contain_text("colors 2 has replaced version 1")
 
 
-def test_a_model_that_cannot_say_why_is_not_asked(site: Any, visit: Any, artifact_template: Path) -> None:
+def test_a_model_without_maps_has_no_why_button(site: Any, visit: Any, artifact_template: Path) -> None:
     tab = visit(site.url)
     sync_api.expect(tab.page.locator("#status")).to_have_text("Ready")
     tab.page.set_input_files("#files", [file_of(golden(artifact_template, 0))])
@@ -243,12 +243,14 @@ def test_a_model_that_cannot_say_why_is_not_asked(site: Any, visit: Any, artifac
     assert tab.page.get_by_role("button", name="Why?").count() == 0
 
 
-def test_a_server_that_wants_a_token_is_given_one(artifact_template: Path, tmp_path: Path, serving: Any, visit: Any) -> None:
+def test_the_page_asks_for_a_token_if_the_server_requires_one(
+    artifact_template: Path, tmp_path: Path, serving: Any, visit: Any
+) -> None:
     (tmp_path / "tokens").write_text("a-token-of-the-server-1\n")
     with serving(artifact_template, tokens=Tokens(tmp_path / "tokens")) as site:
         tab = visit(site.url)
         tab.page.set_input_files("#files", [file_of(golden(artifact_template, 0))])
-        asked, hint = tab.page.get_by_label("This server wants a token"), tab.page.locator("#token-hint")
+        asked, hint = tab.page.get_by_label("This server requires a token"), tab.page.locator("#token-hint")
         sync_api.expect(tab.results("waiting")).to_have_count(1)
         for wrong, told in (("not one", "no blanks"), ("another-token-of-others", "does not know this token")):
             asked.fill(wrong)
@@ -256,7 +258,7 @@ def test_a_server_that_wants_a_token_is_given_one(artifact_template: Path, tmp_p
             sync_api.expect(hint).to_contain_text(told)
         sync_api.expect(asked).to_be_visible()
         asked.fill("a-token-of-the-server-1")
-        tab.page.get_by_role("button", name="Use it").click()
+        tab.page.get_by_role("button", name="Use token").click()
         [result] = tab.wait_for(1).all()
         assert best(result)[0] == "red"
         sync_api.expect(asked).to_be_hidden()
@@ -265,7 +267,7 @@ def test_a_server_that_wants_a_token_is_given_one(artifact_template: Path, tmp_p
 
 
 @pytest.mark.parametrize("event", ["drop", "paste"])
-def test_a_photo_that_was_dropped_or_pasted_is_answered(site: Any, visit: Any, artifact_template: Path, event: str) -> None:
+def test_a_dropped_or_pasted_photo_is_classified(site: Any, visit: Any, artifact_template: Path, event: str) -> None:
     tab = visit(site.url)
     send(tab, event, golden(artifact_template, 2))
     [result] = tab.wait_for(1).all()
@@ -276,7 +278,7 @@ def test_a_photo_that_was_dropped_or_pasted_is_answered(site: Any, visit: Any, a
     assert tab.results().count() == 1
 
 
-def test_several_photos_are_answered_newest_first_and_the_oldest_let_go(site: Any, visit: Any, artifact_template: Path) -> None:
+def test_several_photos_are_listed_newest_first_up_to_a_limit(site: Any, visit: Any, artifact_template: Path) -> None:
     tab = visit(site.url)
     photos = [file_of(golden(artifact_template, index % 4), f"{index}.jpg") for index in range(4)]
     tab.page.set_input_files("#files", photos)
@@ -290,7 +292,7 @@ def test_several_photos_are_answered_newest_first_and_the_oldest_let_go(site: An
     assert tab.page.locator(".result").count() == 0
 
 
-def test_a_bad_file_gets_the_servers_sentence_and_the_next_photo_its_answer(
+def test_a_bad_file_shows_the_servers_message_and_the_next_photo_is_classified(
     site: Any, visit: Any, artifact_template: Path
 ) -> None:
     tab = visit(site.url)
@@ -303,7 +305,7 @@ def test_a_bad_file_gets_the_servers_sentence_and_the_next_photo_its_answer(
     sync_api.expect(bad.locator(".thumb")).to_have_text("no preview")
 
 
-def test_a_file_over_the_limit_is_refused_before_it_is_sent(site: Any, visit: Any, tmp_path: Path) -> None:
+def test_a_file_over_the_limit_is_rejected_before_it_is_sent(site: Any, visit: Any, tmp_path: Path) -> None:
     tab = visit(site.url)
     sync_api.expect(tab.page.locator("h1")).to_have_text("colors")
     sent: list[str] = []
@@ -312,11 +314,11 @@ def test_a_file_over_the_limit_is_refused_before_it_is_sent(site: Any, visit: An
         large.truncate(16 * 2**20 + 1)
     tab.page.set_input_files("#files", tmp_path / "large.jpg")
     [result] = tab.wait_for(1).all()
-    assert "at most 16.8 MB" in result.locator(".problem").inner_text().replace("\u00a0", " ")
+    assert "limit is 16.8 MB" in result.locator(".problem").inner_text().replace("\u00a0", " ")
     assert [url for url in sent if "predict" in url] == []
 
 
-def test_the_camera_takes_a_photo_that_is_answered_and_is_let_go(site: Any, visit: Any) -> None:
+def test_the_camera_takes_a_photo_and_is_released(site: Any, visit: Any) -> None:
     tab = visit(site.url)
     tab.page.get_by_role("button", name="Use camera").click()
     sync_api.expect(tab.page.get_by_role("button", name="Take photo")).to_be_focused()  # the camera's picture is there
@@ -330,7 +332,7 @@ def test_the_camera_takes_a_photo_that_is_answered_and_is_let_go(site: Any, visi
     sync_api.expect(tab.page.get_by_role("button", name="Use camera")).to_be_focused()
 
 
-def test_a_page_without_a_secure_origin_says_why_there_is_no_camera(site: Any, visit: Any) -> None:
+def test_a_page_without_a_secure_origin_explains_why_there_is_no_camera(site: Any, visit: Any) -> None:
     tab = visit(site.url.replace("127.0.0.1", "insecure.test"))
     button = tab.page.get_by_role("button", name="Use camera")
     sync_api.expect(button).to_be_disabled()
@@ -338,12 +340,10 @@ def test_a_page_without_a_secure_origin_says_why_there_is_no_camera(site: Any, v
     assert tab.page.get_by_text("https or from localhost").is_visible()
 
 
-# A server that is not ready, slow, or gone
+# A server that is not ready, slow, or lost
 
 
-def test_a_photo_that_came_too_early_waits_and_is_answered_when_the_model_is_ready(
-    artifact_template: Path, serving: Any, visit: Any
-) -> None:
+def test_a_photo_waits_until_the_model_is_ready(artifact_template: Path, serving: Any, visit: Any) -> None:
     go_on = threading.Event()
 
     def open_late(path: Path) -> Classifier:
@@ -365,7 +365,7 @@ def test_a_photo_that_came_too_early_waits_and_is_answered_when_the_model_is_rea
         sync_api.expect(tab.page.locator("h1")).to_have_text("colors")
 
 
-def test_an_artifact_that_failed_is_said_in_the_servers_words(tmp_path: Path, serving: Any, visit: Any) -> None:
+def test_the_page_shows_why_an_artifact_failed_to_load(tmp_path: Path, serving: Any, visit: Any) -> None:
     with serving(tmp_path / "nothing") as site:
         tab = visit(site.url)
         error = site.client.get("/readyz").json()["error"]
@@ -373,7 +373,7 @@ def test_an_artifact_that_failed_is_said_in_the_servers_words(tmp_path: Path, se
 
 
 class Slow(Classifier):
-    """A classifier that answers when a test lets it."""
+    """A classifier that waits for a test's signal."""
 
     go_on: threading.Event
 
@@ -382,9 +382,7 @@ class Slow(Classifier):
         return super().pixels(image)
 
 
-def test_while_a_request_is_slow_the_page_says_so_and_others_can_be_removed(
-    artifact_template: Path, serving: Any, visit: Any
-) -> None:
+def test_a_slow_request_shows_its_duration_and_can_be_removed(artifact_template: Path, serving: Any, visit: Any) -> None:
     Slow.go_on = threading.Event()
     with serving(artifact_template, open_classifier=Slow.open) as site:
         try:
@@ -401,23 +399,21 @@ def test_while_a_request_is_slow_the_page_says_so_and_others_can_be_removed(
         tab.wait_for(2)
 
 
-def test_a_server_that_is_gone_is_noticed_and_the_photo_can_be_sent_again(
-    artifact_template: Path, serving: Any, visit: Any
-) -> None:
+def test_after_a_lost_server_a_photo_can_be_sent_again(artifact_template: Path, serving: Any, visit: Any) -> None:
     with serving(artifact_template) as site:
         tab = visit(site.url)
         sync_api.expect(tab.page.locator("#status")).to_have_text("Ready")
         tab.page.context.set_offline(True)
         tab.page.set_input_files("#files", [file_of(golden(artifact_template, 0))])
         [result] = tab.wait_for(1).all()
-        assert "did not answer" in result.locator(".problem").inner_text()
-        sync_api.expect(tab.page.locator("#status")).to_have_text("The server does not answer")
+        assert "did not respond" in result.locator(".problem").inner_text()
+        sync_api.expect(tab.page.locator("#status")).to_have_text("The server does not respond")
         tab.page.context.set_offline(False)
         result.get_by_role("button", name="Try again").click()
         sync_api.expect(result.locator(".bars .label").first).to_have_text("red")
 
 
-def test_the_servers_own_times_are_shown_where_it_tells_them(site: Any, visit: Any, artifact_template: Path) -> None:
+def test_the_times_of_the_server_timing_header_are_shown(site: Any, visit: Any, artifact_template: Path) -> None:
     tab = visit(site.url)
 
     def with_times(route: Any) -> None:
@@ -433,9 +429,7 @@ def test_the_servers_own_times_are_shown_where_it_tells_them(site: Any, visit: A
 # The model
 
 
-def test_the_model_is_shown_with_its_figures_its_matrix_and_its_card(
-    serving: Any, visit: Any, relabeled: Any, evaluated: Any
-) -> None:
+def test_the_model_is_shown_with_metrics_matrix_and_card(serving: Any, visit: Any, relabeled: Any, evaluated: Any) -> None:
     with serving(relabeled(LABELS, evaluated(CONFUSION, LABELS), CARD)) as site:
         page = visit(site.url).page
         sync_api.expect(page.locator("h1")).to_have_text("colors")
@@ -458,7 +452,7 @@ def test_the_model_is_shown_with_its_figures_its_matrix_and_its_card(
         assert card.locator("a, img, b, script").count() == 0
 
 
-def test_the_accuracy_of_the_variant_that_answers_comes_before_that_of_the_float32_model(
+def test_the_accuracy_of_the_served_variant_is_shown_first(
     serving: Any, visit: Any, relabeled: Any, evaluated: Any, seal: Any
 ) -> None:
     folder = relabeled(LABELS, evaluated(CONFUSION, LABELS))
@@ -474,7 +468,7 @@ def test_the_accuracy_of_the_variant_that_answers_comes_before_that_of_the_float
         sync_api.expect(page.locator("#matrix")).to_contain_text("with the model in float32")
 
 
-def test_many_classes_are_a_picture_with_their_mistakes_and_can_be_searched(
+def test_a_large_confusion_matrix_is_a_picture_and_classes_can_be_searched(
     serving: Any, visit: Any, relabeled: Any, evaluated: Any
 ) -> None:
     labels = [*LABELS, *(f"class {number}" for number in range(4, 300))]
@@ -497,7 +491,7 @@ def test_many_classes_are_a_picture_with_their_mistakes_and_can_be_searched(
         assert drawn[2] == 0
         box = canvas.bounding_box()
         canvas.hover(position={"x": 109.5 * box["width"] / 300, "y": 7.5 * box["height"] / 300})
-        assert page.locator(".reading").inner_text() == "class 7 called class 109: 4 of 9"
+        assert page.locator(".reading").inner_text() == "class 7 predicted as class 109: 4 of 9"
         assert page.locator("table.classes").last.locator("tbody tr").count() == 200
         page.get_by_label("Find").fill("CLASS 29")
         shown = page.locator("table.classes").last.locator("tbody bdi").all_inner_texts()
@@ -507,7 +501,7 @@ def test_many_classes_are_a_picture_with_their_mistakes_and_can_be_searched(
         assert page.locator("table.classes").last.locator("tbody bdi").first.inner_text() == "class 7"
 
 
-def test_hostile_labels_are_text_and_fit_a_phone_and_a_desk(
+def test_hostile_labels_are_shown_as_text_on_narrow_and_wide_screens(
     serving: Any, visit: Any, relabeled: Any, evaluated: Any, artifact_template: Path
 ) -> None:
     card = CARD + "\n| " + " | ".join(f"column {n} " + "wide" * 20 for n in range(9)) + " |\n|" + "---|" * 9 + "\n"
@@ -523,16 +517,16 @@ def test_hostile_labels_are_text_and_fit_a_phone_and_a_desk(
             assert tab.page.evaluate("document.documentElement.scrollWidth") == width
 
 
-def test_no_script_of_the_page_could_make_markup_of_text(site: Any, visit: Any) -> None:
+def test_the_browser_blocks_turning_text_into_markup(site: Any, visit: Any) -> None:
     tab = visit(site.url)
     refused = tab.page.evaluate(
         "() => { try { document.body.innerHTML = '<b>x</b>'; return 'set'; } catch (error) { return error.name; } }"
     )
     assert refused == "TypeError"
-    tab.errors.clear()  # the browser told of it
+    tab.errors.clear()  # the browser reported it
 
 
-# For everyone
+# Accessibility
 
 
 CONTRASTS = """
@@ -569,7 +563,7 @@ CONTRASTS = """
 """
 
 
-def test_every_text_stands_out_from_what_is_behind_it_in_light_and_dark(
+def test_every_text_has_enough_contrast_in_light_and_dark_mode(
     serving: Any, visit: Any, relabeled: Any, evaluated: Any, artifact_template: Path
 ) -> None:
     full = [[10, 0, 0, 0], [0, 1, 9, 0], [10, 0, 0, 0], [5, 0, 0, 5]]
@@ -586,7 +580,7 @@ def test_every_text_stands_out_from_what_is_behind_it_in_light_and_dark(
             assert found["low"] == []
 
 
-def test_the_keyboard_alone_is_enough(site: Any, visit: Any, artifact_template: Path) -> None:
+def test_the_page_works_with_the_keyboard_alone(site: Any, visit: Any, artifact_template: Path) -> None:
     tab = visit(site.url)
     tab.page.on("filechooser", lambda chooser: None)  # from now on the browser gives them to the test
     sync_api.expect(tab.page.locator("h1")).to_have_text("colors")
@@ -597,7 +591,7 @@ def test_the_keyboard_alone_is_enough(site: Any, visit: Any, artifact_template: 
         tab.page.keyboard.press("Enter")
     chooser.value.set_files([file_of(golden(artifact_template, index), f"{index}.jpg") for index in (0, 1)])
     tab.wait_for(2)
-    for name in ("Use camera", "Classes each", "Remove all", "Remove 1.jpg"):
+    for name in ("Use camera", "Classes per photo", "Remove all", "Remove 1.jpg"):
         tab.page.keyboard.press("Tab")
         sync_api.expect(tab.page.locator(":focus")).to_have_accessible_name(re.compile(f"^{name}"))
     assert tab.page.locator(":focus").evaluate("e => getComputedStyle(e).outlineStyle") == "solid"

@@ -1,4 +1,4 @@
-"""HTTP as clients send it who are slow, greedy, confused or hostile: every deadline and cap, over real sockets."""
+"""HTTP from clients that are slow, greedy, broken or hostile: every deadline and limit, over real sockets."""
 
 import asyncio
 import contextlib
@@ -13,8 +13,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from edgeline.serve.http.transport.connections import ConnectionLimits
+from edgeline.serve.http.transport.connections import ConnectionLimits, Connections, Handlers
 from edgeline.serve.http.transport.exchange import DISCARD_BYTES
+from edgeline.serve.http.transport.request_parser import State
 from edgeline.serve.http.transport.server import Server, listen
 from tests.support.raw_http import (
     GET,
@@ -38,37 +39,37 @@ QUICK = ConnectionLimits(head_s=1.0, body_s=1.5, idle_s=1.0, write_s=1.0)
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Place]:
-    """A server with the limits that ship."""
+    """A server with the default limits."""
     with running(PATIENT) as place:
         yield place
 
 
 @pytest.fixture(scope="module")
 def quick() -> Iterator[Place]:
-    """A server that loses patience soon."""
+    """A server with short deadlines."""
     with running(QUICK) as place:
         yield place
 
 
-# Requests and answers
+# Requests and responses
 
 
-def test_a_request_reaches_the_application_as_it_was_sent(place: Place) -> None:
+def test_a_request_reaches_the_application_unchanged(place: Place) -> None:
     answer = place.raw(post(b"12345", b"/a%20b?c=d", b"Connection: close\r\n"))
     assert answer.endswith(b'{"path": "/a b", "method": "POST", "query": "c=d", "length": 5}')
 
 
 @pytest.mark.parametrize("size", [0, 1, 65_535, 65_536, 5_000_000])
-def test_a_body_of_any_size_comes_whole(place: Place, size: int) -> None:
+def test_a_body_of_any_size_arrives_complete(place: Place, size: int) -> None:
     assert f'"length": {size}'.encode() in place.raw(post(bytes(size), more=b"Connection: close\r\n"))
 
 
-def test_a_chunked_body_comes_whole_and_its_trailers_are_nobodys_headers(place: Place) -> None:
+def test_a_chunked_body_arrives_complete_without_its_trailers(place: Place) -> None:
     chunked = b"POST /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     assert b'"length": 6' in place.raw(chunked + b"1\r\na\r\n5;x=y\r\nbcdef\r\n0\r\nX-Trailer: 1\r\n\r\n")
 
 
-def test_a_hundred_requests_at_once_are_answered_in_their_order(place: Place) -> None:
+def test_a_hundred_pipelined_requests_are_answered_in_order(place: Place) -> None:
     requests = b"".join(post(bytes(index), b"/%d" % index) for index in range(100))
     answer = place.raw(requests + LAST)
     assert [int(path) for path in re.findall(rb'"path": "/(\d+)"', answer)] == list(range(100))
@@ -83,7 +84,7 @@ def test_a_request_in_pieces_of_one_byte_is_the_same_request(place: Place) -> No
         assert b'"length": 3' in read_all(connection)
 
 
-def test_a_continue_is_sent_when_the_application_wants_the_body(place: Place) -> None:
+def test_a_100_continue_is_sent_when_the_application_reads_the_body(place: Place) -> None:
     with place.connect() as connection:
         connection.sendall(post(b"", more=b"Expect: 100-continue\r\n").replace(b"Length: 0", b"Length: 3"))
         assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -91,7 +92,7 @@ def test_a_continue_is_sent_when_the_application_wants_the_body(place: Place) ->
         assert b'"length": 3' in connection.recv(1000)
 
 
-def test_a_client_that_waits_for_a_continue_and_gets_an_answer_is_not_kept(place: Place) -> None:
+def test_a_response_instead_of_100_continue_ends_the_connection(place: Place) -> None:
     with place.connect() as connection:
         connection.sendall(post(b"", b"/deaf", b"Expect: 100-continue\r\n").replace(b"Length: 0", b"Length: 3"))
         answer = read_all(connection)
@@ -99,13 +100,13 @@ def test_a_client_that_waits_for_a_continue_and_gets_an_answer_is_not_kept(place
     assert b"connection: close" in answer
 
 
-def test_a_thousand_requests_at_once_are_more_than_are_taken(place: Place) -> None:
+def test_a_thousand_pipelined_requests_are_rejected(place: Place) -> None:
     answer = place.raw(post(b"", b"/listen") + post(b"") * 1000)
     assert statuses(answer) == [200]
     assert statuses(place.raw(LAST)) == [200]
 
 
-def test_the_end_of_a_body_is_told_once_and_then_the_end_of_the_client(place: Place) -> None:
+def test_the_application_receives_the_end_of_a_body_once_and_then_the_disconnect(place: Place) -> None:
     before = place.app.messages
     answer = place.raw(post(b"abc", b"/listen") + LAST)
     assert statuses(answer) == [200, 200]
@@ -113,66 +114,66 @@ def test_the_end_of_a_body_is_told_once_and_then_the_end_of_the_client(place: Pl
     assert 1 <= place.app.messages - before <= 2
 
 
-def test_a_head_that_ends_in_the_piece_that_brings_its_body_is_no_long_head(place: Place) -> None:
+def test_a_body_in_the_same_piece_does_not_count_as_head(place: Place) -> None:
     request = post(bytes(60_000), more=b"X-Filler: " + b"a" * 2_000 + b"\r\nConnection: close\r\n")
     with place.connect() as connection:
         connection.sendall(request[:1_500])
         until = time.monotonic() + WAIT_S
-        while not any(each._started for each in list(place.connections.open)):
+        while not any(each._parser.state is State.HEAD for each in list(place.connections.open)):
             assert time.monotonic() < until
         connection.sendall(request[1_500:])
         assert b'"length": 60000' in read_all(connection)
 
 
-def test_an_http_1_0_client_that_asks_to_be_kept_gets_its_answer_and_the_end(place: Place) -> None:
+def test_an_http_1_0_keep_alive_request_is_answered_and_closed(place: Place) -> None:
     assert statuses(place.raw(b"GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")) == [200]
 
 
-def test_an_http_1_0_client_gets_its_answer_and_the_end(place: Place) -> None:
+def test_an_http_1_0_request_is_answered_and_closed(place: Place) -> None:
     assert statuses(place.raw(b"GET /a HTTP/1.0\r\n\r\n")) == [200]
     streamed = place.raw(b"GET /stream HTTP/1.0\r\n\r\n")
     assert streamed.endswith(b"\r\n\r\nonetwo")
 
 
-def test_an_answer_without_a_length_is_chunked(place: Place) -> None:
+def test_a_response_without_a_length_is_chunked(place: Place) -> None:
     answer = place.raw(b"GET /stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer.endswith(b"\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
 
 
-def test_a_head_request_gets_no_body(place: Place) -> None:
+def test_a_head_request_gets_no_response_body(place: Place) -> None:
     answer = place.raw(b"HEAD /a HTTP/1.1\r\nHost: x\r\n\r\n" + LAST)
     assert statuses(answer) == [200, 200]
     assert answer.count(b'"path"') == 1
 
 
-def test_an_upgrade_is_passed_over(place: Place) -> None:
+def test_a_protocol_upgrade_is_ignored(place: Place) -> None:
     upgrade = (
         b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n\r\n"
     )
     assert statuses(place.raw(upgrade)) == [200]
 
 
-def test_who_listens_for_the_end_of_the_client_waits_and_is_told(place: Place) -> None:
+def test_an_application_that_listens_for_the_disconnect_receives_it(place: Place) -> None:
     answer = place.raw(post(b"abc", b"/listen") + post(b"abc", b"/listen") + LAST)
     assert statuses(answer) == [200, 200, 200]
 
 
-def test_head_and_body_of_a_small_answer_leave_in_one_packet(place: Place) -> None:
+def test_head_and_body_of_a_small_response_are_sent_in_one_packet(place: Place) -> None:
     with place.connect() as connection:
         connection.sendall(GET)
         assert connection.recv(65536).endswith(b"}")
 
 
-# Answers before the body has come
+# Responses before the body has arrived
 
 
-def test_an_answer_before_a_short_body_keeps_the_connection(place: Place) -> None:
+def test_a_response_before_a_short_body_keeps_the_connection(place: Place) -> None:
     answer = place.raw(post(bytes(100_000), b"/deaf") + post(b"abc") + LAST)
     assert statuses(answer) == [200, 200, 200]
     assert b'"length": 3' in answer
 
 
-def test_an_answer_before_a_long_body_arrives_and_ends_the_connection(place: Place) -> None:
+def test_a_response_before_a_long_body_arrives_and_ends_the_connection(place: Place) -> None:
     answer = place.raw(post(bytes(DISCARD_BYTES * 8), b"/deaf") + GET)
     assert statuses(answer) == [200]
     assert b"connection: close" in answer
@@ -181,7 +182,7 @@ def test_an_answer_before_a_long_body_arrives_and_ends_the_connection(place: Pla
 CHUNKED = b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: Chunked \r\n\r\n"
 
 
-def test_an_answer_before_the_end_of_chunks_ends_the_connection_however_many_come(place: Place) -> None:
+def test_a_response_before_the_end_of_a_chunked_body_ends_the_connection(place: Place) -> None:
     with place.connect() as connection:
         connection.sendall(CHUNKED % b"/deaf" + b"1\r\na\r\n")
         assert b"connection: close" in connection.recv(65536)
@@ -192,19 +193,19 @@ def test_an_answer_before_the_end_of_chunks_ends_the_connection_however_many_com
 
 
 @pytest.mark.parametrize("path", [b"/deaf", b"/echo"])
-def test_chunks_that_came_whole_keep_the_connection(place: Place, path: bytes) -> None:
+def test_a_complete_chunked_body_keeps_the_connection(place: Place, path: bytes) -> None:
     empty, some = (CHUNKED % path + chunks + b"0\r\n\r\n" for chunks in (b"", b"1\r\na\r\n"))
     assert statuses(place.raw(empty + some + LAST)) == [200, 200, 200]
 
 
 @pytest.mark.parametrize("more", [GET, b"nonsense\r\n\r\n"])
-def test_nothing_is_answered_after_the_answer_that_says_close(more: bytes) -> None:
-    async def story() -> None:
+def test_nothing_is_answered_after_connection_close(more: bytes) -> None:
+    async def scenario() -> None:
         async with on_this_loop() as place:
             loop, client = asyncio.get_running_loop(), place.connect()
             await place.until(lambda: place.connections.open)
             [connection] = place.connections.open
-            # Little fits into the kernel, so that the end of the answer waits here while what follows comes.
+            # A small kernel buffer, so that the end of the response is still here when what follows arrives.
             connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             size = 70_000  # a smaller body would be waited for before the application sees anything
             client.send(b"POST /medium HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % size)
@@ -221,15 +222,15 @@ def test_nothing_is_answered_after_the_answer_that_says_close(more: bytes) -> No
             assert statuses(answer) == [200]
             assert b"connection: close" in answer
             assert place.app.seen == ["/medium"]
-            assert place.refused == []
+            assert place.rejected == []
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
-# Refusals
+# Rejections
 
 CODED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: %b\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
-REFUSED: dict[str, tuple[bytes, int, str]] = {
+REJECTED: dict[str, tuple[bytes, int, str]] = {
     "a length and chunks": (
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         400,
@@ -296,8 +297,10 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
 }
 
 
-@pytest.mark.parametrize(("request_", "status", "code"), REFUSED.values(), ids=REFUSED)
-def test_what_is_no_request_gets_one_refusal_and_the_end(place: Place, request_: bytes, status: int, code: str) -> None:
+@pytest.mark.parametrize(("request_", "status", "code"), REJECTED.values(), ids=REJECTED)
+def test_a_malformed_request_gets_one_error_and_the_connection_closes(
+    place: Place, request_: bytes, status: int, code: str
+) -> None:
     answer = place.raw(request_ + GET)
     assert statuses(answer) == [status]
     assert code_of(answer) == (code or "request_malformed")
@@ -314,13 +317,13 @@ def test_an_endless_head_is_cut_off(place: Place, part: bytes) -> None:
     assert time.monotonic() < until, "the server goes on reading"
 
 
-def test_what_follows_a_request_and_is_none_ends_the_connection_after_its_answer(place: Place) -> None:
+def test_garbage_after_a_request_ends_the_connection_after_its_response(place: Place) -> None:
     answer = place.raw(post(b"abc") + b"nonsense\r\n\r\n" + GET)
     assert statuses(answer) == [200]
     assert b'"length": 3' in answer
 
 
-def test_a_bug_ends_its_own_connection_only(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_in_the_application_ends_only_its_own_connection(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     for path in (b"/bug", b"/broken", b"/split"):
         answer = place.raw(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path)
         assert b"Set-Cookie" not in answer
@@ -331,19 +334,19 @@ def test_a_bug_ends_its_own_connection_only(place: Place, caplog: pytest.LogCapt
 # Deadlines
 
 
-def test_a_client_that_says_nothing_is_dropped(quick: Place) -> None:
+def test_a_client_that_sends_nothing_is_disconnected(quick: Place) -> None:
     with quick.connect() as connection:
         assert read_all(connection) == b""
 
 
-def test_a_head_that_comes_too_slowly_is_refused_however_it_drips(quick: Place) -> None:
+def test_a_head_that_drips_in_too_slowly_is_rejected(quick: Place) -> None:
     with quick.connect() as connection:
         answer = drip(connection, b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"a" * 1000)
     assert statuses(answer) == [408]
     assert code_of(answer) == "head_timeout"
 
 
-def test_a_body_that_comes_too_slowly_is_refused_however_it_drips(quick: Place) -> None:
+def test_a_body_that_drips_in_too_slowly_is_rejected(quick: Place) -> None:
     with quick.connect() as connection:
         connection.sendall(post(b"").replace(b"Length: 0", b"Length: 1000"))
         answer = drip(connection, bytes(1000))
@@ -359,13 +362,13 @@ def test_the_second_request_of_a_connection_has_its_own_deadline(quick: Place) -
     assert statuses(answer) == [408]
 
 
-def test_a_connection_that_is_not_used_again_is_closed_without_a_word(quick: Place) -> None:
+def test_an_idle_connection_is_closed_without_a_response(quick: Place) -> None:
     with quick.connect() as connection:
         connection.sendall(GET)
         assert statuses(read_all(connection)) == [200]
 
 
-def test_an_empty_line_after_a_body_begins_no_request(quick: Place) -> None:
+def test_an_empty_line_after_a_body_does_not_begin_a_request(quick: Place) -> None:
     with quick.connect() as connection:
         connection.sendall(post(b"abc"))
         assert statuses(connection.recv(65536)) == [200]
@@ -373,13 +376,13 @@ def test_an_empty_line_after_a_body_begins_no_request(quick: Place) -> None:
         assert read_all(connection) == b""
 
 
-def test_a_client_that_does_not_take_its_answer_is_dropped(quick: Place) -> None:
+def test_a_client_that_does_not_read_its_response_is_disconnected(quick: Place) -> None:
     with quick.connect() as connection:
         connection.sendall(GET.replace(b"/a", b"/large"))
         assert quick.settles(0)
 
 
-def test_a_client_that_leaves_the_end_of_its_answer_is_dropped_too(quick: Place) -> None:
+def test_a_client_that_does_not_read_the_end_of_its_response_is_disconnected(quick: Place) -> None:
     with quick.connect() as connection:
         connection.sendall(GET.replace(b"/a", b"/medium").replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
         left = MEDIUM
@@ -388,10 +391,10 @@ def test_a_client_that_leaves_the_end_of_its_answer_is_dropped_too(quick: Place)
         assert quick.settles(0)
 
 
-def test_an_answer_that_is_being_taken_when_the_server_stops_arrives_whole() -> None:
+def test_a_response_that_is_being_read_when_the_server_stops_arrives_complete() -> None:
     app = App()
     listener = listen("127.0.0.1", 0)
-    server = Server(app, grace_s=WAIT_S, limits=PATIENT)
+    server = Server(Handlers(app), Connections(PATIENT), grace_s=WAIT_S)
     finished: list[bool] = []
     thread = threading.Thread(target=lambda: finished.append(server.run(listener)))
     with socket.create_connection(listener.getsockname(), timeout=WAIT_S) as connection:
@@ -409,10 +412,10 @@ def test_an_answer_that_is_being_taken_when_the_server_stops_arrives_whole() -> 
     assert finished == [True]
 
 
-def test_an_answer_may_take_longer_than_any_deadline_of_the_client(quick: Place) -> None:
+def test_a_response_may_take_longer_than_any_deadline_of_the_client(quick: Place) -> None:
     with quick.connect() as connection:
         connection.sendall(GET.replace(b"/a", b"/wait"))
-        with quick.connect() as silent:  # by the time this one is given up, the deadlines of the first would have passed
+        with quick.connect() as silent:  # when this one is disconnected, the deadlines of the first would have passed
             read_all(silent)
         with quick.connect() as silent:
             read_all(silent)
@@ -422,7 +425,7 @@ def test_an_answer_may_take_longer_than_any_deadline_of_the_client(quick: Place)
 
 
 def drip(connection: socket.socket, data: bytes) -> bytes:
-    """Send a byte every few milliseconds until the server has enough of it."""
+    """Send a byte every few milliseconds until the server responds."""
     connection.settimeout(0.02)
     for byte in data:
         try:
@@ -437,7 +440,7 @@ def drip(connection: socket.socket, data: bytes) -> bytes:
     raise AssertionError("the server took it all")
 
 
-# The end of the client
+# Disconnected clients
 
 
 WAITED_FOR = {
@@ -451,7 +454,7 @@ WAITED_FOR = {
 
 
 @pytest.mark.parametrize("sent", WAITED_FOR.values(), ids=WAITED_FOR)
-def test_the_work_for_a_client_that_has_gone_is_cancelled(place: Place, sent: bytes) -> None:
+def test_work_is_cancelled_when_the_client_disconnects(place: Place, sent: bytes) -> None:
     place.app.gone.clear()
     place.app.seen.clear()
     with place.connect() as connection:
@@ -463,8 +466,8 @@ def test_the_work_for_a_client_that_has_gone_is_cancelled(place: Place, sent: by
 
 
 @pytest.mark.parametrize(("size", "few"), [(0, 10), (30_000, 4)])
-def test_of_many_requests_in_line_a_few_are_read_and_all_are_answered(size: int, few: int) -> None:
-    async def story() -> None:
+def test_of_many_pipelined_requests_a_few_are_read_ahead_and_all_are_answered(size: int, few: int) -> None:
+    async def scenario() -> None:
         async with on_this_loop() as place:
             loop, client = asyncio.get_running_loop(), place.connect(GET_WAIT)
             await place.until(lambda: place.app.seen)
@@ -481,7 +484,7 @@ def test_of_many_requests_in_line_a_few_are_read_and_all_are_answered(size: int,
             assert statuses(answer) == [200] * (sent + 2)
             assert answer.count(b'"length": %d}' % size) == sent + (size == 0)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 LEFT_BEHIND = {
@@ -497,8 +500,8 @@ LEFT_BEHIND = {
 
 
 @pytest.mark.parametrize(("sent", "seen"), LEFT_BEHIND.values(), ids=LEFT_BEHIND)
-def test_nothing_of_a_closed_connection_waits_for_the_garbage_collector(sent: bytes, seen: str) -> None:
-    async def story() -> None:
+def test_a_closed_connection_is_freed_without_the_garbage_collector(sent: bytes, seen: str) -> None:
+    async def scenario() -> None:
         async with on_this_loop() as place:
             client = place.connect()
             await place.until(lambda: place.connections.open)
@@ -514,6 +517,6 @@ def test_nothing_of_a_closed_connection_waits_for_the_garbage_collector(sent: by
     gc.collect()
     gc.disable()
     try:
-        asyncio.run(story())
+        asyncio.run(scenario())
     finally:
         gc.enable()

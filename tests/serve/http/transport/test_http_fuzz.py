@@ -1,4 +1,4 @@
-"""Mutants of good HTTP over real sockets: only well-formed answers, never one too many, and a server that serves on."""
+"""Mutated HTTP over real sockets: only well-formed responses, never one too many, and the server keeps serving."""
 
 import contextlib
 import json
@@ -83,7 +83,7 @@ PLANNED = {200, 206, 304, 400, 404, 405, 408, 412, 413, 414, 415, 416, 422, 431}
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_no_mutant_gets_anything_but_whole_answers_and_none_too_many(
+def test_mutated_requests_get_complete_responses_and_not_too_many(
     site: Any, count: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     chance, statuses, cut_off = random.Random(count), Counter[int](), 0
@@ -106,7 +106,7 @@ def test_no_mutant_gets_anything_but_whole_answers_and_none_too_many(
 
 
 def mutant(chance: random.Random) -> bytes:
-    """Up to three requests one behind the other, each with up to four things wrong; some with bytes changed, some cut off."""
+    """Up to three requests in a row, each with up to four faults; some with bytes changed, some truncated."""
     found = b"".join(request(chance) for _ in range(chance.choice([1, 1, 1, 2, 3])))
     if chance.random() < 0.2:
         changed = bytearray(found)
@@ -135,7 +135,7 @@ def request(chance: random.Random) -> bytes:
 
 
 def exchange(connection: socket.socket, chance: random.Random, sent: bytes) -> tuple[bytes, bool]:
-    """Send it in up to four packets and take what comes, and whether that is all: a server may wait for more of a body."""
+    """Send it in up to four packets; return the response, and whether that is all: a server may wait for more of a body."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.settimeout(PATIENCE_S)
     cuts = sorted(chance.randrange(len(sent) + 1) for _ in range(chance.choice([0, 0, 1, 3])))
@@ -152,16 +152,16 @@ def exchange(connection: socket.socket, chance: random.Random, sent: bytes) -> t
 
 @dataclass
 class Answer:
-    """One answer of a connection."""
+    """One response of a connection."""
 
     status: int
     code: str
     ends: bool
-    """It says that it is the last."""
+    """Whether it has `Connection: close`."""
 
 
 def answers_in(data: bytes, told: str, *, whole: bool) -> Iterator[Answer]:
-    """Take a connection's bytes apart, strictly; HEAD's answers are told by what follows their head."""
+    """Parse a connection's bytes strictly; responses to HEAD are recognized by what follows their head."""
     while data:
         head, blank, data = data.partition(b"\r\n\r\n")
         if not blank and not whole:

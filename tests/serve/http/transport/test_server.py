@@ -47,7 +47,7 @@ def test_a_signal_right_after_the_address_is_printed_ends_it_with_code_0(artifac
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the filter is Linux's")
-def test_of_connections_at_the_end_every_one_is_taken_or_never_made() -> None:
+def test_connections_during_shutdown_are_accepted_or_never_made() -> None:
     with listen("127.0.0.1", 0) as listener, contextlib.ExitStack() as stack:
         listener.setblocking(False)
         for _ in range(3):
@@ -57,7 +57,7 @@ def test_of_connections_at_the_end_every_one_is_taken_or_never_made() -> None:
             socket.create_connection(listener.getsockname(), timeout=0.1)
 
 
-def test_a_stuck_client_is_given_up_after_the_grace_period(artifact_template: Path) -> None:
+def test_a_stuck_client_is_disconnected_after_the_grace_period(artifact_template: Path) -> None:
     with started(artifact_template, "--grace", "1") as (process, url):
         wait_until_ready(url)
         with connect(url) as connection:
@@ -83,7 +83,7 @@ from edgeline.flows.cli.main import main; main()
 """
 
 
-def test_a_stuck_decoder_does_not_keep_the_process(artifact_template: Path) -> None:
+def test_a_stuck_decoder_does_not_keep_the_process_alive(artifact_template: Path) -> None:
     with started(artifact_template, "--grace", "1", main=[sys.executable, "-c", STUCK]) as (process, url):
         wait_until_ready(url)
         with connect(url) as connection:
@@ -94,7 +94,7 @@ def test_a_stuck_decoder_does_not_keep_the_process(artifact_template: Path) -> N
             assert "did not end in the grace period" in (process.stderr.read() if process.stderr else "")
 
 
-def test_a_missing_artifact_leaves_it_alive_with_the_reason(tmp_path: Path) -> None:
+def test_a_missing_artifact_leaves_the_server_alive_with_the_reason(tmp_path: Path) -> None:
     with started(tmp_path / "absent") as (process, url):
         deadline = time.monotonic() + DEADLINE_S
         while (reply := httpx.get(f"{url}/readyz")).json()["code"] == "loading":
@@ -107,12 +107,12 @@ def test_a_missing_artifact_leaves_it_alive_with_the_reason(tmp_path: Path) -> N
         assert "no artifact at" in (process.stderr.read() if process.stderr else "")
 
 
-def test_the_store_that_the_artifact_lies_in_is_offered(artifact_template: Path) -> None:
+def test_the_artifacts_own_store_is_offered_for_download(artifact_template: Path) -> None:
     with started(artifact_template.parent) as (_, url):
         assert httpx.get(f"{url}/artifacts").json()["artifacts"] == [{"name": "colors", "versions": [1], "latest": 1}]
 
 
-def test_another_store_may_be_named(artifact_template: Path, tmp_path: Path) -> None:
+def test_another_store_can_be_set(artifact_template: Path, tmp_path: Path) -> None:
     with started(artifact_template, "--store", str(tmp_path)) as (_, url):
         assert httpx.get(f"{url}/artifacts").json() == {"artifacts": []}
 
@@ -125,7 +125,7 @@ def test_limits_are_settable(artifact_template: Path) -> None:
         assert httpx.post(f"{url}/predict", content=bytes(5001)).json()["code"] == "body_too_large"
 
 
-def test_listening_to_other_machines_is_warned_of_in_one_line(artifact_template: Path) -> None:
+def test_listening_to_other_machines_prints_one_warning(artifact_template: Path) -> None:
     with started(artifact_template, "--host", "0.0.0.0", "--metrics-port", "0") as (process, _):
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_S) == 0
@@ -135,14 +135,14 @@ def test_listening_to_other_machines_is_warned_of_in_one_line(artifact_template:
         )
 
 
-def test_listening_to_this_machine_is_not_warned_of(artifact_template: Path) -> None:
+def test_listening_to_this_machine_prints_no_warning(artifact_template: Path) -> None:
     with started(artifact_template) as (process, _):
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_S) == 0
         assert "authentication" not in (process.stderr.read() if process.stderr else "")
 
 
-def test_a_taken_port_is_said_in_one_line(artifact_template: Path) -> None:
+def test_a_port_in_use_is_one_line(artifact_template: Path) -> None:
     with listen("127.0.0.1", 0) as taken:
         port = str(taken.getsockname()[1])
         command = [*MAIN, "serve", str(artifact_template), "--port", port]
@@ -182,10 +182,10 @@ def test_memory_is_bounded_under_endless_bodies_and_bombs(artifact_template: Pat
         assert memory_of(process, "VmHWM") - before < 5 * limit
 
 
-def test_as_many_connections_are_taken_as_there_are_descriptors_for() -> None:
+def test_connections_are_limited_by_file_descriptors() -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
-        "from edgeline.serve.http.transport.connections import ConnectionLimits\nfrom serve.http.server import affordable\n"
+        "from edgeline.serve.http.transport.connections import ConnectionLimits, affordable\n"
         "print(affordable(ConnectionLimits()), affordable(ConnectionLimits(max_connections=10)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
@@ -196,7 +196,7 @@ ADDRESSES = {"127.0.0.1": False, "127.0.0.2": False, "0.0.0.0": True, "localhost
 
 
 @pytest.mark.parametrize(("host", "exposed"), ADDRESSES.items())
-def test_an_address_knows_whether_others_reach_it(host: str, exposed: bool) -> None:
+def test_an_address_that_other_machines_reach_is_exposed(host: str, exposed: bool) -> None:
     with listen(host, 0) as listener:
         assert is_exposed(listener) is exposed
         assert re.fullmatch(r"http://[\d.]+:\d+", url_of(listener))
@@ -215,13 +215,13 @@ def test_an_ipv6_address_is_written_in_brackets() -> None:
 
 
 @pytest.mark.parametrize("host", ["256.1.1.1", "no.such.host.invalid", "203.0.113.1"])
-def test_an_address_of_another_machine_is_refused(host: str) -> None:
-    with pytest.raises(ConfigError, match=f"cannot listen on {host}") as refusal:
+def test_an_address_of_another_machine_is_an_error(host: str) -> None:
+    with pytest.raises(ConfigError, match=f"cannot listen on {host}") as raised:
         listen(host, 0)
-    assert refusal.value.code == "address_unusable"
+    assert raised.value.code == "address_unusable"
 
 
-def test_a_connection_sends_the_second_part_of_an_answer_at_once() -> None:
+def test_connections_do_not_delay_small_packets() -> None:
     with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()[:2]):
         accepted, _ = listener.accept()
         with accepted:

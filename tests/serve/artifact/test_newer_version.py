@@ -1,0 +1,46 @@
+"""Finding the version to load next."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgeline.serve.artifact.newer_version import find_newer, find_newest
+from edgeline.serve.errors import ArtifactError
+
+MakeArtifact = Callable[..., Path]
+
+
+def test_the_newest_version_is_found_by_number(make_artifact: MakeArtifact) -> None:
+    folder = make_artifact(version=9).parent
+    make_artifact(version=10)
+    assert (find_newest(folder).folder, find_newest(folder).version) == (folder / "10", 10)
+
+
+def test_an_artifact_is_its_own_newest_version_and_nothing_is_newer(make_artifact: MakeArtifact) -> None:
+    artifact = make_artifact()
+    assert (find_newest(artifact).folder, find_newest(artifact).version) == (artifact, None)
+    assert find_newer(artifact, than=0) is None
+
+
+def test_only_a_version_above_the_given_one_is_newer(make_artifact: MakeArtifact) -> None:
+    folder = make_artifact(version=2).parent
+    assert find_newer(folder, than=2) is None
+    assert find_newer(folder, than=1) == find_newest(folder)
+
+
+def test_a_candidate_differs_once_a_file_below_it_changes(make_artifact: MakeArtifact) -> None:
+    folder = make_artifact(version=2)
+    before = find_newest(folder.parent)
+    assert find_newest(folder.parent) == before
+    (folder / "golden" / "more").write_text("x")
+    assert find_newest(folder.parent) != before
+
+
+def test_a_store_that_disappears_has_no_newest_and_no_newer_version(make_artifact: MakeArtifact) -> None:
+    folder = make_artifact().parent
+    shutil.rmtree(folder)
+    assert find_newer(folder, than=1) is None
+    with pytest.raises(ArtifactError, match="no artifact at"):
+        find_newest(folder)
