@@ -1,7 +1,7 @@
-"""Accuracy of the shipped ONNX file: the whole line on real photos, several seeds, two backbones.
+"""Accuracy of the shipped ONNX file: the whole pipeline on real photos, with several seeds and two backbones.
 
-The figure is the verified file's own, on images the line held out, run through ONNX Runtime from the files' bytes.
-`mobilenet_v2` takes torchvision's weights; where `../shared/data/weights/torch` is there, from that folder.
+The figure is that of the verified file on the held-out images, run by ONNX Runtime from the files' bytes. `mobilenet_v2` uses
+torchvision's weights, from `../shared/data/weights/torch` if that folder exists.
 """
 
 import argparse
@@ -19,20 +19,20 @@ from edgeline.pipeline.config import load_config
 DATA = ("hymenoptera", "flowers17", "xsdd_steel", "digits")
 SETTINGS = {
     ("flowers17", "efficientnet_lite0"): ["train.views=1", "train.augment=flip"],
-    # A defect may lie at the edge of the strip, where the crop of the backbone's own preprocessing cuts it off. The classes
-    # have 63 to 397 images, and accuracy counts images, not classes.
+    # A defect may be at the edge of the strip, which the crop of the backbone's own preprocessing removes. The classes have
+    # 63 to 397 images, and accuracy counts images, not classes.
     ("xsdd_steel", "efficientnet_lite0"): ["preprocess.crop_fraction=1", "train.class_weights=sqrt"],
     ("xsdd_steel", "mobilenet_v2"): ["train.class_weights=sqrt"],
 }
-"""What differs from the defaults; each row of the result names it."""
+"""Settings that differ from the defaults. Each row of the result lists them."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", nargs="*", help="folders; by default the real photos that are there, and the digits")
+    parser.add_argument("--data", nargs="*", help="folders; by default the available real photos, and the digits")
     parser.add_argument("--models", nargs="*", default=["efficientnet_lite0", "mobilenet_v2"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--artifacts", help="keep the runs here instead of in a temporary folder")
+    parser.add_argument("--artifacts", help="folder for the runs; by default a temporary one")
     arguments = parser.parse_args()
     if (SHARED / "weights" / "torch").is_dir():
         os.environ.setdefault("TORCH_HOME", str(SHARED / "weights" / "torch"))
@@ -46,14 +46,14 @@ def main() -> None:
                 shown = " ".join(f"{value:.4f}" for value in row["accuracies"])
                 print(
                     f"{row['data']:12} {model:20} mean {row['mean']:.4f}  ({shown})  n {row['test_images']}  max difference "
-                    f"{row['max_difference']:.1e}  same best class {row['top1_agreement']:.4f}  ece {row['ece']:.3f}",
+                    f"{row['max_difference']:.1e}  same top class {row['top1_agreement']:.4f}  ece {row['ece']:.3f}",
                     flush=True,
                 )
     report("accuracy", seeds=arguments.seeds, rows=rows)
 
 
 def measure(data: str, model: str, seeds: int, artifacts: str) -> dict[str, object]:
-    """Run the line once a seed."""
+    """Run the pipeline once for each seed."""
     name = f"{Path(data).name}-{model}".lower().replace("_", "-")
     settings = SETTINGS.get((Path(data).name, model), [])
     runs = [

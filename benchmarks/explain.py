@@ -16,7 +16,7 @@ import numpy as np
 from common import photos, report
 
 from edgeline.export.graph.cam_outputs import plain
-from edgeline.export.graph.to_onnx import CalibratedModel, export
+from edgeline.export.graph.to_onnx import CalibratedModel, GraphOptions, export
 from edgeline.flows.steps import run_pipeline
 from edgeline.pipeline.config import load_config
 from edgeline.pipeline.models.backbones import build
@@ -58,7 +58,7 @@ def untrained(classes: int) -> bytes:
     network, spec = build("efficientnet_lite0", "imagenet", classes=classes)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        export(CalibratedModel(network, 1.0), spec, path, classes=classes, opset=18, metadata={}, explain=True)
+        export(CalibratedModel(network, 1.0), spec, path, GraphOptions(classes=classes, opset=18, explain=True))
         return path.read_bytes()
 
 

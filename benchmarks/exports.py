@@ -1,13 +1,14 @@
-"""From a trained checkpoint to a verified artifact with float32, int8 and ORT files, beside ultralytics' classifier export.
+"""From a trained checkpoint to a verified artifact with float32, int8 and ORT files, compared with ultralytics' export.
 
-Two pairs. `yolo11n-cls` is what ultralytics offers for a small device; it has about half of EfficientNet-Lite0's multiply-adds,
-the next size up has twice as many, so the pair errs in its favor. `mobilenet_v2` is one network in both: torchvision's layers
-under ultralytics' own classifier, which differs in one activation. Both start from a checkpoint on disk in a fresh process,
-imports counted, and take turns; both calibrate on the same photos. ultralytics writes ONNX in float32 and int8 (ONNX Runtime's
-quantizer at its defaults, but for convolutions and matrices only); with `--openvino` its int8 for OpenVINO too. It knows no ORT
-format. What each checked of what it wrote is told, for ultralytics as the source of the named release has it: it runs one black
-picture before it exports, for the outputs' shape, and compares nothing. So is what became of a checkpoint with one weight that
-is no number. ultralytics is installed in an environment of its own, and kept from the network.
+Two pairs. `yolo11n-cls` is what ultralytics offers for a small device; it has about half of EfficientNet-Lite0's
+multiply-adds, the next size up has twice as many, so the pair errs in its favor. `mobilenet_v2` is one network in both:
+torchvision's layers under ultralytics' own classifier, which differs in one activation. Both start from a checkpoint on disk
+in a fresh process, imports counted, and take turns; both calibrate on the same photos. ultralytics writes ONNX in float32 and
+int8 (ONNX Runtime's quantizer at its defaults, but for convolutions and matrices only); with `--openvino` its int8 for
+OpenVINO too. It has no ORT format. The table lists what each checks of its output; for ultralytics according to the source of
+the named release: it runs one black image before the export, for the outputs' shape, and compares nothing. It also lists what
+happens to a checkpoint with a weight that is NaN. ultralytics is installed in an environment of its own, without network
+access.
 """
 
 import argparse
@@ -138,21 +139,21 @@ def compare(run: Run, model: str, theirs: Any, rounds: int, folder: Path) -> dic
     outputs = {name: Outputs(found[name], np.log(np.maximum(found[name], 1e-30))) for name in ("float32", "int8")}
     similarity = compare_outputs(outputs["float32"], outputs["int8"])
     drop = drop_between(outputs["float32"], outputs["int8"], found["targets"])
-    theirs_int8 = {"drop_points": drop["drop_points"], "agreement": similarity.top1_agreement, **answers}
+    theirs_int8 = {"drop_points": drop.drop_points, "agreement": similarity.top1_agreement, **answers}
     ours_int8 = read_int8(run)
     row |= {"multiply_adds": [multiply_adds(run), answers["multiply_adds"]], "int8": [ours_int8, theirs_int8]}
-    row["nan_weight"] = [refusal(run), theirs("nan")["outcome"]]
+    row["nan_weight"] = [export_with_nan(run), theirs("nan")["outcome"]]
     verification = json.loads((run.step("verify") / "verification.json").read_text())
     n, table = sum(verification["images"].values()), []
     table.append(("seconds (median)", f"{row['edgeline_s']:.1f}", f"{row['ultralytics_s']:.1f}, ratio {row['ratio']:.2f}"))
     table.append(("multiply-adds", *(f"{count / 1e6:.0f} million" for count in row["multiply_adds"])))
     table.append(("files", ", ".join(["float32", *VARIANTS]), ", ".join(wrote["files"])))
-    table.append(("float32 held against PyTorch", f"{n} images, 3 batch sizes, max {verification['max_difference']:.0e}", "no"))
-    table.append(("int8 held against float32", f"{ours_int8['judged_images']} images to choose, {n} to pass", "no"))
+    table.append(("float32 against PyTorch", f"{n} images, 3 batch sizes, max {verification['max_difference']:.0e}", "no"))
+    table.append(("int8 against float32", f"{ours_int8['judged_images']} images to choose, {n} to pass", "no"))
     table.append(("published file answers again", "golden images", "no"))
     table.append(("one weight is NaN", *row["nan_weight"]))
     for title, key, form in (
-        ("int8: points lost", "drop_points", "{:.2f}"),
+        ("int8: accuracy drop, points", "drop_points", "{:.2f}"),
         ("int8: same best class", "agreement", "{:.2%}"),
         ("int8: time of float32's", "time_ratio", "{:.2f}"),
     ):
@@ -163,7 +164,7 @@ def compare(run: Run, model: str, theirs: Any, rounds: int, folder: Path) -> dic
 
 
 def read_int8(run: Run) -> dict[str, Any]:
-    """What edgeline's own verification says of its int8."""
+    """The figures of edgeline's own verification of its int8."""
     found = json.loads((run.step("variants") / "variants.json").read_text())["int8"]
     entries = json.loads((run.step("verify") / "verification.json").read_text())["variants"]
     entry = next(e for e in entries if e["name"] == "onnx-int8")
@@ -182,8 +183,8 @@ def multiply_adds(run: Run) -> int:
     return counter.get_total_flops() // 2
 
 
-def refusal(run: Run) -> str:
-    """What edgeline says to a checkpoint with one weight that is no number."""
+def export_with_nan(run: Run) -> str:
+    """The result of exporting a checkpoint with a weight that is NaN."""
     with tempfile.TemporaryDirectory() as temporary:
         broken = Run(Path(shutil.copytree(run.folder, Path(temporary, "run"))), run.config)
         path = broken.step("train") / "checkpoint.safetensors"
@@ -196,8 +197,8 @@ def refusal(run: Run) -> str:
             AFTER_PREPARE["export"](broken)
             AFTER_PREPARE["verify"](broken)
         except EdgelineError as error:
-            return f"refused: {error}"
-    return "exported without a word"
+            return f"rejected: {error}"
+    return "exported without an error"
 
 
 if __name__ == "__main__":

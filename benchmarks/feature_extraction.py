@@ -1,7 +1,7 @@
-"""From image files to features, against the bare forward pass over tensors that are already in memory.
+"""From image files to features, compared with the bare forward pass over tensors that are already in memory.
 
-Two bare passes, in turn with ours: the network as it was loaded, and the same with its batch norms folded, which is what
-ours runs. Median of rounds.
+There are two bare passes, alternating with ours: the network as it was loaded, and the same with its batch norms folded,
+which ours runs too. Median of all rounds.
 """
 
 import argparse
@@ -16,9 +16,10 @@ from edgeline.pipeline.config import load_config
 from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.data.samples import read_prepared, stream_pixels
 from edgeline.pipeline.models.backbones import build
-from edgeline.pipeline.models.devices import choose_device
+from edgeline.pipeline.models.devices import CPU_BATCH, choose_device
+from edgeline.pipeline.models.fold_batch_norm import fold_batch_norm
 from edgeline.pipeline.runs.content_cache import ContentCache
-from edgeline.pipeline.training.features import CPU_BATCH, compute_features, fold_batch_norm
+from edgeline.pipeline.training.features import FeatureExtractor
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
         def from_files(number: int) -> float:
             cache = ContentCache(Path(temporary, f"{number}.sqlite"))
             with Clock() as clock:
-                compute_features(network, samples, spec, out=Path(temporary, "f.npy"), cache=cache, device=device)
+                FeatureExtractor(network, spec, cache, device).compute(samples, Path(temporary, "f.npy"))
             return len(samples) / clock.seconds
 
         bare(network), bare(folded)

@@ -1,9 +1,9 @@
-"""Cached-feature head training against the loop people write by hand, on the same split of the same photos.
+"""Head training on cached features compared with a hand-written loop, on the same split of the same photos.
 
-Both train dropout + linear on a frozen EfficientNet-Lite0 for the same number of epochs, at the same learning rate, and keep
-the weights that were best on validation. By hand: a DataLoader with worker processes decodes the files and the whole network
-runs forward, every epoch, over train and validation. Here: the backbone's features are computed once and the head is trained
-on them. Both are timed from the first file read to the trained head.
+Both train dropout + linear on a frozen EfficientNet-Lite0 for the same number of epochs, with the same learning rate, and keep
+the weights that were best on validation. By hand: in every epoch, a DataLoader with worker processes decodes the files, and
+the whole network runs over train and validation. edgeline: the backbone's features are computed once, and the head is trained
+on them. Both are timed from the first file that is read to the trained head.
 """
 
 import argparse
@@ -24,14 +24,16 @@ from edgeline.pipeline.data.samples import Sample, read_prepared
 from edgeline.pipeline.evaluation.evaluate import compute_logits
 from edgeline.pipeline.models.backbones import build
 from edgeline.pipeline.models.devices import choose_device
-from edgeline.pipeline.training.train import class_weights, train
+from edgeline.pipeline.training.class_weights import class_weights
+from edgeline.pipeline.training.context import TrainingContext
+from edgeline.pipeline.training.train import train
 
 LEARNING_RATE = 1e-3
-"""Of both."""
+"""For both."""
 
 
 class Photos(Dataset):
-    """A data set as tutorials write it."""
+    """A data set as in tutorials."""
 
     def __init__(self, samples: list[Sample], mean: list[float], std: list[float]) -> None:
         self.samples = samples
@@ -54,7 +56,7 @@ class Photos(Dataset):
 
 
 def by_hand(prepared, epochs: int, seed: int, workers: int) -> tuple[float, float]:
-    """Train as tutorials do; returns (seconds, test accuracy)."""
+    """Train as tutorials do. Returns seconds and test accuracy."""
     torch.manual_seed(seed)
     loaders = {
         split: DataLoader(Photos(prepared.of(split), [0.5] * 3, [0.5] * 3), 32, shuffle=split == "train", num_workers=workers)
@@ -65,7 +67,7 @@ def by_hand(prepared, epochs: int, seed: int, workers: int) -> tuple[float, floa
     model[0].requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(model[1].parameters(), lr=LEARNING_RATE)
     criterion = nn.CrossEntropyLoss(class_weights(prepared, load_config().train))
-    least, best = float("inf"), {}
+    lowest, best = float("inf"), {}
     with Clock() as clock:
         for _ in range(epochs):
             model[1].train()
@@ -76,8 +78,8 @@ def by_hand(prepared, epochs: int, seed: int, workers: int) -> tuple[float, floa
             model[1].eval()
             with torch.no_grad():
                 loss = sum(criterion(model(images), targets).item() * len(targets) for images, targets in loaders["val"])
-            if loss < least:
-                least, best = loss, {name: tensor.clone() for name, tensor in model[1].state_dict().items()}
+            if loss < lowest:
+                lowest, best = loss, {name: tensor.clone() for name, tensor in model[1].state_dict().items()}
     model[1].load_state_dict(best)
     with torch.no_grad():
         hits = sum((model(images).argmax(1) == targets).sum().item() for images, targets in loaders["test"])
@@ -85,13 +87,24 @@ def by_hand(prepared, epochs: int, seed: int, workers: int) -> tuple[float, floa
 
 
 def with_cached_features(prepared, epochs: int, seed: int, folder: Path) -> tuple[float, float]:
-    """Train as edgeline does, nothing cached at the start; returns (seconds, test accuracy)."""
+    """Train as edgeline does, with an empty cache. Returns seconds and test accuracy."""
     same = [f"train.learning_rate={LEARNING_RATE}", "train.refit=false"]
     config = load_config(None, [f"train.epochs={epochs}", f"train.patience={epochs}", *same]).train
     device = choose_device("cpu")
     with Clock() as clock:
         network, spec = build("efficientnet_lite0", "imagenet", classes=len(prepared.labels), dropout=0.2)
-        train(network, spec, prepared, config, seed=seed, folder=folder, cache=folder / "cache", device=device)
+        train(
+            TrainingContext(
+                network=network,
+                spec=spec,
+                prepared=prepared,
+                config=config,
+                seed=seed,
+                folder=folder,
+                cache=folder / "cache",
+                device=device,
+            )
+        )
     logits_NK = compute_logits(network, prepared.of("test"), spec, device)
     targets_N = np.array([sample.index for sample in prepared.of("test")])
     return clock.seconds, float((logits_NK.argmax(1) == targets_N).mean())
@@ -102,7 +115,7 @@ def main() -> None:
     parser.add_argument("--data", default=photos("hymenoptera"))
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2, help="of the hand-written loop's DataLoader")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes of the hand-written loop's DataLoader")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         run, _ = prepare(load_config(data=arguments.data, artifacts=temporary))

@@ -1,7 +1,8 @@
-"""int8 on networks with their own 1,000 ImageNet classes: accuracy, similarity, size and speed beside float32.
+"""int8 on networks with their own 1,000 ImageNet classes: accuracy, similarity, size and speed compared with float32.
 
-Every fourth photo of the sample calibrates, the others judge. All recipes are shown, the one that ships by default last. The
-photos are probably ImageNet's own training images: they tell how like int8 is to float32, not how good either is.
+Every fourth photo of the sample is for calibration, the others are for measuring. All recipes are shown, the one that ships by
+default last. The photos are probably ImageNet's own training images: they show how similar int8 is to float32, not how good
+either is.
 """
 
 import argparse
@@ -15,12 +16,13 @@ from common import SHARED, report
 from torch import nn
 
 from edgeline.export.graph.precision import halve, to_ort
-from edgeline.export.graph.to_onnx import CalibratedModel, export
+from edgeline.export.graph.to_onnx import CalibratedModel, GraphOptions, export
 from edgeline.export.parity.compare import Outputs, in_batches
 from edgeline.export.parity.similarity import compare_outputs, drop_between
 from edgeline.export.quantization.search import time_in_turn
 from edgeline.export.quantization.static_int8 import Recipe, input_means, integer_share, make_ready, measure_ranges, quantize
-from edgeline.pipeline.models.backbones import Network, load, remove_classifier
+from edgeline.pipeline.models.backbones import Network, remove_classifier
+from edgeline.pipeline.models.pretrained import load
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
 from edgeline.serve.runtime.session import create_session
 
@@ -89,7 +91,7 @@ def judge(expected: Outputs, observed: Outputs, targets_N: np.ndarray) -> dict[s
     similarity, drop = compare_outputs(expected, observed), drop_between(expected, observed, targets_N)
     return {
         "top1": drop["top1"],
-        "drop_points": drop["drop_points"],
+        "drop_points": drop.drop_points,
         "drop_interval_points": drop["drop_interval_points"],
         "agreement": similarity.top1_agreement,
         "clear_agreement": similarity.clear_agreement,
@@ -124,7 +126,7 @@ def export_with_own_classes(model: str) -> tuple[bytes, PreprocessSpec]:
     network.classifier.load_state_dict(linear.state_dict())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
-        export(CalibratedModel(network, 1.0), pretrained.preprocess, path, classes=linear.out_features, opset=18, metadata={})
+        export(CalibratedModel(network, 1.0), pretrained.preprocess, path, GraphOptions(classes=linear.out_features, opset=18))
         return path.read_bytes(), pretrained.preprocess
 
 

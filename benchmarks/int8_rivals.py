@@ -1,9 +1,9 @@
-"""int8 as edgeline makes it beside int8 as NNCF makes it for OpenVINO, on networks with their own 1,000 ImageNet classes.
+"""edgeline's int8 compared with NNCF's for OpenVINO, on networks with their own 1,000 ImageNet classes.
 
-The same float32 file, the same photos to calibrate on and to judge, the same judge as `int8.py`. NNCF quantizes for OpenVINO
-in three ways, and for ONNX Runtime in the best of them; OpenVINO also runs edgeline's own file. Both runtimes answer one
-image on one thread in turn, in one process. OpenVINO and NNCF are installed in an environment of their own, which gets the
-float32 file and arrays of pixels and gives arrays back. Times are beside ONNX Runtime's float32.
+The same float32 file, the same photos for calibration and for measuring, the same measurement as in `int8.py`. NNCF quantizes
+for OpenVINO in three ways, and for ONNX Runtime in the best of them; OpenVINO also runs edgeline's own file. Both runtimes run
+one image on one thread in turn, in one process. OpenVINO and NNCF are installed in an environment of their own, which receives
+the float32 file and arrays of pixels and returns arrays. Times are compared with ONNX Runtime's float32.
 """
 
 import argparse

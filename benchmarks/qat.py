@@ -1,7 +1,6 @@
-"""int8 with tuned weights beside int8 that is only rounded: how like float32 each is on the test split, and what tuning takes.
+"""int8 with fine-tuned weights compared with int8 that is only rounded: similarity to float32 on the test split, and time.
 
-By default the digits at 64 pixels on MobileNetV2, whose int8 form misses the thresholds. `--run` takes a run that is exported
-already instead.
+By default the digits at 64 pixels on MobileNetV2, whose int8 form fails the thresholds. `--run` uses an exported run instead.
 """
 
 import argparse
@@ -23,8 +22,8 @@ from edgeline.flows.steps import AFTER_PREPARE
 from edgeline.pipeline.config import load_config
 from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.data.samples import read_prepared, stream_pixels
+from edgeline.pipeline.models.devices import CPU_BATCH
 from edgeline.pipeline.runs.run import Run, open_run
-from edgeline.pipeline.training.features import CPU_BATCH
 from edgeline.serve.runtime.session import create_session
 
 
@@ -47,7 +46,7 @@ def main() -> None:
 
 
 def exported(arguments: argparse.Namespace, artifacts: str) -> Run:
-    """The line as far as the float32 file."""
+    """The pipeline up to the float32 file."""
     settings = [f"preprocess.size={arguments.size}"]
     run, _ = prepare(load_config(None, settings, data=arguments.data, model=arguments.model, artifacts=artifacts))
     for step in ("train", "evaluate", "export"):
@@ -75,10 +74,10 @@ def measure(run: Run, epochs: int) -> tuple[list[dict[str, object]], dict[str, o
         observed = outputs(model, pixels)
         similarity, drop = compare_outputs(expected, observed), drop_between(expected, observed, targets_N)
         figures = {"sqnr_db": similarity.sqnr_db, "agreement": similarity.top1_agreement, "clear": similarity.clear_agreement}
-        figures |= {"kl": similarity.kl, "drop_points": drop["drop_points"]}
+        figures |= {"kl": similarity.kl, "drop_points": drop.drop_points}
         rows.append({"recipe": name, "images": len(test), **figures})
         print(f"{name:40}", *(f"{key} {value:.4f}" for key, value in figures.items()), flush=True)
-    return rows, tuned.report
+    return rows, tuned.report.to_dict()
 
 
 def outputs(model: bytes, pixels: list[np.ndarray]) -> Outputs:

@@ -1,6 +1,6 @@
-"""The strategies that train the backbone too, beside `head`, on the same split; one of them is killed and resumed.
+"""All training strategies on the same split. One of them is also killed and resumed.
 
-The killed one must end with the very weights of the one that was left alone: their digests are compared.
+The killed training must end with the same weights as the uninterrupted one: their digests are compared.
 """
 
 import argparse
@@ -11,16 +11,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import get_args
 
 from common import Clock, photos, report
 
 from edgeline.flows.steps import AFTER_PREPARE
-from edgeline.pipeline.config import load_config
+from edgeline.pipeline.config import StrategyName, load_config
 from edgeline.pipeline.data.prepare import prepare
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.runs.atomic_files import file_digest
 
-STRATEGIES = ("head", "full", "differential", "gradual")
+STRATEGIES = get_args(StrategyName)
 
 
 def main() -> None:
@@ -45,14 +46,14 @@ def main() -> None:
                 f"{strategy:13} test accuracy {top1.value:.4f} ({top1.low:.4f} to {top1.high:.4f})  {clock.seconds:6.1f} s",
                 flush=True,
             )
-            undisturbed = file_digest(run.step("train") / "checkpoint.safetensors")
-        same = kill_and_resume(arguments, undisturbed)
-    print(f"killed after its second epoch and resumed: {'the same weights to the bit' if same else 'OTHER WEIGHTS'}")
+            uninterrupted = file_digest(run.step("train") / "checkpoint.safetensors")
+        same = kill_and_resume(arguments, uninterrupted)
+    print(f"killed after its second epoch and resumed: {'the same weights bit for bit' if same else 'DIFFERENT WEIGHTS'}")
     report("strategies", data=Path(arguments.data).name, seed=arguments.seed, rows=rows, resumed_is_identical=same)
 
 
 def kill_and_resume(arguments: argparse.Namespace, expected: str) -> bool:
-    """Train the last strategy again elsewhere, kill it with SIGKILL, train on, and compare the checkpoints."""
+    """Train with the last strategy in another folder, kill it with SIGKILL, resume, and compare the checkpoints."""
     with tempfile.TemporaryDirectory() as temporary:
         overrides = [f"train.strategy={STRATEGIES[-1]}", *arguments.set]
         run, _ = prepare(load_config(None, overrides, data=arguments.data, seed=arguments.seed, artifacts=temporary))

@@ -1,11 +1,10 @@
-"""The variants table: every network's head on real photos, every variant, or why one was left out.
+"""The table of variants: every network's head on real photos, every variant, or why one was left out.
 
-The line runs with all variants; the figures are those of its own verification, on images it held out. Weights are ImageNet's
-where they can be had. Elsewhere the backbone is random and the row says so: its accuracy says nothing of the network, its
-sizes, times and similarity do. A fresh network's batch norms are no measure either, its features come out near 1e-10 and every
-photo looks the same; so a random backbone first gets its batch norm statistics from training photos, and is then given to
-the line as a file of weights. A run that is there already is reused: name a folder with `--artifacts` and go on where it
-stopped.
+The pipeline runs with all variants; the figures are those of its own verification, on held-out images. Weights are ImageNet's
+where they are available. Otherwise the backbone is random and the row is marked: its accuracy means nothing, its sizes, times
+and similarity do. The batch norms of a new network are not usable either: its features are near 1e-10 and every photo looks
+the same. A random backbone therefore first gets batch norm statistics from training photos, and is then passed to the pipeline
+as a file of weights. An existing run is reused: name a folder with `--artifacts` to resume.
 """
 
 import argparse
@@ -28,8 +27,9 @@ from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.data.samples import Sample, read_prepared, stream_pixels
 from edgeline.pipeline.data.stress_images import stress_images
 from edgeline.pipeline.evaluation.metrics import wilson_interval
-from edgeline.pipeline.models.backbones import build, load
+from edgeline.pipeline.models.backbones import build
 from edgeline.pipeline.models.checkpoint import read_settings
+from edgeline.pipeline.models.pretrained import load
 from edgeline.serve.errors import EdgelineError, WeightsError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.benchmark import measure
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def find_weights(model: str, data: str, artifacts: Path) -> tuple[str, str]:
-    """What the line is to be given as weights, and what the table says of them."""
+    """The weights for the pipeline, and their description in the table."""
     try:
         load(model, "imagenet")
         return "imagenet", "ImageNet weights"
@@ -95,7 +95,7 @@ def find_weights(model: str, data: str, artifacts: Path) -> tuple[str, str]:
 
 
 def run_and_read(options: dict[str, Any], settings: list[str]) -> list[dict[str, Any]]:
-    """Run the line; a row a variant, the reference first."""
+    """Run the pipeline; one row per variant, the reference first."""
     name = f"{Path(options['data']).name}-{options['model']}".lower().replace("_", "-")
     wanted = [f"export.variants={json.dumps(VARIANTS)}", *settings]
     try:
@@ -149,7 +149,7 @@ def run_and_read(options: dict[str, Any], settings: list[str]) -> list[dict[str,
 
 
 def plain_int8(reference: bytes, samples: list[Sample], spec: PreprocessSpec) -> dict[str, float]:
-    """What int8 would be in speed, where it is not shipped: for some networks that alone is reason enough."""
+    """The speed of int8 where it is not shipped: for some networks that alone is the reason."""
     ready = make_ready(reference)
     model = quantize(ready, measure_ranges(ready, stream_pixels(samples, spec, 8), "minmax"), Recipe())
     image_1HW3 = next(iter(stream_pixels(samples[:1], spec, 1)))

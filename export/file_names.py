@@ -1,7 +1,7 @@
-"""Names of steps and files that this layer's steps hand on; free of torch, so that a reused step is recognized at once."""
+"""Names of the files and steps that this layer's steps pass on. Free of torch, so that a reused step is recognized quickly."""
 
 MODEL = "model.onnx"
 VERIFICATION = "verification.json"
 VARIANTS = "variants.json"
 VERIFIED = ("prepare", "train", "evaluate", "export", "variants")
-"""The steps whose results the verification is of."""
+"""The steps whose results are verified."""

@@ -8,7 +8,9 @@ from shlex import quote
 from shutil import which
 from typing import Any
 
+from edgeline.export import file_names
 from edgeline.export.publishing.variant_table import figures, int8_line
+from edgeline.export.verification.report import FailedVariant, VariantResult, VerificationReport
 from edgeline.pipeline.runs.run import Run, StepResult
 
 MEGABYTE = 1e6
@@ -25,7 +27,7 @@ def summarize(run: Run, steps: list[StepResult]) -> dict[str, Any]:
     manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
     evaluation = json.loads((artifact / "evaluation.json").read_text(encoding="utf-8"))
     verification = read_verification({"artifact": str(artifact)})
-    times = verification["reference"]["latency"]
+    assert verification.reference is not None, "what is published passed"
     return {
         "artifact": str(artifact),
         "name": manifest["name"],
@@ -36,16 +38,16 @@ def summarize(run: Run, steps: list[StepResult]) -> dict[str, Any]:
         "images": manifest["provenance"]["images"],
         "classes": len(manifest["labels"]),
         "top1": evaluation["top1"],
-        "shipped_top1": verification["test_accuracy"],
+        "shipped_top1": verification.test_accuracy and verification.test_accuracy.to_dict(),
         "macro_f1": evaluation["macro"]["f1"],
         "ece_before": evaluation["calibration"]["ece_before"],
         "ece_after": evaluation["calibration"]["ece_after"],
-        "max_difference": verification["max_difference"],
-        "top1_agreement": verification["top1_agreement"],
-        "verified_images": sum(verification["images"].values()),
-        "p50_ms": times[list(times)[-1]]["p50_ms"],
+        "max_difference": verification.max_difference,
+        "top1_agreement": verification.top1_agreement,
+        "verified_images": verification.images.total,
+        "p50_ms": list(verification.reference.latency.values())[-1].p50_ms,
         "model_bytes": next(entry["size"] for entry in manifest["files"] if entry["path"] == manifest["variants"][0]["file"]),
-        "variants": [_variant_figures(entry) for entry in (verification["reference"], *verification["variants"])],
+        "variants": [_variant_figures(entry) for entry in (verification.reference, *verification.variants)],
         "int8": int8_line(verification),
         "artifact_bytes": sum(entry["size"] for entry in manifest["files"]),
         "steps": [asdict(step) | {"folder": str(step.folder)} for step in steps],
@@ -76,16 +78,15 @@ def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def read_verification(summary: dict[str, Any]) -> dict[str, Any]:
-    """The whole of what the gate found for a summary's artifact."""
-    found: dict[str, Any] = json.loads((Path(summary["artifact"]) / "verification.json").read_text(encoding="utf-8"))
-    return found
+def read_verification(summary: dict[str, Any]) -> VerificationReport:
+    """The release gate's report on a summary's artifact."""
+    return VerificationReport.read(Path(summary["artifact"]) / file_names.VERIFICATION)
 
 
-def _variant_figures(entry: dict[str, Any]) -> dict[str, Any]:
-    if entry["passed"] is False:
-        return {"name": entry["name"], "passed": False, "why": "; ".join(entry["problems"])}
-    return {"name": entry["name"], **figures(entry)}
+def _variant_figures(variant: VariantResult) -> dict[str, Any]:
+    if isinstance(variant, FailedVariant):
+        return {"name": variant.name, "passed": False, "why": "; ".join(variant.problems)}
+    return {"name": variant.name, **figures(variant)}
 
 
 def _percent(share: dict[str, Any]) -> str:

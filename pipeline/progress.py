@@ -1,4 +1,4 @@
-"""Show on the terminal how far a long loop is; silent where nobody watches."""
+"""Progress of long loops on the terminal. Silent if standard error is not a terminal."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -11,19 +11,19 @@ Item = TypeVar("Item")
 
 
 def waiting(description: str) -> AbstractContextManager[object]:
-    """Show that something takes its time that cannot be counted; silent where nobody watches."""
+    """Show a spinner while the block runs, for work whose length is unknown."""
     console = Console(stderr=True)
     return console.status(f"{description} …") if console.is_terminal else nullcontext()
 
 
 def track(items: Iterable[Item], description: str, total: int, *, step: int = 1) -> Iterator[Item]:
-    """Yield the items, drawing a bar on standard error where that is a terminal.
+    """Yield the items, with a progress bar on standard error if that is a terminal.
 
     Args:
-        items: what to pass on.
-        description: a verb and a noun: `reading images`.
-        total: how many units there will be.
-        step: units an item stands for, for example images a batch.
+        items: the items to yield.
+        description: a verb and a noun, such as `reading images`.
+        total: total number of units.
+        step: number of units in an item, such as the images in a batch.
     """
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -10,25 +10,11 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from edgeline.export.converters.environments import PACKAGES, environment
+from edgeline.export.converters.environments import environment
+from edgeline.export.variant_registry import CONVERTERS
 from edgeline.pipeline.progress import waiting
 from edgeline.serve.errors import ExportError
 
-SOURCES = {
-    "openvino": ("model.onnx",),
-    "litert": ("program.pt2", "calibration.npy"),
-    "executorch": ("program.pt2", "calibration.npy"),
-    "coreml": ("program.pt2",),
-}
-"""What a format is made from: the ONNX file of the same precision, the PyTorch program (`torch.export`, one image at a time),
-calibration images as uint8 (N, H, W, 3)."""
-SCRIPTS = {
-    "openvino": "edgeline.export.converters.to_openvino",
-    "litert": "edgeline.export.converters.to_litert",
-    "executorch": "edgeline.export.converters.to_executorch",
-    "coreml": "edgeline.export.converters.to_coreml",
-}
-"""A format's converter. Named as modules so that they are part of the code digest of the variants; they run as files."""
 CALIBRATION = "calibration.npy"
 """The source that only int8 is made from."""
 CONVERT_S = 1800
@@ -42,7 +28,7 @@ def convert(format: str, precision: str, sources: Mapping[str, Write], path: Pat
     """Write one variant.
 
     Args:
-        format: one of `SOURCES`.
+        format: one of `CONVERTERS`.
         precision: `float32`, `float16` or `int8`.
         sources: by their file name.
         path: the file to write; what belongs to it comes beside it.
@@ -52,9 +38,10 @@ def convert(format: str, precision: str, sources: Mapping[str, Write], path: Pat
         ExportError: the environment cannot be made, or the converter refuses the network.
     """
     python = environment(format, environments)
-    script = script_path(SCRIPTS[format])
+    converter = CONVERTERS[format]
+    script = script_path(converter.script)
     with tempfile.TemporaryDirectory() as folder, waiting(f"writing {path.name}"):
-        for name in SOURCES[format]:
+        for name in converter.sources:
             if name != CALIBRATION or precision == "int8":
                 sources[name](Path(folder, name))
         command = [str(python), "-I", str(script), folder, precision, str(path)]
@@ -63,12 +50,12 @@ def convert(format: str, precision: str, sources: Mapping[str, Write], path: Pat
         except subprocess.CalledProcessError as error:
             last = (error.stderr.strip() or "it said nothing").splitlines()[-1]
             raise ExportError(
-                f"{PACKAGES[format][0]} cannot convert this network: {last[:300]}; leave the format out of export.variants",
+                f"{converter.packages[0]} cannot convert this network: {last[:300]}; leave the format out of export.variants",
                 code="format_unfit",
             ) from error
         except subprocess.TimeoutExpired as error:
             raise ExportError(
-                f"{PACKAGES[format][0]} took more than {CONVERT_S} seconds to convert this network", code="format_unfit"
+                f"{converter.packages[0]} took more than {CONVERT_S} seconds to convert this network", code="format_unfit"
             ) from error
 
 

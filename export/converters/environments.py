@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from edgeline.export.device_package import link_device_package
+from edgeline.export.variant_registry import CONVERTERS
 from edgeline.serve.errors import ArtifactError, ExportError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.backends import load_file, receive, send
@@ -30,19 +31,7 @@ from edgeline.serve.runtime.cpu import usable_cores
 
 FOLDER = Path("artifacts", "cache", "environments")
 """Where they lie for who does not say."""
-PACKAGES = {
-    "openvino": ("openvino==2026.4.1", "numpy==2.4.6", "pillow==13.0.0"),
-    "litert": (
-        "litert-torch==0.10.0",
-        "ai-edge-litert==2.3.0",
-        "ai-edge-quantizer==0.10.0",
-        "torch==2.14.1",
-        "numpy==2.4.6",
-        "pillow==13.0.0",
-    ),
-    "executorch": ("executorch==1.5.1", "torch==2.15.0", "numpy==2.4.6", "pillow==13.0.0"),
-    "coreml": ("coremltools==9.0", "torch==2.15.0", "numpy==2.4.6", "pillow==13.0.0"),
-}
+PACKAGES = {format: converter.packages for format, converter in CONVERTERS.items()}
 """What a format's environment holds, to convert and to run."""
 TIMED_S = 600
 """Longest time for a process that times a model, in seconds."""

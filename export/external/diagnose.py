@@ -7,7 +7,7 @@ Shapes: N images, K classes.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ from scipy.spatial.distance import cdist
 
 from edgeline.export.external.model import Feed, Precision, Program, last_line
 from edgeline.export.parity.compare import Outputs
-from edgeline.export.parity.layerwise import FLOAT_DB, IMAGES, Layer, first_diverging, layers_of
+from edgeline.export.parity.layerwise import IMAGES, first_diverging, layers_of
+from edgeline.export.parity.report import Divergence, Layer
 from edgeline.export.parity.similarity import sqnr_db
+from edgeline.export.thresholds import FLOAT_LAYER_DB
 
 NORMALIZATIONS = {
     "mean 0.485,0.456,0.406 and std 0.229,0.224,0.225 (ImageNet's)": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -27,7 +29,7 @@ NORMALIZATIONS = {
 }
 
 
-AGREE_DB: dict[Precision, float] = {"float32": FLOAT_DB, "float16": 40.0, "int8": 15.0}
+AGREE_DB: dict[Precision, float] = {"float32": FLOAT_LAYER_DB, "float16": 40.0, "int8": 15.0}
 """Logits of one network are at least so much alike."""
 
 
@@ -78,11 +80,12 @@ def diverging_layer(pair: Pair, pixels: Sequence[np.ndarray]) -> tuple[str, dict
     for path, node, _ in layers_of(onnx.load_model_from_string(pair.file.model)):
         pairs = [(a, b) for a in expected.get(path, []) for b in observed.get(path, []) if a.shape == b.shape]
         if pairs:  # before or after the batch norm that follows it, whichever the file holds
-            layers.append(Layer(path, node, max(sqnr_db(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs)))
+            ratio = max(sqnr_db(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs)
+            layers.append(Layer(module=path, node=node, sqnr_db=ratio))
     if not layers:
         return "the two share no names of layers: no layer is named", None
     first = first_diverging(layers, quantized=pair.precision != "float32")
-    report = {"first": None if first is None else asdict(first), "layers": [asdict(layer) for layer in layers]}
+    report = Divergence(first=first, layers=tuple(layers)).to_dict()
     if first is None:
         return "", report
     return f"the first of {len(layers)} layers to diverge is {first.module} (SQNR {first.sqnr_db:.0f} dB)", report

@@ -11,7 +11,7 @@ Shapes: N images, H x W the model's input, K classes.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from edgeline.export.external.diagnose import NORMALIZATIONS, Pair, diverging_la
 from edgeline.export.external.model import Feed, Program, kind_of, read_file
 from edgeline.export.external.onnx_model import in_session, nan_weights, open_onnx, operators_of
 from edgeline.export.external.torch_model import open_torch
-from edgeline.export.parity.compare import MIN_SPREAD, Outputs, compare
+from edgeline.export.parity.compare import Outputs, compare, logit_difference
 from edgeline.export.parity.similarity import compare_outputs, failed_thresholds, sqnr_db
-from edgeline.export.verification.variants import LEVELS, PROBED, logit_difference
+from edgeline.export.thresholds import MIN_SPREAD
+from edgeline.export.verification.variant_checks import LEVELS, PROBE_IMAGES
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.stress_images import preprocessing_fingerprint, stress_images
 from edgeline.pipeline.data.unlabeled import read_photos
@@ -158,7 +159,7 @@ def _judge(
         report |= figures
         if unlike:
             place, report["divergence"] = diverging_layer(pair, pixels[len(stress_images()) :])
-            problems += [*unlike, *suspect(pair, pixels[:PROBED]), *([place] if place else [])]
+            problems += [*unlike, *suspect(pair, pixels[:PROBE_IMAGES]), *([place] if place else [])]
     return report
 
 
@@ -184,8 +185,8 @@ def _other_ways(
     observed: dict[int, Outputs],
 ) -> tuple[list[str], dict[str, float]]:
     """What changes with the batch, when asked again, on one thread, and at other levels of optimization (SQNR in dB)."""
-    first, probed = next(iter(observed)), pixels[:PROBED]
-    usual = Outputs(observed[first].probabilities_NK[:PROBED], observed[first].logits_NK[:PROBED])
+    first, probed = next(iter(observed)), pixels[:PROBE_IMAGES]
+    usual = observed[first][:PROBE_IMAGES]
     tolerance = ALIKE[program.precision] * _largest(observed[first])
     moved = {f"at batch {batch}": logit_difference(observed[first], other) for batch, other in observed.items()}
     moved["when asked again"] = logit_difference(usual, view(program.ask(probed, feed, first)))
@@ -214,14 +215,14 @@ def _hold(
     if pair.precision != "float32":
         thresholds = config.int8 if pair.precision == "int8" else config.fp16
         held = thresholds.model_dump(exclude={"max_drop"})  # the photos have no labels
-        return failed_thresholds(similarity, None, thresholds), {"similarity": similarity.figures, "thresholds": held}
+        return failed_thresholds(similarity, None, thresholds), {"similarity": similarity.to_dict(), "thresholds": held}
     comparisons = [
         compare(names, expected, other, config, batch=batch, reference=pair.reference.name) for batch, other in observed.items()
     ]
     # What is wrong at every batch size is said once.
     unlike = next(([f"batch {c.batch}: {problem}" for problem in c.problems] for c in comparisons if c.problems), [])
     held = {"max_difference": config.max_difference, "margin": config.margin, "top1_agreement_over_margin": 1.0}
-    return unlike, {"similarity": similarity.figures, "thresholds": held, "comparisons": [asdict(c) for c in comparisons]}
+    return unlike, {"similarity": similarity.to_dict(), "thresholds": held, "comparisons": [c.to_dict() for c in comparisons]}
 
 
 def _open_reference(request: Request, program: Program) -> Program | None:

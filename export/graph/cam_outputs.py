@@ -1,17 +1,17 @@
-"""Two more outputs of an ONNX file, from which a device shows why and notices when pictures change: `evidence` and `embedding`.
+"""Two more outputs of an ONNX file: `evidence`, the class activation maps, and `embedding`, the features of the classifier.
 
-A network that averages its last map over all places, and then takes one linear layer, may as well take the layer first and
-average afterwards. What it has before averaging is each place's own say (class activation mapping: Zhou et al. 2016, "Learning
-Deep Features for Discriminative Localization"):
+A network that averages its last map over all places and then applies one linear layer may as well apply the layer first and
+average afterwards. Before averaging it has the contribution of each place (class activation mapping: Zhou et al. 2016,
+"Learning Deep Features for Discriminative Localization"):
 
     logits[n, k] == evidence[n, k].mean()
 
-to rounding, so nobody has to believe a heatmap: whoever has the file can add it up. `embedding` is the averaged map, the
-features that the classes are told from.
+up to rounding, so a heatmap can be checked: its mean is the logit. `embedding` is the averaged map; drift is measured by its
+distance from the training images'.
 
-The outputs are added to a finished file and read from its own graph, so nothing else in it changes. ONNX Runtime computes every
-output whether it is asked for or not (its `only_execute_path_to_fetches` acts in training builds alone): that is K * C * h * w
-multiply-adds, hardly anything for a few classes.
+The outputs are added to a finished file and computed from its own graph, so nothing else in it changes. ONNX Runtime computes
+every output whether it is requested or not (its `only_execute_path_to_fetches` has an effect in training builds only): that is
+K * C * h * w multiply-adds, little for a few classes.
 
 Shapes: N images, C channels of the last map, h x w its places, K classes, H x W the model's input.
 """
@@ -26,13 +26,13 @@ from edgeline.serve.artifact.cam_outputs import EMBEDDING, EVIDENCE
 from edgeline.serve.errors import ConfigError
 
 PREFIX = "explain."
-"""Of the names of all that is added: what is found by it can be taken out again."""
+"""Of the names of everything that is added, by which it can be removed again."""
 PASSED = ("Div", "Gemm", "Reshape", "Flatten", "Squeeze", "Identity", "QuantizeLinear", "DequantizeLinear")
-"""What may lie between the averaged map and the logits: one linear layer, and what changes no number but its scale."""
+"""Operators between the averaged map and the logits: one linear layer, and those that change no value but its scale."""
 
 
 def add_outputs(model: ModelProto, height: int, width: int) -> ModelProto:
-    """Give a model under the graph contract, float or quantized, the two outputs.
+    """Add the two outputs to a model under the graph contract, float or quantized.
 
     Args:
         model: left as it is.
@@ -72,14 +72,14 @@ def add_outputs(model: ModelProto, height: int, width: int) -> ModelProto:
         raise unfit(f"its classifier's Gemm has the attributes {attributes}")
     shapes = _shapes(model, height, width)
     if len(shapes.get(EVIDENCE, ())) == 3 and shapes[EVIDENCE][1:] == (1, 1):
-        raise unfit(f"at {height} x {width} pixels its last map is one place, and says nothing of where")
+        raise unfit(f"at {height} x {width} pixels its last map has only one place")
     for name, shape in shapes.items():
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]))
     return model
 
 
 def remove_outputs(model: ModelProto) -> ModelProto:
-    """Take the two outputs out again; a model without them stays as it is."""
+    """Remove the two outputs; a model without them stays as it is."""
     model = copy.deepcopy(model)
     graph = model.graph
     for outputs in [value for value in graph.output if value.name in (EVIDENCE, EMBEDDING)]:
@@ -92,13 +92,13 @@ def remove_outputs(model: ModelProto) -> ModelProto:
 
 
 def plain(model: bytes) -> bytes:
-    """A file's bytes without the two outputs, the very same where it has none."""
+    """A file's bytes without the two outputs; unchanged if it has none."""
     parsed = onnx.load_model_from_string(model)
     return bytes(remove_outputs(parsed).SerializeToString(deterministic=True)) if shapes_of(parsed) else model
 
 
 def shapes_of(model: ModelProto) -> dict[str, tuple[int, ...]]:
-    """The shapes behind the batch of those of the two outputs that a model has: (K, h, w) and (C,)."""
+    """The shapes, without the batch, of those of the two outputs that a model has: (K, h, w) and (C,)."""
     return {
         value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim[1:])
         for value in model.graph.output
@@ -123,10 +123,10 @@ def _from_the_logits(producers: dict[str, NodeProto]) -> Iterator[NodeProto]:
 
 
 def unfit(why: str) -> ConfigError:
-    """The error for a network that cannot explain itself."""
+    """The error for a network without class activation maps."""
     return ConfigError(
-        f"export.explain needs a network whose classifier takes its averaged last map, as EfficientNet, MobileNetV2 and ResNet "
-        f"have it: {why}; set export.explain = false, or choose another model",
+        f"export.explain needs a network whose classifier reads its averaged last map, as in EfficientNet, MobileNetV2 and "
+        f"ResNet: {why}; set export.explain = false, or choose another model",
         code="not_explainable",
     )
 

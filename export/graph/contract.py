@@ -1,7 +1,7 @@
-"""The static half of the gate: what an ONNX file must be before anything runs it.
+"""The graph contract: what an ONNX file must satisfy before anything runs it.
 
-Nothing that could reach outside the file, hang, or surprise a device: one file, no functions, no control flow, standard
-operators only, no newer format than the oldest runtime reads, the inputs and outputs of the contract, finite numbers.
+Nothing may reach outside the file, hang, or surprise a device: one file, no functions, no control flow, standard operators
+only, no newer format than the oldest runtime reads, the inputs and outputs of the contract, finite numbers.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,7 +27,7 @@ def check_graph(data: bytes, spec: PreprocessSpec, *, classes: int, opset: int |
         data: the file's bytes.
         spec: the preprocessing its input expects.
         classes: K.
-        opset: the operator set it may use at most; any when None.
+        opset: the newest operator set it may use; any if None.
 
     Returns:
         The parsed model.
@@ -38,13 +38,13 @@ def check_graph(data: bytes, spec: PreprocessSpec, *, classes: int, opset: int |
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's DecodeError is not importable by a stable name
-        raise ExportError(f"the file is no ONNX model: {' '.join(str(error).split())[:200]}", code="not_onnx") from error
+        raise ExportError(f"the file is not an ONNX model: {' '.join(str(error).split())[:200]}", code="not_onnx") from error
     problems = _structure(model, opset) + _interface(model, spec, classes) + _numbers(model)
     if not problems:
         try:
             onnx.checker.check_model(model, full_check=True)
         except Exception as error:  # ValidationError, InferenceError and others without a common base
-            problems.append(f"onnx.checker refuses it: {' '.join(str(error).split())[:300]}")
+            problems.append(f"onnx.checker rejects it: {' '.join(str(error).split())[:300]}")
     if problems:
         raise ExportError("the ONNX file breaks the graph contract: " + "; ".join(problems), code="graph_contract")
     return model
@@ -53,9 +53,9 @@ def check_graph(data: bytes, spec: PreprocessSpec, *, classes: int, opset: int |
 def _structure(model: onnx.ModelProto, opset: int | None) -> list[str]:
     problems = []
     if model.functions:
-        problems.append("it defines functions of its own")
+        problems.append("it defines functions")
     if model.training_info:
-        problems.append("it carries graphs for training")
+        problems.append("it contains training graphs")
     # Control flow is what holds a graph of its own: If, Loop, Scan, SequenceMap, and whatever comes after them.
     if found := {node.op_type for node in model.graph.node if any(a.HasField("g") or a.graphs for a in node.attribute)}:
         problems.append(f"it has control flow ({', '.join(sorted(found))})")
@@ -69,7 +69,7 @@ def _structure(model: onnx.ModelProto, opset: int | None) -> list[str]:
     if model.ir_version > IR_VERSION:
         problems.append(f"its IR version is {model.ir_version}, at most {IR_VERSION} is allowed")
     if elsewhere := [name for name, tensor in tensors_of(model) if is_external(tensor)]:
-        problems.append(f"weights lie in another file: {', '.join(elsewhere[:5])}")
+        problems.append(f"weights are in another file: {', '.join(elsewhere[:5])}")
     return problems
 
 
@@ -103,7 +103,7 @@ def _interface(model: onnx.ModelProto, spec: PreprocessSpec, classes: int) -> li
             problems.append(f"{value.name} {fixed}, it must be free")
     if shapes and not _add_up(shapes, classes):
         problems.append(
-            f"its evidence and embedding have the shapes {shapes} behind the batch, expected ({classes}, h, w) and (features,)"
+            f"its evidence and embedding have the shapes {shapes} after the batch, expected ({classes}, h, w) and (features,)"
         )
     return problems
 
@@ -120,7 +120,7 @@ def _numbers(model: onnx.ModelProto) -> list[str]:
             continue
         try:
             finite = np.isfinite(numpy_helper.to_array(tensor)).all()
-        except (ValueError, TypeError):  # fewer or more bytes than its shape asks for
+        except (ValueError, TypeError):  # fewer or more bytes than its shape needs
             unreadable.append(name)
         else:
             broken += [] if finite else [name]
@@ -133,13 +133,13 @@ def _numbers(model: onnx.ModelProto) -> list[str]:
 
 
 def tensors_of(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
-    """Every tensor that the file holds, in branches and loops and functions too, with a name to find it by."""
+    """Every tensor in the file, including branches, loops and functions, with a name to find it by."""
     yield from _tensors_of_graph(model.graph)
     yield from _tensors_of_nodes(node for function in model.functions for node in function.node)
 
 
 def is_external(tensor: TensorProto) -> bool:
-    """Whether a tensor's numbers lie in another file."""
+    """Whether a tensor's numbers are in another file."""
     return bool(tensor.external_data) or bool(tensor.data_location == TensorProto.EXTERNAL)
 
 

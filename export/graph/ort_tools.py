@@ -1,4 +1,4 @@
-"""Keep tools quiet that talk to whoever runs them by hand."""
+"""Run ONNX Runtime's tools without their output."""
 
 import io
 import logging
@@ -7,8 +7,8 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what ONNX Runtime's tools print and log, and undo what they do to the root logger."""
+def suppress_output() -> Iterator[None]:
+    """Suppress what ONNX Runtime's tools print and log, and restore the root logger that they change."""
     root = logging.getLogger()
     handlers, level, disabled = list(root.handlers), root.level, root.disabled
     root.disabled = True

@@ -1,4 +1,4 @@
-"""Write the reference, or its int8 form, in another format without changing what it computes, or hardly.
+"""Write the reference, or its int8 variant, in another form that computes the same, or almost the same.
 
 `halve` stores the weights in half precision; `to_ort` writes ONNX Runtime's own format.
 """
@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeline.export.graph.ort_tools import quiet
+from edgeline.export.graph.ort_tools import suppress_output
 from edgeline.serve.errors import ExportError
 from edgeline.serve.runtime.session import load_onnxruntime, session_options
 
 SMALL = 256
-"""Tensors of fewer numbers stay float32: they save nothing."""
+"""Tensors with fewer values stay float32: halving them saves nothing."""
 
 
 def halve(reference: bytes) -> bytes:
@@ -35,7 +35,9 @@ def halve(reference: bytes) -> bytes:
             continue
         value = numpy_helper.to_array(tensor)
         if np.abs(value).max() > np.finfo(np.float16).max:
-            raise ExportError(f"{tensor.name} holds weights over 65504, which float16 cannot; leave onnx-fp16 out")
+            raise ExportError(
+                f"{tensor.name} has weights over 65504, the largest float16; leave onnx-fp16 out of export.variants"
+            )
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(value.astype(np.float16), f"{name}_half"))
         casts.append(helper.make_node("Cast", [f"{name}_half"], [name], name=f"widen_{name}", to=TensorProto.FLOAT))
@@ -47,14 +49,14 @@ def halve(reference: bytes) -> bytes:
 def to_ort(model: bytes) -> tuple[bytes, str]:
     """Write a model in ONNX Runtime's format, optimized as far as every processor can run it.
 
-    The layout that only x86 knows is left out: a file that has it does not load on ARM.
+    The layout that only x86 supports is left out: a file with it does not load on ARM.
 
     Returns:
-        The file's bytes, and the list of operators and types for a runtime that is built with nothing else (the build
-        option `--include_ops_by_config`).
+        The file's bytes, and the list of operators and types for building a runtime with nothing else (build option
+        `--include_ops_by_config`).
     """
     ort = load_onnxruntime()
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder, suppress_output():
         from onnxruntime.tools.ort_format_model import create_config_from_models
 
         options = session_options(threads=1, level="extended")
@@ -63,7 +65,7 @@ def to_ort(model: bytes) -> tuple[bytes, str]:
         ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         config = Path(folder, "operators.config")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # it leaves the file it reads to the garbage collector
+            warnings.simplefilter("ignore", ResourceWarning)  # it does not close the file it reads
             create_config_from_models([Path(folder, "model.ort")], config, enable_type_reduction=True)
         # Its first line names a folder of this machine.
         lines = [line for line in config.read_text().splitlines() if not line.startswith("#")]

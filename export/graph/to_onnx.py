@@ -1,14 +1,15 @@
 """Write a checkpoint as one ONNX file under the graph contract.
 
 One input `image`, uint8 [batch, H, W, 3]: RGB bytes at the model's resolution. Two outputs, float32 [batch, K]: `logits`,
-already divided by the temperature, and `probabilities`, their softmax. Normalization is inside. Only the batch is free. A file
-that explains itself has two more; see `export.graph.cam_outputs`.
+already divided by the temperature, and `probabilities`, their softmax. Normalization is inside. Only the batch is free. With
+`export.explain` there are two more outputs; see `export.graph.cam_outputs`.
 """
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from edgeline.export import file_names
 from edgeline.export.emulation.old_runtime import newest_opset
 from edgeline.export.graph.cam_outputs import add_outputs
 from edgeline.export.graph.contract import IR_VERSION, check_graph
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.checkpoint import TENSORS, Checkpoint, load_checkpoint
 from edgeline.pipeline.progress import waiting
@@ -31,7 +32,7 @@ from edgeline.serve.preprocess import PreprocessSpec
 
 
 class CalibratedModel(nn.Module):
-    """The network as it ships: uint8 pixels to calibrated logits and probabilities."""
+    """The network as it ships: uint8 pixels to calibrated probabilities and logits."""
 
     def __init__(self, network: Network, temperature: float) -> None:
         super().__init__()
@@ -47,17 +48,17 @@ class CalibratedModel(nn.Module):
 
 
 def build_export(run: Run, folder: Path) -> None:
-    """Export a run's checkpoint, with the temperature its evaluation found, into the step's folder.
+    """Export a run's checkpoint, with the temperature of its evaluation, into the step's folder.
 
     Raises:
-        ConfigError: the operator set is newer than the oldest runtime knows.
+        ConfigError: the operator set is newer than what the oldest runtime supports.
         ExportError: see `export`.
     """
     opset, runtime = run.config.export.opset, run.config.export.min_runtime
     if opset > newest_opset(runtime):
         raise ConfigError(
-            f"export.opset = {opset} is newer than what ONNX Runtime {runtime} knows ({newest_opset(runtime)}); lower it, or "
-            "raise export.min_runtime"
+            f"export.opset = {opset} is newer than what ONNX Runtime {runtime} supports ({newest_opset(runtime)}); lower it, "
+            "or raise export.min_runtime"
         )
     network, checkpoint = load_checkpoint(run.step("train"))
     temperature = read_evaluation(run.step("evaluate")).calibration.temperature
@@ -66,15 +67,17 @@ def build_export(run: Run, folder: Path) -> None:
             CalibratedModel(network, temperature),
             checkpoint.preprocess,
             folder / file_names.MODEL,
-            classes=len(checkpoint.labels),
-            opset=opset,
-            metadata=metadata_of(run, checkpoint, temperature),
-            explain=run.config.export.explain,
+            GraphOptions(
+                classes=len(checkpoint.labels),
+                opset=opset,
+                metadata=metadata_of(run, checkpoint, temperature),
+                explain=run.config.export.explain,
+            ),
         )
 
 
 def metadata_of(run: Run, checkpoint: Checkpoint, temperature: float) -> dict[str, str]:
-    """What an exported file says of where it comes from; the gate compares it with the run."""
+    """The origin that an exported file states in its metadata; verification compares it with the run."""
     return {
         "edgeline.labels": "\n".join(checkpoint.labels),
         "edgeline.model": checkpoint.model,
@@ -84,46 +87,48 @@ def metadata_of(run: Run, checkpoint: Checkpoint, temperature: float) -> dict[st
     }
 
 
-def export(
-    deployed: CalibratedModel,
-    spec: PreprocessSpec,
-    path: Path,
-    *,
-    classes: int,
-    opset: int,
-    metadata: dict[str, str],
-    explain: bool = False,
-) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GraphOptions:
+    """What an exported graph must have."""
+
+    classes: int
+    """K."""
+    opset: int
+    """Operator set of the default domain."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Written into the file's `metadata_props`."""
+    explain: bool = False
+    """Whether class activation maps and embeddings become outputs (`export.graph.cam_outputs`)."""
+
+
+def export(deployed: CalibratedModel, spec: PreprocessSpec, path: Path, options: GraphOptions) -> None:
     """Write the ONNX file and check it against the contract.
 
     Args:
-        deployed: in evaluation mode.
+        deployed: the network with its temperature; evaluation mode is set here.
         spec: gives H and W.
         path: of the file.
-        classes: K.
-        opset: operator set of the default domain.
-        metadata: written into the file's `metadata_props`.
-        explain: whether it also gives evidence and embedding (`export.graph.cam_outputs`).
+        options: of the graph.
 
     Raises:
-        ConfigError: it is to explain itself, and the network is not one that can.
+        ConfigError: `explain` is set and the network does not support it.
         ExportError: the exporter cannot express the network, or its file breaks the contract.
     """
     deployed = deployed.eval().to(memory_format=torch.contiguous_format)
     example = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with redirect_stdout(said), redirect_stderr(said), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's remarks about its own internals
+        with redirect_stdout(output), redirect_stderr(output), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the exporter's own internals
             program = torch.onnx.export(
                 deployed,
                 (example,),
                 dynamo=True,
-                opset_version=opset,
+                opset_version=options.opset,
                 input_names=["image"],
                 output_names=["probabilities", "logits"],
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
-                custom_translation_table={torch.ops.aten.adaptive_avg_pool2d.default: _pooling(opset)},
+                custom_translation_table={torch.ops.aten.adaptive_avg_pool2d.default: _pooling(options.opset)},
                 verbose=False,
             )
     except Exception as error:  # the exporter and its decompositions raise dozens of kinds
@@ -134,25 +139,25 @@ def export(
     model = program.model_proto
     _strip(model)
     model.ir_version = IR_VERSION
-    for key, value in sorted(metadata.items()):
+    for key, value in sorted(options.metadata.items()):
         model.metadata_props.add(key=key, value=value)
-    if explain:
+    if options.explain:
         model = add_outputs(model, spec.height, spec.width)
     path.write_bytes(model.SerializeToString(deterministic=True))
-    check_graph(path.read_bytes(), spec, classes=classes, opset=opset)
+    check_graph(path.read_bytes(), spec, classes=options.classes, opset=options.opset)
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """What went wrong; the exporter wraps it in advice to its own developers."""
+    """The original error; the exporter wraps it in advice to its own developers."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def _pooling(opset: int) -> Any:
-    """Keep the pooling one operator: decomposed, it becomes a ReduceMean that quantizers and phones do not know.
+    """Keep the pooling one operator: decomposed, it becomes a ReduceMean that quantizers and phones do not support.
 
-    At the one resolution that a model has, adaptive pooling is global, nothing at all, or of a fixed window.
+    At a model's one resolution, adaptive pooling is global, the identity, or has a fixed window.
     """
     import onnxscript
 
@@ -166,14 +171,14 @@ def _pooling(opset: int) -> Any:
             return op.Identity(x)
         window = [have // want for have, want in zip(observed, wanted, strict=True)]
         if observed != [size * want for size, want in zip(window, wanted, strict=True)]:
-            raise ExportError(f"the network pools {observed} to {wanted}, whose windows are not all of one size")
+            raise ExportError(f"the network pools {observed} to {wanted}, with windows of different sizes")
         return op.AveragePool(x, kernel_shape=window, strides=window)
 
     return translate
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """Remove what the exporter noted of its machine: stack traces hold paths of whoever built the model."""
+    """Remove what the exporter recorded about the machine: stack traces contain local paths."""
     for node in model.graph.node:
         del node.metadata_props[:]
         node.ClearField("doc_string")

@@ -1,13 +1,12 @@
-"""Where does a file stop giving what the network gives? One extra run of each, layer beside layer.
+"""Find the first layer at which a file diverges from the network, by running both layer by layer.
 
 A convolution or a linear layer keeps its weights' name through the export, so `network.backbone.blocks.4.0.conv_dw.weight`
-leads from an ONNX node to a PyTorch module, in an int8 file too. The batch norms are folded on both sides. The first layer
-whose output leaves its tolerance is the culprit, or takes its input from it.
+leads from an ONNX node to a PyTorch module, in an int8 file too. Batch norms are folded on both sides. The first layer whose
+output is out of tolerance is at fault, or what comes right before it.
 
 Shapes: N images, H x W the model's input.
 """
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from edgeline.export.graph.to_onnx import CalibratedModel
+from edgeline.export.parity.report import Divergence, Layer
 from edgeline.export.parity.similarity import sqnr_db
+from edgeline.export.thresholds import FLOAT_LAYER_DB, INT8_LAYER_FALL_DB
 from edgeline.pipeline.evaluation.plots import write_divergence_png
-from edgeline.pipeline.training.features import fold_batch_norm
+from edgeline.pipeline.models.fold_batch_norm import fold_batch_norm
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.session import create_session
 
-FLOAT_DB = 80.0
-"""A float32 layer under this is wrong: 112 dB was the least of a right one."""
-FALL_DB = 10.0
-"""An int8 layer that is this much worse than the layer before it is where the loss happens."""
 IMAGES = 8
 PLOT = "divergence.png"
 ROOT = "network."
 """What the exporter puts before the paths of a network's modules."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A layer's output in the file, held against PyTorch's."""
-
-    module: str
-    """Path in the PyTorch network."""
-    node: str
-    """Name in the ONNX graph."""
-    sqnr_db: float
 
 
 def locate(deployed: CalibratedModel, model: bytes, spec: PreprocessSpec, pixels_NHW3: np.ndarray) -> list[Layer]:
@@ -61,43 +47,41 @@ def locate(deployed: CalibratedModel, model: bytes, spec: PreprocessSpec, pixels
     layers = []
     for path, node, tensor in outputs:
         if path in expected and expected[path].shape == observed[tensor].shape:
-            layers.append(Layer(path, node, sqnr_db(expected[path].astype(np.float64), observed[tensor].astype(np.float64))))
+            ratio = sqnr_db(expected[path].astype(np.float64), observed[tensor].astype(np.float64))
+            layers.append(Layer(module=path, node=node, sqnr_db=ratio))
     return layers
 
 
 def first_diverging(layers: list[Layer], *, quantized: bool) -> Layer | None:
     """The first layer out of tolerance, None where there is none."""
     if not quantized:
-        return next((layer for layer in layers if layer.sqnr_db < FLOAT_DB), None)
+        return next((layer for layer in layers if layer.sqnr_db < FLOAT_LAYER_DB), None)
     falls = [(before.sqnr_db - layer.sqnr_db, layer) for before, layer in zip(layers, layers[1:], strict=False)]
-    return next((layer for fall, layer in falls if fall > FALL_DB), None)
+    return next((layer for fall, layer in falls if fall > INT8_LAYER_FALL_DB), None)
 
 
 def find_divergence(
-    deployed: CalibratedModel,
-    model: bytes,
-    spec: PreprocessSpec,
-    pixels_NHW3: np.ndarray,
-    plot: Path | None,
-    *,
-    quantized: bool,
-) -> tuple[str, dict[str, Any]]:
-    """Say in a sentence where a file diverges, with the figures of every layer, and plot them.
+    deployed: CalibratedModel, model: bytes, spec: PreprocessSpec, pixels_NHW3: np.ndarray, *, quantized: bool
+) -> Divergence:
+    """Find where a file diverges from the network.
 
-    Returns:
-        The sentence, empty where no layer is out of tolerance, and what goes into the report.
+    Args:
+        deployed: the network.
+        model: the ONNX file's bytes, float or int8.
+        spec: its preprocessing.
+        pixels_NHW3: uint8; the first `IMAGES` are used.
+        quantized: whether the file is int8.
     """
     layers = locate(deployed, model, spec, pixels_NHW3[:IMAGES])
-    first = first_diverging(layers, quantized=quantized)
-    if plot is not None and layers:
-        write_divergence_png(plot, [layer.sqnr_db for layer in layers], [layer.module for layer in layers])
-    report = {"first": None if first is None else asdict(first), "layers": [asdict(layer) for layer in layers]}
-    if first is None:
-        return "", report
-    return (
-        f"the first of {len(layers)} layers to diverge is {first.module} (ONNX node {first.node}, SQNR "
-        f"{first.sqnr_db:.0f} dB): look at it and at what comes before it"
-    ), report
+    return Divergence(first=first_diverging(layers, quantized=quantized), layers=tuple(layers))
+
+
+def plot_divergence(divergence: Divergence, path: Path) -> None:
+    """Plot every layer's SQNR, where there are layers to plot."""
+    if divergence.layers:
+        write_divergence_png(
+            path, [layer.sqnr_db for layer in divergence.layers], [layer.module for layer in divergence.layers]
+        )
 
 
 def layers_of(model: onnx.ModelProto) -> list[tuple[str, str, str]]:

@@ -1,57 +1,20 @@
-"""How like two versions of one model are, where equality is not to be had: int8 beside float32, half precision beside full.
+"""Similarity of the outputs of two versions of one model that are not expected to be equal, for example int8 and float32.
 
 Shapes: N images, K classes.
 """
-
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
 
 from edgeline.export.parity.compare import Outputs
-from edgeline.pipeline.config import Int8Thresholds
+from edgeline.export.parity.report import AccuracyDrop, OutputSimilarity
+from edgeline.export.thresholds import CLEAR_MARGIN
 from edgeline.pipeline.evaluation.metrics import paired_drop, wilson_interval
+from edgeline.pipeline.thresholds import Int8Thresholds
 
-CLEAR = 0.1
-"""A flip counts where the reference keeps its best two classes apart by more than this."""
 TOP = 5
 EXACT_DB = 200.0
-"""Stands for the infinite ratio of two equal arrays, which JSON does not know."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OutputSimilarity:
-    """What a comparison of a variant with the reference found."""
-
-    images: int
-    sqnr_db: float
-    """Energy of the reference's logits over that of the difference, in decibels."""
-    cosine: float
-    """Mean cosine of the angle between the two logit vectors."""
-    kl: float
-    """Mean Kullback-Leibler divergence of the variant's probabilities from the reference's, in nats."""
-    max_difference: float
-    """Of a probability."""
-    top1_agreement: float
-    clear_agreement: float
-    """Of the best class, over the images on which the reference is clear."""
-    top5_agreement: float
-    """Mean share of the reference's best five classes (or all but one of fewer) that are among the variant's."""
-    flips: int
-    """Images with another best class."""
-    largest_flipped_margin: float
-    """The reference's margin on the clearest image that flipped; 0 where none did."""
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """As JSON types, which know no NaN."""
-        return {name: value if np.isfinite(value) else None for name, value in asdict(self).items()}
-
-    @property
-    def finite(self) -> bool:
-        """Whether every figure is a number."""
-        return bool(np.isfinite([self.sqnr_db, self.kl, self.max_difference, self.cosine]).all())
+"""Stands for the infinite ratio of two equal arrays, which JSON cannot represent."""
 
 
 def compare_outputs(expected: Outputs, observed: Outputs) -> OutputSimilarity:
@@ -59,13 +22,13 @@ def compare_outputs(expected: Outputs, observed: Outputs) -> OutputSimilarity:
     reference_NK, logits_NK = (outputs.logits_NK.astype(np.float64) for outputs in (expected, observed))
     margin_N = np.diff(np.sort(expected.probabilities_NK, axis=1)[:, -2:], axis=1).ravel()
     same_N = expected.probabilities_NK.argmax(1) == observed.probabilities_NK.argmax(1)
-    clear_N = margin_N > CLEAR
+    clear_N = margin_N > CLEAR_MARGIN
     log_p_NK = log_softmax(reference_NK, axis=1)
     log_q_NK = log_softmax(logits_NK, axis=1)
     norms_N = np.linalg.norm(reference_NK, axis=1) * np.linalg.norm(logits_NK, axis=1)
-    most = min(TOP, reference_NK.shape[1] - 1)
-    best_NT, other_NT = (np.argsort(-array_NK, axis=1, kind="stable")[:, :most] for array_NK in (reference_NK, logits_NK))
-    shared = np.mean([len(set(a) & set(b)) / most for a, b in zip(best_NT.tolist(), other_NT.tolist(), strict=True)])
+    count = min(TOP, reference_NK.shape[1] - 1)
+    best_NT, other_NT = (np.argsort(-array_NK, axis=1, kind="stable")[:, :count] for array_NK in (reference_NK, logits_NK))
+    shared = np.mean([len(set(a) & set(b)) / count for a, b in zip(best_NT.tolist(), other_NT.tolist(), strict=True)])
     return OutputSimilarity(
         images=len(same_N),
         sqnr_db=sqnr_db(reference_NK, logits_NK),
@@ -92,49 +55,55 @@ def sqnr_db(expected: np.ndarray, observed: np.ndarray) -> float:
     return min(EXACT_DB, 10 * float(np.log10(max(signal, np.finfo(float).tiny) / noise)))
 
 
-def drop_between(expected: Outputs, observed: Outputs, targets_N: np.ndarray) -> dict[str, Any]:
-    """The accuracies of both, and the paired difference, in points."""
+def drop_between(expected: Outputs, observed: Outputs, targets_N: np.ndarray) -> AccuracyDrop:
+    """Compare the accuracies of a variant and of the reference on labeled images.
+
+    Args:
+        expected: outputs of the reference.
+        observed: outputs of the variant.
+        targets_N: class indices.
+    """
     right_N, still_N = (outputs.probabilities_NK.argmax(1) == targets_N for outputs in (expected, observed))
     lost, gained = int((right_N & ~still_N).sum()), int((~right_N & still_N).sum())
     drop, low, high = (100 * share for share in paired_drop(lost, gained, len(targets_N)))
-    return {
-        "reference_top1": float(right_N.mean()),
-        "top1": float(still_N.mean()),
-        "top1_interval": list(wilson_interval(int(still_N.sum()), len(targets_N))),
-        "images": len(targets_N),
-        "lost": lost,
-        "gained": gained,
-        "drop_points": drop,
-        "drop_interval_points": [low, high],
-    }
+    return AccuracyDrop(
+        reference_top1=float(right_N.mean()),
+        top1=float(still_N.mean()),
+        top1_interval=wilson_interval(int(still_N.sum()), len(targets_N)),
+        images=len(targets_N),
+        lost=lost,
+        gained=gained,
+        drop_points=drop,
+        drop_interval_points=(low, high),
+    )
 
 
-def failed_thresholds(similarity: OutputSimilarity, drop: dict[str, Any] | None, thresholds: Int8Thresholds) -> list[str]:
-    """Which thresholds a variant misses, each in words; nothing where it holds."""
+def failed_thresholds(similarity: OutputSimilarity, drop: AccuracyDrop | None, thresholds: Int8Thresholds) -> list[str]:
+    """Describe each threshold that a variant fails; empty where it passes."""
     if not similarity.finite:
-        return ["its outputs hold NaN or infinity"]
-    missed = []
+        return ["its outputs contain NaN or infinity"]
+    failed = []
     if similarity.sqnr_db < thresholds.min_sqnr_db:
-        missed.append(f"SQNR {similarity.sqnr_db:.1f} dB, at least {thresholds.min_sqnr_db:g} are asked")
+        failed.append(f"SQNR {similarity.sqnr_db:.1f} dB, at least {thresholds.min_sqnr_db:g} required")
     if similarity.top1_agreement < thresholds.min_agreement:
-        missed.append(
-            f"same best class on {similarity.top1_agreement:.2%} of images, at least {thresholds.min_agreement:.2%} are asked"
+        failed.append(
+            f"same best class on {similarity.top1_agreement:.2%} of images, at least {thresholds.min_agreement:.2%} required"
         )
     if similarity.clear_agreement < thresholds.min_clear_agreement:
-        missed.append(
-            f"same best class on {similarity.clear_agreement:.2%} of the images that the reference is clear on (margin over "
-            f"{CLEAR:g}), {thresholds.min_clear_agreement:.2%} are asked"
+        failed.append(
+            f"same best class on {similarity.clear_agreement:.2%} of the images on which the reference is clear (margin over "
+            f"{CLEAR_MARGIN:g}), at least {thresholds.min_clear_agreement:.2%} required"
         )
     if similarity.kl > thresholds.max_kl:
-        missed.append(f"KL divergence {similarity.kl:.3g}, at most {thresholds.max_kl:g} is allowed")
+        failed.append(f"KL divergence {similarity.kl:.3g}, at most {thresholds.max_kl:g} allowed")
     if similarity.max_difference > thresholds.max_difference:
-        missed.append(
-            f"a probability differs by {similarity.max_difference:.2g}, at most {thresholds.max_difference:g} is allowed"
+        failed.append(
+            f"a probability differs by {similarity.max_difference:.2g}, at most {thresholds.max_difference:g} allowed"
         )
-    if drop is not None and drop["drop_points"] > thresholds.max_drop:
-        low, high = drop["drop_interval_points"]
-        missed.append(
-            f"accuracy drops by {drop['drop_points']:.2f} points (95 % interval {low:.2f} to {high:.2f}), at most "
-            f"{thresholds.max_drop:g} are allowed"
+    if drop is not None and drop.drop_points > thresholds.max_drop:
+        low, high = drop.drop_interval_points
+        failed.append(
+            f"accuracy drops by {drop.drop_points:.2f} points (95 % interval {low:.2f} to {high:.2f}), at most "
+            f"{thresholds.max_drop:g} allowed"
         )
-    return missed
+    return failed

@@ -15,12 +15,14 @@ from edgeline.export import file_names
 from edgeline.export.graph.cam_outputs import shapes_of
 from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.publishing import golden, report
-from edgeline.export.publishing.drift_baseline import write_reference
+from edgeline.export.publishing.drift_baseline import write_baseline
 from edgeline.export.publishing.variant_table import figures
+from edgeline.export.variant_registry import REFERENCE, VARIANTS
+from edgeline.export.verification.report import PassedVariant, UnrunVariant, VerificationReport
 from edgeline.export.verification.verify import choose_samples
 from edgeline.pipeline.data.samples import SPLITS, read_prepared
-from edgeline.pipeline.evaluation.evaluate import FILE_NAME as EVALUATION_NAME
-from edgeline.pipeline.evaluation.evaluate import Evaluation, read_evaluation
+from edgeline.pipeline.evaluation.report import FILE_NAME as EVALUATION_NAME
+from edgeline.pipeline.evaluation.report import Evaluation, read_evaluation
 from edgeline.pipeline.models.checkpoint import load_checkpoint
 from edgeline.pipeline.runs.atomic_files import file_digest
 from edgeline.pipeline.runs.receipts import read_receipt
@@ -32,15 +34,15 @@ from edgeline.serve.artifact.training_features import FILE_NAME as FEATURES_NAME
 from edgeline.serve.drift.report import FILE_NAME as STATISTICS_NAME
 from edgeline.serve.errors import VerificationError
 from edgeline.serve.preprocess import PreprocessSpec
+from edgeline.serve.runtime.backends import files_of
 
-MODEL_SUFFIXES = (".onnx", ".ort", ".xml", ".bin", ".tflite", ".pte", ".mlmodel", ".mlpackage/Manifest.json")
+MODEL_FILES = frozenset(name for spec in (REFERENCE, *VARIANTS.values()) for name in files_of(spec.format, spec.file))
 MEANINGS = {
-    EVIDENCE: "each class's logit by place of the picture: its mean over the places is the logit; ONNX and ORT files only",
-    EMBEDDING: "the features that the classes are told from; ONNX and ORT files only",
+    EVIDENCE: "class activation map: the mean over the places of the image is the class's logit; ONNX and ORT files only",
+    EMBEDDING: "the features that the classifier reads; ONNX and ORT files only",
 }
 ROLES = {
     "labels.txt": "labels",
-    file_names.MODEL: "model",
     EVALUATION_NAME: "evaluation",
     file_names.VERIFICATION: "verification",
     STATISTICS_NAME: "statistics",
@@ -50,15 +52,18 @@ ROLES = {
 }
 
 
-def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, version: int, content: str) -> Manifest:
+def write_bundle(run: Run, folder: Path, verification: VerificationReport, *, version: int, content: str) -> Manifest:
     """Write every file of an artifact into an empty folder.
 
     Args:
         run: what it is made from.
         folder: empty.
-        verification: as `export.publishing.publish.read_verification` gives it.
+        verification: of the run, passed.
         version: the number it will be published under.
         content: digest of all that the artifact is made from.
+
+    Raises:
+        VerificationError: a file changed since it was verified.
     """
     network, checkpoint = load_checkpoint(run.step("train"))
     evaluation = read_evaluation(run.step("evaluate"))
@@ -68,24 +73,26 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in checkpoint.labels), encoding="utf-8")
     for step, name in (("export", file_names.MODEL), ("evaluate", EVALUATION_NAME), ("verify", file_names.VERIFICATION)):
         shutil.copyfile(run.step(step) / name, folder / name)
-    if file_digest(folder / file_names.MODEL) != verification["model_sha256"]:
+    if file_digest(folder / file_names.MODEL) != verification.model_sha256:
         raise VerificationError("the ONNX file changed while it was packaged; publish again", code="not_verified")
-    # Passed is None where a variant cannot run here: what could be checked of it holds, and its mark goes with it.
-    shipped = [entry for entry in verification["variants"] if entry["passed"] is not False]
-    for entry in shipped:
-        _copy_variant(run.step("variants"), folder, entry)
-    deployed = CalibratedModel(network, evaluation.calibration.temperature)
+    # A variant that cannot run here ships with its remark: what could be checked of it passed.
+    shipped = list(verification.shipped)
+    for variant in shipped:
+        _copy_variant(run.step("variants"), folder, variant)
+    source = golden.GoldenSource(
+        deployed=CalibratedModel(network, evaluation.calibration.temperature),
+        spec=checkpoint.preprocess,
+        labels=checkpoint.labels,
+        samples=held_out,
+    )
     golden.write_golden(
         folder,
-        deployed,
-        checkpoint.preprocess,
-        checkpoint.labels,
-        held_out,
+        source,
         run.config.publish,
-        variants={entry["name"]: (folder / entry["file"], entry["format"], entry["precision"]) for entry in shipped},
+        variants=[VARIANTS[variant.name] for variant in shipped],
         environments=run.config.environments,
     )
-    write_reference(folder, run, checkpoint)
+    write_baseline(folder, run, checkpoint)
     provenance = {
         "content_sha256": content,
         "edgeline": package_version("edgeline"),
@@ -102,14 +109,14 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
         "config": run.config.model_dump(mode="json", exclude={"data", "artifacts", "weights"}),
         "measured_on": _measured_on(run, evaluation, verification),
     }
-    times = verification["reference"]["latency"]
+    assert verification.reference is not None, "a report that passed has the reference's figures"
     summary = {
-        "passed": verification["passed"],
-        "images": verification["images"],
-        "max_difference": verification["max_difference"],
-        "top1_agreement": verification["top1_agreement"],
-        "p50_ms": times[list(times)[-1]]["p50_ms"],
-        "cpu": verification["measured_on"]["machine"]["cpu"],
+        "passed": verification.passed,
+        "images": verification.images.to_dict(),
+        "max_difference": verification.max_difference,
+        "top1_agreement": verification.top1_agreement,
+        "p50_ms": list(verification.reference.latency.values())[-1].p50_ms,
+        "cpu": verification.measured_on.machine["cpu"],
     }
     metrics = {
         "top1": evaluation.top1.model_dump(),
@@ -120,7 +127,7 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
     report.write_report(folder / "report.html", run, evaluation, verification, provenance)
     report.write_card(folder / "card.md", run.config.artifact_name, evaluation, verification, provenance)
     max_batch = run.config.verify.max_batch
-    variants = [_variant(entry, max_batch) for entry in (verification["reference"], *shipped)]
+    variants = [_variant(entry, max_batch) for entry in (verification.reference, *shipped)]
     manifest = Manifest(
         name=run.config.artifact_name,
         version=version,
@@ -136,44 +143,50 @@ def write_bundle(run: Run, folder: Path, verification: dict[str, Any], *, versio
         provenance=provenance,
     )
     data = manifest.to_json()
-    assert Manifest.from_json(data) == manifest, "a manifest must read back as it was written"
+    assert Manifest.from_json(data) == manifest, "a manifest must be read back as it was written"
     (folder / manifests.FILE_NAME).write_bytes(data)
     return manifest
 
 
-def _copy_variant(step: Path, folder: Path, entry: dict[str, Any]) -> None:
-    """Copy a variant's files, the model of which must be the one that was verified.
+def _copy_variant(step: Path, folder: Path, variant: PassedVariant | UnrunVariant) -> None:
+    """Copy a variant's files, which must be those that were verified.
 
     Raises:
-        VerificationError: it is another one.
+        VerificationError: one has changed.
     """
-    for name, sha256 in entry["files"].items():
+    for name, sha256 in variant.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(step / name, folder / name)
         if file_digest(folder / name) != sha256:
             raise VerificationError(f"{name} changed while it was packaged; publish again", code="not_verified")
-    operators = f"{entry['file']}.operators.config"
+    operators = f"{variant.file}.operators.config"
     if (step / operators).is_file():
         shutil.copyfile(step / operators, folder / operators)
 
 
-def _variant(entry: dict[str, Any], max_batch: int) -> Variant:
-    form = {name: entry[name] for name in ("name", "file", "format", "precision")}
-    return Variant(**form, max_batch=max_batch, verification=figures(entry))
+def _variant(entry: PassedVariant | UnrunVariant, max_batch: int) -> Variant:
+    return Variant(
+        name=entry.name,
+        file=entry.file,
+        format=entry.format,
+        precision=entry.precision,
+        max_batch=max_batch,
+        verification=figures(entry),
+    )
 
 
-def _measured_on(run: Run, evaluation: Evaluation, verification: dict[str, Any]) -> dict[str, Any]:
-    """How each group of figures was taken, by its name."""
+def _measured_on(run: Run, evaluation: Evaluation, verification: VerificationReport) -> dict[str, Any]:
+    """The run environment of each group of figures, by its name."""
     options = {
         "training": {"strategy": run.config.train.strategy, "seed": run.config.seed, "rest": "provenance.config"},
         "evaluation": {"device": evaluation.device, "precision": "float32", "bins": evaluation.calibration.bins},
     }
     receipts = {"training": read_receipt(run.step("train")), "evaluation": read_receipt(run.step("evaluate"))}
-    # A step that an earlier version made does not say.
+    # Receipts of earlier versions have no entry.
     found = {name: {**made["made"], "options": options[name]} for name, made in receipts.items() if made and "made" in made}
-    if verification["int8"] is not None:
-        found["int8 choice"] = verification["int8"]["measured_on"]
-    return found | {"verification": verification["measured_on"]}
+    if verification.int8 is not None and verification.int8.measured_on is not None:
+        found["int8 choice"] = verification.int8.measured_on.to_dict()
+    return found | {"verification": verification.measured_on.to_dict()}
 
 
 def _input(spec: PreprocessSpec) -> dict[str, Any]:
@@ -207,6 +220,6 @@ def _entries(folder: Path) -> list[FileEntry]:
 
 
 def _role(name: str) -> str:
-    if name.endswith(MODEL_SUFFIXES):
+    if name in MODEL_FILES:
         return "model"
     return "operators" if name.endswith(".operators.config") else ROLES.get(name, "golden")

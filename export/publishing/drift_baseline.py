@@ -1,8 +1,8 @@
-"""The statistics that drift is measured against: a snapshot of the test split, as if a device had seen it.
+"""The baseline of drift: a snapshot of the test split, as a device would record it.
 
 The probabilities are those of the evaluation, calibrated as the artifact's are, so no network runs; only the pixels are decoded
-again. An artifact that gives embeddings also carries what those of its training images are like, and how far from them the
-test images' are: for these the shipped file runs.
+again. If the artifact has embeddings, the mean and variance of the training images' embeddings are stored too, and how far the
+test images' are from them: for these the shipped file runs.
 
 Shapes: N images, C features, H x W the model's input.
 """
@@ -28,23 +28,23 @@ from edgeline.serve.drift.snapshot import OF_A_VERSION
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
 from edgeline.serve.runtime.session import create_session
 
-MOST = 1000
-"""Images, evenly spread over a split: enough for shares of 1 %, and seconds to decode."""
+MAX_IMAGES = 1000
+"""Images, evenly spread over a split: enough for shares of 1 %, decoded in seconds."""
 BATCH = 16
 
 
-def write_reference(folder: Path, run: Run, checkpoint: Checkpoint) -> None:
-    """Write an artifact's `statistics.json`, and its `embedding.json` where it gives embeddings.
+def write_baseline(folder: Path, run: Run, checkpoint: Checkpoint) -> None:
+    """Write an artifact's `statistics.json`, and its `embedding.json` if it has embeddings.
 
-    On one machine the same bytes whenever and under whatever version it is published.
+    The same bytes on one machine, whenever and under whatever version it is published.
 
     Raises:
-        DataError: an image is gone or changed.
+        DataError: an image is missing or has changed.
     """
     prepared = read_prepared(run.step("prepare"))
     test = prepared.of("test")
-    with np.load(run.step("evaluate") / "test.npz", allow_pickle=False) as kept:
-        probabilities_NK = kept["probabilities"]
+    with np.load(run.step("evaluate") / "test.npz", allow_pickle=False) as arrays:
+        probabilities_NK = arrays["probabilities"]
     chosen = _spread(len(test))
     spec = checkpoint.preprocess
     features, session = None, None
@@ -52,26 +52,26 @@ def write_reference(folder: Path, run: Run, checkpoint: Checkpoint) -> None:
         session = create_session((folder / file_names.MODEL).read_bytes())
         train = prepared.of("train")
         features = _features(session, [train[index] for index in _spread(len(train))], spec)
-        held: dict[str, Any] = {"schema": SCHEMA, "images": min(MOST, len(train))}
-        held |= {"mean": features.mean_C.tolist(), "variance": features.variance_C.tolist()}
-        (folder / FEATURES_NAME).write_text(json.dumps(held, allow_nan=False) + "\n", encoding="utf-8")
+        baseline: dict[str, Any] = {"schema": SCHEMA, "images": min(MAX_IMAGES, len(train))}
+        baseline |= {"mean": features.mean_C.tolist(), "variance": features.variance_C.tolist()}
+        (folder / FEATURES_NAME).write_text(json.dumps(baseline, allow_nan=False) + "\n", encoding="utf-8")
     nothing = dict.fromkeys(OF_A_VERSION)
     identity = {**nothing, "model": run.config.artifact_name}
     drift = Drift(checkpoint.labels, spec.height, spec.width, features, **identity)
 
-    def look(sample: Sample) -> tuple[np.ndarray, dict[str, int]]:
+    def decode(sample: Sample) -> tuple[np.ndarray, dict[str, int]]:
         data = read_image(sample)
         return preprocess(data, spec, ADMITTED), origin_of(data)
 
-    seen = map_ahead(look, (test[index] for index in chosen), ahead=16)
-    for index, (pixels_HW3, origin) in zip(chosen, seen, strict=True):
+    decoded = map_ahead(decode, (test[index] for index in chosen), ahead=16)
+    for index, (pixels_HW3, origin) in zip(chosen, decoded, strict=True):
         embedding_C = None if session is None else _embed(session, pixels_HW3[None])[0]
         drift.observe(pixels_HW3, probabilities_NK[index], embedding_C=embedding_C, **origin)
     (folder / FILE_NAME).write_text(json.dumps(drift.snapshot() | nothing, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _spread(count: int) -> np.ndarray:
-    return np.unique(np.linspace(0, count - 1, min(MOST, count)).astype(int))
+    return np.unique(np.linspace(0, count - 1, min(MAX_IMAGES, count)).astype(int))
 
 
 def _features(session: Any, samples: Sequence[Sample], spec: PreprocessSpec) -> Features:

@@ -1,16 +1,15 @@
 """Choose and write the golden samples of an artifact.
 
-They are held-out photos of the user's own, encoded again at most 1,024 pixels wide without any metadata (a photo's EXIF
-tells where it was taken), and one of them a second time turned on its side with an EXIF tag that says so, because ignoring
-that tag is the commonest fault of new devices; it is the one whose turning changes its pixels most. Where the photo is large
-enough, that one is kept up to twice as wide, so that a device decodes it scaled. PyTorch's answers are computed from exactly
-these bytes.
+They are held-out photos of the user's own, encoded again at most 1,024 pixels wide and without metadata (a photo's EXIF has the
+place where it was taken). One of them is stored a second time, turned on its side, with the EXIF tag for it: ignoring that tag
+is the most common fault of new devices. It is the photo whose pixels change most when it is turned. If it is large enough, it
+is stored up to twice as wide, so that a device decodes it scaled. PyTorch's outputs are computed from exactly these bytes.
 """
 
 import io
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from PIL import Image
 from edgeline.export.converters.environments import FOLDER, opened
 from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.publishing.report import write_golden_page
+from edgeline.export.variant_registry import VariantSpec
 from edgeline.pipeline.config import PublishConfig
 from edgeline.pipeline.data.samples import ADMITTED, Sample, map_ahead, read_image
 from edgeline.pipeline.runs.atomic_files import write_json
@@ -28,99 +28,113 @@ from edgeline.serve.artifact.golden import FILE_NAME
 from edgeline.serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, crop_box, decode_image, fit, jpeg_scale, preprocess
 
 MAX_SIDE = 1024
-CLEAR = 0.05
+CLEAR_MARGIN = 0.05
 """Margin between the best two classes that a golden sample should have, so that no rounding can flip it."""
 
 
-INT8_TOLERANCES = {"tolerance": 0.15, "logit_tolerance": 0.06}
-"""Of a probability, and of a logit as a share of the largest, between processors.
+@dataclass(frozen=True, kw_only=True)
+class _GoldenSample:
+    """An encoded photo, and PyTorch's outputs for it."""
 
-int8 rounds a few values to the next step where float scales are multiplied in another order: a logit difference of 0.022 was
-seen between x86 and ARM. Saturating products, or another layer's weights, make more."""
-FLOAT16_TOLERANCES = {"tolerance": 0.03, "logit_tolerance": 0.02}
-"""Of a model that computes in float16, held against PyTorch: products have eleven bits, added in any order."""
-TOLERANCES = {"int8": INT8_TOLERANCES, "float16": FLOAT16_TOLERANCES}
+    data: bytes
+    suffix: str
+    pixels_HW3: np.ndarray
+    label: str
+    margin: float
+    probabilities: list[float]
+    logits: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoldenSource:
+    """What golden samples are made from."""
+
+    deployed: CalibratedModel
+    """The network, whose outputs become the expected ones."""
+    spec: PreprocessSpec
+    labels: Sequence[str]
+    """Class names in index order."""
+    samples: Sequence[Sample]
+    """Held-out images to choose from."""
 
 
 def write_golden(
     folder: Path,
-    deployed: CalibratedModel,
-    spec: PreprocessSpec,
-    labels: Sequence[str],
-    samples: Sequence[Sample],
+    source: GoldenSource,
     config: PublishConfig,
     *,
-    variants: Mapping[str, tuple[Path, str, str]] | None = None,
+    variants: Sequence[VariantSpec] = (),
     environments: Path = FOLDER,
 ) -> None:
     """Write `golden/` below an artifact's folder.
 
-    The reference's answers are PyTorch's. A variant of another precision has answers of its own: those that its file gave
-    here, with the tolerance that its precision needs between processors. One that computes in float16 has PyTorch's, because it
-    may not run here at all.
+    The reference's expected outputs are PyTorch's. Where a variant of another precision has outputs of its own, and at which
+    tolerances, is in `export.thresholds.PRECISIONS`.
 
     Args:
         folder: of the artifact.
-        deployed: the network; its answers become the expected ones.
-        spec: its preprocessing.
-        labels: class names in index order.
-        samples: held-out images to choose from.
+        source: the network and the images.
         config: how many, and the tolerances.
-        variants: file, format and precision of each variant, by name.
-        environments: where the runtimes that stay apart are installed.
+        variants: those whose files are in the folder.
+        environments: where the runtimes of other formats are installed.
     """
     (folder / FILE_NAME).parent.mkdir()
-    deployed.eval()
-    answers: list[dict[str, Any]] = []
+    source.deployed.eval()
+    chosen: list[_GoldenSample] = []
     turned: Sample | None = None
     most = -1.0
-    candidates = choose(samples, config.golden * 3, spec)
+    candidates = choose(source.samples, config.golden * 3, source.spec)
     for position, sample in enumerate(candidates):
         image, suffix = _shrunk(sample)
-        answer = _answer(deployed, spec, labels, _encode(image, suffix), suffix)
-        # Towards the end candidates are taken as they are, rather than to have too few.
-        if answer["margin"] < CLEAR and len(candidates) - position >= config.golden - len(answers):
+        golden_sample = _run_sample(source, _encode(image, suffix), suffix)
+        # Towards the end all candidates count, so that there are not too few.
+        if golden_sample.margin < CLEAR_MARGIN and len(candidates) - position >= config.golden - len(chosen):
             continue
-        answers.append(answer)
-        if (change := _change_by_turning(image, spec)) > most:
+        chosen.append(golden_sample)
+        if (change := _change_by_turning(image, source.spec)) > most:
             turned, most = sample, change
-        if len(answers) + 1 >= config.golden:
+        if len(chosen) + 1 >= config.golden:
             break
     assert turned is not None, "there is at least one held-out image"
-    data = _encode(_scaled(turned, spec).transpose(Image.Transpose.ROTATE_90), ".jpg", orientation=6)
-    answers.insert(0, _answer(deployed, spec, labels, data, ".turned.jpg"))
-    written = [_write_sample(folder, index, answer) for index, answer in enumerate(answers)]
+    data = _encode(_scaled(turned, source.spec).transpose(Image.Transpose.ROTATE_90), ".jpg", orientation=6)
+    chosen.insert(0, _run_sample(source, data, ".turned.jpg"))
+    written = [_write_sample(folder, index, golden_sample) for index, golden_sample in enumerate(chosen)]
     golden: dict[str, Any] = {
         "tolerance": config.golden_tolerance,
         "pixel_tolerance": config.golden_pixel_tolerance,
         "samples": written,
     }
-    pixels_NHW3 = np.stack([answer["pixels"] for answer in answers])
-    for name, (path, format, precision) in (variants or {}).items():
-        if precision == "float32":
+    pixels_NHW3 = np.stack([golden_sample.pixels_HW3 for golden_sample in chosen])
+    for variant in variants:
+        thresholds = variant.thresholds
+        if thresholds.golden_outputs == "reference":
             continue
-        golden.setdefault("variants", {})[name] = TOLERANCES.get(precision, {"tolerance": config.golden_tolerance})
-        if precision == "float16":
-            for entry in written:
-                own = {"probabilities": entry["probabilities"], "logits": entry["logits"]}
-                entry.setdefault("variants", {})[name] = own
-            continue
-        with opened(format, path, environments) as session:
-            probabilities_NK, logits_NK = session.run(["probabilities", "logits"], {"image": pixels_NHW3})
-        for entry, probabilities_K, logits_K in zip(written, probabilities_NK, logits_NK, strict=True):
-            own = {"probabilities": probabilities_K.astype(float).tolist(), "logits": logits_K.astype(float).tolist()}
-            entry.setdefault("variants", {})[name] = own
+        golden.setdefault("variants", {})[variant.name] = _tolerances(variant, config)
+        if thresholds.golden_outputs == "PyTorch":
+            outputs = [(entry["probabilities"], entry["logits"]) for entry in written]
+        else:
+            with opened(variant.format, folder / variant.file, environments) as session:
+                arrays = session.run(["probabilities", "logits"], {"image": pixels_NHW3})
+            outputs = list(zip(*(array_NK.astype(float).tolist() for array_NK in arrays), strict=True))
+        for entry, (probabilities, logits) in zip(written, outputs, strict=True):
+            entry.setdefault("variants", {})[variant.name] = {"probabilities": probabilities, "logits": logits}
     write_json(folder / FILE_NAME, golden)
     write_golden_page((folder / FILE_NAME).with_name("README.md"), golden)
 
 
+def _tolerances(variant: VariantSpec, config: PublishConfig) -> dict[str, float]:
+    probability, logit = variant.thresholds.golden_tolerance, variant.thresholds.golden_logit_tolerance
+    tolerances = {"tolerance": config.golden_tolerance if probability is None else probability}
+    return tolerances if logit is None else tolerances | {"logit_tolerance": logit}
+
+
 def choose(samples: Sequence[Sample], count: int, spec: PreprocessSpec) -> list[Sample]:
-    """Take samples in turn from every class, so that as many classes as possible are seen, the most telling ones first."""
-    # Large ones are looked at first: what need not be shrunk cannot show whether a device smooths when it shrinks.
-    looked_at = _in_turn(sorted(samples, key=lambda s: -min(MAX_SIDE, s.width, s.height)))[:count]
-    scores = list(map_ahead(lambda sample: _telling(_shrunk(sample)[0], spec), looked_at, ahead=16))
-    order = sorted(range(len(looked_at)), key=lambda i: scores[i], reverse=True)
-    return _in_turn([looked_at[i] for i in order])
+    """Choose samples in turn from every class, for as many classes as possible, those that reveal most faults first."""
+    # Large ones first: a photo that is not shrunk cannot show whether a device uses antialiasing.
+    candidates = _in_turn(sorted(samples, key=lambda s: -min(MAX_SIDE, s.width, s.height)))[:count]
+    scores = list(map_ahead(lambda sample: _sensitivity(_shrunk(sample)[0], spec), candidates, ahead=16))
+    order = sorted(range(len(candidates)), key=lambda i: scores[i], reverse=True)
+    return _in_turn([candidates[i] for i in order])
 
 
 def _in_turn(samples: Sequence[Sample]) -> list[Sample]:
@@ -131,10 +145,10 @@ def _in_turn(samples: Sequence[Sample]) -> list[Sample]:
     return [group[r] for r in range(rounds) for _, group in sorted(by_class.items()) if r < len(group)]
 
 
-def _telling(image: Image.Image, spec: PreprocessSpec) -> tuple[float, float]:
-    """How far the two commonest faults of resizing, no smoothing and another filter, would show in a picture; the lesser first.
+def _sensitivity(image: Image.Image, spec: PreprocessSpec) -> tuple[float, float]:
+    """How much the two most common faults of resizing, no antialiasing and another filter, change an image; the smaller first.
 
-    Each as a mean difference of pixels, of 255. Flat or blurred pictures come out alike whatever is done to them.
+    Mean differences of pixels, of 255. Flat or blurred images hardly change.
     """
     other = "bicubic" if spec.interpolation == "bilinear" else "bilinear"
     filtered = fit(image, replace(spec, interpolation=other))
@@ -150,7 +164,7 @@ def _telling(image: Image.Image, spec: PreprocessSpec) -> tuple[float, float]:
 
 
 def _scaled(sample: Sample, spec: PreprocessSpec) -> Image.Image:
-    """The picture as small as a golden sample is, or up to twice that where only then its JPEG is decoded scaled."""
+    """The photo at the size of a golden sample, or up to twice that if only then its JPEG is decoded scaled."""
     usual, larger = (_shrunk(sample, side)[0] for side in (MAX_SIDE, 2 * MAX_SIDE))
     return larger if jpeg_scale(*usual.size, spec) == 1 < jpeg_scale(*larger.size, spec) else usual
 
@@ -163,7 +177,7 @@ def _shrunk(sample: Sample, side: int = MAX_SIDE) -> tuple[Image.Image, str]:
 
 
 def _change_by_turning(image: Image.Image, spec: PreprocessSpec) -> float:
-    """Mean difference of the pixels, of 255, that a quarter turn makes: what ignoring the EXIF tag would show as."""
+    """Mean difference of the pixels, of 255, after a quarter turn: the effect of ignoring the EXIF tag."""
     return _mean_difference(fit(image, spec), fit(image.transpose(Image.Transpose.ROTATE_90), spec))
 
 
@@ -172,7 +186,7 @@ def _mean_difference(one_HW3: np.ndarray, other_HW3: np.ndarray) -> float:
 
 
 def _encode(image: Image.Image, suffix: str, *, orientation: int | None = None) -> bytes:
-    plain = Image.frombytes(image.mode, image.size, image.tobytes())  # no metadata of the original comes along
+    plain = Image.frombytes(image.mode, image.size, image.tobytes())  # without the metadata of the original
     buffer = io.BytesIO()
     if suffix == ".png":
         plain.save(buffer, "PNG", optimize=True)
@@ -185,26 +199,26 @@ def _encode(image: Image.Image, suffix: str, *, orientation: int | None = None) 
     return buffer.getvalue()
 
 
-def _answer(deployed: CalibratedModel, spec: PreprocessSpec, labels: Sequence[str], data: bytes, suffix: str) -> dict[str, Any]:
-    pixels_HW3 = preprocess(data, spec)
+def _run_sample(source: GoldenSource, data: bytes, suffix: str) -> _GoldenSample:
+    pixels_HW3 = preprocess(data, source.spec)
     with torch.inference_mode():
-        [probabilities_K], [logits_K] = (output.numpy() for output in deployed(torch.from_numpy(np.stack([pixels_HW3]))))
+        [probabilities_K], [logits_K] = (output.numpy() for output in source.deployed(torch.from_numpy(np.stack([pixels_HW3]))))
     second, first = np.sort(probabilities_K)[-2:]
-    return {
-        "data": data,
-        "suffix": suffix,
-        "pixels": pixels_HW3,
-        "label": labels[int(probabilities_K.argmax())],
-        "margin": float(first - second),
-        "probabilities": [float(p) for p in probabilities_K],
-        "logits": [float(logit) for logit in logits_K],
-    }
+    return _GoldenSample(
+        data=data,
+        suffix=suffix,
+        pixels_HW3=pixels_HW3,
+        label=source.labels[int(probabilities_K.argmax())],
+        margin=float(first - second),
+        probabilities=[float(p) for p in probabilities_K],
+        logits=[float(logit) for logit in logits_K],
+    )
 
 
-def _write_sample(folder: Path, index: int, answer: dict[str, Any]) -> dict[str, Any]:
-    """Write a sample's two files, and return what `golden.json` says of it."""
-    stem = f"golden/{index}"
-    (folder / (stem + answer["suffix"])).write_bytes(answer["data"])
-    Image.fromarray(answer["pixels"]).save(folder / f"{stem}.pixels.png", optimize=True)
-    kept = {name: answer[name] for name in ("label", "probabilities", "logits")}
-    return {"file": stem + answer["suffix"], "pixels": f"{stem}.pixels.png", **kept}
+def _write_sample(folder: Path, index: int, sample: _GoldenSample) -> dict[str, Any]:
+    """Write a sample's two files, and return its entry in `golden.json`."""
+    file, pixels = f"golden/{index}{sample.suffix}", f"golden/{index}.pixels.png"
+    (folder / file).write_bytes(sample.data)
+    Image.fromarray(sample.pixels_HW3).save(folder / pixels, optimize=True)
+    outputs = {"label": sample.label, "probabilities": sample.probabilities, "logits": sample.logits}
+    return {"file": file, "pixels": pixels, **outputs}

@@ -1,11 +1,10 @@
-"""Publish a verified run: nothing that was not verified, as it now lies there, gets into the store."""
+"""Publish a verified run. Only results that were verified, and have not changed since, get into the store."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from edgeline.export import file_names
 from edgeline.export.publishing.store import publish_folder
+from edgeline.export.verification.report import VerificationReport
 from edgeline.pipeline.runs.atomic_files import file_digest
 from edgeline.pipeline.runs.code_digest import code_digest
 from edgeline.pipeline.runs.receipts import is_current, read_receipt, result_digest
@@ -15,23 +14,22 @@ from edgeline.serve.errors import VerificationError
 
 
 def publish(run: Run) -> StepResult:
-    """Publish a run's artifact, or find the version that has its content already.
+    """Publish a run's artifact, or find the version that already has its content.
 
     Returns:
         The published folder.
 
     Raises:
         VerificationError: the run has not passed verification, or changed since.
-        ArtifactError: the staged artifact does not prove itself on this machine.
+        ArtifactError: the staged artifact fails its self-test on this machine.
         StoreError: the store cannot be written.
     """
     verification = read_verification(run)
     content = content_digest(run)
 
     def write(folder: Path, version: int) -> None:
-        from edgeline.export.publishing.bundle import (
-            write_bundle,  # brings torch, which finding a published version does not need
-        )
+        # Imports torch, which finding a published version does not need.
+        from edgeline.export.publishing.bundle import write_bundle
 
         write_bundle(run, folder, verification, version=version, content=content)
 
@@ -47,24 +45,23 @@ def content_digest(run: Run) -> str:
     return step_key({"steps": steps, "settings": settings}, code)
 
 
-def read_verification(run: Run) -> dict[str, Any]:
-    """Read a run's verification, which must have passed on the very results that its steps hold.
+def read_verification(run: Run) -> VerificationReport:
+    """Read a run's verification, which must have passed on the very results that its steps have now.
 
     Raises:
         VerificationError: it did not, or there is none.
     """
     if (failed := run.step("verify.partial") / file_names.VERIFICATION).exists():
         raise VerificationError(
-            f"the last verification of this run was not finished or not passed; see {failed}", code="not_verified"
+            f"the last verification of this run did not finish or did not pass; see {failed}", code="not_verified"
         )
     try:
-        verification: dict[str, Any] = json.loads((run.step("verify") / file_names.VERIFICATION).read_text(encoding="utf-8"))
-        passed, model, inputs = verification["passed"], verification["model_sha256"], verification["inputs"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        report = VerificationReport.read(run.step("verify") / file_names.VERIFICATION)
+    except VerificationError as error:
         raise VerificationError(
-            f"{run.step('verify')} holds no verification; run `edgeline verify` first", code="not_verified"
+            f"{run.step('verify')} has no verification ({error}); run `edgeline verify` first", code="not_verified"
         ) from error
-    if passed is not True or model != _digest(run.step("export") / file_names.MODEL):
+    if not report.passed or report.model_sha256 != _digest(run.step("export") / file_names.MODEL):
         raise VerificationError(
             f"{run.step('export') / file_names.MODEL} is not the file that passed verification; verify it again",
             code="not_verified",
@@ -74,11 +71,11 @@ def read_verification(run: Run) -> dict[str, Any]:
             f"{run.folder}: the result of {', '.join(changed)} has changed since it was made; run the step again",
             code="not_verified",
         )
-    if other := [name for name in file_names.VERIFIED if inputs.get(name) != result_digest(run.step(name))]:
+    if other := [name for name in file_names.VERIFIED if report.inputs.get(name) != result_digest(run.step(name))]:
         raise VerificationError(
             f"{run.folder}: {', '.join(other)} is not what was verified; run `edgeline verify` again", code="not_verified"
         )
-    return verification
+    return report
 
 
 def _digest(path: Path) -> str | None:
@@ -89,6 +86,6 @@ def _digest(path: Path) -> str | None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a step's files are still what its receipt says."""
+    """Whether a step's files are still those of its receipt."""
     receipt = read_receipt(folder)
     return receipt is not None and is_current(folder, receipt["key"])

@@ -1,4 +1,4 @@
-"""The pages that people read: `report.html`, one file that needs no network, `card.md` and `golden/README.md`."""
+"""The pages of an artifact for people: `report.html`, which works offline, `card.md` and `golden/README.md`."""
 
 import base64
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgeline.export.publishing import variant_table
-from edgeline.pipeline.evaluation.evaluate import Evaluation
+from edgeline.export.verification.report import VerificationReport
+from edgeline.pipeline.evaluation.report import Evaluation
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.runtime.provenance import machine_line
 
@@ -17,16 +18,16 @@ ENVIRONMENT = Environment(
 
 
 def write_report(
-    path: Path, run: Run, evaluation: Evaluation, verification: dict[str, Any], provenance: dict[str, Any]
+    path: Path, run: Run, evaluation: Evaluation, verification: VerificationReport, provenance: dict[str, Any]
 ) -> None:
-    """Write the report: figures, plots, the gate's findings, provenance. All text from the data is escaped."""
+    """Write the report: figures, plots, verification, provenance. All text from the data is escaped."""
     page = ENVIRONMENT.get_template("report.html").render(
         name=run.config.artifact_name,
         evaluation=evaluation,
         verification=verification,
         provenance=provenance,
         caption=variant_table.CAPTION,
-        forms=variant_table.rows(verification),
+        variants=variant_table.rows(verification),
         remarks=variant_table.remarks(verification),
         int8=variant_table.int8_line(verification),
         origins=variant_table.origins(verification, provenance),
@@ -36,10 +37,13 @@ def write_report(
     path.write_text(page, encoding="utf-8")
 
 
-def write_card(path: Path, name: str, evaluation: Evaluation, verification: dict[str, Any], provenance: dict[str, Any]) -> None:
-    """Write the model card: what it is for, how good it is, what it was proven on, and its limits."""
+def write_card(
+    path: Path, name: str, evaluation: Evaluation, verification: VerificationReport, provenance: dict[str, Any]
+) -> None:
+    """Write the model card: intended use, accuracy, verification and limits."""
+    assert verification.reference is not None, "a report that passed has the reference's figures"
     top1, images, calibration = evaluation.top1, provenance["images"], evaluation.calibration
-    held_out, int8 = verification["images"]["held_out"], variant_table.int8_line(verification)
+    held_out, int8 = verification.images.held_out, variant_table.int8_line(verification)
     more = "".join(f"\n{line}.\n" for line in (*variant_table.remarks(verification), *([f"int8: {int8}"] if int8 else [])))
     text = f"""# {name}
 
@@ -51,41 +55,40 @@ trained), packaged by edgeline {provenance["edgeline"]}.
 | accuracy on {evaluation.images} held-out images | {top1.value:.1%} (95 % interval {top1.low:.1%} to {top1.high:.1%}) |
 | macro F1 | {evaluation.macro.f1:.3f} |
 | expected calibration error | {calibration.ece_after:.3f} (before temperature scaling {calibration.ece_before:.3f}) |
-| largest difference to PyTorch | {verification["max_difference"]:.2g}, {held_out} held-out images and a hard set |
+| largest difference to PyTorch | {verification.max_difference:.2g}, {held_out} held-out images and stress images |
 | trained on | {images["train"]} images, validated on {images["val"]} |
 
 ## The model and its variants
 
 {_markdown(variant_table.rows(verification))}
 
-{variant_table.CAPTION} Taken on {machine_line(verification["reference"]["measured_on"]["machine"])}.
+{variant_table.CAPTION} Measured on {machine_line(verification.reference.measured_on.machine)}.
 {more}
 ## Intended use
 
-Photos like those it was trained on. It knows its {len(evaluation.labels)} classes and nothing else: it has no answer for
-"none of them".
+Photos like those it was trained on. It has {len(evaluation.labels)} classes and assigns every photo to one of them:
+there is no class for "none of them".
 
 ## Limits
 
-The figures hold for pictures drawn like the held-out ones. `report.html` has them class by class, with the most confident
-mistakes.
+The figures apply to photos like the held-out ones. `report.html` has them by class, with the most confident mistakes.
 
-## How the figures were taken
+## How the figures were measured
 
 {_markdown(variant_table.origins(verification, provenance))}
 
 ARTIFACT is this folder. RUN is the folder that `edgeline prepare` prints for the same data and settings (`provenance` in
-`manifest.json`); a finished step is reused, so remove its folder there to take its figures again.
+`manifest.json`); a finished step is reused, so remove its folder there to measure its figures again.
 """
     path.write_text(text, encoding="utf-8")
 
 
 def write_golden_page(path: Path, golden: dict[str, Any]) -> None:
-    """Write what golden samples are, how to run them, how to read them, and what to do when one fails.
+    """Write the page about golden samples: what they are, how to run them, and what to do when one fails.
 
     Args:
-        path: of the page, beside `golden.json`.
-        golden: what `golden.json` says; see `serve.artifact.golden`.
+        path: of the page, next to `golden.json`.
+        golden: the content of `golden.json`; see `serve.artifact.golden`.
     """
     pixels, own = golden["pixel_tolerance"], golden.get("variants", {})
     lines = [_tolerance_line("every other variant" if own else "every variant", golden)]
@@ -93,25 +96,25 @@ def write_golden_page(path: Path, golden: dict[str, Any]) -> None:
     turned = golden["samples"][0]["file"].removeprefix("golden/")
     text = f"""# Golden samples
 
-{len(golden["samples"])} held-out photos, the pixels they become, and what the model answered for them where it was proven. A
-machine that gives the same answers decodes, turns, crops, resizes and computes as that one did. They prove a machine; they
-do not say how good the model is. Run them on every new device, and again when its runtime, decoder or system changed.
+{len(golden["samples"])} held-out photos, the pixels they become, and the model's outputs for them on the machine that verified
+it. A machine with the same outputs decodes, turns, crops, resizes and computes as that one does. They test a machine, not how
+good the model is. Run them on every new device, and again when its runtime, decoder or system changes.
 
 | file | what |
 |---|---|
 | `golden.json` | the tolerances, and of each sample its files, `label`, `probabilities` and `logits` |
 | `0.*`, `1.*`, ... | the photos, at most 1,024 pixels wide or high (one may have 2,048), with no metadata but an orientation |
-| `{turned}` | lies on its side, with an EXIF tag that says so: who ignores the tag fails here |
-| `*.pixels.png` | the very bytes that the model must be fed for the photo |
+| `{turned}` | lies on its side, with the EXIF tag for it: a decoder that ignores the tag fails here |
+| `*.pixels.png` | the exact input of the model for the photo |
 
-A variant that rounds more than the reference has answers of its own, under its name in each sample's `variants`.
+A variant that rounds more than the reference has outputs of its own, under its name in each sample's `variants`.
 
-## To run them
+## Run them
 
 With edgeline, `edgeline check FOLDER`, the folder being the one that holds `manifest.json`; it needs no training libraries.
 On a device without Python, for each sample:
 
-1. preprocess the photo as the manifest's `preprocess` says; the mean absolute difference to `*.pixels.png` must be at most
+1. preprocess the photo according to the manifest's `preprocess`; the mean absolute difference to `*.pixels.png` must be at most
    {pixels:g} of 255;
 2. run the model on your pixels: no probability may differ from the sample's by more than the first tolerance below;
 3. run it on `*.pixels.png`: no logit may differ by more than the second, times the largest absolute logit of the sample (or
@@ -121,7 +124,7 @@ On a device without Python, for each sample:
 |---|---|---|
 {"".join(lines)}
 The tolerances leave room for another processor's rounding and, for pixels, another JPEG decoder. The photos were chosen so
-that another filter, crop, order of channels or model shows. Do not widen a tolerance to pass: find out what differs.
+that another filter, crop, channel order or model is noticed. Do not widen a tolerance to pass: find out what differs.
 
 ## When one fails
 
@@ -132,7 +135,7 @@ that another filter, crop, order of channels or model shows. Do not widen a tole
 | pixels of all, edges shimmer | resizing without antialiasing; a graphics library's scaler does that |
 | pixels of all, shifted | the crop: whole pixels, halves rounded to even, left and top rounded down |
 | probabilities, though the pixels agree | the order of channels or axes, a second normalization, another model file |
-| logits only | the same, hidden by a model that is sure; or lower precision: a delegate, an accelerator, half floats |
+| logits only | the same, hidden by a confident model; or lower precision: a delegate, an accelerator, half floats |
 | int8 only, on x86 | a processor without VNNI, whose products saturate: `session.x64quantprecision` = 1 |
 """
     path.write_text(text, encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Add a version to a store: stage beside, prove, flush, rename.
+"""Add a version to a store: stage next to it, run the self-test, flush, rename into place.
 
-`<store>/<name>/<version>/` appears by one rename and never changes. Whatever is killed before that leaves a hidden
-`.staging-*` folder that no reader looks at and the next publisher removes; whatever is killed after it leaves the new
-version whole. Publishing the same content again gives the version that has it.
+`<store>/<name>/<version>/` appears by one rename (`_rename_into_place`) and never changes. A publisher that is killed before
+the rename leaves a hidden `.staging-*` folder, which readers ignore and the next publisher removes; one that is killed after
+it leaves the complete version. Publishing the same content again returns the version that has it.
 """
 
 import errno
@@ -23,23 +23,23 @@ STAGING = ".staging-"
 
 
 def publish_folder(folder: Path, content: str, write: Callable[[Path, int], object]) -> tuple[Path, bool]:
-    """Publish an artifact as the next version under a name's folder, or find the newest version to be just that.
+    """Publish an artifact as the next version under a name's folder, unless the newest version has the same content.
 
     Args:
-        folder: `<store>/<name>`, made where it is absent.
+        folder: `<store>/<name>`, created if absent.
         content: digest of all that the artifact is made from; its manifest names it as `provenance.content_sha256`.
-        write: writes the artifact into the empty folder it is given, under the version number it is given.
+        write: writes the artifact into an empty folder, under a version number.
 
     Returns:
-        The published folder, and whether it was there before.
+        The published folder, and whether it existed before.
 
     Raises:
-        ArtifactError: the staged artifact does not prove itself on this machine.
+        ArtifactError: the staged artifact fails its self-test on this machine.
         StoreError: the store cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_publisher(folder):
+        with _publisher_lock(folder):
             _remove_leftovers(folder)
             found = find_content(folder, content)
             target = _add_version(folder, write) if found is None else found
@@ -51,7 +51,7 @@ def publish_folder(folder: Path, content: str, write: Callable[[Path, int], obje
 
 
 def find_content(folder: Path, content: str) -> Path | None:
-    """The newest version under a name's folder, if it is this content and whole."""
+    """The newest version under a name's folder, if it has this content and is complete."""
     for version in versions(folder)[-1:]:
         try:
             artifact = open_artifact(folder / str(version))
@@ -68,52 +68,53 @@ def _add_version(folder: Path, write: Callable[[Path, int], object]) -> Path:
         staging.mkdir()
         version = max(versions(folder), default=0) + 1
         write(staging, version)
-        Classifier.open(staging)  # what cannot prove itself here is not published
+        Classifier.open(staging)  # what fails its self-test here is not published
         for path in staging.rglob("*"):
             if path.is_file():
                 path.chmod(0o444)
         sync_tree(staging)
         target = folder / str(version)
-        _rename(staging, target)
+        _rename_into_place(staging, target)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     return target
 
 
-def _rename(staging: Path, target: Path) -> None:
+def _rename_into_place(staging: Path, target: Path) -> None:
+    """Publish: the version exists from here on, complete."""
     try:
         os.rename(staging, target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        raise StoreError(f"{target} was published by somebody who holds no lock on this store; publish again") from error
+        raise StoreError(f"{target} was published by a process without the store's lock; publish again") from error
 
 
 def _confirm(target: Path) -> None:
-    """Flush the rename, and the folders that it may have been the first in.
+    """Flush the rename, and the folders that it may have created.
 
-    Also for a version that was found: whoever published it may have been stopped before this.
+    Also for a version that was found: its publisher may have been stopped before this.
     """
     try:
         for folder in target.parents[:3]:
             sync_folder(folder)
     except OSError as error:
         raise StoreError(
-            f"{target} is published, but the disk does not confirm it ({error.strerror or error}), so a power cut may undo it; "
-            "publish again once the disk is well"
+            f"{target} is published, but the disk does not confirm it ({error.strerror or error}), so a power failure may undo "
+            "it; publish again once the disk works"
         ) from error
 
 
 @contextmanager
-def _only_publisher(folder: Path) -> Iterator[None]:
-    """Publishers of one name wait for each other; the lock dies with its process."""
+def _publisher_lock(folder: Path) -> Iterator[None]:
+    """Publishers of one name wait for each other; the lock ends with its process."""
     with (folder / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed publishers staged; with the lock held, none of it can be a living one's."""
+    """Remove what killed publishers staged; while the lock is held, no other publisher is running."""
     for path in folder.glob(f"{STAGING}*"):
         shutil.rmtree(path, ignore_errors=True)

@@ -1,126 +1,129 @@
-"""The table of a model's forms: the float32 reference first, then its variants, all measured alike.
+"""The table of a model's variants: the float32 reference first, all measured alike.
 
 The one place that makes its rows, for the terminal, the report, the card, the manifest and Prefect.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
+from edgeline.export.records import MeasuredOn
+from edgeline.export.verification.report import FailedVariant, PassedVariant, UnrunVariant, VerificationReport
 from edgeline.serve.runtime.provenance import machine_line
 
 CAPTION = (
-    "Each form against PyTorch, on the same images and by the same path. Accuracy and what is lost of it with 95 % intervals, "
-    "the latter paired; times are p50 / p95 of one image; start and memory are of a process that loads it and answers once."
+    "Each variant against PyTorch, on the same images and by the same path. Accuracy and its drop have 95 % intervals, the "
+    "latter paired; times are p50 / p95 of one image; start and memory are of a process that loads the model and runs it once."
 )
 
 
-def figures(entry: dict[str, Any]) -> dict[str, Any]:
-    """What is said of a form in short, as numbers.
-
-    Args:
-        entry: `reference`, or one of `variants` that ships, of `verification.json`.
-    """
-    if entry["passed"] is None:
+def figures(variant: PassedVariant | UnrunVariant) -> dict[str, Any]:
+    """A variant's figures in short, as JSON types: `verification` of a variant in the manifest."""
+    entry = variant.to_dict()
+    if isinstance(variant, UnrunVariant):
         return {name: entry[name] for name in ("passed", "not_run", "structure", "bytes")}
     similarity = entry["similarity"]
-    kept = ("bytes", "accuracy", "latency", "start", "measured_on")
     return {
-        "passed": entry["passed"],
+        "passed": True,
         **{name: similarity[name] for name in ("images", "max_difference", "top1_agreement", "sqnr_db", "kl")},
-        **{name: entry[name] for name in kept},
-        **({"saturates": entry["saturates"]} if "saturates" in entry else {}),
+        **{name: entry[name] for name in ("bytes", "accuracy", "latency", "start", "measured_on")},
+        **({} if variant.saturates is None else {"saturates": variant.saturates}),
     }
 
 
-def rows(verification: dict[str, Any]) -> list[dict[str, str]]:
-    """A row a form that ships, its cells by the heading of their column.
-
-    Args:
-        verification: one that passed.
-    """
-    return [_row(entry) for entry in (verification["reference"], *verification["variants"]) if entry["passed"]]
+def rows(verification: VerificationReport) -> list[dict[str, str]]:
+    """A row for each variant that ships and was run, its cells by the heading of their column."""
+    return [_row(variant) for variant in verification.measured]
 
 
-def remarks(verification: dict[str, Any]) -> list[str]:
-    """A line for each variant that has no row: it does not ship, or ships and could not be run where the others were."""
+def remarks(verification: VerificationReport) -> list[str]:
+    """A line for each variant without a row: it does not ship, or could not be run here."""
     lines = []
-    for entry in verification["variants"]:
-        if entry["passed"] is None:
-            lines.append(_not_run_line(entry))
-        elif not entry["passed"]:
-            lines.append(f"{entry['name']} is not shipped: {'; '.join(entry['problems'])}")
+    for variant in verification.variants:
+        if isinstance(variant, UnrunVariant):
+            lines.append(_not_run_line(variant))
+        elif isinstance(variant, FailedVariant):
+            lines.append(f"{variant.name} is not shipped: {'; '.join(variant.problems)}")
     return lines
 
 
-def int8_line(verification: dict[str, Any]) -> str | None:
-    """On which processor int8 was chosen, for which, and how; None where it was not asked for."""
-    int8 = verification["int8"]
-    if int8 is None:
+def int8_line(verification: VerificationReport) -> str | None:
+    """On which processor int8 was chosen, for which, and how; None where the run has no int8."""
+    int8 = verification.int8
+    if int8 is None or int8.measured_on is None:
         return None
-    machine = int8["measured_on"]["machine"]
-    chosen = int8["chosen"] or "none chosen"
-    setting = "on" if int8["exact_precision_setting"] else "off"
-    risks = {entry["saturates"] for entry in verification["variants"] if entry["passed"] and "saturates" in entry}
-    elsewhere = {
-        (): "",
-        (False,): "; no two products can saturate, so x86 without VNNI answers the same at full speed",
-        (True,): "; x86 without VNNI needs the exact-precision setting, which edgeline makes there and ORT files do not heed",
-    }[tuple(risks)]
+    machine = int8.measured_on.machine
+    setting = "on" if int8.exact_precision_setting else "off"
+    may_saturate = {variant.saturates for variant in verification.measured if variant.saturates is not None}
+    saturation = ""
+    if may_saturate:
+        saturation = (
+            "; x86 without VNNI needs the exact-precision setting, which edgeline makes there and ORT files ignore"
+            if True in may_saturate
+            else "; no two products can saturate, so x86 without VNNI computes the same at full speed"
+        )
     return (
-        f"{chosen}, for {int8['target']}; judged on {int8['judged_on']['images']} validation images on {machine['processor']} "
-        f"({machine['cpu']}), exact-precision setting {setting}; calibrated on {int8['calibration']['images']} training images "
-        f"(sha256 {int8['calibration']['sha256'][:12]}){elsewhere}"
+        f"{int8.chosen or 'none chosen'}, for {int8.target}; measured on {int8.judged_on.images} validation images on "
+        f"{machine['processor']} ({machine['cpu']}), exact-precision setting {setting}; calibrated on "
+        f"{int8.calibration.images} training images (sha256 {int8.calibration.sha256[:12]}){saturation}"
     )
 
 
-def origins(verification: dict[str, Any], provenance: dict[str, Any]) -> list[dict[str, str]]:
-    """A row a group of figures: when, on what and with what they were taken, and the command that gives them again."""
-    groups = {**provenance["measured_on"], "times and memory": verification["reference"]["measured_on"]}
+def origins(verification: VerificationReport, provenance: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row for each group of figures: when, where and with what they were measured, and the command to measure them again.
+
+    Args:
+        verification: one that passed.
+        provenance: of the manifest; `measured_on` has the other groups.
+    """
+    groups = {name: MeasuredOn.model_validate(value) for name, value in provenance["measured_on"].items()}
+    if verification.reference is not None:
+        groups["times and memory"] = verification.reference.measured_on
     return [
         {
             "Figures": name,
-            "Command": taken["command"],
-            "Date": taken["date"],
-            "Machine": machine_line(taken["machine"]),
-            "Versions": ", ".join(f"{package} {number}" for package, number in taken["versions"].items()),
-            "Options": ", ".join(f"{key} {_plain(value)}" for key, value in taken["options"].items()),
+            "Command": measured_on.command,
+            "Date": measured_on.date,
+            "Machine": machine_line(measured_on.machine),
+            "Versions": ", ".join(f"{package} {number}" for package, number in measured_on.versions.items()),
+            "Options": ", ".join(f"{key} {_plain(value)}" for key, value in measured_on.options.items()),
         }
-        for name, taken in groups.items()
+        for name, measured_on in groups.items()
     ]
 
 
-def _row(entry: dict[str, Any]) -> dict[str, str]:
-    similarity, accuracy, start = entry["similarity"], entry["accuracy"], entry["start"]
-    times = {f"ms, {_threads(key)}": f"{t['p50_ms']:.1f} / {t['p95_ms']:.1f}" for key, t in entry["latency"].items()}
+def _row(variant: PassedVariant) -> dict[str, str]:
+    similarity, accuracy = variant.similarity, variant.accuracy
+    times = {f"ms, {_threads(key)}": f"{t.p50_ms:.1f} / {t.p95_ms:.1f}" for key, t in variant.latency.items()}
     return {
-        "Variant": entry["name"],
-        "MB": f"{entry['bytes'] / 1e6:.1f}",
-        "Accuracy, %": "" if accuracy is None else _with_interval(accuracy["top1"], accuracy["top1_interval"], 100),
-        "Lost, points": "" if accuracy is None else _with_interval(accuracy["drop_points"], accuracy["drop_interval_points"]),
-        "Same class, %": f"{100 * similarity['top1_agreement']:.2f}",
-        "SQNR, dB": f"{similarity['sqnr_db']:.0f}",
-        "KL": f"{similarity['kl']:.1g}",
-        "Largest difference": f"{similarity['max_difference']:.1g}",
+        "Variant": variant.name,
+        "MB": f"{variant.bytes / 1e6:.1f}",
+        "Accuracy, %": "" if accuracy is None else _with_interval(accuracy.top1, accuracy.top1_interval, 100),
+        "Drop, points": "" if accuracy is None else _with_interval(accuracy.drop_points, accuracy.drop_interval_points),
+        "Same class, %": f"{100 * similarity.top1_agreement:.2f}",
+        "SQNR, dB": f"{similarity.sqnr_db:.0f}",
+        "KL": f"{similarity.kl:.1g}",
+        "Largest difference": f"{similarity.max_difference:.1g}",
         **times,
-        "Start, ms": f"{start['import_ms'] + start['load_ms'] + start['first_answer_ms']:.0f}",
-        "Peak, MB": f"{start['peak_mb']:.0f}",
+        "Start, ms": f"{variant.start.total_ms:.0f}",
+        "Peak, MB": f"{variant.start.peak_mb:.0f}",
     }
 
 
-def _not_run_line(entry: dict[str, Any]) -> str:
-    structure = entry["structure"]
-    found = f"its inputs, outputs and {structure['weights']} weights are those of the network"
-    if similarity := structure.get("similarity"):
+def _not_run_line(variant: UnrunVariant) -> str:
+    structure = variant.structure
+    found = f"its inputs, outputs and {structure.weights} weights are those of the network"
+    if (similarity := structure.similarity) is not None:
         found += (
-            f"; its graph, computed by PyTorch, gives the same best class on {similarity['top1_agreement']:.2%} of "
-            f"{similarity['images']} images, SQNR {similarity['sqnr_db']:.0f} dB"
+            f"; its graph, computed by PyTorch, has the same best class on {similarity.top1_agreement:.2%} of "
+            f"{similarity.images} images, SQNR {similarity.sqnr_db:.0f} dB"
         )
     return (
-        f"{entry['name']} ({entry['bytes'] / 1e6:.1f} MB) is shipped and was not run here ({entry['not_run']}): {found}; "
-        "`edgeline check` proves it there"
+        f"{variant.name} ({variant.bytes / 1e6:.1f} MB) is shipped and was not run here ({variant.not_run}): {found}; "
+        "`edgeline check` verifies it there"
     )
 
 
-def _with_interval(value: float, interval: list[float], factor: float = 1) -> str:
+def _with_interval(value: float, interval: tuple[float, float], factor: float = 1) -> str:
     low, high = (factor * end for end in interval)
     return f"{factor * value:.2f} ({low:.2f} to {high:.2f})"
 

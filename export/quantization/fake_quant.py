@@ -1,11 +1,11 @@
-"""PyTorch's network computing as an int8 ONNX file does: every tensor rounded where the file rounds it, and as it does.
+"""Simulate an int8 ONNX file in PyTorch: every tensor is rounded where the file rounds it, in the same way.
 
-How it rounds is read from the file itself: of each convolution and linear layer the scales of its input, its weights and its
-output. The layers are found by their weights' names (see `export.parity.layerwise`); the batch norms are folded on both sides.
-What lies between the layers (a sigmoid, a product) stays float here, and is rounded at the next layer's input.
+The rounding is read from the file: the scales of the input, the weights and the output of each convolution and linear layer.
+The layers are matched by their weights' names (see `export.parity.layerwise`); batch norms are folded on both sides. Operators
+between the layers (a sigmoid, a product) stay float here and are rounded at the next layer's input.
 
-Weights learn in shares of the largest weight of their channel: folded batch norms leave channels of very different sizes,
-and one rate for all would turn the small ones over and leave the large ones where they are.
+Weights are learned as shares of the largest weight of their channel: folded batch norms leave channels of very different sizes,
+and one learning rate for all would change the small ones too much and the large ones hardly at all.
 
 Shapes: N images, O a layer's output channels, H x W the model's input.
 """
@@ -25,21 +25,21 @@ from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.parity.similarity import sqnr_db
 from edgeline.export.quantization.static_int8 import Quantizable
 from edgeline.pipeline.models.backbones import Network
-from edgeline.pipeline.training.features import fold_batch_norm
+from edgeline.pipeline.models.fold_batch_norm import fold_batch_norm
 from edgeline.serve.errors import ExportError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.session import create_session
 
 SAME_DB = 60.0
-"""PyTorch's network and the file are one and the same where their logits are this near."""
+"""PyTorch's network and the file count as the same from this SQNR of their logits."""
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
 class Rounding(NamedTuple):
-    """How a tensor becomes whole numbers: real = (whole - zero_point) * scale."""
+    """How a tensor is quantized: real = (integer - zero_point) * scale."""
 
     scale: np.ndarray
-    """float32, one or one a channel. Weights take theirs anew from what they have become."""
+    """float32, one value or one per channel. Weights get a new one after every step."""
     zero_point: int
     lowest: int
     highest: int
@@ -47,7 +47,7 @@ class Rounding(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A convolution or a linear layer of the file, and how its int8 form rounds; None where it does not."""
+    """A convolution or a linear layer of the file, and how its int8 form rounds; None where it does not round."""
 
     node: NodeProto
     weight: Rounding | None
@@ -56,7 +56,7 @@ class Layer(NamedTuple):
     input: Rounding | None
     output: Rounding | None
     source: str
-    """The tensor that it reads, and the one that it gives, activation included where the two are fused."""
+    """The tensors that it reads and writes, including the activation where the two are fused."""
     result: str
 
 
@@ -66,13 +66,13 @@ def read_layers(model: ModelProto, quantized: bytes) -> dict[str, Layer]:
     numbers = {tensor.name: numpy_helper.to_array(tensor) for tensor in int8.initializer}
     producers = {output: node for node in int8.node for output in node.output}
     roundings = {node.input[0]: node for node in int8.node if node.op_type == "QuantizeLinear"}
-    twins = {node.name: node for node in int8.node}
+    counterparts = {node.name: node for node in int8.node}
     layers = {}
     for node in model.graph.node:
-        if node.op_type not in ("Conv", "Gemm") or not node.input[1].startswith("network.") or node.name not in twins:
+        if node.op_type not in ("Conv", "Gemm") or not node.input[1].startswith("network.") or node.name not in counterparts:
             continue
-        into, weight, *bias = (producers.get(name) for name in twins[node.name].input)
-        result = twins[node.name].output[0]
+        into, weight, *bias = (producers.get(name) for name in counterparts[node.name].input)
+        result = counterparts[node.name].output[0]
         path = node.input[1].removeprefix("network.").removesuffix(".weight")
         layers[path] = Layer(
             node,
@@ -92,7 +92,7 @@ def _rounding(node: NodeProto | None, numbers: dict[str, np.ndarray], *, symmetr
     scale, zero_point = (numbers[name].reshape(-1) for name in node.input[1:3])
     limits = np.iinfo(zero_point.dtype)
     lowest, highest = int(limits.min), int(limits.max)
-    if symmetric:  # as far down as up, and 7 bits where the range is reduced: what the largest weight became
+    if symmetric:  # symmetric, and 7 bits where the range is reduced: the largest quantized weight
         highest = max(1, int(np.abs(numbers[node.input[0]].astype(int)).max()))
         lowest = -highest
     axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
@@ -111,14 +111,14 @@ def as_in_file(
     """A copy of the network with the float file's own weights and normalization.
 
     Args:
-        deployed: the network, left as it is.
+        deployed: the network; not changed.
         spec: its preprocessing.
         ready: the float file.
-        layers: as `read_layers` gives them.
+        layers: the result of `read_layers`.
         pixels_NHW3: uint8, to compare both on.
 
     Raises:
-        ExportError: it does not give what the file gives.
+        ExportError: it does not compute what the file computes.
     """
     network = fold_batch_norm(deployed.network, spec).requires_grad_(False)
     network.mean.fill_(ready.zero_point)
@@ -143,15 +143,15 @@ def as_in_file(
 
 
 def simulate(network: Network, layers: dict[str, Layer], pixels_NHW3: np.ndarray) -> list[nn.Parameter]:
-    """Have a network compute as the int8 file does, its biases the file's, its layers' weights and biases learning.
+    """Make a network compute as the int8 file does, with the file's biases and with trainable weights and biases.
 
     Args:
-        network: as `as_in_file` gives it.
-        layers: as `read_layers` gives them.
-        pixels_NHW3: uint8, to see which module gives which layer its input.
+        network: the result of `as_in_file`.
+        layers: the result of `read_layers`.
+        pixels_NHW3: uint8, to find out which module produces each layer's input.
 
     Returns:
-        What learns.
+        The trainable parameters.
     """
     modules = dict(network.named_modules())
     sources = _sources(network, layers, torch.from_numpy(pixels_NHW3))
@@ -161,7 +161,7 @@ def simulate(network: Network, layers: dict[str, Layer], pixels_NHW3: np.ndarray
         if layer.bias is not None:
             module.bias.copy_(torch.from_numpy(layer.bias))
         unit_O = module.weight.abs().flatten(1).amax(1).clamp(min=SMALLEST)
-        # A bias moves as far as its channel's largest weight moves what the largest input gives.
+        # A step of a bias changes the output as much as a step of the largest weight at the largest input.
         reach = 1.0 if layer.input is None else float(layer.input.scale[0]) * (layer.input.highest - layer.input.lowest)
         units = {"weight": unit_O.reshape(-1, *[1] * (module.weight.ndim - 1)), "bias": unit_O * reach}
         for name, rounding in (("weight", layer.weight), ("bias", None)):
@@ -174,7 +174,7 @@ def simulate(network: Network, layers: dict[str, Layer], pixels_NHW3: np.ndarray
     for path, layer in layers.items():
         if layer.input is None or layer.source in rounded:
             continue
-        # At its source, where a module gives it: whatever else reads the tensor, a shortcut say, reads it rounded too.
+        # At its source, where a module produces it: other readers of the tensor, such as a shortcut, read it rounded too.
         if (source := sources.get(path)) is not None:
             source.register_forward_hook(lambda _, inputs, output, how=layer.input: _rounded(output, how))
         else:
@@ -183,20 +183,20 @@ def simulate(network: Network, layers: dict[str, Layer], pixels_NHW3: np.ndarray
 
 
 def _sources(network: Network, layers: dict[str, Layer], pixels_NHW3: Tensor) -> dict[str, nn.Module]:
-    """By a layer's path, the first module that gave the very tensor it reads; seen from one forward pass, as folding is."""
-    givers: dict[int, nn.Module] = {}
+    """The first module that produced the tensor which a layer reads, by the layer's path; observed in one forward pass."""
+    producers: dict[int, nn.Module] = {}
     found: dict[str, nn.Module] = {}
-    kept: list[Tensor] = []  # tensors stay alive, so that their ids stay theirs
+    tensors: list[Tensor] = []  # keeps them alive, so that their ids stay unique
 
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            givers.setdefault(id(output), module)
-            kept.append(output)
+            producers.setdefault(id(output), module)
+            tensors.append(output)
 
     def before(path: str) -> Any:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if (giver := givers.get(id(inputs[0]))) is not None:
-                found[path] = giver
+            if (producer := producers.get(id(inputs[0]))) is not None:
+                found[path] = producer
 
         return hook
 
@@ -210,7 +210,7 @@ def _sources(network: Network, layers: dict[str, Layer], pixels_NHW3: Tensor) ->
 
 
 class _Share(nn.Module):
-    """A weight or a bias that learns as a share of `unit`, rounded or not."""
+    """A weight or a bias, learned as a share of `unit`, rounded or not."""
 
     def __init__(self, unit: Tensor, rounding: Rounding | None) -> None:
         super().__init__()
@@ -236,12 +236,12 @@ class _Share(nn.Module):
 
 
 def _rounded(values: Tensor, how: Rounding) -> Tensor:
-    """An activation as its int8 tensor holds it; gradients pass where nothing is cut off."""
+    """An activation as rounded in the int8 file; gradients pass where it is not clipped."""
     return torch.fake_quantize_per_tensor_affine(values, float(how.scale[0]), how.zero_point, how.lowest, how.highest)
 
 
 def with_weights(ready: Quantizable, network: Network, layers: dict[str, Layer]) -> Quantizable:
-    """A copy of the float file with what a simulated network has learned, before it is rounded."""
+    """A copy of the float file with the learned weights of a simulated network, before rounding."""
     model = copy.deepcopy(ready.model)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     modules: dict[str, Any] = dict(network.named_modules())

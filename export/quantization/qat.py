@@ -1,8 +1,7 @@
-"""Fine-tune the weights under the rounding that they will get: the last rung, where rounding alone loses too much.
+"""Quantization-aware training: the last stage of the search, where rounding alone loses too much.
 
-The network learns to give the float32 file's own logits while every forward pass rounds as the int8 file does
-(`export.quantization.fake_quant`). Nothing but the training images' pixels is read, no label. The float32 file stays what it
-is.
+The network learns to reproduce the float32 file's logits while every forward pass rounds as the int8 file does
+(`export.quantization.fake_quant`). Only the training images' pixels are read, no labels. The float32 file does not change.
 
 Shapes: N images, K classes, H x W the model's input.
 """
@@ -18,10 +17,11 @@ from torch.nn import functional
 
 from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.quantization.fake_quant import as_in_file, read_layers, simulate, with_weights
+from edgeline.export.quantization.report import QatReport
 from edgeline.export.quantization.search import Tuned
 from edgeline.export.quantization.static_int8 import Quantizable
 from edgeline.pipeline.data.samples import Sample, read_prepared, stream_pixels
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.models.checkpoint import load_checkpoint
 from edgeline.pipeline.models.devices import choose_device, memory_errors, to_device
 from edgeline.pipeline.progress import track
@@ -32,32 +32,32 @@ from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.session import create_session
 
 LEARNING_RATE = 3e-5
-"""Adam's at its peak: the share of its channel's largest weight that a weight moves in a step; int8 rounds to 1/127 of that.
-Three times as much, and MobileNetV2 lost more than it won (ADR 0011)."""
+"""Adam's, at its peak: the change of a weight in one step, as a share of its channel's largest weight; int8 rounds to 1/127
+of that. Three times as much made MobileNetV2 worse (ADR 0011)."""
 BATCH = 16
-MOST_IMAGES = 2048
-"""Images of one epoch, at most: what is learned is to round well, not what the classes look like."""
+MAX_IMAGES = 2048
+"""Images of one epoch: the network learns to round, not the classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What fine-tuning takes from a run."""
+    """What fine-tuning needs of a run."""
 
     reference: bytes
-    """The float32 file: its logits are what is learned."""
+    """The float32 file, whose logits are the target."""
     deployed: CalibratedModel
     spec: PreprocessSpec
     samples: Sequence[Sample]
     """Training images."""
     augment: str = "none"
-    """As `pipeline.training.augment.augment` takes it."""
+    """As for `pipeline.training.augment.augment`."""
     seed: int = 0
     device: torch.device = torch.device("cpu")
     learning_rate: float = LEARNING_RATE
 
 
 def tuning_of(run: Run, reference: bytes) -> Tuning:
-    """What fine-tuning takes from a run, whose float32 file is given."""
+    """What fine-tuning needs of a run, given its float32 file."""
     network, checkpoint = load_checkpoint(run.step("train"))
     config = run.config.train
     return Tuning(
@@ -72,21 +72,21 @@ def tuning_of(run: Run, reference: bytes) -> Tuning:
 
 
 def tune(tuning: Tuning, ready: Quantizable, quantized: bytes, epochs: int) -> Tuned:
-    """Fine-tune the weights of a file for the int8 form that it was given.
+    """Fine-tune the weights of a file for its int8 form.
 
     Args:
         tuning: the run's network and training images.
-        ready: the float32 file, as `export.quantization.static_int8.make_ready` gives it.
-        quantized: its int8 form: what is simulated, and whose biases are where the learning starts.
-        epochs: passes over the training images, or over `MOST_IMAGES` of them drawn anew each time.
+        ready: the float32 file, the result of `export.quantization.static_int8.make_ready`.
+        quantized: its int8 form, which is simulated; learning starts at its biases.
+        epochs: passes over the training images, or over `MAX_IMAGES` of them, drawn again for each.
 
     Returns:
         A copy of `ready` with the tuned weights, to be quantized by the same recipe, its biases not corrected again.
 
     Raises:
-        DataError: an image is gone or changed.
+        DataError: an image is missing or has changed.
         ExportError: the network's layers are not the file's.
-        TrainingError: the loss is not finite, or memory is short.
+        TrainingError: the loss is not finite, or memory is exhausted.
     """
     start = time.monotonic()
     layers = read_layers(ready.model, quantized)
@@ -97,7 +97,7 @@ def tune(tuning: Tuning, ready: Quantizable, quantized: bytes, epochs: int) -> T
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     teacher = create_session(tuning.reference)
     optimizer = torch.optim.Adam(learned, lr=tuning.learning_rate)
-    count = min(MOST_IMAGES, len(tuning.samples))
+    count = min(MAX_IMAGES, len(tuning.samples))
     steps = math.ceil(count / BATCH) * epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step / steps))
     losses = []
@@ -115,20 +115,20 @@ def tune(tuning: Tuning, ready: Quantizable, quantized: bytes, epochs: int) -> T
             schedule.step()
             total += loss.item() * len(batch_NHW3)
         losses.append(total / count)
-    report = {"epochs": epochs, "images": count, "losses": losses, "seconds": time.monotonic() - start}
+    report = QatReport(epochs=epochs, images=count, losses=tuple(losses), seconds=time.monotonic() - start)
     return Tuned(with_weights(ready, network.cpu(), layers), report)
 
 
 def distance(logits_NK: Tensor, expected_NK: Tensor) -> Tensor:
-    """What the thresholds measure of logits: their noise as a share of the signal, and the divergence of the probabilities."""
+    """The loss, which is what the thresholds measure: the share of noise in the logits, and the divergence of probabilities."""
     noise = (logits_NK - expected_NK).square().sum() / expected_NK.square().sum()
     log_p_NK, log_q_NK = expected_NK.log_softmax(1), logits_NK.log_softmax(1)
     return noise + functional.kl_div(log_q_NK, log_p_NK, reduction="batchmean", log_target=True)
 
 
 def _batches(tuning: Tuning, epoch: int, epochs: int) -> Iterator[Tensor]:
-    chance = torch.Generator().manual_seed(tuning.seed * 100_003 + epoch)
-    order = [tuning.samples[i] for i in torch.randperm(len(tuning.samples), generator=chance).tolist()][:MOST_IMAGES]
+    generator = torch.Generator().manual_seed(tuning.seed * 100_003 + epoch)
+    order = [tuning.samples[i] for i in torch.randperm(len(tuning.samples), generator=generator).tolist()][:MAX_IMAGES]
     title = f"tuning for int8, epoch {epoch} of {epochs}"
     position = 0
     for batch_NHW3 in track(stream_pixels(order, tuning.spec, BATCH), title, len(order), step=BATCH):
@@ -138,7 +138,7 @@ def _batches(tuning: Tuning, epoch: int, epochs: int) -> Iterator[Tensor]:
 
 
 def _rate(progress: float) -> float:
-    """Warm up over the first twentieth, then follow half a cosine down to nothing."""
+    """Warm up over the first twentieth, then half a cosine down to zero."""
     return min(1.0, (progress + 0.002) / 0.05) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -146,6 +146,6 @@ def _check_finite(loss: float, epoch: int) -> None:
     if not math.isfinite(loss):
         raise TrainingError(
             f"tuning for int8: the loss became {loss} in epoch {epoch}; set export.qat_epochs=0, or look for images of "
-            "constant color",
+            "a single color",
             code="loss_not_finite",
         )

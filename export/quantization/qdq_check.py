@@ -1,13 +1,13 @@
-"""The static half of the gate for an int8 file: do its quantization parameters agree, with each other and with the reference?
+"""Check an int8 file's quantization parameters: do they agree with each other and with the reference?
 
-OutputSimilarity alone does not see all of it: a zero point that is off by one costs a few decibels of many, and a doubled scale
-looks like a poor calibration. What is checked here holds of every recipe, so a breach is a fault and has a name:
+Similarity of outputs does not reveal everything: a zero point that is off by one costs only a few decibels, and a doubled scale
+looks like poor calibration. What is checked here is true of every recipe, so a violation is a fault that can be named:
 - a tensor is read with the scale and zero point that it was written with, and every DequantizeLinear has them;
-- where the quantizer dropped a ReLU or a Clip, the tensor's range stands for it and must not reach beyond its bounds;
-- int8 weights are symmetric, and come near the reference's; a bias is in steps of input scale times weight scale;
-- the picture's bytes mean what the reference's normalization makes of them;
-- temperature and softmax take and give floats;
-- what the file leaves float stays float in the graph that ONNX Runtime makes of it.
+- where the quantizer fused a ReLU or a Clip, the tensor's range replaces it and must not exceed its bounds;
+- int8 weights are symmetric and close to the reference's; a bias is in steps of input scale times weight scale;
+- the image's bytes have the scale and zero point of the reference's normalization;
+- temperature and softmax are computed in float;
+- what the file leaves float stays float in ONNX Runtime's optimized graph.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,19 +19,13 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from edgeline.export.parity.similarity import sqnr_db
 from edgeline.export.quantization.static_int8 import INTEGER_OPERATORS, optimized_graph, with_scalar_input
+from edgeline.export.thresholds import MIN_WEIGHTS_DB, RANGE_TOLERANCE, SCALE_TOLERANCE
 from edgeline.serve.errors import ExportError
-
-MIN_WEIGHTS_DB = 15.0
-"""Of a layer's weights, against the reference's: 8 bits keep 30 and more, another order, scale or layer leaves 8 or less."""
-SLACK = 1e-3
-"""Relative; scales are float32."""
-OVER = 0.05
-"""How far a range may end over a dropped activation's bound, relative: histograms end at the edge of a bin."""
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """An int8 file, with what finds its parts."""
+    """An int8 file, with its tensors and producers by name."""
 
     nodes: list[NodeProto]
     tensors: Mapping[str, np.ndarray]
@@ -47,26 +41,26 @@ def check_quantized(model: bytes, reference: bytes) -> None:
     """Check an int8 file's quantization parameters.
 
     Args:
-        model: the int8 file's bytes, which `export.graph.contract.check_graph` let pass.
-        reference: the float32 file's that it was made of.
+        model: the int8 file's bytes, which passed `export.graph.contract.check_graph`.
+        reference: the float32 file's, from which it was made.
 
     Raises:
         ExportError: with every problem found.
     """
     ready = with_scalar_input(onnx.load_model_from_string(reference))
     file = _parse(onnx.load_model_from_string(model))
-    if problems := _lacking(file):  # nothing else can be read then
+    if problems := _missing_parameters(file):  # nothing else can be read then
         raise ExportError("the int8 file's quantization is wrong: " + "; ".join(problems), code="quantization")
     problems = [
-        *_picture(file, ready.scale, ready.zero_point),
-        *_end(file),
+        *_image_bytes(file, ready.scale, ready.zero_point),
+        *_float_end(file),
         *_pairs(file),
         *_ranges(file, _parse(ready.model)),
         *_weights(file, _parse(ready.model)),
         *_biases(file),
     ]
     problems += [
-        f"the runtime quantizes {name}, which the file leaves float; its session settings are not serve.runtime's"
+        f"the runtime quantizes {name}, which the file leaves float; use the session settings of edgeline.serve.runtime"
         for name in requantized(model)
     ]
     if problems:
@@ -75,12 +69,12 @@ def check_quantized(model: bytes, reference: bytes) -> None:
 
 
 def requantized(model: bytes) -> list[str]:
-    """Weights that are float in the file, of layers that the runtime computes in integers all the same."""
+    """Weights that are float in the file, of layers that the runtime computes in integers anyway."""
     file = _parse(onnx.load_model_from_string(model))
     left = [n for n in file.nodes if n.op_type in ("Conv", "Gemm", "MatMul") and n.input[1] in file.tensors]
     if not left:
         return []
-    # The runtime names weights that it rounds itself after the node: `node_Conv_818_weight_q`.
+    # The runtime names the weights that it rounds itself after the node: `node_Conv_818_weight_q`.
     read = [name for n in optimized_graph(model).graph.node if n.op_type in INTEGER_OPERATORS for name in n.input]
     return sorted(node.input[1] for node in left if any(name.startswith(f"{node.name}_weight") for name in read))
 
@@ -90,31 +84,31 @@ def _parse(model: ModelProto) -> _File:
     return _File(list(model.graph.node), tensors, {output: node for node in model.graph.node for output in node.output})
 
 
-def _lacking(file: _File) -> list[str]:
+def _missing_parameters(file: _File) -> list[str]:
     return [
         f"{node.op_type} {node.name} has no {what}"
-        for node in _both(file)
+        for node in _quantization_nodes(file)
         for what, name in zip(("scale", "zero point"), [*node.input[1:3], "", ""], strict=False)
         if name not in file.tensors
     ]
 
 
-def _both(file: _File) -> list[NodeProto]:
+def _quantization_nodes(file: _File) -> list[NodeProto]:
     return [node for node in file.nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
 
 
 def _pairs(file: _File) -> Iterator[str]:
-    for node in _both(file):
+    for node in _quantization_nodes(file):
         writer = file.producers.get(node.input[0])
         if node.op_type != "DequantizeLinear" or writer is None or writer.op_type != "QuantizeLinear":
             continue
         for what, written, read in zip(("scale", "zero point"), file.parameters(writer), file.parameters(node), strict=True):
             if written.dtype != read.dtype or not np.array_equal(written, read):
-                yield f"{node.name} reads {writer.input[0]} with {what} {_said(read)}, it was written with {_said(written)}"
+                yield f"{node.name} reads {writer.input[0]} with {what} {_shown(read)}, it was written with {_shown(written)}"
 
 
 def _ranges(file: _File, reference: _File) -> Iterator[str]:
-    """Of each tensor that a dropped activation gave in the reference."""
+    """Problems of the tensors that a fused activation produced in the reference."""
     for node in file.nodes:
         if node.op_type != "QuantizeLinear":
             continue
@@ -122,15 +116,15 @@ def _ranges(file: _File, reference: _File) -> Iterator[str]:
         if activation is None or activation.op_type not in ("Relu", "Clip") or writer is None:
             continue
         if writer.op_type == activation.op_type:
-            continue  # it was not dropped
+            continue  # it was not fused
         scale, zero_point = file.parameters(node)
         levels = np.iinfo(zero_point.dtype)
         low, high = ((level - int(zero_point)) * float(scale) for level in (levels.min, levels.max))
         least, most = _bounds(activation, reference)
-        if low < least - SLACK * float(scale) or high > most * (1 + OVER):
+        if low < least - SCALE_TOLERANCE * float(scale) or high > most * (1 + RANGE_TOLERANCE):
             yield (
                 f"{node.input[0]} is quantized from {low:.4g} to {high:.4g} (scale {float(scale):.4g}, zero point "
-                f"{int(zero_point)}), its {activation.op_type} ends at {least:g} and {most:g}"
+                f"{int(zero_point)}), its {activation.op_type} is bounded by {least:g} and {most:g}"
             )
 
 
@@ -151,25 +145,26 @@ def _weights(file: _File, reference: _File) -> Iterator[str]:
             continue
         scale, zero_point = file.parameters(node)
         if stored.dtype == np.int8 and np.any(zero_point):
-            yield f"{name} has zero point {_said(zero_point)}, weights of int8 are symmetric and have 0"
+            yield f"{name} has zero point {_shown(zero_point)}, int8 weights are symmetric and have 0"
             continue
         expected = reference.tensors[name].astype(np.float64)
         found = _real(stored, scale, zero_point, _axis(node))
         if (ratio := sqnr_db(expected, found)) < MIN_WEIGHTS_DB:
-            yield f"{name} is not the reference's (SQNR {ratio:.0f} dB): {_likely(expected, found, stored, scale, _axis(node))}"
+            cause = _probable_cause(expected, found, stored, scale, _axis(node))
+            yield f"{name} is not the reference's (SQNR {ratio:.0f} dB): {cause}"
 
 
-def _likely(expected: np.ndarray, found: np.ndarray, stored: np.ndarray, scale: np.ndarray, axis: int) -> str:
-    """Whether weights that differ have another scale, or are others."""
+def _probable_cause(expected: np.ndarray, found: np.ndarray, stored: np.ndarray, scale: np.ndarray, axis: int) -> str:
+    """Whether weights that differ have another scale, or are other weights."""
     channels = np.moveaxis(expected, axis, 0).reshape(expected.shape[axis], -1) if scale.ndim else expected.reshape(1, -1)
-    held = np.moveaxis(stored, axis, 0).reshape(channels.shape).astype(np.float64)
-    fitting = (channels * held).sum(1) / np.maximum(np.square(held).sum(1), 1)
-    if sqnr_db(channels, held * fitting[:, None]) < MIN_WEIGHTS_DB:
+    integers = np.moveaxis(stored, axis, 0).reshape(channels.shape).astype(np.float64)
+    fitting = (channels * integers).sum(1) / np.maximum(np.square(integers).sum(1), 1)
+    if sqnr_db(channels, integers * fitting[:, None]) < MIN_WEIGHTS_DB:
         return "they are other weights, or in another order"
     given = np.broadcast_to(scale, fitting.shape)
     if np.allclose(np.sort(given), np.sort(fitting), rtol=0.05):
         return "their scales are another channel's each"
-    return f"their scale is {_said(given / np.where(fitting, fitting, given), digits=3)} times what fits"
+    return f"their scale is {_shown(given / np.where(fitting, fitting, given), digits=3)} times what fits"
 
 
 def _biases(file: _File) -> Iterator[str]:
@@ -181,25 +176,25 @@ def _biases(file: _File) -> Iterator[str]:
             continue
         of_input, of_weights, of_bias = (file.parameters(part)[0] for part in parts if part is not None)
         expected = np.broadcast_to(of_input * of_weights, of_bias.shape) if of_bias.ndim else of_input * of_weights
-        if not np.allclose(of_bias, expected, rtol=SLACK, atol=0):
+        if not np.allclose(of_bias, expected, rtol=SCALE_TOLERANCE, atol=0):
             worst = float(np.ravel(of_bias / expected)[np.argmax(np.abs(np.log(np.ravel(of_bias / expected))))])
             yield f"the bias of {node.name} ({node.input[2]}) has {worst:.3g} times the scale of its input times its weights"
 
 
-def _picture(file: _File, scale: float, zero_point: int) -> Iterator[str]:
-    """Of the tensor that holds the picture's own bytes, where the file feeds them."""
+def _image_bytes(file: _File, scale: float, zero_point: int) -> Iterator[str]:
+    """Problems of the tensor of the image's own bytes, where the file quantizes them directly."""
     for node in file.nodes:
         writer = file.producers.get(node.input[0])
         if node.op_type == "DequantizeLinear" and writer is not None and "image" in writer.input:
             found_scale, found_zero_point = file.parameters(node)
-            if int(found_zero_point) != zero_point or not np.isclose(found_scale, scale, rtol=SLACK):
+            if int(found_zero_point) != zero_point or not np.isclose(found_scale, scale, rtol=SCALE_TOLERANCE):
                 yield (
-                    f"the picture's bytes are read with zero point {int(found_zero_point)} and scale {float(found_scale):.4g}, "
+                    f"the image's bytes are read with zero point {int(found_zero_point)} and scale {float(found_scale):.4g}, "
                     f"the normalization has mean {zero_point} and 1 / std {scale:.4g}"
                 )
 
 
-def _end(file: _File) -> Iterator[str]:
+def _float_end(file: _File) -> Iterator[str]:
     readers = {name: node for node in file.nodes for name in node.input}
     name: str | None = "probabilities"
     while name is not None:
@@ -222,6 +217,6 @@ def _axis(node: NodeProto) -> int:
     return next((a.i for a in node.attribute if a.name == "axis"), 1)
 
 
-def _said(values: np.ndarray, digits: int = 4) -> str:
+def _shown(values: np.ndarray, digits: int = 4) -> str:
     low, high = (f"{float(value):.{digits}g}" for value in (values.min(), values.max()))
     return low if low == high else f"{low} to {high}"

@@ -1,8 +1,8 @@
-"""Choose how to quantize, by measuring: the fastest recipe that loses next to nothing, or none.
+"""Choose how to quantize by measuring: the fastest recipe within the thresholds, or none.
 
-Ranges come from training images, balanced over the classes. Each recipe is judged on validation images, through ONNX Runtime
-at the settings that ship; neither touches the test split, which the gate uses afterwards. The slower recipes are tried where
-no quick one holds: `ladder` says in which order.
+Ranges come from training images, balanced over the classes. Each recipe is measured on validation images, through ONNX Runtime
+at the settings that ship; neither uses the test split, which the release gate uses afterwards. The slower recipes are tried
+only where no quick one passes: `search_schedule` has the order.
 
 Shapes: N images, K classes, H x W the model's input.
 """
@@ -11,7 +11,7 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from edgeline.export.parity.compare import Outputs, in_batches
 from edgeline.export.parity.similarity import compare_outputs, drop_between, failed_thresholds, sqnr_db
+from edgeline.export.quantization.report import CalibrationImages, Int8Report, QatReport, TriedRecipe, ValidationImages
 from edgeline.export.quantization.static_int8 import (
     Quantizable,
     Ranges,
@@ -30,42 +31,43 @@ from edgeline.export.quantization.static_int8 import (
     quantize,
     saturates,
 )
-from edgeline.pipeline.config import ExportConfig, Int8Thresholds
+from edgeline.pipeline.config import ExportConfig
 from edgeline.pipeline.data.samples import Sample, stream_pixels
+from edgeline.pipeline.models.devices import CPU_BATCH
 from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.atomic_files import digest_of
-from edgeline.pipeline.training.features import CPU_BATCH
+from edgeline.pipeline.thresholds import Int8Thresholds
 from edgeline.serve.errors import DataError, ExportError, TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.cpu import multiplies_exactly
 from edgeline.serve.runtime.session import create_session
 
-VALIDATION_IMAGES = 512
-"""Validation images that recipes are judged on, at most."""
+MAX_VALIDATION_IMAGES = 512
+"""Validation images that recipes are measured on."""
 SENSITIVITY_IMAGES = 16
 EXCLUDED = (1, 2, 4, 8)
-"""How many of the most sensitive layers are left in float, in turn."""
+"""Numbers of most sensitive layers that stay float, in the order they are tried."""
 TIMED_RUNS = 40
 ORT_MAGIC = b"ORTM"
 """At the fifth byte of a file in ORT's format."""
 EQUALLY_FAST = 1.05
-"""Two recipes whose times are within this factor count as equally fast, and the more exact one is taken."""
+"""Two recipes whose times are within this factor count as equally fast, and the more exact one is chosen."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the autopilot found."""
+    """Result of a search."""
 
     model: bytes | None
     """The int8 file, or None where none is worth shipping."""
-    report: dict[str, Any]
+    report: Int8Report
 
 
 class Tuned(NamedTuple):
     """A file ready for quantization whose weights were tuned for it, and how the tuning went."""
 
     ready: Quantizable
-    report: dict[str, Any]
+    report: QatReport
 
 
 Tune = Callable[[Quantizable, bytes, int], Tuned]
@@ -73,90 +75,172 @@ Tune = Callable[[Quantizable, bytes, int], Tuned]
 PyTorch, on a run's network."""
 
 
-def choose_int8(
-    reference: bytes,
-    spec: PreprocessSpec,
-    train: Sequence[Sample],
-    val: Sequence[Sample],
-    config: ExportConfig,
-    thresholds: Int8Thresholds,
-    tune: Tune | None = None,
-) -> Choice:
-    """Quantize the reference in several ways and choose one.
+@dataclass(frozen=True, kw_only=True)
+class SearchRequest:
+    """What is quantized, and what the result must satisfy."""
 
-    Args:
-        reference: the float32 ONNX file's bytes.
-        spec: its preprocessing.
-        train: calibration images are drawn from these.
-        val: the recipes are judged on these.
-        config: target, largest drop and effort.
-        thresholds: the gate's own, held here already, so that what is chosen is not refused there.
-        tune: fine-tunes the weights for a recipe, where the network is at hand.
+    reference: bytes
+    """The float32 ONNX file."""
+    spec: PreprocessSpec
+    train: Sequence[Sample]
+    """Calibration images are chosen from these."""
+    val: Sequence[Sample]
+    """The recipes are measured on these."""
+    config: ExportConfig
+    """Target, largest drop and effort."""
+    thresholds: Int8Thresholds
+    """The release gate's own, so that what is chosen passes there."""
+    tune: Tune | None = None
+    """Fine-tunes the weights for a recipe, where the network is available."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchStage:
+    """Recipes that are tried together."""
+
+    name: str
+    recipes: tuple[Recipe, ...] = ()
+    quick: bool = False
+    """Whether it is always tried, and completely. Other stages end with the first recipe that passes."""
+    by_sensitivity: bool = False
+    """Whether its recipes leave the most sensitive layers in float; which ones, each layer's sensitivity decides."""
+
+
+def search_schedule(config: ExportConfig) -> tuple[SearchStage, ...]:
+    """The stages of the search, in order.
+
+    Quick recipes take two passes over the calibration images and run on the same kernels: the most exact of them costs no
+    speed. Averaged ranges leave out what a single image does. Per-tensor weights, signed and unsigned pairs are for the
+    comparison of a thorough run: they were never the better choice for these networks. Tuning the weights takes longest and
+    comes last.
+    """
+    base = base_recipe(config)
+    corrected = replace(base, correct_bias=True)
+    kernels = [replace(base, per_channel=False), replace(base, activations="int8")]
+    if config.target == "x86-avx2":
+        kernels.append(replace(base, reduce_range=False, weights="uint8"))
+    stages = [
+        SearchStage(name="quick", quick=True, recipes=(base, corrected, replace(corrected, ranges="average"))),
+        SearchStage(name="sensitive layers in float", by_sensitivity=True),
+        SearchStage(
+            name="calibration methods", recipes=(replace(corrected, ranges="percentile"), replace(corrected, ranges="entropy"))
+        ),
+    ]
+    if config.thorough:
+        stages.append(SearchStage(name="other kernels", recipes=tuple(kernels)))
+    if config.qat_epochs:
+        stages.append(SearchStage(name="quantization-aware training", recipes=(replace(base, tuned=config.qat_epochs),)))
+    return tuple(stages)
+
+
+@dataclass(kw_only=True)
+class _Search:
+    """The state of one search."""
+
+    request: SearchRequest
+    measured: "_Measured"
+    pixels: Sequence[np.ndarray]
+    """Of the validation images."""
+    targets_N: np.ndarray
+    expected: Outputs
+    """The reference's outputs for them."""
+    tried: list[TriedRecipe] = field(default_factory=list)
+    passed: dict[Recipe, bytes] = field(default_factory=dict)
+    tuning: QatReport | None = None
+
+    def recipes_of(self, stage: SearchStage) -> Sequence[Recipe]:
+        if not stage.by_sensitivity:
+            return stage.recipes
+        return _without_worst(self.measured, self.pixels[:SENSITIVITY_IMAGES], self.request.config)
+
+    def quantize(self, recipe: Recipe) -> bytes | None:
+        """The int8 file of a recipe, None where its weights cannot be tuned."""
+        ready, ranges = self.measured.ready, self.measured.ranges(recipe.ranges)
+        if not recipe.tuned:
+            return quantize(ready, ranges, recipe, self.measured.means if recipe.correct_bias else None)
+        if self.request.tune is None:
+            return None
+        # Learning starts at the biases that undo the rounding of the original weights; afterwards they are learned ones.
+        simulated = quantize(ready, ranges, replace(recipe, correct_bias=True), self.measured.means)
+        try:
+            tuned = self.request.tune(ready, simulated, recipe.tuned)
+        except (ExportError, TrainingError) as error:
+            self.tuning = QatReport(failed=str(error))  # what was tried before keeps its figures
+            return None
+        self.tuning = tuned.report
+        return quantize(tuned.ready, ranges, recipe)  # the ranges that were simulated: the weights were tuned for them
+
+    def evaluate(self, recipe: Recipe, model: bytes) -> bool:
+        """Measure a recipe's file on the validation images; returns whether it is within all thresholds."""
+        request = self.request
+        observed = _run(create_session(model), self.pixels)
+        similarity = compare_outputs(self.expected, observed)
+        drop = drop_between(self.expected, observed, self.targets_N)
+        thresholds = request.thresholds.model_copy(update={"max_drop": request.config.max_drop})
+        failed = failed_thresholds(similarity, drop, thresholds)
+        if request.config.target == "x86-avx2" and saturates(model):
+            failed.append("two products may exceed 16 bits, so x86 without VNNI would compute other outputs")
+        self.tried.append(
+            TriedRecipe(
+                recipe=recipe.name,
+                holds=not failed,
+                failed_thresholds=tuple(failed),
+                bytes=len(model),
+                size_ratio=len(model) / len(request.reference),
+                integer_share=integer_share(request.reference, model, request.spec.height, request.spec.width),
+                similarity=similarity,
+                accuracy=drop,
+            )
+        )
+        if not failed:
+            self.passed[recipe] = model
+        return not failed
+
+
+def choose_int8(request: SearchRequest) -> Choice:
+    """Quantize the reference in several ways and choose one.
 
     Raises:
         DataError: too few training images to calibrate on.
         ExportError: the network cannot be quantized.
     """
-    calibration = choose_calibration(train, config.calibration_images)
-    batches = partial(stream_pixels, calibration, spec, CPU_BATCH)
-    judged = list(val[:VALIDATION_IMAGES])
-    pixels = [pixels_HW3 for batch_NHW3 in stream_pixels(judged, spec, CPU_BATCH) for pixels_HW3 in batch_NHW3]
-    targets_N = np.array([sample.index for sample in judged])
-    ready = make_ready(reference)
-    measured = _Measured(ready, batches)
-    expected = _run(create_session(reference), pixels)
-
-    tried: list[dict[str, Any]] = []
-    holding: dict[Recipe, bytes] = {}
-    tuning: dict[str, Any] = {}
-    for quick, recipes in ladder(config):
-        if holding and not quick and not config.thorough:
+    config, spec = request.config, request.spec
+    calibration = choose_calibration(request.train, config.calibration_images)
+    validation = list(request.val[:MAX_VALIDATION_IMAGES])
+    pixels = [pixels_HW3 for batch_NHW3 in stream_pixels(validation, spec, CPU_BATCH) for pixels_HW3 in batch_NHW3]
+    search = _Search(
+        request=request,
+        measured=_Measured(make_ready(request.reference), partial(stream_pixels, calibration, spec, CPU_BATCH)),
+        pixels=pixels,
+        targets_N=np.array([sample.index for sample in validation]),
+        expected=_run(create_session(request.reference), pixels),
+    )
+    for stage in search_schedule(config):
+        if search.passed and not stage.quick and not config.thorough:
             break
-        offered = recipes if recipes is not None else _without_worst(measured, pixels[:SENSITIVITY_IMAGES], config)
-        for recipe in track(offered, "trying int8 recipes", len(offered)):
-            model = _make(recipe, measured, tune, tuning)
-            if model is None:
-                continue
-            observed = _run(create_session(model), pixels)
-            entry = _judge(recipe, model, reference, spec, expected, observed, targets_N, config, thresholds)
-            tried.append(entry)
-            if entry["holds"]:
-                holding[recipe] = model
-                if not quick and not config.thorough:
-                    break
-    report = {
-        "target": config.target,
-        "calibration": {"images": len(calibration), "sha256": digest_of([sample.sha256 for sample in calibration])},
-        "judged_on": {"split": "val", "images": len(judged)},
-        "exact_precision_setting": not multiplies_exactly(),
-        "tried": tried,
-        "tuning": tuning or None,
-        "chosen": None,
-    }
-    if not holding:
-        best = max(tried, key=lambda entry: float(entry["similarity"]["sqnr_db"]))
-        untuned = f"; {tuning['failed']}" if "failed" in tuning else ""
-        why = f"no recipe holds; the nearest, {best['recipe']}: {'; '.join(best['failed_thresholds'])}{untuned}"
-        return Choice(None, report | {"why": why})
-    return _fastest(reference, holding, tried, report, pixels[0][None], config)
+        _try(search, stage)
+    report = Int8Report(
+        target=config.target,
+        calibration=CalibrationImages(images=len(calibration), sha256=digest_of([sample.sha256 for sample in calibration])),
+        judged_on=ValidationImages(images=len(validation)),
+        exact_precision_setting=not multiplies_exactly(),
+        tried=tuple(search.tried),
+        tuning=search.tuning,
+    )
+    if search.passed:
+        return _fastest(search, report)
+    best = max(search.tried, key=lambda entry: entry.similarity.sqnr_db)
+    tuning_failed = f"; {search.tuning.failed}" if search.tuning is not None and search.tuning.failed else ""
+    why = f"no recipe passes; the best, {best.recipe}: {'; '.join(best.failed_thresholds)}{tuning_failed}"
+    return Choice(None, report.model_copy(update={"why": why}))
 
 
-def ladder(config: ExportConfig) -> list[tuple[bool, list[Recipe] | None]]:
-    """The recipes in the order they are tried: whether they are quick, and which; None stands for leaving the worst layers out.
-
-    Quick ones take two passes over the calibration images, and run on the same kernels: the most exact of them costs no speed.
-    Averaged ranges leave out what a single picture does. Per-tensor weights, signed and unsigned pairs are for a thorough run's
-    comparison: they were never the better choice for these networks. Tuning the weights takes longest and comes last.
-    """
-    base = base_recipe(config)
-    corrected = replace(base, correct_bias=True)
-    quick = [base, corrected, replace(corrected, ranges="average")]
-    others = [replace(base, per_channel=False), replace(base, activations="int8")]
-    if config.target == "x86-avx2":
-        others.append(replace(base, reduce_range=False, weights="uint8"))
-    ranges = [replace(base, correct_bias=True, ranges=method) for method in ("percentile", "entropy")]
-    tuned = [replace(base, tuned=config.qat_epochs)] if config.qat_epochs else []
-    return [(True, quick), (False, None), (False, ranges), (False, others if config.thorough else []), (False, tuned)]
+def _try(search: _Search, stage: SearchStage) -> None:
+    recipes = search.recipes_of(stage)
+    for recipe in track(recipes, f"int8 recipes: {stage.name}", len(recipes)):
+        model = search.quantize(recipe)
+        if model is not None and search.evaluate(recipe, model) and not stage.quick and not search.request.config.thorough:
+            break
 
 
 def base_recipe(config: ExportConfig) -> Recipe:
@@ -165,7 +249,7 @@ def base_recipe(config: ExportConfig) -> Recipe:
 
 
 def choose_calibration(train: Sequence[Sample], count: int) -> list[Sample]:
-    """Take training images in turn from every class, in an order that only their content decides.
+    """Choose training images in turn from every class, in an order that depends on their content only.
 
     Raises:
         DataError: there are fewer than 8.
@@ -185,7 +269,7 @@ def choose_calibration(train: Sequence[Sample], count: int) -> list[Sample]:
 
 
 class _Measured:
-    """What calibration images showed, measured once for all recipes that ask."""
+    """Ranges and means over the calibration images, each measured once for all recipes."""
 
     def __init__(self, ready: Quantizable, batches: Any) -> None:
         self.ready, self.batches = ready, batches
@@ -204,88 +288,39 @@ class _Measured:
         return self._means
 
 
-def _make(recipe: Recipe, measured: _Measured, tune: Tune | None, tuning: dict[str, Any]) -> bytes | None:
-    """The int8 file of a recipe, None where its weights cannot be tuned; `tuning` is told how that went."""
-    ready, ranges = measured.ready, measured.ranges(recipe.ranges)
-    if not recipe.tuned:
-        return quantize(ready, ranges, recipe, measured.means if recipe.correct_bias else None)
-    if tune is None:
-        return None
-    # The biases that undo the rounding of today's weights are where the learning starts; afterwards they are learned ones.
-    simulated = quantize(ready, ranges, replace(recipe, correct_bias=True), measured.means)
-    try:
-        tuned = tune(ready, simulated, recipe.tuned)
-    except (ExportError, TrainingError) as error:
-        tuning["failed"] = str(error)  # what was tried before keeps its figures
-        return None
-    tuning.update(tuned.report)
-    return quantize(tuned.ready, ranges, recipe)  # the ranges that were simulated: the weights were tuned for them
+def _fastest(search: _Search, report: Int8Report) -> Choice:
+    """Choose the fastest of the recipes that passed; of equally fast ones the one most similar to the reference.
 
-
-def _judge(
-    recipe: Recipe,
-    model: bytes,
-    reference: bytes,
-    spec: PreprocessSpec,
-    expected: Outputs,
-    observed: Outputs,
-    targets_N: np.ndarray,
-    config: ExportConfig,
-    thresholds: Int8Thresholds,
-) -> dict[str, Any]:
-    similarity, drop = compare_outputs(expected, observed), drop_between(expected, observed, targets_N)
-    missed = failed_thresholds(similarity, drop, thresholds.model_copy(update={"max_drop": config.max_drop}))
-    if config.target == "x86-avx2" and saturates(model):
-        missed.append("two products may exceed 16 bits, so x86 without VNNI would answer otherwise")
-    return {
-        "recipe": recipe.name,
-        "holds": not missed,
-        "failed_thresholds": missed,
-        "bytes": len(model),
-        "size_ratio": len(model) / len(reference),
-        "integer_share": integer_share(reference, model, spec.height, spec.width),
-        "similarity": similarity.figures,
-        "accuracy": drop,
-    }
-
-
-def _fastest(
-    reference: bytes,
-    holding: dict[Recipe, bytes],
-    tried: list[dict[str, Any]],
-    report: dict[str, Any],
-    pixels_1HW3: np.ndarray,
-    config: ExportConfig,
-) -> Choice:
-    """Take the fastest of the recipes that hold; among equally fast ones the one most like the reference.
-
-    Recipes that are run by the same kernels are equally fast, whatever a busy machine would make of their times: only the most
-    exact of them is timed.
+    Recipes that are run by the same kernels are equally fast, whatever times a busy machine would measure: only the most exact
+    of them is timed.
     """
-    sqnr = {entry["recipe"]: float(entry["similarity"]["sqnr_db"]) for entry in tried}
-    exact = {recipe.kernels: recipe for recipe in sorted(holding, key=lambda recipe: sqnr[recipe.name])}
-    times = time_in_turn({"float32": reference, **{recipe.name: holding[recipe] for recipe in exact.values()}}, pixels_1HW3)
-    taken = {recipe.name: times[exact[recipe.kernels].name] for recipe in holding}
-    for entry in tried:
-        entry["p50_ms"] = taken.get(entry["recipe"])
-    report["float32_p50_ms"] = times["float32"]
+    config = search.request.config
+    sqnr = {entry.recipe: entry.similarity.sqnr_db for entry in search.tried}
+    exact = {recipe.kernels: recipe for recipe in sorted(search.passed, key=lambda recipe: sqnr[recipe.name])}
+    models = {"float32": search.request.reference, **{recipe.name: search.passed[recipe] for recipe in exact.values()}}
+    times = time_in_turn(models, search.pixels[0][None])
+    p50_ms = {recipe.name: times[exact[recipe.kernels].name] for recipe in search.passed}
     best_ms = min(times[recipe.name] for recipe in exact.values())
     fast = [recipe for recipe in exact.values() if times[recipe.name] <= best_ms * EQUALLY_FAST]
     best = max(fast, key=lambda recipe: sqnr[recipe.name])
-    chosen = best.name
-    speedup = times["float32"] / times[chosen]
+    speedup = times["float32"] / times[best.name]
     here = "arm64" if not _is_x86() else "x86-vnni" if multiplies_exactly() else "x86-avx2"
-    report |= {"chosen": chosen, "speedup": speedup, "timed_on": here}
-    # A time taken on another kind of processor says nothing about the target's.
+    figures: dict[str, Any] = {
+        "tried": tuple(entry.model_copy(update={"p50_ms": p50_ms.get(entry.recipe)}) for entry in search.tried),
+        "float32_p50_ms": times["float32"],
+        "speedup": speedup,
+        "timed_on": here,
+    }
+    # A time measured on another kind of processor does not count for the target.
     if here == config.target and speedup < config.min_speedup:
         why = f"int8 is {speedup:.2f} times as fast as float32 here, under export.min_speedup = {config.min_speedup:g}"
-        return Choice(None, report | {"chosen": None, "why": why})
-    return Choice(holding[best], report)
+        return Choice(None, report.model_copy(update=figures | {"why": why}))
+    return Choice(search.passed[best], report.model_copy(update=figures | {"chosen": best.name}))
 
 
 def time_in_turn(models: dict[str, bytes], pixels_1HW3: np.ndarray, runs: int = TIMED_RUNS) -> dict[str, float]:
-    """Median milliseconds of one image on one thread, the models taking turns so that a busy moment hits them all."""
-    # What a file in ORT's format holds is not looked into: it is timed as a device would run it that does not know either.
+    """Median milliseconds of one image on one thread; the models take turns, so that a busy moment slows all of them down."""
+    # Files in ORT's format are not parsed: they are timed as on a device that cannot tell either.
     sessions = {
         name: create_session(model, threads=1, saturates=model[4:8] == ORT_MAGIC or saturates(model))
         for name, model in models.items()
@@ -297,7 +332,7 @@ def time_in_turn(models: dict[str, bytes], pixels_1HW3: np.ndarray, runs: int = 
             session.run(["probabilities"], {"image": pixels_1HW3})
             if turn >= 0:
                 times[name].append(time.perf_counter() - start)
-    return {name: float(np.median(taken)) * 1e3 for name, taken in times.items()}
+    return {name: float(np.median(seconds)) * 1e3 for name, seconds in times.items()}
 
 
 def _without_worst(measured: _Measured, pixels: Sequence[np.ndarray], config: ExportConfig) -> list[Recipe]:

@@ -1,9 +1,9 @@
 """Quantize the reference ONNX file to int8: weights and activations, statically, as QuantizeLinear and DequantizeLinear pairs.
 
-Three things here are not what ONNX Runtime's quantizer does by itself, and each was measured (see ADR 0010):
-- the picture's own bytes are the first quantized tensor, so nothing is computed in float before the first convolution;
-- the last layer gives float logits, and the softmax stays float, so probabilities keep their full resolution;
-- a layer that is left out stays float on the device too (`serve.runtime.session.SETTINGS`).
+Three things differ from what ONNX Runtime's quantizer does by default, each for a measured reason (ADR 0010):
+- the image's own bytes are the first quantized tensor, so nothing is computed in float before the first convolution;
+- the last layer returns float logits and the softmax stays float, so probabilities keep their full resolution;
+- a layer that is excluded stays float on the device too (`serve.runtime.session.SETTINGS`).
 
 Shapes: N images, C channels, K classes, H x W the model's input.
 """
@@ -19,16 +19,16 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from edgeline.export.graph.ort_tools import quiet
+from edgeline.export.graph.ort_tools import suppress_output
 from edgeline.serve.errors import ExportError
 from edgeline.serve.runtime.session import load_onnxruntime, session_options
 
 FLOAT_OPERATORS = ("Cast", "Sub", "Div", "Transpose", "Softmax")
-"""What stays float: the normalization, whose place the bytes take, and the temperature and softmax at the end."""
+"""Operators that stay float: the normalization, which the bytes replace, and the temperature and softmax at the end."""
 INTEGER_OPERATORS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulInteger", "ConvInteger")
 HIGHEST_BYTE = 255
 PAIR_LIMIT = 32767
-"""Largest sum of two products that x86 without VNNI holds: `vpmaddubsw` adds them in 16 bits and saturates."""
+"""Largest sum of two products on x86 without VNNI: `vpmaddubsw` adds them in 16 bits and saturates."""
 
 Ranges = Any
 """`onnxruntime.quantization.calibrate.TensorsData`: the lowest and highest value of every tensor."""
@@ -42,16 +42,16 @@ class Recipe:
     weights: Literal["int8", "uint8"] = "int8"
     per_channel: bool = True
     ranges: Literal["minmax", "average", "percentile", "entropy"] = "minmax"
-    """How a tensor's range is taken from the calibration images."""
+    """How a tensor's range is computed from the calibration images."""
     reduce_range: bool = False
-    """Weights in 7 bits: two products then always fit into 16 bits, so any x86 computes the same."""
+    """Weights in 7 bits: two products then always fit into 16 bits, so every x86 computes the same."""
     correct_bias: bool = False
-    """Take what rounding the weights adds to a channel's mean off its bias (Nagel et al. 2019, "Data-Free Quantization
+    """Subtract from a channel's bias what rounding the weights adds to its mean (Nagel et al. 2019, "Data-Free Quantization
     Through Weight Equalization and Bias Correction", section 4.2, with the inputs' measured means)."""
     exclude: tuple[str, ...] = ()
     """Nodes that stay float."""
     tuned: int = 0
-    """Epochs of fine-tuning under this very rounding (`export.quantization.qat`)."""
+    """Epochs of fine-tuning under this rounding (`export.quantization.qat`)."""
 
     @property
     def name(self) -> str:
@@ -65,32 +65,32 @@ class Recipe:
 
     @property
     def kernels(self) -> tuple[str, str, bool, tuple[str, ...]]:
-        """What its speed depends on; the rest only changes numbers in the file."""
+        """What its speed depends on; everything else only changes values in the file."""
         return self.activations, self.weights, self.per_channel, self.exclude
 
 
 @dataclass(frozen=True, slots=True)
 class Quantizable:
-    """The reference, made ready: shapes inferred, its normalization one scale and one whole zero point."""
+    """The reference prepared for quantization: shapes inferred, normalization by one scale and one integer zero point."""
 
     model: ModelProto
     pixels: str
-    """The tensor that holds the normalized pixels."""
+    """Name of the tensor of normalized pixels."""
     scale: float
     zero_point: int
     """normalized = (byte - zero_point) * scale"""
 
 
 def make_ready(reference: bytes) -> Quantizable:
-    """Make the reference fit for quantization.
+    """Prepare the reference for quantization.
 
     Raises:
-        ExportError: its first layer is not a normalization and a convolution, so the bytes cannot be taken directly.
+        ExportError: its first layer is not a normalization and a convolution, so its bytes cannot be quantized directly.
     """
     load_onnxruntime()  # before the quantizer imports it: its telemetry must be off by then
     from onnxruntime.quantization import quant_pre_process
 
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder, suppress_output():
         source, ready = Path(folder, "reference.onnx"), Path(folder, "ready.onnx")
         source.write_bytes(reference)
         quant_pre_process(source, ready, skip_symbolic_shape=True)
@@ -101,9 +101,9 @@ def make_ready(reference: bytes) -> Quantizable:
 def with_scalar_input(model: ModelProto) -> Quantizable:
     """Give the normalization one mean and one standard deviation for all channels.
 
-    Where it has three of each, the first convolution's weights take the deviations, and its bias the means. At the border,
-    where padding stands for a pixel of the mean color, that is off by the difference of the means: what the judge measures
-    includes it.
+    Where it has three of each, the differences move into the weights and the bias of the first convolution. At the border,
+    where padding stands for a pixel of the mean color, that is off by the difference of the means, which the measured
+    similarity includes.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     producers = {output: node for node in model.graph.node for output in node.output}
@@ -132,10 +132,10 @@ def with_scalar_input(model: ModelProto) -> Quantizable:
 
 
 def measure_ranges(ready: Quantizable, batches: Iterable[np.ndarray], method: str) -> Ranges:
-    """Run calibration images and take every tensor's range, one batch in memory at a time.
+    """Run calibration images and measure every tensor's range, with one batch in memory at a time.
 
     Args:
-        ready: as `make_ready` gives it.
+        ready: the result of `make_ready`.
         batches: uint8 (N, H, W, 3).
         method: as `Recipe.ranges`.
     """
@@ -147,7 +147,7 @@ def measure_ranges(ready: Quantizable, batches: Iterable[np.ndarray], method: st
         "average": {"moving_average": True, "averaging_constant": 0.1},
         "percentile": {"percentile": 99.99, "symmetric": False},
     }
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder, suppress_output():
         source = Path(folder, "model.onnx")
         onnx.save(ready.model, source)
         calibrator = create_calibrator(
@@ -157,7 +157,7 @@ def measure_ranges(ready: Quantizable, batches: Iterable[np.ndarray], method: st
             extra_options=options.get(method, {}),
         )
         for batch_NHW3 in batches:
-            calibrator.collect_data(_reader(batch_NHW3))  # merges, and forgets the batch
+            calibrator.collect_data(_reader(batch_NHW3))  # merges the ranges and releases the batch
         return calibrator.compute_data()
 
 
@@ -178,10 +178,10 @@ def quantize(ready: Quantizable, ranges: Ranges, recipe: Recipe, means: Mapping[
     """Write the int8 model of one recipe.
 
     Args:
-        ready: as `make_ready` gives it.
-        ranges: as `measure_ranges` gives them.
+        ready: the result of `make_ready`.
+        ranges: the result of `measure_ranges`.
         recipe: how.
-        means: as `input_means` gives them, where the recipe corrects biases.
+        means: the result of `input_means`, where the recipe corrects biases.
 
     Returns:
         The bytes of an ONNX file under the graph contract.
@@ -201,7 +201,7 @@ def quantize(ready: Quantizable, ranges: Ranges, recipe: Recipe, means: Mapping[
         "OpTypesToExcludeOutputQuantization": ["Gemm"],
     }
     float_nodes = [node.name for node in model.graph.node if node.op_type in FLOAT_OPERATORS]
-    with quiet():
+    with suppress_output():
         quantizer = QDQQuantizer(
             model,
             recipe.per_channel,
@@ -220,7 +220,7 @@ def quantize(ready: Quantizable, ranges: Ranges, recipe: Recipe, means: Mapping[
         _feed_bytes(quantized, ready.pixels)
     quantizer.model.topological_sort()
     quantized.producer_name = "edgeline"
-    # The preparation imported every domain of the installed runtime, at versions that an older one refuses to load.
+    # The preparation imports every domain of the installed runtime, at versions that an older one does not load.
     for imported in [entry for entry in quantized.opset_import if entry.domain]:
         quantized.opset_import.remove(imported)
     for entry in [e for e in quantized.metadata_props if not e.key.startswith("edgeline.")]:
@@ -229,11 +229,11 @@ def quantize(ready: Quantizable, ranges: Ranges, recipe: Recipe, means: Mapping[
 
 
 def _feed_bytes(model: ModelProto, pixels: str) -> None:
-    """Cut Cast, Sub, Div and QuantizeLinear out: (byte - mean) / std, quantized with that scale and zero point, is the byte."""
+    """Remove Cast, Sub, Div and QuantizeLinear: (byte - mean) / std, quantized with that scale and zero point, is the byte."""
     producers = {output: node for node in model.graph.node for output in node.output}
     quantize_pixels = [node for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == pixels]
     if not quantize_pixels:
-        return  # the first convolution was left out, and reads the float pixels
+        return  # the first convolution is excluded and reads the float pixels
     div = producers[pixels]
     sub = producers[div.input[0]]
     cast = producers[sub.input[0]]
@@ -285,7 +285,7 @@ def _correct_biases(model: ModelProto, recipe: Recipe, means: Mapping[str, np.nd
 
 
 def _rounded(kernel_OCHW: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """A kernel as int8 with symmetric scales holds it."""
+    """A kernel, rounded to int8 with symmetric scales."""
     axes = (1, 2, 3) if recipe.per_channel else None
     largest = np.abs(kernel_OCHW).max(axis=axes, keepdims=True)
     scale = np.maximum(largest, np.finfo(np.float32).tiny) / (64 if recipe.reduce_range else 127)
@@ -293,9 +293,9 @@ def _rounded(kernel_OCHW: np.ndarray, recipe: Recipe) -> np.ndarray:
 
 
 def saturates(model: bytes) -> bool:
-    """Whether x86 without VNNI could compute something else: two products of neighboring weights over 16 bits.
+    """Whether two products of neighboring weights may exceed 16 bits, so that x86 without VNNI computes other outputs.
 
-    A bound, not a simulation: it holds for every picture and every order in which a kernel may pair the weights of a channel.
+    A bound, not a simulation: it is valid for every image and every order in which a kernel may pair a channel's weights.
     """
     parsed = onnx.load_model_from_string(model)
     tensors = {tensor.name: tensor for tensor in parsed.graph.initializer}
@@ -306,7 +306,7 @@ def saturates(model: bytes) -> bool:
         if values.dtype != np.int8 or values.ndim < 2:
             continue
         rows = values.reshape(values.shape[0], -1).astype(np.int64)
-        # A matrix may be stored either way round; the larger of both directions bounds either.
+        # A matrix may be stored transposed or not; the larger of both bounds covers either.
         if any(_largest_pair(table) * HIGHEST_BYTE > PAIR_LIMIT for table in ((rows, rows.T) if values.ndim == 2 else (rows,))):
             return True
     return False
@@ -318,9 +318,9 @@ def _largest_pair(rows: np.ndarray) -> int:
 
 
 def integer_share(reference: bytes, quantized: bytes, height: int, width: int) -> float:
-    """Share of the reference's multiply-adds that ONNX Runtime really computes in integers.
+    """Share of the reference's multiply-adds that ONNX Runtime computes in integers.
 
-    Counted in the graph that the runtime makes of the file, not in the file: a pair of operators that is not fused stays float.
+    Counted in the runtime's optimized graph, not in the file: a pair of operators that is not fused stays float.
     """
     operations = _multiply_adds(reference, height, width)
     optimized = optimized_graph(quantized)
@@ -332,7 +332,7 @@ def integer_share(reference: bytes, quantized: bytes, height: int, width: int) -
 
 
 def optimized_graph(model: bytes) -> ModelProto:
-    """What ONNX Runtime makes of a model at the settings that ship, without its weights' data."""
+    """ONNX Runtime's optimized graph of a model at the settings that ship, without its weights' data."""
     ort = load_onnxruntime()
     with tempfile.TemporaryDirectory() as folder:
         options = session_options(threads=1)

@@ -1,8 +1,8 @@
-"""What can be known of a Core ML package where Core ML does not run.
+"""Check a Core ML package where Core ML does not run.
 
-That it takes and gives what the manifest promises, that its weights are those of the ONNX file, which was run, and that its
-graph, computed by PyTorch in float32, gives the network's answers. What Core ML makes of it, only a device shows, by the golden
-samples.
+What is checked: its inputs and outputs are those of the manifest; its weights are those of the ONNX file, which was run; and
+its graph, computed by PyTorch in float32, has the network's outputs. What Core ML itself computes shows only on a device, with
+the golden samples.
 
 Shapes: N images, H x W the model's input.
 """
@@ -23,9 +23,10 @@ from edgeline.export.converters.convert import script_path
 from edgeline.export.converters.environments import environment
 from edgeline.export.parity.compare import Outputs
 from edgeline.export.parity.similarity import compare_outputs, failed_thresholds
-from edgeline.pipeline.config import Int8Thresholds
+from edgeline.export.verification.context import VerificationContext
+from edgeline.export.verification.report import PackageStructure
+from edgeline.pipeline.thresholds import Int8Thresholds
 from edgeline.serve.errors import ArtifactError
-from edgeline.serve.preprocess import PreprocessSpec
 
 IOS_16 = 7
 """The newest specification that iOS 16 and macOS 13 read."""
@@ -33,65 +34,52 @@ ROUNDING = 2.0**-11
 """Largest relative error of a number in float16; the tiny ones have an absolute one."""
 TINY = 2.0**-23
 FLOAT16_MAX = 65504.0
-COMPUTED = 128
-"""Images that the graph is computed for, at most; operator by operator it takes some tenths of a second each."""
+MAX_IMAGES = 128
+"""Images that the graph is computed for; operator by operator one takes some tenths of a second."""
 INSPECT_S = 1800
 
 
 def check_structure(
-    manifest: Path,
-    reference: bytes,
-    *,
-    spec: PreprocessSpec,
-    expected: Outputs,
-    pixels: Sequence[np.ndarray],
-    thresholds: Int8Thresholds,
-    environments: Path,
-) -> tuple[dict[str, Any], list[str]]:
-    """Hold a package against the contract and the reference.
+    manifest: Path, context: VerificationContext, thresholds: Int8Thresholds
+) -> tuple[PackageStructure, list[str]]:
+    """Compare a package with the graph contract and with the ONNX file.
 
     Args:
         manifest: the package's `Manifest.json`.
-        reference: the ONNX file's bytes.
-        spec: gives H and W.
-        expected: what PyTorch gives for the images.
-        pixels: of each image, uint8 (H, W, 3).
-        thresholds: what the graph's answers must hold.
-        environments: the folder of environments.
+        context: the ONNX file, and PyTorch's outputs.
+        thresholds: of the outputs of the package's graph.
 
     Returns:
-        What was found, `weights` being the number of arrays that were compared, and `similarity` None where the graph has
-        operators that are not computed here; and the problems.
+        What was read, and the problems.
 
     Raises:
         ExportError: the environment cannot be made.
         ArtifactError: coremltools cannot read the package.
     """
-    images_NHW3 = np.stack(pixels[:COMPUTED])
-    facts, found, observed = _inspect(manifest.parent, environment("coreml", environments), images_NHW3)
-    model = onnx.load_model_from_string(reference)
+    images_NHW3 = np.stack(context.pixels[:MAX_IMAGES])
+    found, weights, observed = _inspect(manifest.parent, environment("coreml", context.environments), images_NHW3)
+    model = onnx.load_model_from_string(context.model)
     classes = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    wanted = {
+    expected = {
         "kind": "mlProgram",
-        "input": ["image", spec.height, spec.width, "RGB"],
+        "input": ["image", context.spec.height, context.spec.width, "RGB"],
         "outputs": {name: [[1, classes], "FLOAT32"] for name in ("probabilities", "logits")},
         "finite": True,
     }
-    problems = [f"its {name} is {facts[name]}, expected {wish}" for name, wish in wanted.items() if facts[name] != wish]
-    if facts["specification"] > IOS_16:
-        problems.append(f"it is of specification {facts['specification']}, iOS 16 reads {IOS_16} at most")
-    if custom := [name for name in facts["operators"] if name.startswith("custom")]:
+    problems = [f"its {name} is {found[name]}, expected {value}" for name, value in expected.items() if found[name] != value]
+    if found["specification"] > IOS_16:
+        problems.append(f"its specification is {found['specification']}, iOS 16 reads at most {IOS_16}")
+    if custom := [name for name in found["operators"] if name.startswith("custom")]:
         problems.append(f"it needs operators that Core ML does not have: {', '.join(custom)}")
-    weights = layer_weights(model)
-    problems += compare_weights(weights, found)
-    facts |= {"weights": len(weights), "similarity": None}
+    of_layers = layer_weights(model)
+    problems += compare_weights(of_layers, weights)
+    similarity = None
     if observed is not None:
-        similarity = compare_outputs(Outputs(expected.probabilities_NK[:COMPUTED], expected.logits_NK[:COMPUTED]), observed)
-        facts["similarity"] = similarity.figures
+        similarity = compare_outputs(context.expected[:MAX_IMAGES], observed)
         problems += [f"computed by PyTorch, {problem}" for problem in failed_thresholds(similarity, None, thresholds)]
-        if facts["largest"] > FLOAT16_MAX:
-            problems.append(f"a number in it reaches {facts['largest']:.3g}, float16 ends at {FLOAT16_MAX:g}")
-    return facts, problems
+        if found["largest"] > FLOAT16_MAX:
+            problems.append(f"a number in it reaches {found['largest']:.3g}, the largest float16 is {FLOAT16_MAX:g}")
+    return PackageStructure(**found | {"weights": len(of_layers), "similarity": similarity}), problems
 
 
 def layer_weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
@@ -102,9 +90,9 @@ def layer_weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def compare_weights(expected: Mapping[str, np.ndarray], found: Sequence[np.ndarray]) -> list[str]:
-    """Say which weights are not among those found, each of which counts once, but for what float16 rounds away.
+    """Report the weights that are missing from a package, apart from what float16 rounds away.
 
-    The converter names them anew, so they are told apart by shape and numbers; a linear layer's may be transposed.
+    The converter renames them, so they are matched by shape and values, each at most once; a linear layer's may be transposed.
     """
     left = list(found)
     missing = []
@@ -130,11 +118,11 @@ def _is_rounded(candidate: np.ndarray, weight: np.ndarray) -> bool:
 
 
 def _inspect(package: Path, python: Path, images_NHW3: np.ndarray) -> tuple[dict[str, Any], list[np.ndarray], Outputs | None]:
-    """What coremltools reads in a package: the facts, the layers' weights, and what its graph gives."""
+    """What coremltools reads in a package: its properties, the layers' weights, and the outputs of its graph."""
     script = script_path("edgeline.export.converters.inspect_coreml")
     with tempfile.TemporaryDirectory() as folder:
         pixels, found = Path(folder, "pixels.npy"), Path(folder, "found.npz")
-        copy = shutil.copytree(package, Path(folder, package.name))  # opening a package writes its manifest anew
+        copy = shutil.copytree(package, Path(folder, package.name))  # opening a package rewrites its manifest
         np.save(pixels, images_NHW3)
         command = [str(python), "-I", str(script), str(copy), str(pixels), str(found)]
         try:
@@ -142,7 +130,7 @@ def _inspect(package: Path, python: Path, images_NHW3: np.ndarray) -> tuple[dict
         except subprocess.TimeoutExpired as error:
             raise ArtifactError(f"coremltools took over {INSPECT_S} s to read the package", code="model_unloadable") from error
         if done.returncode:
-            last = (done.stderr.strip() or "it said nothing").splitlines()[-1][:300]
+            last = (done.stderr.strip() or "no error message").splitlines()[-1][:300]
             raise ArtifactError(f"coremltools cannot read the package: {last}", code="model_unloadable")
         with np.load(found) as file:
             arrays = dict(file)

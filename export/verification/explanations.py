@@ -1,13 +1,13 @@
-"""The gate for files that explain themselves: is what they say of places what PyTorch says, and does it add up?
+"""Check the class activation maps and embeddings of a file: are they PyTorch's, and do the maps add up to the logits?
 
-PyTorch's side is taken from the network's own layers, the file's from its two outputs; so another layer's map, another order of
-classes or places, a forgotten temperature or bias shows.
+PyTorch's are computed from the network's own layers, the file's are its two outputs. Another layer's map, another order of
+classes or places, a forgotten temperature or bias therefore shows.
 
 Shapes: N images, K classes, h x w places, C features, H x W the model's input.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,60 +16,48 @@ from torch import Tensor, nn
 
 from edgeline.export.graph.cam_outputs import unfit
 from edgeline.export.parity.similarity import sqnr_db
+from edgeline.export.thresholds import SAME_FEATURES
+from edgeline.export.verification.report import MapFigures
 from edgeline.pipeline.models.backbones import Network
 from edgeline.serve.artifact.cam_outputs import EMBEDDING, EVIDENCE
 from edgeline.serve.errors import VerificationError
 
 IMAGES = 24
-"""How many are compared: the hard set and the first of the held-out ones."""
-ADDS_UP = {"int8": 0.05, "float32": 1e-4}
-"""How far the mean evidence may be from the logit, as a share of the image's largest; less than golden samples allow. In int8
-the averaged map is rounded once more before the classifier; 1e-3 in other precisions."""
-SAME = 1e-4
-"""Two float32 sums in another order differ by less than this share of the largest."""
+"""Images that are compared: the stress images and the first held-out ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evidence:
-    """What PyTorch says of some images."""
+class ExpectedMaps:
+    """PyTorch's class activation maps and embeddings of some images."""
 
     pixels_NHW3: np.ndarray
-    evidence_NKhw: np.ndarray
+    maps_NKhw: np.ndarray
     embedding_NC: np.ndarray
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
-    """How a file's evidence compares."""
+def expected_maps(network: Network, temperature: float, pixels: Sequence[np.ndarray]) -> ExpectedMaps:
+    """Compute PyTorch's class activation maps for the first images.
 
-    images: int
-    max_difference: float
-    """Of a value of the evidence, as a share of the largest."""
-    sqnr_db: float
-    """Of the evidence."""
-    embedding_sqnr_db: float
-    adds_up: float
-    """Largest difference of the mean evidence from the file's own logit, as a share of the image's largest logit."""
-
-
-def expect_evidence(network: Network, temperature: float, pixels: Sequence[np.ndarray]) -> Evidence:
-    """Have PyTorch say what it sees where, in the first images.
+    Args:
+        network: in evaluation mode.
+        temperature: of the calibration.
+        pixels: of each image, uint8 (H, W, 3).
 
     Raises:
-        ConfigError: the network has no map to take it from.
+        ConfigError: the network has no map to compute them from.
     """
     pixels_NHW3 = np.stack(pixels[:IMAGES])
-    # One at a time: all the maps of a large network for all of them at once would fill the memory.
-    found = [torch_evidence(network, temperature, pixels_HW3[None]) for pixels_HW3 in pixels_NHW3]
-    evidence_NKhw, embedding_NC = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return Evidence(pixels_NHW3=pixels_NHW3, evidence_NKhw=evidence_NKhw, embedding_NC=embedding_NC)
+    # One at a time: the maps of a large network for all images at once would fill the memory.
+    found = [pytorch_maps(network, temperature, pixels_HW3[None]) for pixels_HW3 in pixels_NHW3]
+    maps_NKhw, embedding_NC = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return ExpectedMaps(pixels_NHW3=pixels_NHW3, maps_NKhw=maps_NKhw, embedding_NC=embedding_NC)
 
 
-def torch_evidence(network: Network, temperature: float, pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What PyTorch says, on a way of its own: from the map as a layer of the network gives it, not from any graph.
+def pytorch_maps(network: Network, temperature: float, pixels_NHW3: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute class activation maps in PyTorch, from the output of a layer of the network and not from any exported graph.
 
     Returns:
-        Evidence (N, K, h, w), divided by the temperature as logits are, and embedding (N, C), float32.
+        Maps (N, K, h, w), divided by the temperature as logits are, and embeddings (N, C), float32.
 
     Raises:
         ConfigError: no layer's output, averaged over its places, is what enters the classifier.
@@ -79,7 +67,7 @@ def torch_evidence(network: Network, temperature: float, pixels_NHW3: np.ndarray
 
     def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(output, Tensor) and output.dim() == 4 and output.shape[1] == network.classifier.in_features:
-            maps.extend([output] if output.shape[2:].numel() > 1 else [])  # one place is what was averaged already
+            maps.extend([output] if output.shape[2:].numel() > 1 else [])  # a map of one place has been averaged already
 
     hooks = [module.register_forward_hook(keep) for module in network.backbone.modules()]
     try:
@@ -90,7 +78,7 @@ def torch_evidence(network: Network, temperature: float, pixels_NHW3: np.ndarray
             hook.remove()
     for map_NChw in reversed(maps):
         averaged_NC = map_NChw.mean((2, 3))
-        if averaged_NC.shape == embedding_NC.shape and _alike(averaged_NC, embedding_NC):
+        if averaged_NC.shape == embedding_NC.shape and _same_features(averaged_NC, embedding_NC):
             classifier = network.classifier
             with torch.inference_mode():
                 sums_NKhw = torch.einsum("nchw,kc->nkhw", map_NChw, classifier.weight) + classifier.bias[:, None, None]
@@ -98,70 +86,80 @@ def torch_evidence(network: Network, temperature: float, pixels_NHW3: np.ndarray
     raise unfit("no layer's output, averaged over its places, is what enters the classifier")
 
 
-def _alike(one_NC: Tensor, other_NC: Tensor) -> bool:
-    return bool((one_NC - other_NC).abs().max() <= SAME * other_NC.abs().max())
+def _same_features(one_NC: Tensor, other_NC: Tensor) -> bool:
+    return bool((one_NC - other_NC).abs().max() <= SAME_FEATURES * other_NC.abs().max())
 
 
-def judge_evidence(
-    session: Any, expected: Evidence, precision: str, *, min_sqnr_db: float, max_difference: float | None = None
-) -> tuple[dict[str, Any], list[str]]:
-    """Hold what a file says of places against what PyTorch says.
+def compare_maps(
+    session: Any,
+    expected: ExpectedMaps,
+    *,
+    min_sqnr_db: float,
+    max_sum_error: float,
+    max_difference: float | None = None,
+) -> tuple[MapFigures, list[str]]:
+    """Compare a file's class activation maps and embeddings with PyTorch's.
 
     Args:
         session: of the file.
-        expected: as `expect_evidence` gives it.
-        precision: of the file.
-        min_sqnr_db: of evidence and embedding.
-        max_difference: as a share of the largest value; where values must be the same.
+        expected: PyTorch's.
+        min_sqnr_db: of maps and embeddings.
+        max_sum_error: how far a map's mean may be from the logit, as a share of the image's largest logit.
+        max_difference: as a share of the largest value; where values must be equal.
 
     Returns:
-        The figures, and what is wrong, in words.
+        The figures and the problems.
 
     Raises:
-        VerificationError: the file does not give these outputs.
+        VerificationError: the file does not have these outputs, or they have another shape.
     """
-    given = {value.name for value in session.get_outputs()}
-    if not given >= {EVIDENCE, EMBEDDING}:
-        raise VerificationError(f"the file was to give evidence and embedding, it gives {', '.join(sorted(given))}")
-    logits_NK, evidence_NKhw, embedding_NC = (
+    outputs = {value.name for value in session.get_outputs()}
+    if not outputs >= {EVIDENCE, EMBEDDING}:
+        raise VerificationError(
+            f"the file must have the outputs {EVIDENCE} and {EMBEDDING}, it has {', '.join(sorted(outputs))}"
+        )
+    logits_NK, maps_NKhw, embedding_NC = (
         np.concatenate(parts)
         for parts in zip(
             *(session.run(["logits", EVIDENCE, EMBEDDING], {"image": pixels_HW3[None]}) for pixels_HW3 in expected.pixels_NHW3),
             strict=True,
         )
     )
-    if evidence_NKhw.shape != expected.evidence_NKhw.shape or embedding_NC.shape != expected.embedding_NC.shape:
+    if maps_NKhw.shape != expected.maps_NKhw.shape or embedding_NC.shape != expected.embedding_NC.shape:
         raise VerificationError(
-            f"the file gives evidence {evidence_NKhw.shape} and embedding {embedding_NC.shape}, PyTorch "
-            f"{expected.evidence_NKhw.shape} and {expected.embedding_NC.shape}"
+            f"the file returns {EVIDENCE} {maps_NKhw.shape} and {EMBEDDING} {embedding_NC.shape}, PyTorch "
+            f"{expected.maps_NKhw.shape} and {expected.embedding_NC.shape}"
         )
     with np.errstate(invalid="ignore"):
-        differences = np.abs(evidence_NKhw - expected.evidence_NKhw), np.abs(evidence_NKhw.mean((2, 3)) - logits_NK)
-    largest = max(1.0, float(np.abs(expected.evidence_NKhw).max()))
-    # Of each image's own largest logit, as a device's golden samples take it.
+        difference_NKhw, error_NK = np.abs(maps_NKhw - expected.maps_NKhw), np.abs(maps_NKhw.mean((2, 3)) - logits_NK)
+    largest = max(1.0, float(np.abs(expected.maps_NKhw).max()))
+    # Of each image's own largest logit, as in a device's golden samples.
     largest_N1 = np.maximum(1.0, np.abs(np.nan_to_num(logits_NK)).max(1, keepdims=True))
-    shares = [float(np.nan_to_num(d, nan=np.inf).max()) for d in (differences[0] / largest, differences[1] / largest_N1)]
-    found = Found(
+    figures = MapFigures(
         images=len(logits_NK),
-        max_difference=min(shares[0], float(np.finfo(np.float64).max)),
-        sqnr_db=sqnr_db(expected.evidence_NKhw.astype(np.float64), evidence_NKhw.astype(np.float64)),
+        max_difference=_largest(difference_NKhw / largest),
+        sqnr_db=sqnr_db(expected.maps_NKhw.astype(np.float64), maps_NKhw.astype(np.float64)),
         embedding_sqnr_db=sqnr_db(expected.embedding_NC.astype(np.float64), embedding_NC.astype(np.float64)),
-        adds_up=min(shares[1], float(np.finfo(np.float64).max)),
+        adds_up=_largest(error_NK / largest_N1),
     )
-    return asdict(found), _problems(found, precision, min_sqnr_db, max_difference)
+    problems = [
+        f"its {name} is not PyTorch's (SQNR {ratio:.1f} dB, at least {min_sqnr_db:g} required)"
+        for name, ratio in ((EVIDENCE, figures.sqnr_db), (EMBEDDING, figures.embedding_sqnr_db))
+        if ratio < min_sqnr_db
+    ]
+    if max_difference is not None and figures.max_difference > max_difference:
+        problems.append(
+            f"its {EVIDENCE} differs from PyTorch's by {figures.max_difference:.2g} of the largest, at most {max_difference:g} "
+            "allowed"
+        )
+    if figures.adds_up > max_sum_error:
+        problems.append(
+            f"its {EVIDENCE} does not add up to its logits (off by {figures.adds_up:.2g} of the largest, at most "
+            f"{max_sum_error:g} allowed)"
+        )
+    return figures, problems
 
 
-def _problems(found: Found, precision: str, min_sqnr_db: float, max_difference: float | None) -> list[str]:
-    problems = []
-    for what, ratio in (("evidence", found.sqnr_db), ("embedding", found.embedding_sqnr_db)):
-        if ratio < min_sqnr_db:
-            problems.append(f"its {what} is not PyTorch's (SQNR {ratio:.1f} dB, at least {min_sqnr_db:g} are asked)")
-    if max_difference is not None and found.max_difference > max_difference:
-        problems.append(
-            f"its evidence differs from PyTorch's by {found.max_difference:.2g} of the largest, {max_difference:g} is allowed"
-        )
-    if found.adds_up > (allowed := ADDS_UP.get(precision, 1e-3)):
-        problems.append(
-            f"its evidence does not add up to its logits (off by {found.adds_up:.2g} of the largest, {allowed:g} is allowed)"
-        )
-    return problems
+def _largest(values: np.ndarray) -> float:
+    """The largest value; JSON has no infinity, so the largest double stands for it and for NaN."""
+    return min(float(np.nan_to_num(values, nan=np.inf).max()), float(np.finfo(np.float64).max))

@@ -15,6 +15,7 @@ from edgeline.serve.errors import ConfigError, VerificationError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from edgeline.export.verification.report import VerificationReport
     from edgeline.pipeline.config import PipelineConfig
     from edgeline.pipeline.runs.run import Run, StepResult
 
@@ -173,15 +174,16 @@ def variants(folder: RunFolder, as_json: Json = False) -> None:
     edgeline variants artifacts/runs/photos-0123456789ab
     """
     made, result = _do(folder, "variants")
-    report = json.loads((result.folder / "variants.json").read_text(encoding="utf-8"))
-    tried = report.get("int8", {}).get("tried", [])
+    from edgeline.export.variants_report import VariantsReport
+
+    report = VariantsReport.read(result.folder / "variants.json")
     lines = [
-        f"int8 {entry['recipe']}: accuracy drop {entry['accuracy']['drop_points']:.2f} points, SQNR "
-        f"{entry['similarity']['sqnr_db']:.1f} dB, {entry['integer_share']:.0%} of the multiply-adds in integers"
-        for entry in tried
+        f"int8 {entry.recipe}: accuracy drop {entry.accuracy.drop_points:.2f} points, SQNR {entry.similarity.sqnr_db:.1f} dB, "
+        f"{entry.integer_share:.0%} of the multiply-adds in integers"
+        for entry in (report.int8.tried if report.int8 else ())
     ]
-    lines += [f"{v['name']}: {v['file']}" if v["made"] else f"{v['name']}: {v['why']}" for v in report["variants"]]
-    _report(made, result, report, lines or ["no variants are asked for"], as_json)
+    lines += [f"{v.name}: {v.file}" if v.made else f"{v.name}: {v.why}" for v in report.variants]
+    _report(made, result, report.to_dict(), lines or ["no variants are asked for"], as_json)
 
 
 def verify(
@@ -280,15 +282,16 @@ def verify(
             raise typer.Exit(1) from None
         raise
     from edgeline.export.publishing.variant_table import remarks
+    from edgeline.export.verification.report import VerificationReport
 
-    report = json.loads((result.folder / "verification.json").read_text(encoding="utf-8"))
+    report = VerificationReport.read(result.folder / "verification.json")
     lines = [
-        f"passed: {sum(report['images'].values())} images, batches {', '.join(str(c['batch']) for c in report['comparisons'])}",
-        f"max difference {report['max_difference']:.2g} (bar {report['thresholds']['max_difference']:g})",
-        f"same best class {report['top1_agreement']:.2%}",
+        f"passed: {report.images.total} images, batches {', '.join(str(c.batch) for c in report.comparisons)}",
+        f"max difference {report.max_difference:.2g} (at most {report.thresholds.max_difference:g} allowed)",
+        f"same best class {report.top1_agreement:.2%}",
         *remarks(report),
     ]
-    _report(made, result, report, lines, as_json)
+    _report(made, result, report.to_dict(), lines, as_json)
 
 
 def publish(folder: RunFolder, as_json: Json = False) -> None:
@@ -419,7 +422,7 @@ def _show(summary: dict[str, Any], finished: "Run", demo: bool) -> None:
         console.print(f"  {escape(command):{width}}  [dim]{purpose}[/]", soft_wrap=True)
 
 
-def _show_variants(console: "Console", verification: dict[str, Any]) -> None:
+def _show_variants(console: "Console", verification: "VerificationReport") -> None:
     """Print the table of the model's forms, a column a form, as many beside each other as fit; then what is left out."""
     from rich.markup import escape
     from rich.table import Table

@@ -1,61 +1,61 @@
-"""The same picture more than once: which copy stays, which labels clash, what belongs together.
+"""Find copies of the same image: which copy is kept, which labels conflict, what must stay in one split.
 
-Two files show the same picture when their upright pixels are equal; name, format and metadata do not matter.
+Two files are copies if their upright pixels are equal. Name, format and metadata do not matter.
 
-Invariants: a picture is kept once; one that carries two labels is not kept at all; the groups that are returned join
-everything that shares a picture or a user's group, so that splitting by them leaks nothing.
+Invariants: of each image one copy is kept; an image with two labels is not kept at all; images that share pixels or a
+user's group share a group in the result, so splitting by group does not leak.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edgeline.pipeline.data.labels import some
+from edgeline.pipeline.data.labels import summarize
 from edgeline.pipeline.data.samples import Split
-from edgeline.pipeline.data.validation import GoodImage
+from edgeline.pipeline.data.validation import ValidImage
 from edgeline.serve.errors import DataError
 
-HELD_OUT_FIRST: dict[Split | None, int] = {"test": 0, "val": 1, "train": 2, None: 3}
+PRIORITY: dict[Split | None, int] = {"test": 0, "val": 1, "train": 2, None: 3}
 
 
 @dataclass(frozen=True)
-class Resolved:
-    """What is left of the images, and what was taken out."""
+class Deduplicated:
+    """The images that are kept, and those that are removed."""
 
-    kept: tuple[GoodImage, ...]
-    """Sorted by name, each picture once."""
-    duplicates: tuple[tuple[GoodImage, GoodImage], ...]
-    """A copy that was taken out, and the one that stays."""
-    conflicts: tuple[tuple[GoodImage, GoodImage], ...]
-    """A copy that was taken out, and one with another label, which was taken out too."""
+    kept: tuple[ValidImage, ...]
+    """Sorted by name, without copies."""
+    duplicates: tuple[tuple[ValidImage, ValidImage], ...]
+    """A removed copy, and the copy that is kept."""
+    conflicts: tuple[tuple[ValidImage, ValidImage], ...]
+    """A removed copy, and a copy with another label, which is removed too."""
     groups: dict[str, str]
-    """By pixels."""
+    """Group by pixel digest."""
 
     @property
-    def leaked(self) -> tuple[tuple[GoodImage, GoodImage], ...]:
-        """The duplicates whose other copy is in another split."""
+    def leaked(self) -> tuple[tuple[ValidImage, ValidImage], ...]:
+        """The duplicates whose kept copy is in another split."""
         return tuple((copy, kept) for copy, kept in self.duplicates if copy.split != kept.split)
 
-    def group(self, image: GoodImage) -> str:
+    def group(self, image: ValidImage) -> str:
         """The group of a kept image."""
-        return self.groups[image.picture.pixels]
+        return self.groups[image.content.pixels]
 
 
-def resolve(images: Iterable[GoodImage], *, on_leakage: str) -> Resolved:
-    """Keep each picture once.
+def deduplicate(images: Iterable[ValidImage], *, on_leakage: str) -> Deduplicated:
+    """Keep one copy of each image.
 
-    Of the copies of a picture the one held out furthest stays (test, then val, then train), the first by name among them.
+    The copy in test is preferred, then val, then train; among several, the first by name.
 
     Args:
-        images: all good images.
+        images: all valid images.
         on_leakage: `drop` or `stop`, see `PrepareConfig.on_leakage`.
 
     Raises:
-        DataError: given splits share a picture and `on_leakage` is `stop`, or they share a group.
+        DataError: given splits share an image and `on_leakage` is `stop`, or they share a group.
     """
-    copies: dict[str, list[GoodImage]] = defaultdict(list)
-    for image in sorted(images, key=lambda image: (HELD_OUT_FIRST[image.split], image.name)):
-        copies[image.picture.pixels].append(image)
+    copies: dict[str, list[ValidImage]] = defaultdict(list)
+    for image in sorted(images, key=lambda image: (PRIORITY[image.split], image.name)):
+        copies[image.content.pixels].append(image)
     kept, duplicates, conflicts = [], [], []
     for cluster in copies.values():
         if len({image.file.label for image in cluster}) > 1:
@@ -64,29 +64,30 @@ def resolve(images: Iterable[GoodImage], *, on_leakage: str) -> Resolved:
             kept.append(cluster[0])
             duplicates += [(image, cluster[0]) for image in cluster[1:]]
     groups = _groups(copies)
-    resolved = Resolved(_sorted(kept), _sorted_pairs(duplicates), _sorted_pairs(conflicts), groups)
+    result = Deduplicated(_sorted(kept), _sorted_pairs(duplicates), _sorted_pairs(conflicts), groups)
     if on_leakage == "stop":
-        _check_pictures(resolved)
-    _check_groups(resolved)
-    return resolved
+        _check_leakage(result)
+    _check_groups(result)
+    return result
 
 
-def _other(image: GoodImage, cluster: list[GoodImage]) -> GoodImage:
+def _other(image: ValidImage, cluster: list[ValidImage]) -> ValidImage:
     return next(other for other in cluster if other.file.label != image.file.label)
 
 
-def _sorted(images: list[GoodImage]) -> tuple[GoodImage, ...]:
+def _sorted(images: list[ValidImage]) -> tuple[ValidImage, ...]:
     return tuple(sorted(images, key=lambda image: image.name))
 
 
-def _sorted_pairs(pairs: list[tuple[GoodImage, GoodImage]]) -> tuple[tuple[GoodImage, GoodImage], ...]:
+def _sorted_pairs(pairs: list[tuple[ValidImage, ValidImage]]) -> tuple[tuple[ValidImage, ValidImage], ...]:
     return tuple(sorted(pairs, key=lambda pair: (pair[0].name, pair[1].name)))
 
 
-def _groups(copies: dict[str, list[GoodImage]]) -> dict[str, str]:
-    """Join the user's groups that share a picture, and name each picture's group.
+def _groups(copies: dict[str, list[ValidImage]]) -> dict[str, str]:
+    """Merge the user's groups that share an image, and return the group of each pixel digest.
 
-    A group has the first of its users' names, or the digest of its only picture, so that more data leaves most names alone.
+    A merged group has the first of the users' names. An image without a group is a group of its own, named by its digest.
+    Additional data therefore leaves most names unchanged.
     """
     parent: dict[str, str] = {}
 
@@ -103,27 +104,27 @@ def _groups(copies: dict[str, list[GoodImage]]) -> dict[str, str]:
     return {pixels: find(names[0]) if names else pixels for pixels, names in users.items()}
 
 
-def _check_pictures(resolved: Resolved) -> None:
-    if leaked := [f"{copy.name} ({copy.split}) = {kept.name} ({kept.split})" for copy, kept in resolved.leaked]:
+def _check_leakage(result: Deduplicated) -> None:
+    if leaked := [f"{copy.name} ({copy.split}) = {kept.name} ({kept.split})" for copy, kept in result.leaked]:
         raise DataError(
-            f"the given splits share {len(leaked):,} pictures: {some(leaked)}; take them out of one split, "
+            f"the given splits share {len(leaked):,} images: {summarize(leaked)}; remove them from one split, "
             "or set prepare.on_leakage to drop",
             code="split_leakage",
         )
 
 
-def _check_groups(resolved: Resolved) -> None:
-    members: dict[str, dict[Split | None, GoodImage]] = defaultdict(dict)
-    for image in resolved.kept:
-        members[resolved.group(image)].setdefault(image.split, image)
-    torn = [
+def _check_groups(result: Deduplicated) -> None:
+    members: dict[str, dict[Split | None, ValidImage]] = defaultdict(dict)
+    for image in result.kept:
+        members[result.group(image)].setdefault(image.split, image)
+    divided = [
         f"{group} ({', '.join(f'{image.name} in {split}' for split, image in by_split.items())})"
         for group, by_split in sorted(members.items())
         if len(by_split) > 1
     ]
-    if torn:
+    if divided:
         raise DataError(
-            f"groups that are in more than one of the given splits: {some(torn)}; give all of a group one split "
-            "(groups that share a picture count as one)",
+            f"groups that are in more than one of the given splits: {summarize(divided)}; put each group into one split "
+            "(groups that share an image count as one)",
             code="group_leakage",
         )

@@ -3,11 +3,11 @@
     source = find_source("photos/", Path("artifacts"))
     for file in source.files: print(file.name, file.label, file.given)
 
-Layouts: `digits`, the embedded data; a folder of class folders; a folder with `train/` and any of `val/` and `test/`, each
-of class folders; a CSV file with the columns `path,label[,split][,group]`. All end as the same list, so every later step
-knows one kind of data.
+Layouts: `digits`, the embedded data; a folder of class folders; a folder with `train/` and `val/` or `test/` or both, each
+with class folders; a CSV file with the columns `path,label[,split][,group]`. All give the same kind of list, so that later
+steps do not depend on the layout.
 
-Invariant: the class list is fixed here, once for all splits, and nothing that is rejected later changes it.
+Invariant: the list of classes is fixed here, once for all splits. Files that are rejected later do not change it.
 """
 
 import csv
@@ -19,47 +19,47 @@ from typing import Literal
 
 from edgeline.pipeline.data.digits import write_digits
 from edgeline.pipeline.data.file_walk import printable_name, scan_root, walk
-from edgeline.pipeline.data.labels import check_known, check_names, some
+from edgeline.pipeline.data.labels import check_known, check_names, summarize
 from edgeline.pipeline.data.samples import SPLITS, Split
 from edgeline.serve.errors import DataError
 
 Layout = Literal["digits", "folders", "splits", "csv"]
 
 SPLIT_NAMES: dict[str, Split] = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""How folders and CSV files name the splits, in lower case."""
+"""Names of the splits in folders and CSV files, in lower case."""
 
 LAYOUTS = (
-    "a folder of class folders with images in them, a folder with train/ and val/ or test/ folders of these, "
+    "a folder of class folders with images, a folder with train/ and val/ or test/ folders of these, "
     "or a .csv file with the columns path,label[,split][,group]"
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceFile:
-    """A file that should be an image."""
+    """A file that is expected to be an image."""
 
     name: str
-    """Relative to the source's root, with forward slashes; absolute where a CSV file names one elsewhere."""
+    """Relative to the source's root, with forward slashes; absolute for a file that a CSV file lists outside it."""
     label: str
     given: Split | None = None
-    """The split that the data puts it in."""
+    """The split that the data assigns to it."""
     group: str = ""
     """The user's group, empty for none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rejected:
-    """A file that is left out, and why."""
+    """A file that is left out, and the reason."""
 
     name: str
     code: str
-    """`ignored` for what was never meant as an image, else the stable slug of its error."""
+    """`ignored` for a file that is not meant to be an image, otherwise the stable code of its error."""
     message: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What was found, before any file is opened."""
+    """The files of a data set, before any is opened."""
 
     layout: Layout
     root: str
@@ -70,20 +70,20 @@ class Source:
     """Sorted by name."""
     rejected: tuple[Rejected, ...] = ()
     ignored: int = 0
-    """Files beside the class folders. They are none of the data's, so they do not count for its fingerprint."""
+    """Number of files next to the class folders. They are not part of the data or its fingerprint."""
     warnings: tuple[str, ...] = ()
     given: frozenset[Split] = field(default_factory=frozenset)
-    """The splits that the data has; empty where it has none."""
+    """The splits that the data defines; empty if it defines none."""
 
     def path(self, file: SourceFile) -> str:
-        """A file's absolute path."""
+        """Return the absolute path of a file."""
         return os.path.join(self.root, file.name)
 
     def role(self, given: Split | None) -> Split | None:
-        """The split that a given one is used as.
+        """Return the split that a split of the data is used as.
 
-        With `train` and `val` alone, what the user held out is the test: a split that picks the best epoch and the
-        temperature is no test any more, so validation is carved from `train`.
+        With only `train` and `val`, `val` becomes the test split, and a validation split is carved from `train`: the split
+        that selects the best epoch and the temperature cannot serve as a test.
         """
         return "test" if given == "val" and "test" not in self.given else given
 
@@ -92,15 +92,15 @@ def find_source(data: str, artifacts: Path) -> Source:
     """Find the files of a data set.
 
     Args:
-        data: as in `PipelineConfig.data`. A folder that is itself called digits is `./digits`.
-        artifacts: where the embedded data is written.
+        data: as in `PipelineConfig.data`. For a folder with the name digits, use `./digits`.
+        artifacts: folder to write the embedded data into.
 
     Raises:
-        DataError: there is none, it has no known layout, or its classes cannot be used.
+        DataError: the data does not exist, has no known layout, or its classes cannot be used.
     """
     source = _by_layout(data, artifacts)
     if printable_name(source.root) != source.root:
-        raise DataError(f"{printable_name(source.root)} is no path in UTF-8; rename the folder", code="name_not_utf8")
+        raise DataError(f"{printable_name(source.root)} is not a UTF-8 path; rename the folder", code="name_not_utf8")
     if len(source.labels) < 2:
         raise DataError(_one_class(source), code="need_two_classes")
     check_names(source.labels)
@@ -110,14 +110,14 @@ def find_source(data: str, artifacts: Path) -> Source:
 def _by_layout(data: str, artifacts: Path) -> Source:
     if data == "digits":
         return _folders(write_digits(artifacts / "data" / "digits"), "digits")
-    # os.path and not Path.is_dir(), which raises where a folder above may not be entered.
+    # Not Path.is_dir(), which raises if a parent folder is not accessible.
     if os.path.isdir(data):
         return _folders(Path(data), "folders")
     if data.lower().endswith(".csv") and os.path.isfile(data):
         return _csv(Path(data))
     if os.path.lexists(data):
-        raise DataError(f"{data} is a file of another kind, expected {LAYOUTS}", code="layout_unknown")
-    raise DataError(f"{data} does not exist (seen from {Path.cwd()}), expected {LAYOUTS}", code="data_missing")
+        raise DataError(f"{data} is neither a folder nor a CSV file; expected {LAYOUTS}", code="layout_unknown")
+    raise DataError(f"{data} does not exist (in {Path.cwd()}); expected {LAYOUTS}", code="data_missing")
 
 
 def _folders(folder: Path, layout: Layout) -> Source:
@@ -129,23 +129,23 @@ def _folders(folder: Path, layout: Layout) -> Source:
     if not splits:
         finder.add_classes(root, entries, None)
         return finder.source(layout, frozenset())
-    finder.set_aside(entries)
+    finder.report_other_entries(entries)
     for name, given in splits.items():
         finder.add_classes(os.path.join(root, name), scan_root(os.path.join(root, name)), given)
     if unused := [f"{name}/" for name in found if name not in splits]:
-        finder.warnings.append(f"Not read, because it is no split: {some(unused)}.")
+        finder.warnings.append(f"Not read, as not one of the splits: {summarize(unused)}.")
     return finder.source("splits", frozenset(splits.values()))
 
 
 def _split_folders(root: str, folders: list[str]) -> dict[str, Split]:
-    """Folder names to splits, or nothing where the folders are classes."""
+    """Return the split of each folder, or nothing if the folders are classes."""
     splits = {name: SPLIT_NAMES[name.lower()] for name in folders if name.lower() in SPLIT_NAMES}
     if "train" not in splits.values():
         if len(splits) == len(folders) and splits:
-            raise DataError(f"{root} holds {some(splits)} but no train folder; add train/", code="train_missing")
+            raise DataError(f"{root} contains {summarize(splits)} but no train folder; add train/", code="train_missing")
         return {}
     if len(splits) == 1:
-        return {}  # a class that is called train
+        return {}  # a class with the name train
     for split in SPLITS:
         if len(same := [name for name in splits if splits[name] == split]) > 1:
             raise DataError(f"{root}: {' and '.join(same)} both mean {split}; keep one of them", code="split_ambiguous")
@@ -153,7 +153,7 @@ def _split_folders(root: str, folders: list[str]) -> dict[str, Split]:
 
 
 class _Finder:
-    """Collects what lies below one root."""
+    """Collects the files below a root."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -164,11 +164,11 @@ class _Finder:
         self.warnings: list[str] = []
 
     def add_classes(self, folder: str, entries: list[os.DirEntry[str]], given: Split | None) -> None:
-        self.set_aside(entries)
+        self.report_other_entries(entries)
         classes = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
         if not classes:
             raise DataError(
-                f"{folder} holds {_seen(entries)}; expected one folder a class, named as the class, with its images in it",
+                f"{folder} contains {_describe(entries)}; expected one folder for each class, with the class's name and images",
                 code="no_class_folders",
             )
         for entry in classes:
@@ -179,11 +179,11 @@ class _Finder:
                 else:
                     self._reject(path, problem.code, str(problem))
 
-    def set_aside(self, entries: list[os.DirEntry[str]]) -> None:
-        """Report links to folders, and count what lies beside the folders."""
+    def report_other_entries(self, entries: list[os.DirEntry[str]]) -> None:
+        """Report links to folders, and count the files next to the folders."""
         for entry in entries:
             if entry.is_symlink() and os.path.isdir(entry.path):
-                self._reject(entry.path, "link_to_folder", "links to folders are not followed; put the folder itself here")
+                self._reject(entry.path, "link_to_folder", "links to folders are not followed; copy the folder here")
             elif not entry.is_dir(follow_symlinks=False):
                 self.ignored += 1
 
@@ -209,10 +209,10 @@ class _Finder:
         return path[len(self.root) :].lstrip("/")
 
 
-def _seen(entries: list[os.DirEntry[str]]) -> str:
+def _describe(entries: list[os.DirEntry[str]]) -> str:
     links = [entry.name for entry in entries if entry.is_symlink() and os.path.isdir(entry.path)]
     if links:
-        return f"no folder but {some(links)}, and links to folders are not followed"
+        return f"no folder but {summarize(links)}, and links to folders are not followed"
     return f"{len(entries):,} files and no folder" if entries else "nothing"
 
 
@@ -224,7 +224,7 @@ def _csv(path: Path) -> Source:
         by_split[file.given].add(file.label)
     if given:
         if "train" not in given:
-            raise DataError(f"{path}: no row is in the split train, seen {some(sorted(given))}", code="train_missing")
+            raise DataError(f"{path}: no row is in the split train; found {summarize(sorted(given))}", code="train_missing")
         check_known(by_split)
     labels = sorted({file.label for file in files})
     return Source(layout="csv", root=os.path.realpath(path.parent), labels=tuple(labels), files=tuple(files), given=given)
@@ -241,7 +241,7 @@ def _rows(path: Path) -> list[SourceFile]:
             if not {"path", "label"} <= set(columns):
                 raise DataError(
                     f"{path}: the first line must name the columns path,label[,split][,group], separated by commas; "
-                    f"seen {some(map(repr, columns)) or 'nothing'}",
+                    f"found {summarize(map(repr, columns)) or 'nothing'}",
                     code="csv_invalid",
                 )
             for row in reader:
@@ -252,12 +252,12 @@ def _rows(path: Path) -> list[SourceFile]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}", code="unreadable") from error
     except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no CSV file in UTF-8: {error}", code="csv_invalid") from error
+        raise DataError(f"{path} is not a UTF-8 CSV file: {error}", code="csv_invalid") from error
     if len({bool(file.given) for file in files}) > 1:
         empty = sum(not file.given for file in files)
-        problems.append(f"{empty:,} of {len(files):,} rows have no split; give one to all rows or to none")
+        problems.append(f"{empty:,} of {len(files):,} rows have no split; set it in all rows or in none")
     if problems:
-        raise DataError(f"{path}: {some(problems)}", code="csv_invalid")
+        raise DataError(f"{path}: {summarize(problems)}", code="csv_invalid")
     return files
 
 
@@ -265,7 +265,7 @@ def _row_problem(row: dict[str, str | None]) -> str | None:
     if None in row or not row["path"] or not row["label"]:
         return "expected a path and a label, and no more fields than columns"
     if "\0" in row["path"]:
-        return "the path has a NUL character"
+        return "the path contains a NUL character"
     if (split := row.get("split")) and split.lower() not in SPLIT_NAMES:
         return f"split must be train, val or test, or empty in all rows, got {split!r}"
     return None
@@ -279,12 +279,12 @@ def _row(row: dict[str, str | None], root: str) -> SourceFile:
 
 
 def _one_class(source: Source) -> str:
-    message = f"{source.root} has the class {source.labels[0]!r} only" if source.labels else f"{source.root} names no image"
+    message = f"{source.root} has only the class {source.labels[0]!r}" if source.labels else f"{source.root} lists no image"
     message += "; a classifier needs at least two classes"
     if links := [file.name for file in source.rejected if file.code == "link_to_folder"]:
-        message += f" (links to folders are not followed: {some(links)})"
+        message += f" (links to folders are not followed: {summarize(links)})"
     if source.layout == "folders" and (inner := _folders_in(Path(source.root, source.labels[0]))):
-        message += f"; if {some(inner)} are the classes, name the folder {Path(source.root, source.labels[0])}"
+        message += f"; if {summarize(inner)} are the classes, use the folder {Path(source.root, source.labels[0])}"
     return message
 
 

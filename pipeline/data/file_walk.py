@@ -1,11 +1,10 @@
-"""Look at a user's folders and files: nothing is trusted, nothing hangs, nothing is changed.
+"""Walk a user's folders and open files, without trusting, blocking on or changing anything.
 
 Invariants:
-- only regular files are ever opened, so a FIFO, a socket or a device cannot block or be disturbed;
-- links to folders are not followed, so a walk ends and sees each file once; a link to a file is followed only as long as
+- only regular files are opened, so a FIFO, a socket or a device cannot block;
+- links to folders are not followed, so a walk terminates and yields each file once; a link to a file is followed only if
   it stays inside the root;
-- everything that is not handed on as a file is handed on with its reason; only hidden files and what operating systems
-  leave behind go unmentioned.
+- everything else is yielded with the reason why it cannot be used, except hidden files and operating systems' leftovers.
 """
 
 import os
@@ -16,47 +15,47 @@ from io import BufferedReader
 from edgeline.serve.errors import DataError, ImageError
 
 LEFTOVERS = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
-"""What Windows and macOS leave in folders and archives, in lower case."""
+"""Files that Windows and macOS create in folders and archives, in lower case."""
 
 
 def is_skipped(name: str) -> bool:
-    """Whether a name is hidden, or an operating system's and not the user's."""
+    """Whether a name is hidden, or a leftover of an operating system."""
     return name.startswith(".") or name.lower() in LEFTOVERS
 
 
 def scan(folder: str) -> list[os.DirEntry[str]]:
-    """The entries of a folder that count, sorted by name.
+    """List the entries of a folder that are not skipped, sorted by name.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the folder cannot be read.
     """
     with os.scandir(folder) as entries:
         return sorted((entry for entry in entries if not is_skipped(entry.name)), key=lambda entry: entry.name)
 
 
 def scan_root(folder: str) -> list[os.DirEntry[str]]:
-    """The entries of a folder that the data cannot do without.
+    """List the entries of a folder that the data cannot do without, as `scan` does.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the folder cannot be read.
     """
     try:
         return scan(folder)
     except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}; give this user access", code="unreadable") from error
+        raise DataError(f"{folder} cannot be read: {error.strerror}; grant this user read access", code="unreadable") from error
 
 
 def walk(folder: str, root: str) -> Iterator[tuple[str, ImageError | None]]:
-    """Every file below a folder, however deep.
+    """Yield every file below a folder, at any depth.
 
     Args:
         folder: where to start; not a link.
-        root: the real path that links must not leave.
+        root: real path of the folder that links must stay inside.
 
     Yields:
-        A path, and why it cannot be used, or None for one that can be opened.
+        A path, and the reason why it cannot be used, or None if it can be opened.
     """
-    waiting = [folder]  # not recursion: folders may be nested deeper than Python's stack
+    waiting = [folder]  # not recursive: folders may be nested deeper than Python's stack
     while waiting:
         current = waiting.pop()
         try:
@@ -73,15 +72,15 @@ def walk(folder: str, root: str) -> Iterator[tuple[str, ImageError | None]]:
 
 
 def open_regular(path: str) -> BufferedReader:
-    """Open a regular file for reading, without ever waiting for it.
+    """Open a regular file for reading, without ever blocking.
 
     Raises:
-        ImageError: it is none, or cannot be opened.
+        ImageError: it is not a regular file, or cannot be opened.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise _not_regular()
-        # It may have been replaced since: O_NONBLOCK returns at once even from a FIFO without a writer.
+        # It may have been replaced in the meantime: with O_NONBLOCK, opening a FIFO without a writer does not block.
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except OSError as error:
         raise _unreadable(error) from error
@@ -92,13 +91,13 @@ def open_regular(path: str) -> BufferedReader:
 
 
 def printable_name(name: str) -> str:
-    r"""A file's name as text, bytes that are no UTF-8 written as `\xff`."""
+    r"""Return a file name as text, with bytes that are not UTF-8 written as `\xff`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _problem(entry: os.DirEntry[str], root: str) -> ImageError | None:
     if printable_name(entry.name) != entry.name:
-        return ImageError("the name is no UTF-8; rename it", code="name_not_utf8")
+        return ImageError("the name is not UTF-8; rename the file", code="name_not_utf8")
     try:
         if entry.is_symlink():
             return _link_problem(entry.path, root)
@@ -111,13 +110,13 @@ def _problem(entry: os.DirEntry[str], root: str) -> ImageError | None:
 
 def _link_problem(path: str, root: str) -> ImageError | None:
     try:
-        mode = os.stat(path).st_mode  # raises on a link to nothing and on a circle of links
+        mode = os.stat(path).st_mode  # raises for a broken link and for a cycle of links
     except OSError as error:
         return _unreadable(error)
     if stat.S_ISDIR(mode):
-        return ImageError("links to folders are not followed; put the folder itself here", code="link_to_folder")
+        return ImageError("links to folders are not followed; copy the folder here", code="link_to_folder")
     if os.path.commonpath([root, os.path.realpath(path)]) != root:
-        return ImageError("the link leaves the data's folder; copy the file here", code="path_escapes_root")
+        return ImageError("the link points outside the data folder; copy the file here", code="path_escapes_root")
     return None if stat.S_ISREG(mode) else _not_regular()
 
 
@@ -126,4 +125,4 @@ def _unreadable(error: OSError) -> ImageError:
 
 
 def _not_regular() -> ImageError:
-    return ImageError("is a FIFO, a socket, a device or a folder, expected a file", code="not_a_regular_file")
+    return ImageError("is a FIFO, a socket, a device or a folder; expected a regular file", code="not_a_regular_file")

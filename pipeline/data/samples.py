@@ -27,46 +27,46 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One image of the data set, and which split it is in."""
+    """An image of the data set, with its label and split."""
 
     path: str
-    """Absolute, in the user's own folder; never written to."""
+    """Absolute; in the user's own folder, which is never written to."""
     label: str
     index: int
-    """Of the label in the class list."""
+    """Index of the label in the list of classes."""
     split: Split
     group: str
-    """Samples of one group are in one split."""
+    """All samples of a group are in the same split."""
     sha256: str
-    """Of the file's bytes."""
+    """SHA-256 of the file."""
     pixels: str
-    """SHA-256 of the upright RGB pixels: equal for the same picture in another file."""
+    """SHA-256 of the upright RGB pixels, equal for copies in other formats."""
     width: int
     height: int
     name: str = ""
-    """Relative to the data's root: what reports and artifacts call it, which must not tell where a machine keeps data."""
+    """Relative to the data's root. Reports and artifacts use it, because they must not reveal a machine's folders."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` found, as the later steps read it."""
+    """The result of `prepare`, for later steps."""
 
     labels: tuple[str, ...]
     samples: tuple[Sample, ...]
     fingerprint: str
-    """Digest of every image's content, label and split."""
+    """Digest of the content, label and split of every image."""
 
     def of(self, *splits: Split) -> list[Sample]:
-        """The samples of some splits, in the file's order."""
+        """Return the samples of the given splits, in the order of the file."""
         return [sample for sample in self.samples if sample.split in splits]
 
 
 ADMITTED = Limits(max_bytes=2**31, max_pixels=2**31)
-"""For images that `prepare` admitted under its own limits."""
+"""For images that `prepare` accepted under the configured limits."""
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
-    """Write `samples.csv`, every field quoted."""
+    """Write `samples.csv`, with every field quoted."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Sample)], quoting=csv.QUOTE_ALL)
         writer.writeheader()
@@ -77,7 +77,7 @@ def read_prepared(folder: Path) -> Prepared:
     """Read a prepare step's folder.
 
     Raises:
-        DataError: there is none, or it was written by another version.
+        DataError: it contains no prepared data, or that of another version.
     """
     try:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
@@ -87,33 +87,33 @@ def read_prepared(folder: Path) -> Prepared:
         samples = tuple(Sample(**{name: int(row[name]) if name in whole else row[name] for name in row}) for row in rows)  # type: ignore[arg-type]
         return Prepared(tuple(summary["labels"]), samples, summary["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder} holds no prepared data ({error}); run `edgeline prepare` again") from error
+        raise DataError(f"{folder} has no valid prepared data ({error}); run `edgeline prepare` again") from error
 
 
 def read_image(sample: Sample) -> bytes:
-    """The bytes of a sample's file.
+    """Read the bytes of a sample's file.
 
     Raises:
-        DataError: it is gone, or not the file that `prepare` saw.
+        DataError: the file is gone, or has changed since `prepare`.
     """
     try:
         data = Path(sample.path).read_bytes()
     except OSError as error:
         raise DataError(
-            f"{sample.path}: {error.strerror}; it was there when the data was prepared: prepare it again"
+            f"{sample.path}: {error.strerror}; it existed when the data was prepared, so prepare the data again"
         ) from error
     if hashlib.sha256(data).hexdigest() != sample.sha256:
-        raise DataError(f"{sample.path} has changed since the data was prepared; prepare it again", code="content_changed")
+        raise DataError(f"{sample.path} has changed since it was prepared; prepare the data again", code="content_changed")
     return data
 
 
 def stream_pixels(
     samples: Sequence[Sample], spec: PreprocessSpec, batch_size: int, *, limits: Limits = ADMITTED
 ) -> Iterator[np.ndarray]:
-    """Preprocess samples in order, ahead of the consumer, in memory bounded by a few batches.
+    """Preprocess samples in order, ahead of the consumer. Memory is bounded by a few batches.
 
     Yields:
-        uint8, shape (N, H, W, 3), N = batch_size but for the last.
+        uint8, shape (N, H, W, 3), with N = batch_size except for the last batch.
     """
     images = map_ahead(lambda sample: preprocess(read_image(sample), spec, limits), samples, ahead=4 * batch_size)
     batch: list[np.ndarray] = []
@@ -127,9 +127,9 @@ def stream_pixels(
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], *, ahead: int) -> Iterator[R]:
-    """Apply a function to items in threads and yield the results in order, at most `ahead` of them waiting.
+    """Apply a function to items in threads and yield the results in order, with at most `ahead` items in progress.
 
-    Threads and not processes: decoding and resizing release the GIL.
+    Threads suffice, because decoding and resizing release the GIL.
     """
     with ThreadPoolExecutor(max_workers=usable_cores()) as pool:
         waiting: deque[Future[R]] = deque()

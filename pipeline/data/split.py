@@ -1,12 +1,12 @@
-"""Carve held-out splits: stratified by class, groups kept whole, and nearly still as the data grows.
+"""Carve held-out splits: stratified by class, groups undivided, and stable as the data grows.
 
-Each class's groups are put in the order of a hash of the seed and the group's own name. The test split takes from the
-front of that order, validation from its back, train is what lies between. One more photo therefore takes one place in one
-class, and only images beside the two borders can change their split: two at most, mostly none or one. Fewer than two
-cannot be promised by any rule that knows only the present data and gives every split its exact share.
+The groups of each class are ordered by a hash of the seed and the group's name. The test split takes the first of them,
+validation the last, and train those in between. A new photo therefore enters one position in one class, and only images
+next to the two boundaries can change their split: at most two, usually none or one. No rule that depends only on the
+current data and gives each split its exact share can guarantee fewer.
 
-This is not scikit-learn's StratifiedGroupKFold because that shuffles by position: one more photo deals all the others
-anew, so that yesterday's test images are trained on today, and a new model looks better than the one it should beat.
+scikit-learn's StratifiedGroupKFold is not used because it shuffles by position: one new photo would reassign all others.
+The next model would be trained on images that the previous one was tested on, and its accuracy would look better than it is.
 """
 
 import hashlib
@@ -19,39 +19,39 @@ Counts = Mapping[str, int]
 """Images by class."""
 
 HELD_OUT: tuple[Split, ...] = ("test", "val")
-"""In the order in which they take their share."""
+"""In the order in which they are filled."""
 
 
 def carve(groups: Mapping[str, Counts], shares: Mapping[Split, float], *, seed: int) -> dict[str, Split]:
-    """Give each group a split.
+    """Assign a split to each group.
 
     Args:
-        groups: how many images of each class each group has. Every class must be in as many groups as splits are asked for.
-        shares: of each class for `test`, and of what that leaves for `val`; one that is absent makes no such split. What
-            is left is `train`.
-        seed: another one gives another split.
+        groups: number of images by class, for each group. Every class must be in at least as many groups as there are splits.
+        shares: share of each class for `test`, and of the remainder for `val`. A split that is absent is not carved. The
+            rest is `train`.
+        seed: a different seed gives a different split.
 
     Returns:
-        The split of each group. Each class is in every split, unless groups of several classes leave no way for it.
+        The split of each group. Each class is in every split, unless groups with several classes make that impossible.
     """
     names = sorted(groups, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
-    wanted = _wanted(groups, shares)
+    targets = _targets(groups, shares)
     mixed = [name for name in names if len(groups[name]) > 1]
-    taken = _place_mixed(mixed, groups, wanted)
-    assigned = dict(taken)
+    placed = _place_mixed(mixed, groups, targets)
+    assigned = dict(placed)
     by_class: dict[str, list[str]] = defaultdict(list)
     for name in names:
         if len(groups[name]) == 1:
             by_class[next(iter(groups[name]))].append(name)
     for label, own in by_class.items():
         sizes = {name: groups[name][label] for name in own}
-        have = _sum(label, taken, groups)
-        assigned |= _place_pure(sizes, {split: n - have[split] for split, n in wanted[label].items()}, have)
+        have = _sum(label, placed, groups)
+        assigned |= _place_pure(sizes, {split: n - have[split] for split, n in targets[label].items()}, have)
     return assigned
 
 
-def _wanted(groups: Mapping[str, Counts], shares: Mapping[Split, float]) -> dict[str, dict[Split, int]]:
-    """Images of each class for each split: the rounded shares, at least one."""
+def _targets(groups: Mapping[str, Counts], shares: Mapping[Split, float]) -> dict[str, dict[Split, int]]:
+    """Target number of images by class and split: the rounded shares, at least one."""
     totals: Counter[str] = Counter()
     for counts in groups.values():
         totals.update(counts)
@@ -59,12 +59,12 @@ def _wanted(groups: Mapping[str, Counts], shares: Mapping[Split, float]) -> dict
 
 
 def _shares(total: int, shares: Mapping[Split, float]) -> dict[Split, int]:
-    wanted: dict[Split, int] = {}
+    targets: dict[Split, int] = {}
     splits = [split for split in HELD_OUT if split in shares]
     for position, split in enumerate(splits):
-        wanted[split] = _share(total, shares[split], leave=len(splits) - position)
-        total -= wanted[split]
-    return {**wanted, "train": total}
+        targets[split] = _share(total, shares[split], leave=len(splits) - position)
+        total -= targets[split]
+    return {**targets, "train": total}
 
 
 def _share(total: int, share: float, *, leave: int) -> int:
@@ -72,14 +72,14 @@ def _share(total: int, share: float, *, leave: int) -> int:
 
 
 def _place_mixed(
-    names: Sequence[str], groups: Mapping[str, Counts], wanted: Mapping[str, Mapping[Split, int]]
+    names: Sequence[str], groups: Mapping[str, Counts], targets: Mapping[str, Mapping[Split, int]]
 ) -> dict[str, Split]:
-    """Give groups of several classes, one after the other, to the split that lacks most of what they hold."""
-    have: dict[str, Counter[Split]] = {label: Counter() for label in wanted}
+    """Assign groups with several classes, one after the other, to the split that lacks most of their images."""
+    have: dict[str, Counter[Split]] = {label: Counter() for label in targets}
     left = Counter(label for counts in groups.values() for label in counts)
     placed: dict[str, Split] = {}
     for name in names:
-        placed[name] = split = _choose(groups[name], wanted, have, left)
+        placed[name] = split = _choose(groups[name], targets, have, left)
         for label, count in groups[name].items():
             have[label][split] += count
             left[label] -= 1
@@ -87,23 +87,23 @@ def _place_mixed(
 
 
 def _choose(
-    counts: Counts, wanted: Mapping[str, Mapping[Split, int]], have: Mapping[str, Counter[Split]], left: Counter[str]
+    counts: Counts, targets: Mapping[str, Mapping[Split, int]], have: Mapping[str, Counter[Split]], left: Counter[str]
 ) -> Split:
-    # A class with no more groups to come than splits without it must go to one of these now.
+    # A class with no more groups left than splits without it must now go to one of these splits.
     urgent: Counter[Split] = Counter()
     for label in counts:
-        empty = [split for split in wanted[label] if not have[label][split]]
+        empty = [split for split in targets[label] if not have[label][split]]
         if left[label] <= len(empty):
             urgent.update(empty)
 
     def excess(split: Split) -> float:
-        """How much the squared distance from the wanted counts grows, each class and split by its own size."""
+        """Growth of the squared distance from the target counts, relative to the size of each class and split."""
         return sum(
-            count * (count - 2 * (wanted[label][split] - have[label][split])) / max(1, wanted[label][split])
+            count * (count - 2 * (targets[label][split] - have[label][split])) / max(1, targets[label][split])
             for label, count in counts.items()
         )
 
-    splits: list[Split] = list(wanted[next(iter(counts))])
+    splits: list[Split] = list(targets[next(iter(counts))])
     return min(reversed(splits), key=lambda split: (-urgent[split], excess(split)))
 
 
@@ -114,25 +114,25 @@ def _sum(label: str, placed: Mapping[str, Split], groups: Mapping[str, Counts]) 
     return have
 
 
-def _place_pure(sizes: Mapping[str, int], wanted: Mapping[Split, int], have: Counter[Split]) -> dict[str, Split]:
-    """Deal the groups of one class, given in their order: test from the front, validation from the back."""
+def _place_pure(sizes: Mapping[str, int], targets: Mapping[Split, int], have: Counter[Split]) -> dict[str, Split]:
+    """Assign the groups of one class, in their order: test from the front, validation from the back."""
     placed: dict[str, Split] = {}
-    empty = [split for split in wanted if not have[split]]
-    for split in [split for split in wanted if split != "train"]:
+    empty = [split for split in targets if not have[split]]
+    for split in [split for split in targets if split != "train"]:
         order = [name for name in sizes if name not in placed]
         if split == "val":
             order.reverse()
         reserved = sum(other != split and other not in placed.values() for other in empty)
-        taken = _take(order, sizes, wanted[split], most=len(order) - reserved, least=int(split in empty))
-        placed |= dict.fromkeys(taken, split)
+        selected = _select(order, sizes, targets[split], maximum=len(order) - reserved, minimum=int(split in empty))
+        placed |= dict.fromkeys(selected, split)
     return {name: placed.get(name, "train") for name in sizes}
 
 
-def _take(order: Sequence[str], sizes: Mapping[str, int], wanted: int, *, most: int, least: int) -> list[str]:
-    """The first groups that bring the count nearer to what is wanted."""
-    taken: list[str] = []
+def _select(order: Sequence[str], sizes: Mapping[str, int], target: int, *, maximum: int, minimum: int) -> list[str]:
+    """Select the first groups that bring the count closer to the target."""
+    selected: list[str] = []
     for name in order:
-        if len(taken) < most and sizes[name] < 2 * wanted:
-            taken.append(name)
-            wanted -= sizes[name]
-    return taken if len(taken) >= least else sorted(order, key=lambda name: sizes[name])[:least]
+        if len(selected) < maximum and sizes[name] < 2 * target:
+            selected.append(name)
+            target -= sizes[name]
+    return selected if len(selected) >= minimum else sorted(order, key=lambda name: sizes[name])[:minimum]

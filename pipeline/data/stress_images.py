@@ -1,8 +1,8 @@
-"""Images that break careless preprocessing, made the same on every machine, and what becomes of them.
+"""Stress images: generated images that break careless preprocessing, identical on every machine.
 
-The gate runs them beside the user's own images. Their preprocessed pixels are also stored with a checkpoint as the
-*preprocessing_fingerprint*: a change of preprocessing code or image library between training and verification shows as a
-difference there, which no hash of settings would tell.
+Verification uses them in addition to the user's own images. Their preprocessed pixels are also stored with a checkpoint as
+the *preprocessing fingerprint*. It reveals a change of preprocessing code or of the image library between training and
+verification, which a hash of the settings would not.
 """
 
 import io
@@ -19,14 +19,14 @@ from edgeline.serve.artifact.pixel_difference import likely_cause
 from edgeline.serve.errors import VerificationError
 from edgeline.serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, preprocess
 
-WITNESS = "preprocessing_fingerprint.npz"
+FINGERPRINT_NAME = "preprocessing_fingerprint.npz"
 MAX_FINGERPRINT_DIFFERENCE = 1.0
-"""Mean difference of an image's pixels, of 255, that another build of an image library may cause."""
+"""Largest mean difference of an image's pixels, of 255, that another build of the image library may cause."""
 
 
 @cache
 def stress_images() -> dict[str, bytes]:
-    """Encoded images by name. No name says more than what is hard about it."""
+    """Return encoded images by name. The name describes what is difficult about an image."""
     scene = _scene(480, 360)
     gray = np.asarray(scene.convert("L"))
     alpha = Image.fromarray(np.tile(np.linspace(0, 255, 480, dtype=np.uint8), (360, 1)))
@@ -51,24 +51,28 @@ def stress_images() -> dict[str, bytes]:
 
 
 def preprocessing_fingerprint(spec: PreprocessSpec) -> dict[str, np.ndarray]:
-    """The hard set's pixels, uint8 (H, W, 3) each, by name."""
+    """Return the preprocessed pixels of the stress images by name, uint8 (H, W, 3) each."""
     return {name: preprocess(data, spec) for name, data in stress_images().items()}
 
 
 def write_preprocessing_fingerprint(path: Path, spec: PreprocessSpec) -> None:
-    """Keep the preprocessing_fingerprint beside a checkpoint."""
+    """Write the preprocessing fingerprint to an .npz file."""
     pixels: dict[str, Any] = preprocessing_fingerprint(spec)
     np.savez_compressed(path, **pixels)
 
 
 def check_preprocessing(path: Path, spec: PreprocessSpec) -> float:
-    """Compare the preprocessing of now with the one a checkpoint was trained with.
+    """Compare the current preprocessing with that at training time.
+
+    Args:
+        path: the fingerprint that was written at training time.
+        spec: the preprocessing of the checkpoint.
 
     Returns:
         The largest mean difference of an image's pixels, of 255.
 
     Raises:
-        VerificationError: a picture of the hard set comes out differently, or there is no whole preprocessing_fingerprint.
+        VerificationError: a stress image is preprocessed differently, or the fingerprint is missing or damaged.
     """
     try:
         # From memory: np.load leaves a damaged file open.
@@ -76,7 +80,7 @@ def check_preprocessing(path: Path, spec: PreprocessSpec) -> float:
             then = {name: file[name] for name in stress_images()}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise VerificationError(
-            f"{path} is no whole preprocessing_fingerprint ({error}); train again", code="preprocess_changed"
+            f"{path} is not a valid preprocessing fingerprint ({error}); train again", code="preprocess_changed"
         ) from error
     now = preprocessing_fingerprint(spec)
     differences = {name: _mean_difference(pixels_HW3, then[name]) for name, pixels_HW3 in now.items()}
@@ -84,8 +88,8 @@ def check_preprocessing(path: Path, spec: PreprocessSpec) -> float:
     if differences[worst] > MAX_FINGERPRINT_DIFFERENCE:
         off = [name for name in differences if differences[name] > MAX_FINGERPRINT_DIFFERENCE]
         raise VerificationError(
-            f"preprocessing is not what the model was trained with: {', '.join(off)} of the hard set differ, by "
-            f"{differences[worst]:.1f} of 255 at worst ({worst}): {likely_cause(then[worst], now[worst])}; use the same "
+            f"preprocessing differs from that at training time: the stress images {', '.join(off)} differ, by up to "
+            f"{differences[worst]:.1f} of 255 ({worst}): {likely_cause(then[worst], now[worst])}; use the same "
             "edgeline and Pillow, or train again",
             code="preprocess_changed",
         )
@@ -99,7 +103,7 @@ def _mean_difference(now_HW3: np.ndarray, then_HW3: np.ndarray) -> float:
 
 
 def _scene(width: int, height: int) -> Image.Image:
-    """A colored scene without any symmetry: gradients, fine stripes, and blocks of saturated color in two corners."""
+    """An asymmetric color scene: gradients, fine stripes, and blocks of saturated color in two corners."""
     y, x = np.mgrid[0:height, 0:width] / max(width, height)
     stripes = 40 * np.sign(np.sin(2 * np.pi * 60 * (x + 0.37 * y)))
     pixels_HW3 = np.stack([220 * x + stripes, 40 + 200 * y, 190 - 150 * x * (1 - y) - stripes], axis=-1)

@@ -1,6 +1,6 @@
-"""A folder of photos without labels: what the gate for files from elsewhere looks at.
+"""Read a folder of photos without labels, for the verification of third-party models.
 
-Every image is read however deep it lies; what cannot be read is told with its reason, and does not stop the rest.
+Images are read at any depth. Those that cannot be read are reported with the reason, and the others are used.
 
 Shapes: H x W the model's input.
 """
@@ -21,39 +21,39 @@ from edgeline.serve.preprocess import Limits, PreprocessSpec, preprocess
 
 @dataclass(frozen=True, slots=True)
 class Photos:
-    """The photos of a folder, as a model sees them."""
+    """The preprocessed photos of a folder."""
 
     names: tuple[str, ...]
-    """Paths in the folder."""
+    """Paths relative to the folder."""
     pixels: tuple[np.ndarray, ...]
-    """Of each, uint8 (H, W, 3)."""
+    """Pixels of each, uint8 (H, W, 3)."""
     unreadable: tuple[tuple[str, str], ...]
-    """Name and reason of what was tried and cannot be read."""
+    """Name and reason of each file that was tried and cannot be read."""
     found: int
-    """Files in the folder, of which as many as were asked for were tried."""
+    """Number of files in the folder, of which at most the requested number was tried."""
 
 
-def read_photos(folder: Path, spec: PreprocessSpec, most: int) -> Photos:
-    """Read and preprocess the photos of a folder, or as many of them, evenly spread over it.
+def read_photos(folder: Path, spec: PreprocessSpec, limit: int) -> Photos:
+    """Read and preprocess photos of a folder: all of them, or `limit` files evenly spaced in the sorted list.
 
     Args:
-        folder: searched however deep; only read.
+        folder: searched at any depth, never written to.
         spec: the preprocessing.
-        most: how many files are tried at most.
+        limit: maximum number of files to try.
 
     Raises:
-        DataError: there is no such folder, or no photo in it can be read.
+        DataError: the folder does not exist, or no photo in it can be read.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder} is no folder; give one of photos", code="no_such_folder")
+        raise DataError(f"{folder} is not a folder; expected a folder of photos", code="no_such_folder")
     files = sorted(walk(str(folder), os.path.realpath(folder)), key=lambda entry: entry[0])
-    chosen = [files[i * len(files) // most] for i in range(most)] if len(files) > most else files
+    chosen = [files[i * len(files) // limit] for i in range(limit)] if len(files) > limit else files
     read = list(track(map_ahead(lambda entry: _read(entry, spec), chosen, ahead=64), "reading photos", len(chosen)))
     names = [os.path.relpath(path, folder) for path, _ in chosen]
     good = [(name, pixels) for name, pixels in zip(names, read, strict=True) if isinstance(pixels, np.ndarray)]
     bad = tuple((name, str(error)) for name, error in zip(names, read, strict=True) if isinstance(error, ImageError))
     if not good:
-        raise DataError(f"{folder} holds no photo that can be read ({_first(bad)}); give JPEG, PNG or WebP", code="no_images")
+        raise DataError(f"{folder} contains no readable photo ({_first(bad)}); expected JPEG, PNG or WebP", code="no_images")
     return Photos(tuple(name for name, _ in good), tuple(pixels for _, pixels in good), bad, len(files))
 
 

@@ -1,9 +1,9 @@
-"""Open every file of a data set once, fully, and remember by content what was found.
+"""Validate every file of a data set by decoding it completely, and cache the result by content.
 
-A verdict depends on nothing but the file's bytes, the limits and the code that decodes, so it is kept over runs under
-their digests: after one photo was added, one photo is decoded. Hashing is what every run pays.
+The result depends only on the file's bytes, the limits and the code, so it is cached under their digests: after one photo
+is added, one photo is decoded. Every run hashes all files.
 
-Memory is bounded by a few images a thread, whatever the size of the data set.
+Memory is bounded by a few images in each thread, whatever the size of the data set.
 """
 
 import hashlib
@@ -41,84 +41,86 @@ UNREAD_EXTENSIONS = {
     *(".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".ico", ".tga", ".ppm", ".pgm"),
     *(".pbm", ".pnm", ".eps", ".fits", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
 }
-"""Extensions of images of other formats: such a file is rejected, and not ignored as no image at all."""
+"""Extensions of unsupported image formats. Such a file is rejected, not ignored."""
 IMAGE_EXTENSIONS = UNREAD_EXTENSIONS.union(*FORMAT_EXTENSIONS.values())
 
 STRIP_PIXELS = 2**20
-"""Pixels hashed at a time: a large image is not copied whole."""
+"""Pixels hashed at a time, so that a large image is not copied as a whole."""
 
 BATCH = 256
-"""Verdicts stored at a time: what a kill can cost."""
+"""Results written to the cache at a time. A kill loses at most this many."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """What a good image file shows."""
+class ImageContent:
+    """The decoded content of an image file."""
 
     pixels: str
     """SHA-256 of width, height and the upright RGB pixels."""
     width: int
     height: int
     format: str
-    """As Pillow names it: `JPEG`."""
+    """Pillow's name of the format, such as `JPEG`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GoodImage:
-    """A file that is an image."""
+class ValidImage:
+    """A file that contains a usable image."""
 
     file: SourceFile
     sha256: str
-    picture: Picture
+    content: ImageContent
     split: Split | None
-    """What its given split is used as."""
+    """The split that the data assigns, by the role it is used in."""
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """Name of the file."""
         return self.file.name
 
     @property
     def wrong_extension(self) -> bool:
-        """Whether the name claims another format than the content has."""
+        """Whether the extension is that of another format."""
         extension = _extension(self.name)
-        return bool(extension) and extension not in FORMAT_EXTENSIONS[self.picture.format]
+        return bool(extension) and extension not in FORMAT_EXTENSIONS[self.content.format]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened:
-    """What opening the files of a source gave."""
+class ValidationResult:
+    """The files of a source, sorted into images, rejected and ignored files."""
 
-    images: tuple[GoodImage, ...]
+    images: tuple[ValidImage, ...]
     rejected: tuple[Rejected, ...]
-    """Files that should be images, and cannot be used."""
+    """Files that are expected to be images but cannot be used."""
     ignored: tuple[Rejected, ...]
-    """Files that are no images and do not claim to be."""
+    """Files that are not images and do not have the extension of one."""
     decoded: int
-    """Contents that were decoded now; the verdicts on all others were remembered."""
+    """Number of distinct contents that were decoded. The results of the others were cached."""
 
     @property
     def found(self) -> int:
-        """Files that should be images."""
+        """Number of files that are expected to be images."""
         return len(self.images) + len(self.rejected)
 
 
 def hash_files(paths: Sequence[str], limits: Limits) -> list[str | ImageError]:
-    """The SHA-256 of each file, or why it cannot be had. Files over the limit are not read."""
+    """Return the SHA-256 of each file, or the reason why it cannot be read. Files over the limit are not read."""
     hashes = map_ahead(lambda path: _hash(path, limits), paths, ahead=64)
     return list(track(hashes, "hashing files", len(paths)))
 
 
-def open_images(source: Source, hashes: Sequence[str | ImageError], limits: Limits, cache: ContentCache) -> Opened:
-    """Decode the files of a source, or remember what decoding them gave.
+def validate_images(
+    source: Source, hashes: Sequence[str | ImageError], limits: Limits, cache: ContentCache
+) -> ValidationResult:
+    """Validate the files of a source by decoding them, or use cached results.
 
     Args:
-        source: where they are.
-        hashes: of its files, as `hash_files` gives them.
-        limits: what images are refused.
-        cache: keeps the verdicts.
+        source: the files.
+        hashes: SHA-256 of its files, as `hash_files` returns them.
+        limits: larger images are rejected.
+        cache: for the results.
 
     Raises:
         DataError: a file has changed since it was hashed.
@@ -127,18 +129,18 @@ def open_images(source: Source, hashes: Sequence[str | ImageError], limits: Limi
     for file, sha256 in zip(source.files, hashes, strict=True):
         if isinstance(sha256, str):
             contents.setdefault(sha256, source.path(file))
-    verdicts, decoded = _judge(contents, limits, cache)
+    results, decoded = _validate_contents(contents, limits, cache)
     images, rejected, ignored = [], list(source.rejected), []
     for file, sha256 in zip(source.files, hashes, strict=True):
-        verdict = verdicts[sha256] if isinstance(sha256, str) else sha256
-        if isinstance(verdict, Picture):
+        result = results[sha256] if isinstance(sha256, str) else sha256
+        if isinstance(result, ImageContent):
             assert isinstance(sha256, str)
-            images.append(GoodImage(file=file, sha256=sha256, picture=verdict, split=source.role(file.given)))
-        elif _extension(file.name) not in IMAGE_EXTENSIONS and _is_none(verdict, isinstance(sha256, str)):
-            ignored.append(Rejected(name=file.name, code="ignored", message=str(verdict)))
+            images.append(ValidImage(file=file, sha256=sha256, content=result, split=source.role(file.given)))
+        elif _extension(file.name) not in IMAGE_EXTENSIONS and _is_not_an_image(result, opened=isinstance(sha256, str)):
+            ignored.append(Rejected(name=file.name, code="ignored", message=str(result)))
         else:
-            rejected.append(Rejected(name=file.name, code=verdict.code, message=str(verdict)))
-    return Opened(images=tuple(images), rejected=tuple(rejected), ignored=tuple(ignored), decoded=decoded)
+            rejected.append(Rejected(name=file.name, code=result.code, message=str(result)))
+    return ValidationResult(images=tuple(images), rejected=tuple(rejected), ignored=tuple(ignored), decoded=decoded)
 
 
 def pixel_digest(image: Image.Image) -> str:
@@ -154,21 +156,23 @@ def _extension(name: str) -> str:
     return PurePosixPath(name).suffix.lower()
 
 
-def _is_none(error: ImageError, opened: bool) -> bool:
-    """Whether an error says that a file is no image, rather than a bad one. One too large to be opened counts as none."""
+def _is_not_an_image(error: ImageError, *, opened: bool) -> bool:
+    """Whether an error means that a file is not an image, rather than a damaged one. Too large to be opened counts too."""
     return error.code in ("not_an_image", "image_empty") if opened else error.code == "image_too_large"
 
 
-def _judge(paths: Mapping[str, str], limits: Limits, cache: ContentCache) -> tuple[dict[str, Picture | ImageError], int]:
-    """The verdict on each content, given a file that has it, and how many were not known yet."""
+def _validate_contents(
+    paths: Mapping[str, str], limits: Limits, cache: ContentCache
+) -> tuple[dict[str, ImageContent | ImageError], int]:
+    """Return the result for each content, given a file with that content, and how many were not cached."""
     code = step_key(asdict(limits), code_digest(__name__), ("pillow",))
-    known = {key.partition(":")[0]: _parse(value) for key, value in cache.get(f"{sha256}:{code}" for sha256 in paths)}
-    unknown = [(sha256, path) for sha256, path in paths.items() if sha256 not in known]
-    verdicts = map_ahead(lambda item: (item[0], _examine(item[1], item[0], limits)), unknown, ahead=16)
-    for batch in _batches(track(verdicts, "reading images", len(unknown)), BATCH):
-        cache.put([(f"{sha256}:{code}", verdict) for sha256, verdict in batch])
-        known.update((sha256, _parse(verdict)) for sha256, verdict in batch)
-    return known, len(unknown)
+    results = {key.partition(":")[0]: _parse(value) for key, value in cache.get(f"{sha256}:{code}" for sha256 in paths)}
+    missing = [(sha256, path) for sha256, path in paths.items() if sha256 not in results]
+    new = map_ahead(lambda item: (item[0], _decode(item[1], item[0], limits)), missing, ahead=16)
+    for batch in _batches(track(new, "reading images", len(missing)), BATCH):
+        cache.put([(f"{sha256}:{code}", result) for sha256, result in batch])
+        results.update((sha256, _parse(result)) for sha256, result in batch)
+    return results, len(missing)
 
 
 def _hash(path: str, limits: Limits) -> str | ImageError:
@@ -184,26 +188,26 @@ def _hash(path: str, limits: Limits) -> str | ImageError:
         return ImageError(f"cannot be read: {error.strerror}", code="unreadable")
 
 
-def _examine(path: str, sha256: str, limits: Limits) -> bytes:
+def _decode(path: str, sha256: str, limits: Limits) -> bytes:
     data = _read_again(path, sha256, limits)
     try:
         image = decode_image(data, limits=limits)
         with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-            verdict = asdict(Picture(pixel_digest(image), image.width, image.height, str(header.format)))
+            result = asdict(ImageContent(pixel_digest(image), image.width, image.height, str(header.format)))
     except ImageError as error:
-        verdict = {"code": error.code, "message": str(error)}
-    return json.dumps(verdict).encode()
+        result = {"code": error.code, "message": str(error)}
+    return json.dumps(result).encode()
 
 
-def _parse(verdict: bytes) -> Picture | ImageError:
-    fields = json.loads(verdict)
+def _parse(result: bytes) -> ImageContent | ImageError:
+    fields = json.loads(result)
     if "code" in fields:
         return ImageError(fields["message"], code=fields["code"])
-    return Picture(fields["pixels"], fields["width"], fields["height"], sys.intern(fields["format"]))
+    return ImageContent(fields["pixels"], fields["width"], fields["height"], sys.intern(fields["format"]))
 
 
 def _read_again(path: str, sha256: str, limits: Limits) -> bytes:
-    """The bytes that were hashed. A second read helps where the same content was just being written once more."""
+    """Read the bytes that were hashed. A second attempt succeeds if the same content was just being written again."""
     for _ in range(2):
         try:
             with open_regular(path) as file:
@@ -213,7 +217,7 @@ def _read_again(path: str, sha256: str, limits: Limits) -> bytes:
         if hashlib.sha256(data).hexdigest() == sha256:
             return data
     raise DataError(
-        f"{path} has changed while the data was read; start again when nobody writes to it", code="changed_during_read"
+        f"{path} has changed while the data was read; try again when nothing writes to it", code="changed_during_read"
     )
 
 

@@ -1,4 +1,4 @@
-"""Intervals, calibration and temperature on plain arrays; scikit-learn, which has some of it, takes 5 s to import.
+"""Intervals, calibration and temperature scaling on plain arrays. scikit-learn has some of it but takes 5 s to import.
 
 Shapes: N images, K classes.
 """
@@ -12,7 +12,7 @@ from scipy.special import softmax as scipy_softmax
 
 Z_95 = 1.959963984540054
 TEMPERATURES = (0.5, 20.0)
-"""A validation split without a mistake asks for ever more confidence; it gets at most twice the logits."""
+"""Bounds of the temperature. Without a mistake in the validation split, the best one would be zero."""
 
 
 def softmax(logits_NK: np.ndarray) -> np.ndarray:
@@ -26,10 +26,10 @@ def nll(logits_NK: np.ndarray, targets_N: np.ndarray) -> float:
 
 
 def wilson_interval(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
-    """Score interval of a share (Wilson 1927): right near 0 and 1 too, where the normal one leaves the scale.
+    """Score interval of a share (Wilson 1927), which is valid near 0 and 1 too, unlike the normal approximation.
 
     Raises:
-        ValueError: no images, or more correct ones than there are.
+        ValueError: there are no images, or `correct` is not between 0 and `total`.
     """
     if not 0 <= correct <= total or total == 0:
         raise ValueError(f"need 0 <= correct <= total and a total over 0, got {correct} of {total}")
@@ -40,13 +40,13 @@ def wilson_interval(correct: int, total: int, z: float = Z_95) -> tuple[float, f
 
 
 def paired_drop(lost: int, gained: int, total: int, z: float = Z_95) -> tuple[float, float, float]:
-    """How much accuracy one of two classifiers loses on the same images, with its interval (Bonett and Price 2012).
+    """Accuracy that the second of two classifiers loses on the same images, with its interval (Bonett and Price 2012).
 
     Args:
-        lost: images that only the first one gets right.
-        gained: images that only the second one gets right.
+        lost: images that only the first one classifies correctly.
+        gained: images that only the second one classifies correctly.
         total: all images.
-        z: of the normal distribution.
+        z: quantile of the normal distribution.
 
     Returns:
         The drop, and the bounds of its interval, as shares.
@@ -71,9 +71,9 @@ def calibration_error(probabilities_NK: np.ndarray, targets_N: np.ndarray, bins:
 
 
 def best_temperature(logits_NK: np.ndarray, targets_N: np.ndarray) -> float:
-    """The divisor of the logits that makes the true classes likeliest.
+    """Return the temperature, a divisor of the logits, that minimizes the negative log-likelihood.
 
-    From Guo et al. 2017, "On Calibration of Modern Neural Networks". Kept within `TEMPERATURES`.
+    See Guo et al. 2017, "On Calibration of Modern Neural Networks". The result is within `TEMPERATURES`.
     """
     low, high = (math.log(t) for t in TEMPERATURES)
     found = minimize_scalar(lambda log_t: nll(logits_NK / math.exp(log_t), targets_N), bounds=(low, high), method="bounded")

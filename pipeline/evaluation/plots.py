@@ -1,4 +1,7 @@
-"""Pictures for the report: drawn off screen, the same bytes for the same numbers."""
+"""Plots for the report: confusion matrix, reliability diagram, divergence by layer.
+
+Equal numbers give equal bytes.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +10,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-METADATA = {"Software": None}  # matplotlib's version would make equal plots differ
+METADATA = {"Software": None}  # matplotlib's version in the file would make equal plots differ
 
 
 def write_confusion_png(path: Path, confusion_KK: np.ndarray, labels: Sequence[str]) -> None:
-    """Draw a confusion matrix: shares of each true class as shades, counts as numbers where they fit."""
+    """Draw a confusion matrix: the share of each true class as a shade, the count as a number if there is room."""
     classes = len(labels)
     side = min(4 + 0.35 * classes, 24)
     figure = Figure(figsize=(side, side), layout="constrained")
@@ -31,7 +34,7 @@ def write_confusion_png(path: Path, confusion_KK: np.ndarray, labels: Sequence[s
 
 
 def write_reliability_png(path: Path, probabilities_NK: np.ndarray, targets_N: np.ndarray, bins: int) -> None:
-    """Draw accuracy over confidence, with the number of images in each bin."""
+    """Draw a reliability diagram: accuracy by confidence, and the number of images in each bin."""
     confidence_N, correct_N = probabilities_NK.max(1), probabilities_NK.argmax(1) == targets_N
     edges = np.linspace(0, 1, bins + 1)
     bin_N = np.minimum((confidence_N * bins).astype(int), bins - 1)
@@ -48,11 +51,11 @@ def write_reliability_png(path: Path, probabilities_NK: np.ndarray, targets_N: n
 
 
 def write_divergence_png(path: Path, sqnr_db: Sequence[float], layers: Sequence[str]) -> None:
-    """Draw how the error grows along a network: signal to noise ratio of each layer's output, in decibels."""
+    """Draw the signal-to-noise ratio of each layer's output against PyTorch, in decibels."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(range(len(layers)), sqnr_db, marker=".")
-    axes.set(xlabel="layer, from the input", ylabel="SQNR (dB)", title="layers of the file beside PyTorch's")
+    axes.set(xlabel="layer, from the input", ylabel="SQNR (dB)", title="Layer outputs of the file compared with PyTorch")
     every = max(1, len(layers) // 12)
     axes.set_xticks(range(0, len(layers), every), layers[::every], rotation=60, ha="right", fontsize=6, parse_math=False)
     axes.grid(alpha=0.3)

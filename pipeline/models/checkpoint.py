@@ -1,6 +1,7 @@
 """A trained network on disk: tensors in safetensors, everything else in JSON, no pickle.
 
-`checkpoint.safetensors` holds the whole network, head and backbone; `checkpoint.json` what is needed to build and feed it.
+`checkpoint.safetensors` holds the whole network, head and backbone. `checkpoint.json` holds what is needed to rebuild it and
+to prepare its input.
 """
 
 import json
@@ -19,11 +20,13 @@ from edgeline.serve.preprocess import PreprocessSpec
 
 TENSORS = "checkpoint.safetensors"
 SETTINGS = "checkpoint.json"
+CALIBRATION = "calibration.npz"
+"""Validation logits from before the network was trained on those images, which `evaluate` fits the temperature on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a trained network is and how it came about."""
+    """What a trained network is, and how it was trained."""
 
     model: str
     weights: str
@@ -36,12 +39,12 @@ class Checkpoint:
     history: tuple[dict[str, float], ...]
     """Per epoch: training and validation loss, validation accuracy."""
     best_epoch: int
-    """The epoch that validation found best, from 1."""
+    """The epoch with the best validation loss, counted from 1."""
     versions: dict[str, str]
 
 
 def save_checkpoint(folder: Path, network: Network, checkpoint: Checkpoint) -> None:
-    """Write a trained network's two files."""
+    """Write the two files of a trained network into a folder."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     save_file(state, folder / TENSORS)
     settings = asdict(checkpoint) | {
@@ -55,7 +58,7 @@ def read_settings(folder: Path) -> Checkpoint:
     """Read `checkpoint.json`, without touching the tensors.
 
     Raises:
-        TrainingError: there is none, or its preprocessing is not the one it was trained with.
+        TrainingError: the file is missing or damaged, or its preprocessing is not the one it was trained with.
     """
     try:
         settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -65,10 +68,10 @@ def read_settings(folder: Path) -> Checkpoint:
             settings[name] = tuple(settings[name])
         checkpoint = Checkpoint(**settings | {"preprocess": spec})
     except (OSError, ValueError, KeyError, TypeError, ManifestError) as error:
-        raise TrainingError(f"{folder} holds no checkpoint ({error}); train again", code="checkpoint_mismatch") from error
+        raise TrainingError(f"{folder} has no valid checkpoint ({error}); train again", code="checkpoint_mismatch") from error
     if spec.digest() != expected:
         raise TrainingError(
-            f"{folder / SETTINGS}: the preprocessing there ({spec.digest()[:12]}) is not the one the network was trained with "
+            f"{folder / SETTINGS}: its preprocessing ({spec.digest()[:12]}) is not the one that the network was trained with "
             f"({expected[:12]}); train again",
             code="checkpoint_mismatch",
         )
@@ -79,7 +82,7 @@ def load_checkpoint(folder: Path) -> tuple[Network, Checkpoint]:
     """Load a trained network, in evaluation mode, on the CPU.
 
     Raises:
-        TrainingError: the files are absent, damaged, or of another network.
+        TrainingError: the files are missing, damaged, or of another network.
     """
     checkpoint = read_settings(folder)
     network, _ = build(checkpoint.model, "none", classes=len(checkpoint.labels), dropout=checkpoint.dropout)

@@ -1,4 +1,4 @@
-"""Which processor does the work, and how tensors get there."""
+"""The device that training and evaluation compute on, and what depends on it: threads, precision, batch size, memory."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,21 +9,25 @@ from torch import Tensor
 from edgeline.serve.errors import ConfigError, TrainingError
 from edgeline.serve.runtime.cpu import usable_cores
 
+CPU_BATCH = 8
+"""Images in an inference batch on a CPU. Fastest: the layers' outputs for more images do not fit into the CPU's cache."""
+GPU_BATCH = 256
 
-def choose_device(wanted: str) -> torch.device:
-    """Return the device for `auto`, `cpu` or `cuda`, and use as many threads as this process has cores.
+
+def choose_device(requested: str) -> torch.device:
+    """Return the device for `auto`, `cpu` or `cuda`, and set torch's threads to the cores available to this process.
 
     Raises:
-        ConfigError: `cuda` where there is none.
+        ConfigError: `cuda` was requested and there is none.
     """
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device is cuda, and PyTorch sees no GPU here; take auto or cpu")
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device is cuda, but PyTorch finds no GPU; use auto or cpu")
     torch.set_num_threads(usable_cores())
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def describe_device(device: torch.device) -> str:
-    """Name the device for people: `CPU, 2 threads` or the GPU's name and its precision."""
+    """Describe a device for people: `CPU, 2 threads`, or the GPU's name and precision."""
     if device.type == "cuda":
         return f"GPU {torch.cuda.get_device_name(device)}, mixed precision"
     return f"CPU, {torch.get_num_threads()} threads"
@@ -36,9 +40,9 @@ def autocast(device: torch.device) -> AbstractContextManager[None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread for a while: for operations so small that waking a second one costs more than it does.
+    """Compute on one thread within the block, for operations so small that a second thread costs more than it saves.
 
-    Training a linear layer on 2 cores is 10 times faster so, 30 times when something else is running.
+    Training a linear layer on 2 cores is 10 times faster with one thread, and 30 times on a busy machine.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -49,7 +53,7 @@ def one_thread() -> Iterator[None]:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor over, through pinned memory and without waiting where the device is a GPU."""
+    """Copy a tensor to a device; to a GPU through pinned memory and asynchronously."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor
@@ -57,25 +61,25 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def memory_errors(batch_size: int, remedy: str = "") -> Iterator[None]:
-    """Turn running out of memory into an error that names the remedy.
+    """Turn running out of memory into an error that names a remedy.
 
     Args:
-        batch_size: images that were to fit.
+        batch_size: images in a batch.
         remedy: what to do; by default, lower `train.batch_size`.
 
     Raises:
-        TrainingError: a batch did not fit.
+        TrainingError: a batch does not fit into memory.
     """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _too_large(batch_size, remedy) from error
+        raise _out_of_memory(batch_size, remedy) from error
     except RuntimeError as error:
         if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
             raise
-        raise _too_large(batch_size, remedy) from error
+        raise _out_of_memory(batch_size, remedy) from error
 
 
-def _too_large(batch_size: int, remedy: str) -> TrainingError:
-    remedy = remedy or f"lower train.batch_size, to {max(2, batch_size // 2)} say"
+def _out_of_memory(batch_size: int, remedy: str) -> TrainingError:
+    remedy = remedy or f"lower train.batch_size, for example to {max(2, batch_size // 2)}"
     return TrainingError(f"a batch of {batch_size} images does not fit into memory; {remedy}", code="out_of_memory")

@@ -1,4 +1,4 @@
-"""What a `weights` setting means, without loading anything; free of torch."""
+"""The meaning of a `weights` setting, without loading anything. Does not import torch."""
 
 from pathlib import Path
 
@@ -12,10 +12,14 @@ def is_file(weights: str) -> bool:
 
 
 def weights_identity(weights: str) -> str:
-    """What a `weights` setting stands for, as part of a step's key: the file's content, or the name."""
+    """Return what identifies the weights in a step's key: the digest of a file, or the setting itself.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
     if not is_file(weights):
         return weights
     try:
         return file_digest(Path(weights))
     except OSError as error:
-        raise WeightsError(f"weights {weights}: {error.strerror}; name a file that is there") from error
+        raise WeightsError(f"weights {weights}: {error.strerror}; name an existing file") from error

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and the digests that identify content."""
+"""Atomic file writes, and digests of content."""
 
 import hashlib
 import json
@@ -10,24 +10,33 @@ from uuid import uuid4
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON."""
+    """Return the SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON; NaN and infinities are refused, because no other reader knows them."""
+    """Write indented JSON.
+
+    Raises:
+        ValueError: the value contains NaN or an infinity, which are not part of JSON.
+    """
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` write a file, then put it in place of the old one: whoever reads sees the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # its own: two processes may write at once
+    """Replace a file atomically: a reader sees the old content or the new, never a part.
+
+    Args:
+        path: the file to replace or create.
+        write: writes the new content to the path that it is called with.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")  # unique, because two processes may write at the same time
     try:
         write(temporary)
         with temporary.open("rb") as file:
@@ -39,12 +48,12 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Flush every file and folder below to the disk."""
+    """Flush a folder and everything below it to the disk."""
 
-    def refuse(error: OSError) -> None:  # left alone, os.walk passes over what it cannot list
+    def fail(error: OSError) -> None:  # by default, os.walk skips folders that it cannot list
         raise error
 
-    for parent, _, files in os.walk(folder, onerror=refuse):
+    for parent, _, files in os.walk(folder, onerror=fail):
         for name in files:
             with Path(parent, name).open("rb") as file:
                 os.fsync(file.fileno())

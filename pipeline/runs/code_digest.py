@@ -1,12 +1,12 @@
-"""Digest of the code that produces a result: a module and every module of this project that it uses.
+"""Digest of the code that produces a result: a module and every module of this project that it imports.
 
     code_digest("edgeline.pipeline.training.train")
 
-The modules are found by reading import statements, within functions too, and module names in string literals, by which
-subprocesses and build functions are named. Nothing is imported. Templates in a `templates/` folder next to a module belong
-to it.
+The closure is static: it follows import statements, including those within functions, and string literals that are module
+names, by which subprocesses and build functions are referenced. No module is imported. Templates in a `templates/` folder
+next to a module belong to it.
 
-Parsing all modules takes half a second, so what a module imports is cached by its size and modification time.
+Parsing all modules takes half a second, so the imports of a module are cached by its size and modification time.
 """
 
 import ast
@@ -20,12 +20,14 @@ from pathlib import Path
 from edgeline.pipeline.runs.atomic_files import digest_of, file_digest, replace_file, write_json
 
 ROOT = Path(__file__).parents[3]
-"""The folder that holds the package `edgeline`; its links to the four folders are not resolved."""
+"""The folder that contains the package `edgeline`, whose links to the four folders are not resolved."""
 EXCLUDED = frozenset(
     {
         "edgeline.serve.errors",  # messages
         "edgeline.pipeline.progress",  # bars on the terminal
-        "edgeline.pipeline.config",  # every setting that matters is in the key by its value
+        "edgeline.pipeline.config",  # settings are in the key by value
+        "edgeline.pipeline.config_file",
+        "edgeline.pipeline.thresholds",
         "edgeline.pipeline.runs.atomic_files",  # how results are stored
         "edgeline.pipeline.runs.code_digest",
         "edgeline.pipeline.runs.content_cache",
@@ -40,13 +42,13 @@ MODULE_NAME = re.compile(r"(edgeline(?:\.\w+)+)(?::\w+)?")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A module's source file as it was read."""
+    """Digest and imports of a module's source file."""
 
     size: int
     mtime_ns: int
     sha256: str
     uses: tuple[str, ...]
-    """Modules of this project that it names."""
+    """Modules of this project that it imports or names."""
 
 
 _sources: dict[str, Source] = {}
@@ -54,11 +56,11 @@ _loaded: set[Path] = set()
 
 
 def code_digest(*modules: str, cache: Path | None = None) -> str:
-    """Digest of modules and everything of this project that they use, directly or not.
+    """Return the digest of modules and of every module of this project that they import, directly or indirectly.
 
     Args:
         modules: dotted names.
-        cache: JSON file in which parsed imports are kept between processes. A damaged or missing one is written again.
+        cache: JSON file that stores parsed imports between processes. A missing or damaged file is written again.
 
     Returns:
         SHA-256, hexadecimal.
@@ -70,7 +72,7 @@ def code_digest(*modules: str, cache: Path | None = None) -> str:
 
 
 def closure(*modules: str, cache: Path | None = None) -> dict[str, str]:
-    """The SHA-256 of every source file that `code_digest` covers, by module name or, for a template, by path.
+    """Return the SHA-256 of every source file that `code_digest` covers, by module name or, for a template, by path.
 
     Raises:
         ModuleNotFoundError: there is no such module.
@@ -91,6 +93,12 @@ def closure(*modules: str, cache: Path | None = None) -> dict[str, str]:
     if cache is not None and known != _sources:
         _save(cache)
     return digests
+
+
+def forget_sources() -> None:
+    """Forget what was parsed in this process, as if it had just started."""
+    _sources.clear()
+    _loaded.clear()
 
 
 def _path(module: str) -> Path:
@@ -114,7 +122,7 @@ def _read(module: str) -> Source:
 
 
 def _uses(tree: ast.AST) -> Iterator[str]:
-    """Names of this project's modules in import statements and string literals."""
+    """Yield the names of this project's modules in import statements and string literals."""
     for node in _walk(tree):
         if isinstance(node, ast.Import):
             names: Iterable[str] = [alias.name for alias in node.names]
@@ -128,7 +136,7 @@ def _uses(tree: ast.AST) -> Iterator[str]:
 
 
 def _walk(node: ast.AST) -> Iterator[ast.AST]:
-    """As `ast.walk`, without what only type checkers execute."""
+    """As `ast.walk`, without code that only type checkers read."""
     yield node
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":

@@ -1,7 +1,7 @@
-"""What is known of an image's content, kept over runs: one SQLite file, safe under kills and several processes.
+"""Cache of results by content, shared between runs: one SQLite file, safe with kills and concurrent processes.
 
-Rows are addressed by content (an image's SHA-256 and the digest of whatever was done to it), so nothing in it can be out
-of date; it may be deleted at any time and costs only the work again.
+Rows are addressed by content (an image's SHA-256 and the digest of the code that processed it), so none can be outdated. The
+file may be deleted at any time; its content is then computed again.
 """
 
 import sqlite3
@@ -14,25 +14,25 @@ from edgeline.serve.errors import EdgelineError
 
 
 class ContentCache:
-    """A table of bytes by key. Rows that fail their checksum count as absent."""
+    """A table of bytes by key. A row with a wrong checksum is treated as missing."""
 
     def __init__(self, path: Path) -> None:
-        """Open the cache, making its folder where needed.
+        """Open the cache, and create its folder if needed.
 
         Raises:
-            EdgelineError: the file is no cache, or cannot be written.
+            EdgelineError: the file is not a cache, or cannot be written.
         """
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise EdgelineError(f"{path.parent} cannot be made: {error.strerror}", code="cache_unusable") from error
+            raise EdgelineError(f"{path.parent} cannot be created: {error.strerror}", code="cache_unusable") from error
         with self._connect() as database:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("CREATE TABLE IF NOT EXISTS rows (key TEXT PRIMARY KEY, crc INTEGER, value BLOB) WITHOUT ROWID")
 
     def get(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        """The rows that are there, in the order of the keys."""
+        """Yield the existing rows, in the order of the keys."""
         with self._connect() as database:
             for key in keys:
                 row = database.execute("SELECT crc, value FROM rows WHERE key = ?", (key,)).fetchone()
@@ -40,7 +40,7 @@ class ContentCache:
                     yield key, row[1]
 
     def put(self, rows: Iterable[tuple[str, bytes]]) -> None:
-        """Store rows, all or none."""
+        """Store rows atomically: all or none."""
         with self._connect() as database:
             database.executemany(
                 "INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", ((key, zlib.crc32(value), value) for key, value in rows)
@@ -53,5 +53,5 @@ class ContentCache:
                 yield database
         except sqlite3.Error as error:
             raise EdgelineError(
-                f"the cache {self.path} cannot be used ({error}); delete it, it is made again", code="cache_unusable"
+                f"the cache {self.path} cannot be used ({error}); delete it, and it is created again", code="cache_unusable"
             ) from error

@@ -1,12 +1,12 @@
-"""How every step keeps its result: built aside, renamed into place, recognized by content, checked before reuse.
+"""Results of steps on disk: built in a temporary folder, renamed into place, verified before they are reused.
 
-A step's folder `<run>/<step>/` appears whole or not at all. Its `receipt.json` holds the key of everything the result
-depends on and the digest of every file in it. A step whose receipt has the key that is asked for, and whose files are
-still what the receipt says, is not run again; one that lacks a file, or holds a changed one, is. It also says when and on
-what machine the result was made, on which nothing depends.
+A step's folder `<run>/<step>/` appears complete or not at all. Its `receipt.json` contains the key of everything that the
+result depends on, and the digest of every file. A result is reused if its receipt has the requested key and every file
+matches its digest; otherwise the step is built again. The receipt also records when and on which machine the result was
+made, for information only.
 
-While a step is being built its folder is `<step>.partial/`, and it survives a kill: a step that can go on from there
-(training) finds its own files in it again as long as the key is the same.
+While a step is being built its folder is `<step>.partial/`. It survives a kill: if the key is still the same, a step that
+can resume (training) finds its files there.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ RECEIPT = "receipt.json"
 
 
 def is_current(folder: Path, key: str) -> bool:
-    """Whether a step's folder holds the whole result for this key, every file of it unchanged."""
+    """Whether a step's folder contains the complete result for this key, with every file unchanged."""
     receipt = read_receipt(folder)
     if receipt is None or receipt["key"] != key:
         return False
@@ -35,18 +35,18 @@ def is_current(folder: Path, key: str) -> bool:
 
 
 def run_step(folder: Path, key: str, build: Callable[[Path], None]) -> bool:
-    """Make a step's result, unless it is there already.
+    """Build a step's result, unless it exists.
 
     Args:
-        folder: where the result will lie.
+        folder: the step's folder.
         key: as `pipeline.runs.step.step_key` returns it.
-        build: writes the result's files into the folder it is given. Called only where needed.
+        build: writes the result's files into the folder that it is called with. Called only if needed.
 
     Returns:
-        True if it was built, False if it was there.
+        True if the result was built, False if it existed.
 
     Raises:
-        EdgelineError: another process is building it; or whatever `build` raises, the result then not being there.
+        EdgelineError: another process is building it. An exception of `build` is passed on, and there is no new result.
     """
     if is_current(folder, key):
         return False
@@ -59,7 +59,7 @@ def run_step(folder: Path, key: str, build: Callable[[Path], None]) -> bool:
             shutil.rmtree(partial)
         partial.mkdir(exist_ok=True)
         for leftover in partial.rglob(".*.tmp"):
-            leftover.unlink()  # of a `replace_file` that was killed
+            leftover.unlink()  # of a killed `replace_file`
         (partial / ".key").write_text(key)
         build(partial)
         (partial / ".key").unlink()
@@ -75,19 +75,19 @@ def run_step(folder: Path, key: str, build: Callable[[Path], None]) -> bool:
 
 
 def result_digest(folder: Path) -> str:
-    """Digest of a finished step's files, for the key of the steps that read them.
+    """Return the digest of a finished step's files, for the keys of the steps that read them.
 
     Raises:
         EdgelineError: the step has not been run.
     """
     receipt = read_receipt(folder)
     if receipt is None:
-        raise EdgelineError(f"{folder} holds no finished step; run `edgeline {folder.name}` first", code="step_missing")
+        raise EdgelineError(f"{folder} contains no finished step; run `edgeline {folder.name}` first", code="step_missing")
     return digest_of({path: entry["sha256"] for path, entry in receipt["files"].items()})
 
 
 def read_receipt(folder: Path) -> dict[str, Any] | None:
-    """A step's receipt, or None where there is no whole one."""
+    """Read a step's receipt; None if it is missing or damaged."""
     try:
         receipt = json.loads((folder / RECEIPT).read_text())
         return receipt if isinstance(receipt["key"], str) and isinstance(receipt["files"], dict) else None
@@ -97,7 +97,7 @@ def read_receipt(folder: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold a step; the lock dies with its process, so nothing stale can be left."""
+    """Lock a step. The lock ends with its process, so it cannot become stale."""
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,7 +105,7 @@ def _lock(path: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise EdgelineError(
-                f"{path.parent} is being worked on by {holder}; wait for it or end it", code="run_locked"
+                f"{path.parent} is in use by {holder}; wait for it to finish, or stop it", code="run_locked"
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -124,7 +124,7 @@ def _entry(path: Path) -> dict[str, Any]:
 def _matches(path: Path, entry: Any) -> bool:
     try:
         return bool(path.stat().st_size == entry["size"] and file_digest(path) == entry["sha256"])
-    except (OSError, KeyError, TypeError):  # the file is gone, or the receipt is damaged
+    except (OSError, KeyError, TypeError):  # the file is missing, or the receipt is damaged
         return False
 
 

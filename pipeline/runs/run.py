@@ -1,7 +1,7 @@
-"""A run: one configuration on one content of the data, and the folder its steps fill.
+"""A run: one configuration with one content of the data, and the folder with the results of its steps.
 
-`<artifacts>/runs/<name>-<digest>/` holds `config.json` and a folder a step: prepare, train, evaluate, export, variants, verify.
-The digest covers the data's content and every setting, so asking for the same again finds the same folder.
+`<artifacts>/runs/<name>-<digest>/` contains `config.json` and one folder for each step: prepare, train, evaluate, export,
+variants, verify. The digest covers the content of the data and every setting, so the same input gives the same folder.
 """
 
 from dataclasses import dataclass
@@ -14,32 +14,32 @@ from edgeline.serve.errors import ConfigError, EdgelineError
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run's folder and configuration; small enough to hand from process to process."""
+    """A run's folder and configuration. Small enough to pass between processes."""
 
     folder: Path
     config: PipelineConfig
 
     def step(self, name: str) -> Path:
-        """The folder of a step's result."""
+        """Return the folder of a step's result."""
         return self.folder / name
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step left behind."""
+    """The result of a step."""
 
     name: str
     folder: Path
     reused: bool
-    """It was there already, unchanged."""
+    """Whether the result existed and was reused."""
     seconds: float
 
 
 def create_run(config: PipelineConfig, fingerprint: str) -> Run:
-    """Return the run of a configuration on data of this fingerprint, made where it does not exist yet.
+    """Return the run of a configuration with data of this fingerprint, and create its folder if needed.
 
     Raises:
-        EdgelineError: its folder cannot be written to.
+        EdgelineError: the folder cannot be written to.
     """
     settings = config.model_dump(mode="json", exclude={"artifacts", "data"}) | {"name": config.artifact_name}
     folder = config.runs / f"{config.artifact_name}-{digest_of([settings, fingerprint])[:12]}"
@@ -48,19 +48,19 @@ def create_run(config: PipelineConfig, fingerprint: str) -> Run:
         replace_file(folder / "config.json", lambda path: write_json(path, config.model_dump(mode="json")))
     except OSError as error:
         raise EdgelineError(
-            f"{folder} cannot be written: {error.strerror}; name another folder with artifacts=...", code="run_unwritable"
+            f"{folder} cannot be written: {error.strerror}; choose another folder with artifacts=...", code="run_unwritable"
         ) from error
     return Run(folder, config)
 
 
 def open_run(folder: Path) -> Run:
-    """Open a run that `prepare` made.
+    """Open a run that `prepare` created.
 
     Raises:
-        ConfigError: the folder is no run.
+        ConfigError: the folder is not a run folder, or its configuration is invalid.
     """
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"{folder} is no run: expected the folder that `edgeline prepare` printed, with a config.json in it")
-    # The folder says where the artifacts are, whatever folder the run was made from.
+        raise ConfigError(f"{folder} is not a run folder: expected the one that `edgeline prepare` printed, with a config.json")
+    # Derived from the folder, because the configured path may be relative to another working directory.
     artifacts = folder.resolve().parent.parent
     return Run(folder, load_config(folder / "config.json", artifacts=str(artifacts)))

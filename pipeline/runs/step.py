@@ -1,8 +1,8 @@
-"""A step of the pipeline: what its result depends on, and how it is built or found again.
+"""A step of the pipeline: what its result depends on, and how it is built or reused.
 
-A step is described by data (`Step`). Its key covers the results it reads, its settings by value, the code of its build
-function with everything that code imports, and the versions of the libraries that do the work. An unchanged step is
-recognized from the key within milliseconds, without importing the module that builds it.
+A step is described by data (`Step`). Its key covers the results that it reads, its settings by value, the code of its build
+function with everything that this code imports, and the versions of the libraries that do the work. An unchanged step is
+recognized by its key within milliseconds, without importing the module that builds it.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from edgeline.pipeline.runs.receipts import result_digest, run_step
 from edgeline.pipeline.runs.run import Run, StepResult
 
 CODE_CACHE = "code.json"
-"""File in a configuration's cache folder that keeps parsed imports."""
+"""File in the cache folder that stores parsed imports."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,9 +29,9 @@ class Step:
     """One step of the pipeline."""
 
     name: str
-    """Also its folder in a run."""
+    """Also the name of its folder in a run."""
     build: str
-    """`module:function`. The function takes the run and the folder to write into."""
+    """`module:function`. The function is called with the run and the folder to write into."""
     reads: tuple[str, ...]
     """Steps whose results it reads."""
     settings: tuple[str, ...] = ()
@@ -39,10 +39,10 @@ class Step:
     packages: tuple[str, ...] = ()
     """Distributions whose version matters."""
     external: Callable[[PipelineConfig], Mapping[str, str]] | None = None
-    """Digests of files that the settings name."""
+    """Returns digests of files that the settings refer to."""
 
     def key(self, run: Run) -> str:
-        """Digest of everything the step's result depends on.
+        """Return the digest of everything that the step's result depends on.
 
         Raises:
             EdgelineError: a step that it reads has not been run.
@@ -58,7 +58,7 @@ class Step:
         return step_key(inputs, code, self.packages)
 
     def execute(self, run: Run) -> StepResult:
-        """Build the step's result, or find it.
+        """Build the step's result, or reuse it.
 
         Raises:
             EdgelineError: another process is building it, or the build failed.
@@ -72,17 +72,17 @@ class Step:
 
 
 def build_or_reuse(run: Run, name: str, key: str, build: Callable[[Path], None]) -> StepResult:
-    """Build one step of a run, or find its result (see `pipeline.runs.receipts.run_step`)."""
+    """Build one step of a run, or reuse its result (see `pipeline.runs.receipts.run_step`)."""
     start = time.monotonic()
     built = run_step(run.step(name), key, build)
     return StepResult(name, run.step(name), not built, time.monotonic() - start)
 
 
 def step_key(inputs: Mapping[str, Any], code: str, packages: tuple[str, ...] = ()) -> str:
-    """Digest of everything a result depends on.
+    """Return the digest of everything that a result depends on.
 
     Args:
-        inputs: JSON values: digests of the data it reads, and its settings.
+        inputs: JSON values: digests of the data that it reads, and its settings.
         code: digest of its code, as `code_digest` returns it.
         packages: distributions whose version matters.
     """

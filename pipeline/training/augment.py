@@ -1,17 +1,46 @@
-"""Augmented views of preprocessed images, drawn on top of the pixels that `serve.preprocess` gives.
+"""Random views of training images, drawn on top of the pixels that `serve.preprocess` returns.
 
-Each image's draw is seeded by its content and the number of the view, so a view is the same picture in every run and its
-features can be kept, and it does not matter which images share a batch.
+To add an augmentation, write a function that builds its transform, enter it in `AUGMENTATIONS`, and add its name and a
+description to `train.augment` in `pipeline/config.py`.
+
+The random numbers of a view are seeded by the image's content and the number of the view. A view is therefore the same
+in every run, its features can be cached, and it does not matter which images share a batch.
 
 Shapes: N images, H x W the model's input.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from edgeline.pipeline.config import AugmentationName
 from edgeline.pipeline.data.samples import Sample
+
+Transform = Callable[[Tensor], Tensor]
+"""uint8 (3, H, W) to the same shape."""
+
+
+def light(height: int, width: int) -> Transform:
+    """Random crop, brightness, contrast and saturation."""
+    return _crop_flip_and_color(height, width, flip_probability=0.0)
+
+
+def flip(height: int, width: int) -> Transform:
+    """As `light`, and mirrored with a probability of one half."""
+    return _crop_flip_and_color(height, width, flip_probability=0.5)
+
+
+AUGMENTATIONS: Mapping[AugmentationName, Callable[[int, int], Transform] | None] = {
+    "none": None,
+    "light": light,
+    "flip": flip,
+}
+"""By the name in the configuration: what builds the transform for a height and a width; None leaves images unchanged."""
+
+if AUGMENTATIONS.keys() != set(get_args(AugmentationName)):
+    raise TypeError(f"AUGMENTATIONS has {sorted(AUGMENTATIONS)}, train.augment allows {sorted(get_args(AugmentationName))}")
 
 
 def augment(pixels_NHW3: Tensor, samples: Sequence[Sample], *, kind: str, view: int) -> Tensor:
@@ -19,29 +48,41 @@ def augment(pixels_NHW3: Tensor, samples: Sequence[Sample], *, kind: str, view: 
 
     Args:
         pixels_NHW3: uint8.
-        samples: whose pixels they are.
-        kind: `light` (random crop, brightness, contrast, saturation), `flip` (that, mirrored every other time) or `none`.
-        view: another number is another draw.
+        samples: the samples that the pixels belong to, in the same order.
+        kind: a name in `AUGMENTATIONS`.
+        view: number of the view; each number gives a different draw.
 
     Returns:
         uint8, shape (N, H, W, 3).
-    """
-    if kind == "none":
-        return pixels_NHW3
-    from torchvision.transforms import v2
 
+    Raises:
+        ValueError: there is no such augmentation.
+    """
+    if kind not in AUGMENTATIONS:
+        raise ValueError(f"unknown augmentation {kind!r}; expected one of {', '.join(AUGMENTATIONS)}")
+    make_transform = AUGMENTATIONS[kind]  # type: ignore[index]
+    if make_transform is None:
+        return pixels_NHW3
     height, width = pixels_NHW3.shape[1:3]
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop((height, width), scale=(0.6, 1.0), ratio=(4 / 5, 5 / 4), antialias=True),
-            v2.RandomHorizontalFlip(0.5 if kind == "flip" else 0.0),
-            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-        ]
-    )
+    transform = make_transform(height, width)
     views = []
     with torch.random.fork_rng(devices=[]):
         for image_HW3, sample in zip(pixels_NHW3, samples, strict=True):
-            # Not torch.manual_seed: that seeds the GPUs too, and the network's dropout there with them.
+            # Not torch.manual_seed: it also seeds the GPUs, and the network's dropout there would repeat itself.
             torch.default_generator.manual_seed(int(sample.sha256[:12], 16) + view)
             views.append(transform(image_HW3.permute(2, 0, 1)).permute(1, 2, 0))
     return torch.stack(views)
+
+
+def _crop_flip_and_color(height: int, width: int, *, flip_probability: float) -> Transform:
+    from torchvision.transforms import v2
+
+    transform: Transform = v2.Compose(
+        [
+            v2.RandomResizedCrop((height, width), scale=(0.6, 1.0), ratio=(4 / 5, 5 / 4), antialias=True),
+            # Also at probability 0: leaving it out would change the random numbers that the color jitter draws.
+            v2.RandomHorizontalFlip(flip_probability),
+            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+        ]
+    )
+    return transform

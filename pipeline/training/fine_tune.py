@@ -1,112 +1,76 @@
 """Strategies that train the backbone too: `full`, `differential` and `gradual`.
 
-One loop: AdamW, warm-up then cosine, augmented views, best on validation kept. They differ in the learning rate of each
-stage and in when a stage is released:
-- `full`: every stage from the start, one rate;
-- `differential`: every stage from the start, each at `layer_decay` times the rate of the next one towards the head
-  (Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", discriminative fine-tuning);
-- `gradual`: those rates, and the head alone first, then stage by stage from the top (the same paper).
+All three share one loop: AdamW, warm-up followed by a cosine schedule, augmented views, best epoch on validation kept.
+They differ in the learning rate of each stage and in when a stage is unfrozen:
+- `full`: every stage from the start, one learning rate;
+- `differential`: every stage from the start, each with `layer_decay` times the learning rate of the stage above it
+  (discriminative fine-tuning; Howard and Ruder 2018, "Universal Language Model Fine-tuning for Text Classification");
+- `gradual`: those learning rates, and gradual unfreezing (same paper): first the head alone, then stage by stage from the
+  top.
 
-After every epoch the state is on disk; a killed training goes on after the last whole epoch and ends with the very weights
-it would have had, because each epoch draws from a seed of its own. The state of the epoch before is kept too: where the
-newest is damaged, one epoch is trained again, and not all of them.
+After every epoch the state is on disk (`pipeline.training.resume`). A killed training resumes after its last complete
+epoch and ends with exactly the weights of an uninterrupted one, because each epoch has its own random seed.
 
 Shapes: N images, H x W the model's input, K classes.
 """
 
-import hashlib
-import io
-import logging
 import math
-import os
 from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from edgeline.pipeline.config import TrainConfig
-from edgeline.pipeline.data.samples import Prepared, Sample, stream_pixels
+from edgeline.pipeline.data.samples import Sample, stream_pixels
 from edgeline.pipeline.models.backbones import Network, stages
 from edgeline.pipeline.models.devices import autocast, memory_errors, to_device
 from edgeline.pipeline.progress import track
-from edgeline.pipeline.runs.atomic_files import replace_file
 from edgeline.pipeline.training.augment import augment
-from edgeline.pipeline.training.history import Fit, check_finite
-from edgeline.serve.preprocess import PreprocessSpec
+from edgeline.pipeline.training.context import TrainingContext, TrainingResult
+from edgeline.pipeline.training.history import check_finite
+from edgeline.pipeline.training.resume import TrainingState, delete_states
 
 EPOCHS = 12
 LEARNING_RATE = 5e-4
 FULL_LEARNING_RATE = 2e-4
-"""Of every layer alike; more of it, and what the first layers know is lost before the head has learned anything."""
+"""For all layers alike. A higher one destroys what the first layers know before the head has learned anything."""
 HEAD_FACTOR = 4.0
-"""How much faster the head learns than the top stage where rates differ: it starts from nothing."""
-RESUME, PREVIOUS = "resume.pt", "resume.previous.pt"
-LOG = logging.getLogger(__name__)
+"""How much faster the head learns than the top stage where learning rates differ: the head starts from zero."""
 
 
-def fit(
-    network: Network,
-    spec: PreprocessSpec,
-    prepared: Prepared,
-    config: TrainConfig,
-    weights_K: Tensor,
-    *,
-    seed: int,
-    folder: Path,
-    device: torch.device,
-) -> Fit:
+def fit(context: TrainingContext) -> TrainingResult:
     """Train a network in place.
 
     Raises:
-        DataError, TrainingError: see `pipeline.training.train.train`.
+        DataError: a file is gone or has changed.
+        TrainingError: the loss is not finite, or a batch does not fit into memory.
     """
-    train, val = prepared.of("train"), prepared.of("val")
+    config, network = context.config, context.network.to(context.device)
     epochs = config.epochs or EPOCHS
-    network.to(device)
-    weights_K = weights_K.to(device)
     optimizer = torch.optim.AdamW(parameter_groups(network, config), weight_decay=config.weight_decay)
-    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-    course, best = _resume(folder, network, optimizer, scaler)
-    steps = math.ceil(len(train) / config.batch_size)
-    while len(course.history) < epochs and not course.should_stop(config.patience):
-        epoch = len(course.history) + 1
-        torch.manual_seed(seed * 100_003 + epoch)
-        release(network, config, epoch, epochs)
-        order = [train[i] for i in torch.randperm(len(train)).tolist()]
-        total = 0.0
-        batches = _batches(order, spec, config, epoch, device, f"epoch {epoch} of {epochs}")
+    scaler = torch.amp.GradScaler(context.device.type, enabled=context.device.type == "cuda")
+    state = TrainingState(network, optimizer, scaler)
+    state.restore(context.folder)
+    history = state.history
+    val_targets_N = torch.tensor([s.index for s in context.prepared.of("val")])
+    while len(history.epochs) < epochs and not history.should_stop(config.patience):
         with memory_errors(config.batch_size):
-            for step, (pixels_NHW3, targets_N) in enumerate(batches):
-                _set_rates(optimizer, ((epoch - 1) * steps + step) / (epochs * steps))
-                with autocast(device):
-                    logits_NK = network(pixels_NHW3)
-                loss = functional.cross_entropy(logits_NK.float(), targets_N, weights_K, label_smoothing=config.label_smoothing)
-                check_finite(loss.item(), epoch)
-                optimizer.zero_grad()
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                scaler.step(optimizer)
-                scaler.update()
-                total += loss.item() * len(targets_N)
-            logits_NK = _logits(network, val, spec, config, device)
-            targets_N = torch.tensor([s.index for s in val])
-            val_loss = functional.cross_entropy(logits_NK, targets_N, weights_K.cpu()).item()
-            accuracy = (logits_NK.argmax(1) == targets_N).float().mean().item()
-        if course.add(total / len(train), val_loss, accuracy):
-            best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        _keep(folder, network, optimizer, scaler, course, best)
-    network.load_state_dict(best)
-    course.val_logits_NK = _logits(network, val, spec, config, device).numpy()
-    for name in (RESUME, PREVIOUS):
-        (folder / name).unlink(missing_ok=True)
-    return course
+            train_loss = _train_epoch(context, state, len(history.epochs) + 1, epochs)
+            logits_NK = compute_val_logits(context)
+        val_loss = functional.cross_entropy(logits_NK, val_targets_N, context.class_weights_K).item()
+        if history.add(train_loss, val_loss, (logits_NK.argmax(1) == val_targets_N).float().mean().item()):
+            state.best = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        state.save(context.folder)
+    network.load_state_dict(state.best)
+    val_logits_NK = compute_val_logits(context).numpy()
+    delete_states(context.folder)
+    return TrainingResult(history=history, val_logits_NK=val_logits_NK)
 
 
 def parameter_groups(network: Network, config: TrainConfig) -> list[dict[str, Any]]:
-    """The optimizer's groups, from the input to the head, each with its peak learning rate under `peak`."""
+    """Return the optimizer's groups, from the input to the head, each with its peak learning rate as `peak`."""
     rate = config.learning_rate or (FULL_LEARNING_RATE if config.strategy == "full" else LEARNING_RATE)
     named = stages(network.backbone)
     groups = []
@@ -117,32 +81,62 @@ def parameter_groups(network: Network, config: TrainConfig) -> list[dict[str, An
     return [*groups, {"name": "head", "params": list(network.head.parameters()), "lr": head, "peak": head}]
 
 
-def release(network: Network, config: TrainConfig, epoch: int, epochs: int) -> list[str]:
-    """Set which stages learn in an epoch (from 1), the frozen ones in evaluation mode, and return their names.
+def unfreeze(network: Network, config: TrainConfig, epoch: int, epochs: int) -> list[str]:
+    """Unfreeze the stages that are trained in an epoch, freeze the others, and return the names of the former.
 
-    `gradual` starts with the head alone and has released every stage after two thirds of the epochs.
+    With `gradual`, the first epoch trains the head alone, and every stage is unfrozen after two thirds of the epochs.
+
+    Args:
+        network: left in training mode, apart from its frozen stages.
+        config: its strategy decides.
+        epoch: counted from 1.
+        epochs: of the whole training.
     """
     named = stages(network.backbone)
     share = 1.0 if config.strategy != "gradual" else (epoch - 1) / max(1, round(epochs * 2 / 3) - 1)
     count = min(len(named), math.ceil(len(named) * share))
     network.train()
     for index, stage in enumerate(named):
-        stage.set_learning(index >= len(named) - count)
+        stage.set_trainable(index >= len(named) - count)
     return [stage.name for stage in named[len(named) - count :]]
 
 
-def _set_rates(optimizer: torch.optim.Optimizer, progress: float) -> None:
-    """Warm up over the first twentieth, then follow half a cosine down to nothing."""
+def _train_epoch(context: TrainingContext, state: TrainingState, epoch: int, epochs: int) -> float:
+    """Train for one epoch, counted from 1, and return the mean loss."""
+    config, device, train = context.config, context.device, context.prepared.of("train")
+    torch.manual_seed(context.seed * 100_003 + epoch)
+    unfreeze(context.network, config, epoch, epochs)
+    weights_K = context.class_weights_K.to(device)
+    order = [train[i] for i in torch.randperm(len(train)).tolist()]
+    steps, total = math.ceil(len(train) / config.batch_size), 0.0
+    for step, (pixels_NHW3, targets_N) in enumerate(training_batches(context, order, epoch, epochs)):
+        set_learning_rates(state.optimizer, ((epoch - 1) * steps + step) / (epochs * steps))
+        with autocast(device):
+            logits_NK = context.network(pixels_NHW3)
+        loss = functional.cross_entropy(logits_NK.float(), targets_N, weights_K, label_smoothing=config.label_smoothing)
+        check_finite(loss.item(), epoch)
+        state.optimizer.zero_grad()
+        state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        total += loss.item() * len(targets_N)
+    return total / len(train)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, progress: float) -> None:
+    """Warm up over the first twentieth of the training, then follow half a cosine down to zero."""
     factor = min(1.0, (progress + 0.002) / 0.05) * 0.5 * (1 + math.cos(math.pi * progress))
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
 
 
-def _batches(
-    samples: list[Sample], spec: PreprocessSpec, config: TrainConfig, epoch: int, device: torch.device, title: str
+def training_batches(
+    context: TrainingContext, samples: list[Sample], epoch: int, epochs: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    position = 0
-    for batch_NHW3 in track(stream_pixels(samples, spec, config.batch_size), title, len(samples), step=config.batch_size):
+    """Yield augmented pixels, uint8 (N, H, W, 3), and targets of an epoch, counted from 1, on the device."""
+    config, device, position = context.config, context.device, 0
+    batches = stream_pixels(samples, context.spec, config.batch_size)
+    for batch_NHW3 in track(batches, f"epoch {epoch} of {epochs}", len(samples), step=config.batch_size):
         part = samples[position : position + len(batch_NHW3)]
         position += len(part)
         if len(part) == 1 and len(samples) > 1:
@@ -151,61 +145,10 @@ def _batches(
         yield to_device(pixels_NHW3, device), to_device(torch.tensor([s.index for s in part]), device)
 
 
-def _logits(network: Network, samples: list[Sample], spec: PreprocessSpec, config: TrainConfig, device: torch.device) -> Tensor:
-    network.eval()
-    with torch.inference_mode(), autocast(device):
-        batches = (torch.from_numpy(batch_NHW3) for batch_NHW3 in stream_pixels(samples, spec, config.batch_size))
-        return torch.cat([network(to_device(batch_NHW3, device)).float().cpu() for batch_NHW3 in batches])
-
-
-def _keep(
-    folder: Path,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    course: Fit,
-    best: dict[str, Tensor],
-) -> None:
-    """Put the state after an epoch on the disk, all of it in one file, and keep the one before it."""
-    parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "scaler": scaler}
-    state: dict[str, Any] = {name: part.state_dict() for name, part in parts.items()} | {"best": best}
-    state |= {"history": course.history, "best_epoch": course.best_epoch, "best_loss": course.best_loss}
-    if (folder / RESUME).exists():
-        os.replace(folder / RESUME, folder / PREVIOUS)
-    replace_file(folder / RESUME, partial(_write, state))
-
-
-def _resume(
-    folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> tuple[Fit, dict[str, Tensor]]:
-    """Load the newest state that is whole: the course so far and its best weights; both empty where there is none."""
-    for path in (folder / RESUME, folder / PREVIOUS):
-        if not path.exists():
-            continue
-        state = _read(path)
-        if state is None:
-            LOG.warning("%s is damaged and was deleted; training goes on from the state before it, if there is one", path)
-            path.unlink()
-            continue
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-        return Fit(state["history"], state["best_epoch"], state["best_loss"]), state["best"]
-    return Fit(), {}
-
-
-def _write(state: dict[str, Any], path: Path) -> None:
-    payload = io.BytesIO()
-    torch.save(state, payload)
-    with path.open("wb") as file:
-        file.write(payload.getbuffer())
-        file.write(hashlib.sha256(payload.getbuffer()).digest())
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """The state in a file, or None where the file is not what was written: torch.load takes changed bytes without a word."""
-    data = memoryview(path.read_bytes())
-    if hashlib.sha256(data[:-32]).digest() != data[-32:]:
-        return None
-    state: dict[str, Any] = torch.load(io.BytesIO(data[:-32]), weights_only=True, map_location="cpu")
-    return state
+def compute_val_logits(context: TrainingContext) -> Tensor:
+    """Compute the network's logits of the validation images, float32 (N, K), on the CPU."""
+    context.network.eval()
+    batches = stream_pixels(context.prepared.of("val"), context.spec, context.config.batch_size)
+    with torch.inference_mode(), autocast(context.device):
+        pixels = (to_device(torch.from_numpy(batch_NHW3), context.device) for batch_NHW3 in batches)
+        return torch.cat([context.network(pixels_NHW3).float().cpu() for pixels_NHW3 in pixels])

@@ -1,51 +1,50 @@
-"""The course of a training: losses by epoch, which epoch was best, when to stop."""
+"""The history of a training: losses by epoch, the best epoch, and when to stop."""
 
 import math
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from edgeline.serve.errors import TrainingError
 
 MIN_IMPROVEMENT = 1e-4
+"""Smallest decrease of the validation loss that counts."""
 
 
 @dataclass
-class Fit:
-    """Grows by an epoch at a time."""
+class TrainingHistory:
+    """Losses and accuracy of each epoch so far."""
 
-    history: list[dict[str, float]] = field(default_factory=list)
+    epochs: list[dict[str, float]] = field(default_factory=list)
+    """`train_loss`, `val_loss` and `val_accuracy` of each."""
     best_epoch: int = 0
-    """From 1; 0 before the first."""
+    """Counted from 1; 0 before the first epoch."""
     best_loss: float = math.inf
-    val_logits_NK: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
-    """The best epoch's logits on validation, before the network learned from those images: what calibration is fitted on."""
+    """Validation loss of the best epoch."""
 
     def add(self, train_loss: float, val_loss: float, val_accuracy: float) -> bool:
-        """Record an epoch and tell whether it is the best so far on validation.
+        """Record an epoch and return whether its validation loss is the best so far.
 
         Raises:
             TrainingError: a loss is not finite.
         """
-        epoch = len(self.history) + 1
+        epoch = len(self.epochs) + 1
         check_finite(train_loss, epoch)
         check_finite(val_loss, epoch)
-        self.history.append({"train_loss": train_loss, "val_loss": val_loss, "val_accuracy": val_accuracy})
+        self.epochs.append({"train_loss": train_loss, "val_loss": val_loss, "val_accuracy": val_accuracy})
         if val_loss >= self.best_loss - MIN_IMPROVEMENT:
             return False
         self.best_loss, self.best_epoch = val_loss, epoch
         return True
 
     def should_stop(self, patience: int) -> bool:
-        """Whether validation has not improved for that many epochs."""
-        return len(self.history) - self.best_epoch >= patience
+        """Whether the validation loss has not improved for `patience` epochs."""
+        return len(self.epochs) - self.best_epoch >= patience
 
 
 def check_finite(loss: float, epoch: int) -> None:
-    """Refuse a loss that is NaN or infinite.
+    """Reject a loss that is NaN or infinite.
 
     Raises:
-        TrainingError: it is.
+        TrainingError: the loss is not finite.
     """
     if not math.isfinite(loss):
         raise TrainingError(

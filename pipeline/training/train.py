@@ -1,40 +1,53 @@
-"""The training step: from prepared samples to a checkpoint, by one of four strategies with one result.
+"""The training step: from prepared samples to a checkpoint.
+
+To add a strategy, write a module with a function of type `Strategy`, enter it in `STRATEGIES`, and add its name and a
+description to `train.strategy` in `pipeline/config.py`.
 
 Shapes: N images, D features, K classes.
 """
 
 import importlib.metadata
+from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from edgeline.pipeline.config import TrainConfig
-from edgeline.pipeline.data.samples import Prepared, read_prepared
-from edgeline.pipeline.data.stress_images import WITNESS, write_preprocessing_fingerprint
-from edgeline.pipeline.models.backbones import Network, build
-from edgeline.pipeline.models.checkpoint import Checkpoint, save_checkpoint
+from edgeline.pipeline.config import StrategyName
+from edgeline.pipeline.data.samples import read_prepared
+from edgeline.pipeline.data.stress_images import FINGERPRINT_NAME, write_preprocessing_fingerprint
+from edgeline.pipeline.models.backbones import build
+from edgeline.pipeline.models.checkpoint import CALIBRATION, Checkpoint, save_checkpoint
 from edgeline.pipeline.models.devices import choose_device, describe_device
-from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.pipeline.runs.run import Run
 from edgeline.pipeline.training import fine_tune, linear_probe
-from edgeline.pipeline.training.history import Fit
-from edgeline.serve.errors import DataError
-from edgeline.serve.preprocess import PreprocessSpec
+from edgeline.pipeline.training.context import Strategy, TrainingContext, TrainingResult
 
-CALIBRATION = "calibration.npz"
-"""Validation logits from before the network learned from those images, for `evaluate` to fit the temperature on."""
+STRATEGIES: Mapping[StrategyName, Strategy] = {
+    "head": linear_probe.fit,
+    "full": fine_tune.fit,
+    "differential": fine_tune.fit,
+    "gradual": fine_tune.fit,
+}
+"""By the name in the configuration. `fine_tune` covers three, which differ in learning rates and in what is frozen when."""
+
+if STRATEGIES.keys() != set(get_args(StrategyName)):
+    raise TypeError(f"STRATEGIES has {sorted(STRATEGIES)}, train.strategy allows {sorted(get_args(StrategyName))}")
+
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 
 
 def build_checkpoint(run: Run, folder: Path) -> None:
-    """Train as a run asks, and write the checkpoint into the step's folder.
+    """Train with a run's configuration and write the checkpoint into the step's folder.
 
-    `preprocessing_fingerprint.npz` goes with it: the pixels that the hard set has at this moment, for the gate to compare with.
+    The preprocessing fingerprint is written alongside it, for verification to compare with.
 
     Raises:
-        ConfigError, WeightsError, DataError, TrainingError: see there.
+        ConfigError: the configured model or device is not available.
+        WeightsError: the pretrained weights are absent or do not fit.
+        DataError: the data cannot be trained on.
+        TrainingError: the loss is not finite, or a batch does not fit into memory.
     """
     config = run.config
     prepared = read_prepared(run.step("prepare"))
@@ -46,7 +59,17 @@ def build_checkpoint(run: Run, folder: Path) -> None:
         dropout=config.train.dropout,
         preprocess=config.preprocess,
     )
-    fit = train(network, spec, prepared, config.train, seed=config.seed, folder=folder, cache=config.cache, device=device)
+    context = TrainingContext(
+        network=network,
+        spec=spec,
+        prepared=prepared,
+        config=config.train,
+        seed=config.seed,
+        folder=folder,
+        cache=config.cache,
+        device=device,
+    )
+    result = train(context)
     checkpoint = Checkpoint(
         model=config.model,
         weights=config.weights,
@@ -56,74 +79,24 @@ def build_checkpoint(run: Run, folder: Path) -> None:
         strategy=config.train.strategy,
         seed=config.seed,
         device=describe_device(device),
-        history=tuple(fit.history),
-        best_epoch=fit.best_epoch,
+        history=tuple(result.history.epochs),
+        best_epoch=result.history.best_epoch,
         versions={name: importlib.metadata.version(name) for name in PACKAGES},
     )
     save_checkpoint(folder, network, checkpoint)
     targets_N = np.array([sample.index for sample in prepared.of("val")])
-    np.savez_compressed(folder / CALIBRATION, logits=fit.val_logits_NK, targets=targets_N)
-    write_preprocessing_fingerprint(folder / WITNESS, spec)
+    np.savez_compressed(folder / CALIBRATION, logits=result.val_logits_NK, targets=targets_N)
+    write_preprocessing_fingerprint(folder / FINGERPRINT_NAME, spec)
 
 
-def train(
-    network: Network,
-    spec: PreprocessSpec,
-    prepared: Prepared,
-    config: TrainConfig,
-    *,
-    seed: int,
-    folder: Path,
-    cache: Path,
-    device: torch.device,
-) -> Fit:
-    """Train a network in place; it ends on the CPU with the weights that validation chose.
-
-    Args:
-        network: as `build` made it.
-        spec: its preprocessing.
-        prepared: the samples; only the train and val splits are read.
-        config: strategy and settings.
-        seed: the same seed, data and machine give the same weights.
-        folder: for working files, which survive a kill and are found again.
-        cache: folder of what is kept over runs.
-        device: where to compute.
-
-    Returns:
-        The course of the training.
+def train(context: TrainingContext) -> TrainingResult:
+    """Train the context's network in place. It ends on the CPU, with the weights chosen on validation.
 
     Raises:
-        DataError: a class has no training image.
+        DataError: a file is gone or has changed.
         TrainingError: the loss is not finite, or a batch does not fit into memory.
     """
-    weights_K = class_weights(prepared, config)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    if config.strategy == "head":
-        features = ContentCache(cache / "features.sqlite")
-        fit = linear_probe.fit(
-            network, spec, prepared, config, weights_K, seed=seed, folder=folder, cache=features, device=device
-        )
-    else:
-        fit = fine_tune.fit(network, spec, prepared, config, weights_K, seed=seed, folder=folder, device=device)
-    network.to("cpu").eval()
-    return fit
-
-
-def class_weights(prepared: Prepared, config: TrainConfig) -> Tensor:
-    """The loss weight of each class, float32 (K,): 1 on average over the images.
-
-    Raises:
-        DataError: a class has no image in train, or validation has images of one class only.
-    """
-    counts = np.bincount([s.index for s in prepared.of("train")], minlength=len(prepared.labels))
-    if absent := [label for label, count in zip(prepared.labels, counts, strict=True) if not count]:
-        raise DataError(f"no training image of {', '.join(absent)}; every class needs one", code="empty_class")
-    if len({s.index for s in prepared.of("val")}) < 2:
-        raise DataError(
-            "the validation split has images of fewer than two classes, so nothing can be chosen on it; "
-            "give more images or a larger prepare.val_share",
-            code="one_class_fold",
-        )
-    exponent = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}[config.class_weights]
-    weights_K = (1 / counts) ** exponent
-    return torch.from_numpy(weights_K * counts.sum() / (weights_K * counts).sum()).float()
+    result = STRATEGIES[context.config.strategy](context)
+    context.network.to("cpu").eval()
+    return result

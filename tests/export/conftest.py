@@ -21,9 +21,10 @@ from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.flows.steps import run_pipeline
 from edgeline.pipeline.config import PipelineConfig, VerifyConfig, load_config
 from edgeline.pipeline.data.samples import Sample, read_prepared
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
-from edgeline.pipeline.models.backbones import Network, Normalization
+from edgeline.pipeline.evaluation.report import read_evaluation
+from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.checkpoint import load_checkpoint
+from edgeline.pipeline.models.pretrained import Normalization
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.preprocess import PreprocessSpec
 from tests.support.shared_results import shared_result

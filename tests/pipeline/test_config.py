@@ -1,15 +1,16 @@
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from edgeline.pipeline.config import PipelineConfig, load_config, parse_config
+from edgeline.pipeline.config import PipelineConfig, PreprocessConfig, load_config, parse_config
 from edgeline.serve.artifact.manifest import NAME
 from edgeline.serve.errors import ConfigError
+from edgeline.serve.preprocess import INTERPOLATIONS, JPEG_DECODINGS
 
 
 def models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
@@ -19,7 +20,7 @@ def models(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
             yield from models(field.annotation)
 
 
-def refusal(*arguments: Any, **options: Any) -> str:
+def config_error(*arguments: Any, **options: Any) -> str:
     with pytest.raises(ConfigError) as caught:
         load_config(*arguments, **options)
     return str(caught.value)
@@ -33,13 +34,13 @@ FILES = {
 
 
 @pytest.mark.parametrize(("name", "text"), FILES.values(), ids=FILES)
-def test_a_file_may_be_of_three_kinds(tmp_path: Path, name: str, text: str) -> None:
+def test_a_file_may_be_toml_yaml_or_json(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     config = load_config(tmp_path / name)
     assert (config.data, config.seed, config.train.epochs, config.train.learning_rate) == ("photos", 3, 5, 1e-5)
 
 
-def test_without_a_file_the_defaults_hold() -> None:
+def test_without_a_file_the_defaults_apply() -> None:
     assert load_config() == PipelineConfig()
 
 
@@ -48,7 +49,7 @@ def test_an_empty_file_changes_nothing(tmp_path: Path) -> None:
     assert load_config(tmp_path / "empty.yaml") == PipelineConfig()
 
 
-def test_overrides_win_over_the_file_and_options_over_both(tmp_path: Path) -> None:
+def test_overrides_take_precedence_over_the_file_and_options_over_both(tmp_path: Path) -> None:
     file = tmp_path / "edgeline.toml"
     file.write_text('data = "a"\nseed = 1\nmodel = "x"\n[train]\nepochs = 5\npatience = 6\n')
     config = load_config(file, ["seed=2", "data=b", "train.epochs=7"], data="c", model=None)
@@ -65,7 +66,7 @@ OVERRIDES = {
 
 
 @pytest.mark.parametrize(("override", "value"), OVERRIDES.values(), ids=OVERRIDES)
-def test_an_override_is_json_where_it_can_be(override: str, value: Any) -> None:
+def test_an_override_is_parsed_as_json_if_possible(override: str, value: Any) -> None:
     found: Any = load_config(None, [override])
     for part in override.partition("=")[0].split("."):
         found = getattr(found, part)
@@ -77,11 +78,11 @@ BAD_OVERRIDES = {
     "no key": ("=5", "must look like train.epochs=5"),
     "a crop that leaves nothing": ("preprocess.crop_fraction=0.05", "must be 0 or at least 0.1"),
     "an input too small to see on": ("preprocess.size=8", "must be 0 or at least 32"),
-    "an unknown setting": ("train.epoch=5", "train.epoch is no setting; did you mean epochs?"),
-    "an unknown section": ("training.epochs=5", "training is no setting; did you mean train?"),
-    "nothing like it": ("zzz=1", "zzz is no setting"),
+    "an unknown setting": ("train.epoch=5", "unknown setting train.epoch; did you mean epochs?"),
+    "an unknown section": ("training.epochs=5", "unknown setting training; did you mean train?"),
+    "nothing like it": ("zzz=1", "unknown setting zzz"),
     "below a value": ("seed.x=1", "seed: input should be a valid integer"),
-    "an empty part": ("train..x=1", "train. is no setting"),
+    "an empty part": ("train..x=1", "unknown setting train."),
     "a value for a section": ("train=5", "train: "),
     "text for a number": ("train.epochs=many", "train.epochs: input should be a valid integer"),
     "out of range": ("prepare.test_share=1", "prepare.test_share: input should be less than 1, got 1"),
@@ -93,18 +94,18 @@ BAD_OVERRIDES = {
 
 
 @pytest.mark.parametrize(("override", "words"), BAD_OVERRIDES.values(), ids=BAD_OVERRIDES)
-def test_a_bad_override_is_refused_in_words(override: str, words: str) -> None:
-    assert words in refusal(None, [override])
+def test_a_bad_override_is_rejected_with_its_reason(override: str, words: str) -> None:
+    assert words in config_error(None, [override])
 
 
-def test_a_section_of_the_file_that_is_none_cannot_be_overridden(tmp_path: Path) -> None:
+def test_a_value_in_place_of_a_section_cannot_be_overridden(tmp_path: Path) -> None:
     (tmp_path / "edgeline.toml").write_text("train = 3\n")
-    assert "train is no section" in refusal(tmp_path / "edgeline.toml", ["train.epochs=5"])
+    assert "train is not a section" in config_error(tmp_path / "edgeline.toml", ["train.epochs=5"])
 
 
-def test_all_problems_are_told_at_once() -> None:
-    problems = refusal(None, ["train.epoch=5", "seed=-1", "prepare.on_leakage=ask"])
-    assert all(setting in problems for setting in ("train.epoch is no setting", "seed: ", "prepare.on_leakage: "))
+def test_all_problems_are_reported_at_once() -> None:
+    problems = config_error(None, ["train.epoch=5", "seed=-1", "prepare.on_leakage=ask"])
+    assert all(setting in problems for setting in ("unknown setting train.epoch", "seed: ", "prepare.on_leakage: "))
 
 
 BAD_FILES = {
@@ -112,22 +113,27 @@ BAD_FILES = {
     "broken YAML": ("edgeline.yaml", b"a: [1\n", "is not YAML"),
     "broken JSON": ("config.json", b"{", "is not JSON"),
     "YAML that builds objects": ("edgeline.yaml", b"!!python/object/apply:os.getcwd []", "is not YAML"),
-    "a list": ("edgeline.yaml", b"- a\n- b\n", "must hold keys and values, got list"),
-    "a word": ("edgeline.yaml", b"photos", "must hold keys and values, got str"),
-    "bytes that are no text": ("edgeline.toml", b"\xff\xfe", "cannot be read"),
+    "a list": ("edgeline.yaml", b"- a\n- b\n", "must contain keys and values, got list"),
+    "a word": ("edgeline.yaml", b"photos", "must contain keys and values, got str"),
+    "bytes that are not text": ("edgeline.toml", b"\xff\xfe", "cannot be read"),
     "a number as a key": ("edgeline.yaml", b"1: 2\n", "keys should be strings"),
 }
 
 
 @pytest.mark.parametrize(("name", "content", "words"), BAD_FILES.values(), ids=BAD_FILES)
-def test_a_bad_file_is_refused_by_name(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+def test_a_bad_file_is_rejected_with_its_name(tmp_path: Path, name: str, content: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(content)
-    assert words in refusal(tmp_path / name).replace("Keys", "keys")
+    assert words in config_error(tmp_path / name).replace("Keys", "keys")
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    assert "edgeline.toml cannot be read: No such file" in refusal(tmp_path / "edgeline.toml")
-    assert "cannot be read: Is a directory" in refusal(tmp_path)
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert "edgeline.toml cannot be read: No such file" in config_error(tmp_path / "edgeline.toml")
+    assert "cannot be read: Is a directory" in config_error(tmp_path)
+
+
+def test_every_interpolation_can_be_configured() -> None:
+    assert set(get_args(PreprocessConfig.model_fields["interpolation"].annotation)) == {"own", *INTERPOLATIONS}
+    assert set(get_args(PreprocessConfig.model_fields["jpeg_decoding"].annotation)) == set(JPEG_DECODINGS)
 
 
 def test_a_configuration_is_frozen() -> None:
@@ -145,7 +151,7 @@ ARTIFACT_NAMES = {
     "a folder": ("/data/Red Flowers/", "red-flowers"),
     "a dot in it": ("/data/flowers.v2", "flowers-v2"),
     "a CSV file": ("/data/List.CSV", "list"),
-    "signs around it": ("/data/__x__", "x"),
+    "punctuation around it": ("/data/__x__", "x"),
     "no ASCII letter": ("/data/фото", "model"),
     "the root folder": ("/", "model"),
     "long": ("/data/" + "a" * 63 + "-bb", "a" * 63),
@@ -157,18 +163,18 @@ def test_an_artifact_is_named_after_its_data(data: str, name: str) -> None:
     assert load_config(data=data).artifact_name == name
 
 
-def test_a_name_of_its_own_wins() -> None:
+def test_a_configured_name_takes_precedence() -> None:
     assert load_config(data="digits", name="my_model-2").artifact_name == "my_model-2"
 
 
 @given(st.text(min_size=1).filter(lambda text: "\0" not in text and text.isprintable()))
-def test_any_data_gives_a_fit_name(data: str) -> None:
+def test_a_valid_name_can_be_derived_from_any_data(data: str) -> None:
     assert NAME.fullmatch(PipelineConfig(data=data).artifact_name)
 
 
 @pytest.mark.parametrize("name", ["Capitals", "a b", "../up", "-a", "a" * 65, "ä"])
-def test_a_name_that_is_no_folder_and_url_is_refused(name: str) -> None:
-    assert "name must be lower-case letters" in refusal(name=name)
+def test_an_invalid_name_is_rejected(name: str) -> None:
+    assert "name must be lower-case letters" in config_error(name=name)
 
 
 def test_everything_is_written_below_one_folder() -> None:

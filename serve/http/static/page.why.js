@@ -52,8 +52,8 @@ function shown(preview, { predictions, explanation }) {
     {},
     el("div", { class: "seen" }, picture, overlay),
     predictions.length > 1
-      ? el("label", { class: "quiet" }, "Regions for ", choice)
-      : el("p", { class: "quiet" }, "Regions for ", isolated(predictions[0].label)),
+      ? el("label", { class: "quiet" }, "Explained class: ", choice)
+      : el("p", { class: "quiet" }, "Explained class: ", isolated(predictions[0].label)),
     el("p", { class: "quiet" }, "Orange regions support the class, blue ones oppose it. The model does not see what is outside the frame."),
   );
 }

@@ -1,10 +1,12 @@
 """Core ML: made and checked where it cannot run, and shipped with that mark."""
 
+import copy
 import json
 import os
 import platform
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +16,46 @@ import pytest
 from onnx import numpy_helper
 
 from edgeline.export.graph.to_onnx import CalibratedModel
-from edgeline.export.parity.compare import Outputs
-from edgeline.export.publishing.golden import FLOAT16_TOLERANCES, write_golden
+from edgeline.export.parity.report import OutputSimilarity
+from edgeline.export.publishing.golden import GoldenSource, write_golden
 from edgeline.export.publishing.report import write_card, write_report
 from edgeline.export.publishing.variant_table import figures, remarks
-from edgeline.export.variants import KINDS, build_variants
-from edgeline.export.verification import variants as verify_variants
+from edgeline.export.variant_registry import VARIANTS
+from edgeline.export.variants import build_variants
+from edgeline.export.variants_report import VariantFile
+from edgeline.export.verification import variant_checks
+from edgeline.export.verification.context import VerificationContext
 from edgeline.export.verification.coreml import check_structure, compare_weights, layer_weights
-from edgeline.export.verification.verify import run_pytorch
+from edgeline.export.verification.report import FailedVariant, PackageStructure, UnrunVariant, VerificationReport
+from edgeline.export.verification.variants import verify_variants
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import Sample
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.errors import ArtifactError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.backends import COREML_FILES, files_of, load_file, not_run_here
 
-Check = Callable[..., tuple[dict[str, Any], list[str]]]
+Check = Callable[..., tuple[PackageStructure, list[str]]]
 
-FILE = KINDS["coreml-fp16"].file
+FILE = VARIANTS["coreml-fp16"].file
 ENVIRONMENTS = Path(__file__).resolve().parents[3] / "artifacts" / "cache" / "environments"
 WHY = "Core ML runs on macOS and iOS"
-ENTRY: dict[str, Any] = {
-    "name": "coreml-fp16",
-    "file": FILE,
-    "format": "coreml",
-    "precision": "float16",
-    "made": True,
-    "bytes": 6_700_000,
-    "passed": None,
-    "problems": [],
-    "not_run": WHY,
-    "structure": {"kind": "mlProgram", "weights": 100, "similarity": {"sqnr_db": 44.2, "top1_agreement": 1.0, "images": 24}},
-}
+SIMILARITY = OutputSimilarity(
+    images=24,
+    sqnr_db=44.2,
+    cosine=1,
+    kl=1e-5,
+    max_difference=1e-3,
+    top1_agreement=1.0,
+    clear_agreement=1.0,
+    top5_agreement=1.0,
+    flips=0,
+    largest_flipped_margin=0,
+)
+STRUCTURE = PackageStructure(kind="mlProgram", weights=100, similarity=SIMILARITY)
+MADE = VariantFile(name="coreml-fp16", file=FILE, format="coreml", precision="float16")
+UNRUN = UnrunVariant(**dict(MADE), sha256="0" * 64, bytes=6_700_000, not_run=WHY, structure=STRUCTURE)
 needs_coreml = pytest.mark.skipif(
     "coreml" not in os.environ.get("EDGELINE_TEST_FORMATS", ""),
     reason="installs 5 GB of coremltools and PyTorch; EDGELINE_TEST_FORMATS=coreml runs it",
@@ -69,16 +78,16 @@ def test_it_is_not_run_where_core_ml_is_not(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert not_run_here("coreml") == WHY
     assert not_run_here("onnx") is None
-    with pytest.raises(ArtifactError, match=f"cannot run on this system: {WHY}") as refusal:
+    with pytest.raises(ArtifactError, match=f"cannot run on this system: {WHY}") as error:
         load_file("coreml", tmp_path / FILE)
-    assert refusal.value.code == "not_run_here"
+    assert error.value.code == "not_run_here"
 
 
-VALIDATION_IMAGES = {"whole": ([], None), "with a fault": (["its kind is neuralNetwork, expected mlProgram"], False)}
+RESULTS = {"whole": ([], None), "with a fault": (["its kind is neuralNetwork, expected mlProgram"], False)}
 
 
 @elsewhere
-@pytest.mark.parametrize(("problems", "passed"), VALIDATION_IMAGES.values(), ids=VALIDATION_IMAGES)
+@pytest.mark.parametrize(("problems", "passed"), RESULTS.values(), ids=RESULTS)
 def test_the_gate_marks_what_holds_as_not_run_and_fails_what_does_not(
     tiny: Callable[[], CalibratedModel],
     tmp_path: Path,
@@ -86,42 +95,38 @@ def test_the_gate_marks_what_holds_as_not_run_and_fails_what_does_not(
     problems: list[str],
     passed: bool | None,
 ) -> None:
-    # coreml_structure has tests of its own, for which coremltools is needed.
-    monkeypatch.setattr(verify_variants, "check_structure", lambda *_, **__: (ENTRY["structure"], problems))
+    # `check_structure` has tests of its own, for which coremltools is needed.
+    monkeypatch.setattr(variant_checks, "check_structure", lambda *_: (STRUCTURE, problems))
     for name in files_of("coreml", FILE):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
-    measure = verify_variants.Measure(
+    context = VerificationContext(
         deployed=tiny(),
+        model=b"",
         spec=PreprocessSpec(height=16, width=16),
-        pixels=[],
-        expected=Outputs(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)),
-        tested=[],
-        scene=b"",
-        metadata={},
+        samples=[],
         config=VerifyConfig(),
-        opset=None,
         environments=tmp_path,
-        reference=b"",
     )
-    made = {name: ENTRY[name] for name in ("name", "file", "format", "precision", "made")}
-    [found] = verify_variants.verify_variants([made], tmp_path, measure)
-    assert (found["passed"], found["problems"], found["not_run"]) == (passed, problems, WHY)
-    assert list(found["files"]) == list(files_of("coreml", FILE))
+    [found] = verify_variants([MADE], tmp_path, context)
+    assert isinstance(found, UnrunVariant | FailedVariant)
+    assert (found.passed, list(found.problems), found.not_run) == (passed, problems, WHY)
+    assert list(found.files) == list(files_of("coreml", FILE))
 
 
-def test_the_mark_is_in_the_closing_table_and_in_the_manifest() -> None:
-    assert figures(ENTRY) == {"passed": None, "not_run": WHY, "structure": ENTRY["structure"], "bytes": 6_700_000}
-    [line] = remarks({"variants": [ENTRY]})
+def test_the_mark_is_in_the_closing_table_and_in_the_manifest(finished: Any) -> None:
+    assert figures(UNRUN) == {"passed": None, "not_run": WHY, "structure": STRUCTURE.to_dict(), "bytes": 6_700_000}
+    verification = VerificationReport.read(finished.artifact / "verification.json")
+    [line] = remarks(verification.model_copy(update={"variants": (UNRUN,)}))
     assert line.startswith(f"coreml-fp16 (6.7 MB) is shipped and was not run here ({WHY}): its inputs, outputs and ")
     assert "same best class on 100.00% of 24 images, SQNR 44 dB" in line
 
 
 def test_the_mark_is_in_the_report_and_on_the_card(finished: Any, tmp_path: Path) -> None:
     evaluation = read_evaluation(finished.run.step("evaluate"))
-    verification = json.loads((finished.artifact / "verification.json").read_text())
+    verification = VerificationReport.read(finished.artifact / "verification.json")
     provenance = json.loads((finished.artifact / "manifest.json").read_text())["provenance"]
-    verification["variants"].append(ENTRY)
+    verification = verification.model_copy(update={"variants": (*verification.variants, UNRUN)})
     write_report(tmp_path / "report.html", finished.run, evaluation, verification, provenance)
     write_card(tmp_path / "card.md", "photos", evaluation, verification, provenance)
     page = (tmp_path / "report.html").read_text()
@@ -134,10 +139,11 @@ def test_its_golden_samples_are_pytorchs_with_a_tolerance_of_float16(
     finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample], tmp_path: Path
 ) -> None:
     labels = json.loads((finished.artifact / "manifest.json").read_text())["labels"]
-    variants = {"coreml-fp16": (tmp_path / "absent", "coreml", "float16")}
-    write_golden(tmp_path, deployed, spec, labels, held_out, finished.config.publish, variants=variants)
+    variants = [VARIANTS["coreml-fp16"]]
+    source = GoldenSource(deployed=deployed, spec=spec, labels=labels, samples=held_out)
+    write_golden(tmp_path, source, finished.config.publish, variants=variants)
     golden = json.loads((tmp_path / "golden" / "golden.json").read_text())
-    assert golden["variants"] == {"coreml-fp16": FLOAT16_TOLERANCES}
+    assert golden["variants"] == {"coreml-fp16": {"tolerance": 0.03, "logit_tolerance": 0.02}}
     for sample in golden["samples"]:
         assert sample["variants"]["coreml-fp16"] == {name: sample[name] for name in ("probabilities", "logits")}
 
@@ -198,12 +204,18 @@ def convert_again(finished: Any, folder: Path) -> Path:
 
 @pytest.fixture(name="check", scope="module")
 def checking(finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample]) -> Check:
-    """`check(manifest, reference=..., spec=...)`: the facts and the problems of a package of the finished run."""
-    expected, pixels = run_pytorch(deployed, spec, held_out)
-    right = {"spec": spec, "expected": expected, "pixels": pixels, "thresholds": finished.config.verify.fp16}
+    """`check(manifest, model=..., spec=...)`: the structure and the problems of a package of the finished run."""
+    context = VerificationContext(
+        deployed=deployed,
+        model=finished.model,
+        spec=spec,
+        samples=held_out,
+        config=finished.config.verify,
+        environments=ENVIRONMENTS,
+    )
 
-    def check(manifest: Path, reference: bytes = finished.model, **changes: Any) -> tuple[dict[str, Any], list[str]]:
-        return check_structure(manifest, reference, **(right | changes), environments=ENVIRONMENTS)
+    def check(manifest: Path, **changes: Any) -> tuple[PackageStructure, list[str]]:
+        return check_structure(manifest, replace(context, **changes) if changes else context, finished.config.verify.fp16)
 
     return check
 
@@ -211,12 +223,13 @@ def checking(finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, hel
 @needs_coreml
 @pytest.mark.slow
 def test_a_package_takes_pictures_and_its_graph_is_the_network(package: Path, check: Check, spec: PreprocessSpec) -> None:
-    facts, problems = check(package)
+    structure, problems = check(package)
+    found = structure.to_dict()
     assert problems == []
-    assert facts["input"] == ["image", spec.height, spec.width, "RGB"]
-    assert facts["outputs"] == {name: [[1, 3], "FLOAT32"] for name in ("probabilities", "logits")}
-    assert (facts["specification"], facts["weights"], facts["operators"]["conv"]) == (7, 100, 49)
-    assert facts["similarity"]["sqnr_db"] > 40
+    assert found["input"] == ["image", spec.height, spec.width, "RGB"]
+    assert found["outputs"] == {name: [[1, 3], "FLOAT32"] for name in ("probabilities", "logits")}
+    assert (found["specification"], found["weights"], found["operators"]["conv"]) == (7, 100, 49)
+    assert found["similarity"]["sqnr_db"] > 40
 
 
 @needs_coreml
@@ -236,13 +249,15 @@ def test_a_package_of_another_network_or_size_is_named(
     model = onnx.load_model_from_string(finished.model)
     [tensor] = [t for t in model.graph.initializer if t.name.endswith("blocks.4.0.conv_dw.weight")]
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name))
-    expected, _ = run_pytorch(deployed, spec, held_out)
-    reversed_classes = Outputs(expected.probabilities_NK[:, ::-1], expected.logits_NK[:, ::-1])
+    reversed_classes = copy.deepcopy(deployed)
+    for parameter in (reversed_classes.network.classifier.weight, reversed_classes.network.classifier.bias):
+        parameter.data = parameter.data.flip(0)
     other = PreprocessSpec(height=spec.height + 32, width=spec.width)
-    _, problems = check(package, model.SerializeToString(), spec=other, expected=reversed_classes)
-    assert problems[0] == "its input is ['image', 224, 224, 'RGB'], expected ['image', 256, 224, 'RGB']"
-    assert "blocks.4.0.conv_dw.weight" in problems[1]
-    assert problems[2].startswith("computed by PyTorch, SQNR")
+    _, problems = check(package, model=model.SerializeToString(), deployed=reversed_classes)
+    _, of_another_size = check(package, spec=other)
+    assert "blocks.4.0.conv_dw.weight" in problems[0]
+    assert problems[1].startswith("computed by PyTorch, SQNR")
+    assert of_another_size[0] == "its input is ['image', 224, 224, 'RGB'], expected ['image', 256, 224, 'RGB']"
 
 
 @needs_coreml
@@ -251,6 +266,6 @@ def test_a_package_that_was_cut_short_is_refused_in_one_line(package: Path, chec
     shutil.copytree(package.parent, tmp_path / "model.mlpackage")
     cut = tmp_path / "model.mlpackage" / COREML_FILES[1]
     cut.write_bytes(cut.read_bytes()[:1000])
-    with pytest.raises(ArtifactError, match="coremltools cannot read the package") as refusal:
+    with pytest.raises(ArtifactError, match="coremltools cannot read the package") as error:
         check(tmp_path / FILE)
-    assert "\n" not in str(refusal.value)
+    assert "\n" not in str(error.value)

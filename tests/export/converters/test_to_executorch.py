@@ -1,7 +1,6 @@
 """ExecuTorch: made by its converter, run by its runtime, both in an environment of their own."""
 
 import importlib.util
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -13,11 +12,12 @@ import pytest
 from edgeline.export.converters.convert import convert
 from edgeline.export.converters.environments import environment, expose_device_package, opened
 from edgeline.export.graph.to_onnx import CalibratedModel
-from edgeline.export.variants import KINDS, build_variants
-from edgeline.export.verification.variants import Measure, verify_variants
-from edgeline.export.verification.verify import run_pytorch
+from edgeline.export.variant_registry import VARIANTS
+from edgeline.export.variants import build_variants
+from edgeline.export.variants_report import VariantsReport
+from edgeline.export.verification.context import VerificationContext
+from edgeline.export.verification.variants import verify_variants
 from edgeline.pipeline.data.samples import Sample
-from edgeline.pipeline.data.stress_images import stress_images
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.errors import ExportError, MissingExtraError
 from edgeline.serve.preprocess import PreprocessSpec
@@ -69,28 +69,22 @@ def both_variants(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_both_precisions_hold_against_pytorch(
     made: Path, finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample]
 ) -> None:
-    expected, pixels = run_pytorch(deployed, spec, held_out)
-    measure = Measure(
+    context = VerificationContext(
         deployed=deployed,
+        model=finished.model,
         spec=spec,
-        pixels=pixels,
-        expected=expected,
-        tested=[(len(stress_images()) + i, sample.index) for i, sample in enumerate(held_out)],
-        scene=stress_images()["scene"],
-        metadata={},
+        samples=held_out,
         config=finished.config.verify,
-        opset=None,
         environments=ENVIRONMENTS,
-        reference=finished.model,
     )
-    entries = json.loads((made / "variants.json").read_text())["variants"]
-    whole, int8 = verify_variants(entries, made, measure)
+    entries = VariantsReport.read(made / "variants.json").variants
+    whole, int8 = (result.to_dict() for result in verify_variants(entries, made, context))
     assert (whole["passed"], whole["problems"]) == (True, [])
     assert whole["similarity"]["sqnr_db"] > 100
     assert whole["latency"]["threads_1"]["runs"] == 50
     # Most of these few images are the hard set, flat colors and noise, on which int8 need not hold all of its thresholds.
     assert int8["similarity"]["sqnr_db"] > 12
-    assert not [problem for problem in int8["problems"] if "other answers" in problem]
+    assert not [problem for problem in int8["problems"] if "other outputs" in problem]
     assert (made / "model.int8.pte").stat().st_size < 0.3 * (made / "model.pte").stat().st_size
 
 
@@ -118,7 +112,7 @@ assert _threadpool_get_thread_count() == threads
 def test_threads_may_share_a_program_and_their_number_is_what_is_asked_for(made: Path) -> None:
     python = environment("executorch", ENVIRONMENTS)
     with expose_device_package() as variables:
-        command = [str(python), "-P", "-c", SHARED, str(made / KINDS["executorch-int8"].file)]
+        command = [str(python), "-P", "-c", SHARED, str(made / VARIANTS["executorch-int8"].file)]
         done = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -10,6 +10,7 @@ from edgeline.export.converters.environments import environment
 from edgeline.export.publishing.publish import publish
 from edgeline.export.quantization.search import Choice
 from edgeline.export.variants import build_variants
+from edgeline.export.variants_report import VariantsReport
 from edgeline.export.verification.verify import build_verification
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.errors import ExportError
@@ -32,7 +33,8 @@ def test_openvino_variants_pass_the_gate_and_are_published_with_their_weights(
     run: Run, redo: Any, environments: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     int8 = (run.step("variants") / "model.int8.onnx").read_bytes()
-    report = json.loads((run.step("variants") / "variants.json").read_text())["int8"]
+    report = VariantsReport.read(run.step("variants") / "variants.json").int8
+    assert report is not None
     monkeypatch.setattr(variants, "choose_int8", lambda *_: Choice(int8, report))
     run.config.environments.parent.mkdir(parents=True, exist_ok=True)
     run.config.environments.symlink_to(environments)

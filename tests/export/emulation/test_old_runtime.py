@@ -17,7 +17,7 @@ def test_a_release_knows_the_operator_sets_up_to_its_own() -> None:
 
 def test_an_operator_set_that_the_oldest_runtime_lacks_is_refused_before_anything_is_exported(run: Run, tmp_path: Path) -> None:
     export = run.config.export.model_copy(update={"opset": 20})
-    with pytest.raises(ConfigError, match=r"export.opset = 20 is newer than what ONNX Runtime 1\.15 knows \(19\)"):
+    with pytest.raises(ConfigError, match=r"export.opset = 20 is newer than what ONNX Runtime 1\.15 supports \(19\)"):
         build_export(Run(run.folder, run.config.model_copy(update={"export": export})), tmp_path)
     assert not list(tmp_path.glob("*.onnx"))
 

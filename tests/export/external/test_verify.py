@@ -19,7 +19,7 @@ from torch import nn
 
 from edgeline.export.external.model import Port
 from edgeline.export.external.verify import IMAGENET, Request, as_outputs, is_distribution, verify_foreign
-from edgeline.export.graph.ort_tools import quiet
+from edgeline.export.graph.ort_tools import suppress_output
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.stress_images import preprocessing_fingerprint
 from edgeline.pipeline.data.unlabeled import read_photos
@@ -57,7 +57,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nn.init.normal_(network.fc.weight, std=3)
     network.eval()
     example, shapes = torch.zeros(2, 3, SIDE, SIDE), ({0: torch.export.Dim("batch", min=1, max=64)},)
-    with quiet(), warnings.catch_warnings():
+    with suppress_output(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             network, (example,), folder / "model.onnx", dynamo=True, external_data=False, dynamic_shapes=shapes, verbose=False
@@ -283,7 +283,7 @@ def test_an_int8_file_is_held_to_the_bars_of_int8(files: Path, shots: Path, tmp_
             return {name: IMAGENET(pixels.pop()[None], port)} if pixels else None
 
     path = tmp_path / "int8.onnx"
-    with quiet():
+    with suppress_output():
         quantize_static(files / "model.onnx", path, Images(), quant_format=QuantFormat.QDQ, per_channel=True)
     report = verify_foreign(Request(file=path, data=shots, against=files / "model.onnx", config=FEW))
     assert report["problems"] == []
@@ -298,7 +298,7 @@ def test_a_batch_that_shares_its_scale_is_found_out(files: Path, shots: Path, tm
     model = onnx.load(files / "model.onnx")
     del model.graph.value_info[:]  # the tool trips over shapes that it outdates itself
     (tmp_path / "float.onnx").write_bytes(model.SerializeToString())
-    with quiet():
+    with suppress_output():
         quantize_dynamic(tmp_path / "float.onnx", tmp_path / "dynamic.onnx", op_types_to_quantize=["Conv", "MatMul", "Gemm"])
     report = verify_foreign(Request(file=tmp_path / "dynamic.onnx", data=shots, config=FEW))
     assert "at batch 7" in report["problems"][0]

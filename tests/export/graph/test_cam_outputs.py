@@ -1,9 +1,10 @@
-"""Files that explain themselves: the outputs are PyTorch's, whatever is planted is found, and nothing else changes."""
+"""Class activation maps as outputs: they are PyTorch's, planted faults are found, and nothing else in the file changes."""
 
 import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from torch import nn
 
 from edgeline.export.graph.cam_outputs import add_outputs, plain, remove_outputs, shapes_of
 from edgeline.export.graph.contract import check_graph
-from edgeline.export.graph.to_onnx import CalibratedModel, export
+from edgeline.export.graph.to_onnx import CalibratedModel, GraphOptions, export
 from edgeline.export.quantization.static_int8 import INTEGER_OPERATORS, optimized_graph
-from edgeline.export.verification.explanations import expect_evidence, judge_evidence, torch_evidence
+from edgeline.export.thresholds import PRECISIONS
+from edgeline.export.verification.context import VerificationContext
+from edgeline.export.verification.explanations import compare_maps, expected_maps, pytorch_maps
 from edgeline.export.verification.verify import verify
 from edgeline.flows.steps import AFTER_PREPARE, step_named
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import ADMITTED, Sample, read_image, read_prepared
-from edgeline.pipeline.models.backbones import Network, Normalization
+from edgeline.pipeline.models.backbones import Network
+from edgeline.pipeline.models.pretrained import Normalization
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.artifact.training_features import read_features
 from edgeline.serve.classifier import Classifier
@@ -33,6 +37,7 @@ from edgeline.serve.runtime.session import create_session
 from tests.support.faults.surgery import mutate
 
 Change = Callable[[onnx.ModelProto], None]
+EXACT = {"min_sqnr_db": 100, "max_sum_error": PRECISIONS["float32"].max_map_error, "max_difference": 1e-4}
 
 
 @pytest.fixture(name="explained", scope="module")
@@ -55,20 +60,20 @@ def test_the_file_keeps_its_contract_and_every_node(finished: Any, explained: by
     assert plain(finished.model) == finished.model
 
 
-def test_the_file_says_of_places_what_pytorch_says(
+def test_the_files_maps_and_embeddings_are_pytorchs(
     deployed: CalibratedModel, explained: bytes, pixels: list[np.ndarray]
 ) -> None:
-    expected = expect_evidence(deployed.network, deployed.temperature, pixels)
-    found, problems = judge_evidence(create_session(explained), expected, "float32", min_sqnr_db=100, max_difference=1e-4)
+    expected = expected_maps(deployed.network, deployed.temperature, pixels)
+    found, problems = compare_maps(create_session(explained), expected, **EXACT)
     assert problems == []
-    assert found["images"] == len(pixels)
-    assert 0 < found["max_difference"] < 1e-4
-    assert found["adds_up"] < 1e-5
+    assert found.images == len(pixels)
+    assert 0 < found.max_difference < 1e-4
+    assert found.adds_up < 1e-5
 
 
-def test_pytorch_adds_up_too(deployed: CalibratedModel, pixels: list[np.ndarray]) -> None:
+def test_pytorchs_maps_add_up_to_its_logits(deployed: CalibratedModel, pixels: list[np.ndarray]) -> None:
     pixels_NHW3 = np.stack(pixels)
-    evidence_NKhw, _ = torch_evidence(deployed.network, deployed.temperature, pixels_NHW3)
+    evidence_NKhw, _ = pytorch_maps(deployed.network, deployed.temperature, pixels_NHW3)
     with torch.inference_mode():
         _, logits_NK = deployed(torch.from_numpy(pixels_NHW3))
     np.testing.assert_allclose(evidence_NKhw.mean((2, 3)), logits_NK.numpy(), atol=1e-4)
@@ -122,14 +127,14 @@ FAULTS: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(fault: str, deployed: CalibratedModel, explained: bytes, pixels: list[np.ndarray]) -> None:
     plant, cause = FAULTS[fault]
-    expected = expect_evidence(deployed.network, deployed.temperature, pixels)
+    expected = expected_maps(deployed.network, deployed.temperature, pixels)
     session = create_session(mutate(explained, plant))
-    figures, problems = judge_evidence(session, expected, "float32", min_sqnr_db=100, max_difference=1e-4)
+    figures, problems = compare_maps(session, expected, **EXACT)
     assert any(cause in problem for problem in problems)
-    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    json.dumps(figures.to_dict(), allow_nan=False)
 
 
-def test_the_gate_asks_for_it_where_the_run_does(
+def test_maps_are_verified_where_the_run_has_them(
     deployed: CalibratedModel,
     finished: Any,
     explained: bytes,
@@ -138,12 +143,14 @@ def test_the_gate_asks_for_it_where_the_run_does(
     thresholds: VerifyConfig,
 ) -> None:
     few = held_out[:3]
-    good = verify(deployed, explained, spec, few, thresholds, explain=True)
-    assert good["passed"]
-    assert good["explanation"]["sqnr_db"] > 100
-    bad = verify(deployed, mutate(explained, FAULTS["rows and columns exchanged"][0]), spec, few, thresholds, explain=True)
-    assert not bad["passed"]
-    assert "its evidence is not PyTorch's" in " ".join(bad["problems"])
+    context = VerificationContext(deployed=deployed, model=explained, spec=spec, samples=few, config=thresholds, explain=True)
+    good = verify(context)
+    assert good.passed
+    assert good.explanation is not None
+    assert good.explanation.sqnr_db > 100
+    bad = verify(replace(context, model=mutate(explained, FAULTS["rows and columns exchanged"][0])))
+    assert not bad.passed
+    assert "its evidence is not PyTorch's" in " ".join(bad.problems)
 
 
 def test_a_file_with_one_of_the_two_outputs_breaks_the_contract(explained: bytes, spec: PreprocessSpec) -> None:
@@ -151,9 +158,9 @@ def test_a_file_with_one_of_the_two_outputs_breaks_the_contract(explained: bytes
         [found] = [value for value in model.graph.output if value.name == "embedding"]
         model.graph.output.remove(found)
 
-    with pytest.raises(ExportError, match="embedding") as refusal:
+    with pytest.raises(ExportError, match="embedding") as error:
         check_graph(mutate(explained, drop), spec, classes=3)
-    assert refusal.value.code == "graph_contract"
+    assert error.value.code == "graph_contract"
 
 
 def test_evidence_of_another_number_of_classes_breaks_the_contract(explained: bytes, spec: PreprocessSpec) -> None:
@@ -165,33 +172,33 @@ def test_evidence_of_another_number_of_classes_breaks_the_contract(explained: by
         check_graph(mutate(explained, widen), spec, classes=3)
 
 
-def test_a_network_with_more_than_a_linear_layer_is_told_so(tmp_path: Path) -> None:
+def test_a_network_with_more_than_a_linear_layer_is_rejected(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3, stride=2), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.Hardswish()]
     network = Network(nn.Sequential(*layers), 8, 3, 0.0, Normalization((127.0,) * 3, (128.0,) * 3)).eval()
     spec = PreprocessSpec(height=16, width=16)
-    with pytest.raises(ConfigError, match=r"set export\.explain = false") as refusal:
-        export(CalibratedModel(network, 0.7), spec, tmp_path / "model.onnx", classes=3, opset=18, metadata={}, explain=True)
-    assert refusal.value.code == "not_explainable"
+    with pytest.raises(ConfigError, match=r"set export\.explain = false") as error:
+        export(CalibratedModel(network, 0.7), spec, tmp_path / "model.onnx", GraphOptions(classes=3, opset=18, explain=True))
+    assert error.value.code == "not_explainable"
     with pytest.raises(ConfigError, match="no layer's output"):
-        torch_evidence(network, 0.7, np.zeros((1, 16, 16, 3), np.uint8))
+        pytorch_maps(network, 0.7, np.zeros((1, 16, 16, 3), np.uint8))
 
 
-def test_a_classifier_whose_bias_the_exporter_left_out_adds_up_too(tiny: Callable[[], CalibratedModel], tmp_path: Path) -> None:
+def test_the_maps_of_a_classifier_without_a_bias_add_up(tiny: Callable[[], CalibratedModel], tmp_path: Path) -> None:
     deployed = tiny()
     nn.init.zeros_(deployed.network.classifier.bias)
     spec = PreprocessSpec(height=16, width=16)
-    export(deployed, spec, tmp_path / "model.onnx", classes=3, opset=18, metadata={}, explain=True)
-    expected = expect_evidence(deployed.network, 0.7, list(np.zeros((2, 16, 16, 3), np.uint8)))
+    export(deployed, spec, tmp_path / "model.onnx", GraphOptions(classes=3, opset=18, explain=True))
+    expected = expected_maps(deployed.network, 0.7, list(np.zeros((2, 16, 16, 3), np.uint8)))
     session = create_session((tmp_path / "model.onnx").read_bytes())
-    _, problems = judge_evidence(session, expected, "float32", min_sqnr_db=80, max_difference=1e-4)
+    _, problems = compare_maps(session, expected, **(EXACT | {"min_sqnr_db": 80}))
     assert problems == []
 
 
-def test_a_last_map_of_one_place_says_nothing_of_where(tiny: Callable[[], CalibratedModel], tmp_path: Path) -> None:
+def test_a_last_map_of_one_place_is_rejected(tiny: Callable[[], CalibratedModel], tmp_path: Path) -> None:
     spec = PreprocessSpec(height=4, width=4)  # the convolution leaves one place of it
     with pytest.raises(ConfigError, match="one place"):
-        export(tiny(), spec, tmp_path / "model.onnx", classes=3, opset=18, metadata={}, explain=True)
+        export(tiny(), spec, tmp_path / "model.onnx", GraphOptions(classes=3, opset=18, explain=True))
 
 
 # The line
@@ -214,7 +221,7 @@ def its_artifact(published: Run) -> Path:
     return published.config.store / published.config.artifact_name / "1"
 
 
-def test_every_onnx_and_ort_variant_explains_itself(published: Run, store_folder: Path, pixels: list[np.ndarray]) -> None:
+def test_every_onnx_and_ort_variant_has_activation_maps(published: Run, store_folder: Path, pixels: list[np.ndarray]) -> None:
     report = json.loads((published.step("verify") / "verification.json").read_text())
     assert report["explanation"]["adds_up"] < 1e-5
     assert {entry["name"]: entry["passed"] for entry in report["variants"]} == dict.fromkeys(
@@ -229,7 +236,7 @@ def test_every_onnx_and_ort_variant_explains_itself(published: Run, store_folder
         assert np.corrcoef(ours_Khw.ravel(), reference.ravel())[0, 1] > 0.98, entry["name"]
 
 
-def test_the_manifest_promises_what_the_graph_gives(published: Run, store_folder: Path) -> None:
+def test_the_manifest_lists_the_outputs_of_the_graph(published: Run, store_folder: Path) -> None:
     manifest = Classifier.open(store_folder).manifest
     assert {each["name"]: each["shape"] for each in manifest.outputs[2:]} == {
         "evidence": ["batch", 3, 7, 7],
@@ -252,7 +259,7 @@ def test_the_features_are_those_of_the_training_images(published: Run, store_fol
     np.testing.assert_allclose(features.variance_C, embedding_NC.var(0), atol=1e-3)
 
 
-def test_the_outputs_leave_the_integer_operators_as_they_were(finished: Any, published: Run) -> None:
+def test_the_outputs_do_not_change_the_integer_operators(finished: Any, published: Run) -> None:
     def integers(path: Path) -> Counter[str]:
         graph = optimized_graph(path.read_bytes()).graph
         return Counter(node.op_type for node in graph.node if node.op_type in INTEGER_OPERATORS)
@@ -262,20 +269,20 @@ def test_the_outputs_leave_the_integer_operators_as_they_were(finished: Any, pub
     )
 
 
-def test_the_answers_are_the_same_to_the_bit(finished: Any, store_folder: Path, pixels: list[np.ndarray]) -> None:
+def test_the_other_outputs_are_the_same_to_the_bit(finished: Any, store_folder: Path, pixels: list[np.ndarray]) -> None:
     for variant in (None, "onnx-int8"):
         one, other = (Classifier.open(folder, variant=variant) for folder in (store_folder, finished.artifact))
         for found, expected in zip(one.answer(np.stack(pixels)), other.answer(np.stack(pixels)), strict=True):
             np.testing.assert_array_equal(found, expected)
 
 
-def test_it_is_another_export(finished: Any, published: Run) -> None:
+def test_the_setting_changes_the_key_of_the_export(finished: Any, published: Run) -> None:
     assert step_named("export").key(published) != step_named("export").key(finished.run)
 
 
-def test_the_artifact_is_copied_whole(store_folder: Path, tmp_path: Path) -> None:
+def test_a_changed_embedding_file_is_a_digest_mismatch(store_folder: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(store_folder, tmp_path / "photos" / "1", copy_function=shutil.copyfile))
     (copied / "embedding.json").write_text("{}")
-    with pytest.raises(Exception, match=r"embedding\.json") as refusal:
+    with pytest.raises(Exception, match=r"embedding\.json") as error:
         Classifier.open(copied)
-    assert getattr(refusal.value, "code", None) == "digest_mismatch"
+    assert getattr(error.value, "code", None) == "digest_mismatch"

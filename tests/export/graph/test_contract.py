@@ -204,16 +204,16 @@ def gives_other_shapes_than_it_says(graph: Graph) -> None:
 
 
 BROKEN: dict[Callable[[Graph], None], str] = {
-    defines_a_function: "it defines functions of its own",
+    defines_a_function: "it defines functions",
     loops: r"it has control flow \(Loop\)",
     branches_by_an_operator_to_come: r"it has control flow \(Choose\)",
     imports_domains_that_nothing_uses: r"it imports operator domains that older runtimes may not know \(ai.onnx.ml\)",
     uses_an_operator_of_somebody: r"it uses operators outside the standard \(com.example\)",
-    keeps_weights_elsewhere: "weights lie in another file: weights",
-    names_another_file_and_keeps_the_weights: "weights lie in another file: weights",
-    keeps_a_constant_elsewhere: "weights lie in another file: constant",
-    keeps_sparse_weights_elsewhere: "weights lie in another file: sparse",
-    carries_training: "it carries graphs for training",
+    keeps_weights_elsewhere: "weights are in another file: weights",
+    names_another_file_and_keeps_the_weights: "weights are in another file: weights",
+    keeps_a_constant_elsewhere: "weights are in another file: constant",
+    keeps_sparse_weights_elsewhere: "weights are in another file: sparse",
+    carries_training: "it contains training graphs",
     needs_a_newer_operator_set: r"it uses operator set \[19\], at most 18 is allowed",
     names_no_operator_set: r"it uses operator set \[\], at most 18 is allowed",
     has_a_newer_format: "its IR version is 9, at most 8 is allowed",
@@ -235,21 +235,21 @@ BROKEN: dict[Callable[[Graph], None], str] = {
     holds_nan_in_a_constant: "weights that are not finite: constant",
     holds_nan_in_a_setting: "weights that are not finite: gemm",
     lacks_some_weights: "weights of another size than their shape: weights",
-    uses_a_value_that_nothing_makes: "onnx.checker refuses it: .*nowhere",
-    gives_other_shapes_than_it_says: "onnx.checker refuses it: .*[Ii]nferred",
+    uses_a_value_that_nothing_makes: "onnx.checker rejects it: .*nowhere",
+    gives_other_shapes_than_it_says: "onnx.checker rejects it: .*[Ii]nferred",
 }
 
 
 @pytest.mark.parametrize(("fault", "cause"), BROKEN.items(), ids=lambda v: v.__name__.replace("_", " ") if callable(v) else "")
-def test_a_model_that_breaks_the_contract_is_refused_by_its_cause(fault: Callable[[Graph], None], cause: str) -> None:
+def test_a_model_that_breaks_the_contract_is_rejected_by_its_cause(fault: Callable[[Graph], None], cause: str) -> None:
     graph = good()
     fault(graph)
-    with pytest.raises(ExportError, match=cause) as refusal:
+    with pytest.raises(ExportError, match=cause) as error:
         check(graph)
-    assert refusal.value.code == "graph_contract"
+    assert error.value.code == "graph_contract"
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     graph = good()
     for fault in (fixes_the_batch, holds_nan, has_a_newer_format):
         fault(graph)
@@ -265,12 +265,12 @@ NOT_ONNX = {
 
 
 @pytest.mark.parametrize("data", NOT_ONNX.values(), ids=NOT_ONNX)
-def test_bytes_that_are_no_model_are_refused(data: bytes) -> None:
-    with pytest.raises(ExportError, match="the file is no ONNX model") as refusal:
+def test_bytes_that_are_not_a_model_are_rejected(data: bytes) -> None:
+    with pytest.raises(ExportError, match="the file is not an ONNX model") as error:
         check_graph(data, SPEC, classes=2)
-    assert refusal.value.code == "not_onnx"
+    assert error.value.code == "not_onnx"
 
 
-def test_an_empty_file_is_refused() -> None:
+def test_an_empty_file_is_rejected() -> None:
     with pytest.raises(ExportError, match=r"its inputs and outputs are \[\], expected"):
         check_graph(b"", SPEC, classes=2)

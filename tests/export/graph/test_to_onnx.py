@@ -13,11 +13,12 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from edgeline.export.graph.contract import check_graph
-from edgeline.export.graph.to_onnx import CalibratedModel, export, metadata_of
+from edgeline.export.graph.to_onnx import CalibratedModel, GraphOptions, export, metadata_of
 from edgeline.pipeline.data.stress_images import stress_images
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
-from edgeline.pipeline.models.backbones import Network, Normalization
+from edgeline.pipeline.evaluation.report import read_evaluation
+from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.checkpoint import load_checkpoint
+from edgeline.pipeline.models.pretrained import Normalization
 from edgeline.pipeline.runs.atomic_files import file_digest
 from edgeline.serve.errors import ExportError
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
@@ -36,7 +37,7 @@ def shape(value: onnx.ValueInfoProto) -> tuple[str, int, list[int | str]]:
     return value.name, tensor.elem_type, [d.dim_param or d.dim_value for d in tensor.shape.dim]
 
 
-def test_it_takes_bytes_and_gives_probabilities_and_logits_of_a_free_batch(graph: onnx.ModelProto) -> None:
+def test_it_maps_bytes_to_probabilities_and_logits_with_a_free_batch(graph: onnx.ModelProto) -> None:
     assert [shape(value) for value in graph.graph.input] == [("image", TensorProto.UINT8, ["batch", 224, 224, 3])]
     assert [shape(value) for value in graph.graph.output] == [
         ("probabilities", TensorProto.FLOAT, ["batch", 3]),
@@ -44,13 +45,13 @@ def test_it_takes_bytes_and_gives_probabilities_and_logits_of_a_free_batch(graph
     ]
 
 
-def test_it_asks_for_no_newer_runtime_than_the_settings_name(graph: onnx.ModelProto, finished: Any) -> None:
+def test_it_needs_no_newer_runtime_than_the_settings_name(graph: onnx.ModelProto, finished: Any) -> None:
     assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", finished.config.export.opset)] == [("", 18)]
     assert graph.ir_version == 8
     assert not graph.functions
 
 
-def test_it_holds_standard_operators_only_and_its_pooling_is_one_of_them(graph: onnx.ModelProto) -> None:
+def test_it_has_standard_operators_only_and_its_pooling_is_one_of_them(graph: onnx.ModelProto) -> None:
     operators = Counter(node.op_type for node in graph.graph.node)
     assert operators.keys() == {
         *("Transpose", "Cast", "Sub", "Div", "Conv", "Clip", "Add"),
@@ -69,7 +70,7 @@ def test_it_passes_its_own_check(finished: Any, spec: PreprocessSpec) -> None:
     assert check_graph(finished.model, spec, classes=3, opset=18).graph.name
 
 
-def test_it_tells_nothing_of_the_machine_that_made_it(finished: Any, photos: Path) -> None:
+def test_it_contains_nothing_about_the_machine_that_made_it(finished: Any, photos: Path) -> None:
     places = [finished.config.artifacts, str(photos), str(ROOT), str(Path.home()), str(Path.cwd())]
     for trace in [*places, "site-packages", ".py", "stack_trace", "torch.nn", "pkg."]:
         assert trace.encode() not in finished.model, trace
@@ -87,11 +88,11 @@ def noted(message: Any) -> Iterator[str]:
                 yield from noted(part)
 
 
-def test_no_node_and_no_value_carries_a_note_of_the_exporter(graph: onnx.ModelProto) -> None:
+def test_no_node_and_no_value_has_exporter_metadata(graph: onnx.ModelProto) -> None:
     assert list(noted(graph)) == []
 
 
-def test_it_says_what_it_was_made_from(
+def test_its_metadata_states_its_origin(
     graph: onnx.ModelProto, finished: Any, spec: PreprocessSpec, deployed: CalibratedModel
 ) -> None:
     assert {entry.key: entry.value for entry in graph.metadata_props} == {
@@ -117,7 +118,7 @@ def test_logits_are_the_networks_own_over_the_temperature_and_probabilities_thei
     np.testing.assert_allclose(probabilities_NK, exponents_NK / exponents_NK.sum(1, keepdims=True), rtol=0, atol=1e-6)
 
 
-def test_exporting_again_gives_the_same_bytes_whatever_mode_the_network_was_left_in(
+def test_exporting_again_writes_the_same_bytes_whatever_mode_the_network_was_in(
     finished: Any, spec: PreprocessSpec, deployed: CalibratedModel, tmp_path: Path
 ) -> None:
     """In training mode batch norm and dropout would be exported as such."""
@@ -126,7 +127,7 @@ def test_exporting_again_gives_the_same_bytes_whatever_mode_the_network_was_left
     left_training = CalibratedModel(network, temperature).train()
     path = tmp_path / "model.onnx"
     metadata = metadata_of(finished.run, checkpoint, temperature)
-    export(left_training, spec, path, classes=3, opset=18, metadata=metadata)
+    export(left_training, spec, path, GraphOptions(classes=3, opset=18, metadata=metadata))
     assert path.read_bytes() == finished.model
 
 
@@ -148,9 +149,9 @@ def with_backbone(backbone: nn.Module, features: int) -> CalibratedModel:
 
 
 @pytest.mark.parametrize(("size", "operator"), [(1, "GlobalAveragePool"), (2, "AveragePool"), (16, "Identity")])
-def test_pooling_is_one_operator_that_gives_what_pytorch_gives(size: int, operator: str, tmp_path: Path) -> None:
+def test_pooling_is_one_operator_and_equals_pytorchs(size: int, operator: str, tmp_path: Path) -> None:
     deployed = with_backbone(Pooled(size), 3 * size * size)
-    export(deployed, SMALL, tmp_path / "model.onnx", classes=3, opset=18, metadata={})
+    export(deployed, SMALL, tmp_path / "model.onnx", GraphOptions(classes=3, opset=18))
     kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
     assert (operator in kinds) or (operator == "Identity" and not any("Pool" in kind for kind in kinds))
     assert "ReduceMean" not in kinds
@@ -173,18 +174,18 @@ class SixDeep(nn.Module):
 
 
 CANNOT: dict[str, tuple[nn.Module, int, str]] = {
-    "pooling by unequal windows": (Pooled(3), 27, r"the network pools \[16, 16\] to \[3, 3\], whose windows are not all"),
+    "pooling by unequal windows": (Pooled(3), 27, r"the network pools \[16, 16\] to \[3, 3\], with windows of different sizes"),
     "control flow that depends on the pixels": (ByContent(), 3, "PyTorch cannot export this network to ONNX: .*choose another"),
     "an operator without a translation": (SixDeep(), 3, "PyTorch cannot export this network to ONNX: .*bessel_j0"),
 }
 
 
 @pytest.mark.parametrize(("backbone", "features", "reason"), CANNOT.values(), ids=CANNOT)
-def test_a_network_that_cannot_be_exported_is_refused(tmp_path: Path, backbone: nn.Module, features: int, reason: str) -> None:
+def test_a_network_that_cannot_be_exported_is_rejected(tmp_path: Path, backbone: nn.Module, features: int, reason: str) -> None:
     with pytest.raises(ExportError, match=reason):
-        export(with_backbone(backbone, features), SMALL, tmp_path / "model.onnx", classes=3, opset=18, metadata={})
+        export(with_backbone(backbone, features), SMALL, tmp_path / "model.onnx", GraphOptions(classes=3, opset=18))
 
 
-def test_a_network_of_another_number_of_classes_is_refused(tiny: Callable[[], CalibratedModel], tmp_path: Path) -> None:
+def test_a_network_with_another_number_of_classes_is_rejected(tiny: Callable[[], CalibratedModel], tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"probabilities is FLOAT \[batch, 3\], expected FLOAT \[batch, 4\]"):
-        export(tiny(), SMALL, tmp_path / "model.onnx", classes=4, opset=18, metadata={})
+        export(tiny(), SMALL, tmp_path / "model.onnx", GraphOptions(classes=4, opset=18))

@@ -8,7 +8,9 @@ import pytest
 from onnx import numpy_helper
 
 from edgeline.export.graph.to_onnx import CalibratedModel
-from edgeline.export.parity.layerwise import FLOAT_DB, Layer, find_divergence, first_diverging, locate
+from edgeline.export.parity.layerwise import find_divergence, first_diverging, locate, plot_divergence
+from edgeline.export.parity.report import Layer
+from edgeline.export.thresholds import FLOAT_LAYER_DB
 from edgeline.pipeline.data.samples import Sample, stream_pixels
 from edgeline.serve.preprocess import PreprocessSpec
 
@@ -31,12 +33,12 @@ def fifth_more(weights: np.ndarray) -> np.ndarray:
     return weights
 
 
-def test_every_layer_of_a_right_file_gives_what_pytorch_gives(
+def test_every_layer_of_a_correct_file_computes_what_pytorch_computes(
     finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, pixels: np.ndarray
 ) -> None:
     layers = locate(deployed, finished.model, spec, pixels)
     assert len(layers) == 50  # all of EfficientNet-Lite0's convolutions, and the head
-    assert min(layer.sqnr_db for layer in layers) > FLOAT_DB + 10
+    assert min(layer.sqnr_db for layer in layers) > FLOAT_LAYER_DB + 10
     assert first_diverging(layers, quantized=False) is None
 
 
@@ -49,9 +51,12 @@ def test_the_layer_whose_weights_differ_is_named(
 ) -> None:
     change = fifth_more if module != "head.1" else lambda weights: weights * 1.05
     model = with_weight(finished.model, f"network.{module}.weight", change)
-    sentence, report = find_divergence(deployed, model, spec, pixels, tmp_path / "plot.png", quantized=False)
-    assert f"layers to diverge is {module} (ONNX node node_" in sentence
-    assert report["first"]["module"] == module
+    divergence = find_divergence(deployed, model, spec, pixels, quantized=False)
+    [problem] = divergence.problems
+    assert f"layers to diverge is {module} (ONNX node node_" in problem
+    assert divergence.first is not None
+    assert divergence.first.module == module
+    plot_divergence(divergence, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -59,8 +64,8 @@ def test_another_normalization_shows_at_the_first_layer(
     finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, pixels: np.ndarray
 ) -> None:
     model = with_weight(finished.model, "network.mean", lambda mean: mean + 3)
-    sentence, _ = find_divergence(deployed, model, spec, pixels, None, quantized=False)
-    assert "backbone.conv_stem" in sentence
+    [problem] = find_divergence(deployed, model, spec, pixels, quantized=False).problems
+    assert "backbone.conv_stem" in problem
 
 
 def test_an_int8_file_is_compared_layer_by_layer_too(
@@ -69,10 +74,10 @@ def test_an_int8_file_is_compared_layer_by_layer_too(
     model = (finished.run.step("variants") / "model.int8.onnx").read_bytes()
     layers = locate(deployed, model, spec, pixels)
     assert len(layers) == 50
-    assert 10 < min(layer.sqnr_db for layer in layers) < FLOAT_DB
+    assert 10 < min(layer.sqnr_db for layer in layers) < FLOAT_LAYER_DB
 
 
-def test_in_an_int8_file_the_layer_counts_that_falls_off_from_the_one_before() -> None:
-    layers = [Layer("a", "1", 38), Layer("b", "2", 33), Layer("c", "3", 12), Layer("d", "4", 11)]
+def test_in_an_int8_file_the_layer_with_a_large_fall_is_named() -> None:
+    layers = [Layer(module=name, node=name, sqnr_db=ratio) for name, ratio in (("a", 38), ("b", 33), ("c", 12), ("d", 11))]
     assert first_diverging(layers, quantized=True) == layers[2]
     assert first_diverging(layers[:2], quantized=True) is None

@@ -8,8 +8,8 @@ from hypothesis.extra import numpy as arrays
 
 from edgeline.export.parity.compare import Outputs
 from edgeline.export.parity.similarity import EXACT_DB, compare_outputs, drop_between, failed_thresholds, sqnr_db
-from edgeline.pipeline.config import Fp16Thresholds, Int8Thresholds
 from edgeline.pipeline.evaluation.metrics import paired_drop, softmax
+from edgeline.pipeline.thresholds import Fp16Thresholds, Int8Thresholds
 
 
 def outputs(logits_NK: np.ndarray) -> Outputs:
@@ -26,7 +26,7 @@ def noisy(reference: Outputs, scale: float) -> Outputs:
     return outputs(reference.logits_NK + np.random.default_rng(1).normal(0, scale, reference.logits_NK.shape))
 
 
-def test_a_model_is_like_itself_in_every_respect(reference: Outputs) -> None:
+def test_a_model_is_equal_to_itself_in_every_figure(reference: Outputs) -> None:
     similarity = compare_outputs(reference, reference)
     assert (similarity.top1_agreement, similarity.clear_agreement, similarity.top5_agreement, similarity.flips) == (1, 1, 1, 0)
     assert (similarity.sqnr_db, similarity.kl, similarity.max_difference) == (EXACT_DB, 0, 0)
@@ -41,7 +41,7 @@ def test_the_noise_ratio_is_that_of_the_noise(scale: float) -> None:
     assert sqnr_db(signal, signal + noise) == pytest.approx(20 * np.log10(3 / scale), abs=1e-6)
 
 
-def test_more_noise_is_less_like(reference: Outputs) -> None:
+def test_more_noise_is_less_similar(reference: Outputs) -> None:
     near, far = compare_outputs(reference, noisy(reference, 0.1)), compare_outputs(reference, noisy(reference, 1.0))
     assert near.sqnr_db > far.sqnr_db + 15
     assert near.kl < far.kl
@@ -64,14 +64,14 @@ def test_a_drop_is_of_the_same_images_and_has_an_interval() -> None:
     expected = outputs(np.eye(4)[[0, 1, 2, 3]] * 5)
     observed = outputs(np.eye(4)[[0, 1, 3, 0]] * 5)
     drop = drop_between(expected, observed, np.array([0, 1, 2, 0]))
-    assert (drop["lost"], drop["gained"], drop["drop_points"]) == (1, 1, 0)
-    assert (drop["reference_top1"], drop["top1"], drop["images"]) == (0.75, 0.75, 4)
-    low, high = drop["drop_interval_points"]
+    assert (drop.lost, drop.gained, drop.drop_points) == (1, 1, 0)
+    assert (drop.reference_top1, drop.top1, drop.images) == (0.75, 0.75, 4)
+    low, high = drop.drop_interval_points
     assert low < 0 < high
 
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 200))
-def test_the_interval_of_a_drop_holds_it_and_turns_around_with_it(lost: int, gained: int, same: int) -> None:
+def test_the_interval_of_a_drop_contains_it_and_changes_sign_with_it(lost: int, gained: int, same: int) -> None:
     total = lost + gained + same + 1
     drop, low, high = paired_drop(lost, gained, total)
     assert -1 <= low <= high <= 1
@@ -81,20 +81,22 @@ def test_the_interval_of_a_drop_holds_it_and_turns_around_with_it(lost: int, gai
 
 
 MISSES = {
-    "noise": (Int8Thresholds(min_sqnr_db=60), 0.1, "SQNR .* dB, at least 60 are asked"),
+    "noise": (Int8Thresholds(min_sqnr_db=60), 0.1, "SQNR .* dB, at least 60 required"),
     "another best class": (
         Int8Thresholds(min_agreement=1, min_clear_agreement=0, max_kl=9),
         1.0,
-        r"same best class on .* 100\.00% are asked",
+        r"same best class on .* 100\.00% required",
     ),
-    "a clear one": (Int8Thresholds(min_agreement=0, min_clear_agreement=1, max_kl=9), 2.0, "that the reference is clear on"),
+    "a clear one": (Int8Thresholds(min_agreement=0, min_clear_agreement=1, max_kl=9), 2.0, "on which the reference is clear"),
     "divergence": (Int8Thresholds(max_kl=1e-9), 0.1, "KL divergence .* at most 1e-09"),
     "one probability": (Int8Thresholds(max_difference=1e-3), 0.1, "a probability differs by .* at most 0.001"),
 }
 
 
 @pytest.mark.parametrize(("thresholds", "scale", "words"), MISSES.values(), ids=MISSES)
-def test_a_missed_bar_is_told_with_its_figure(reference: Outputs, thresholds: Int8Thresholds, scale: float, words: str) -> None:
+def test_a_failed_threshold_is_reported_with_the_figure(
+    reference: Outputs, thresholds: Int8Thresholds, scale: float, words: str
+) -> None:
     import re
 
     assert any(
@@ -103,19 +105,21 @@ def test_a_missed_bar_is_told_with_its_figure(reference: Outputs, thresholds: In
     )
 
 
-def test_lost_accuracy_is_told_with_its_interval(reference: Outputs) -> None:
+def test_lost_accuracy_is_reported_with_its_interval(reference: Outputs) -> None:
     targets_N = reference.logits_NK.argmax(1)
     drop = drop_between(reference, noisy(reference, 2.0), targets_N)
     [problem] = [p for p in failed_thresholds(compare_outputs(reference, reference), drop, Int8Thresholds()) if "accuracy" in p]
-    assert f"drops by {drop['drop_points']:.2f} points" in problem
+    assert f"drops by {drop.drop_points:.2f} points" in problem
     assert "95 % interval" in problem
 
 
-def test_a_number_that_is_none_fails_whatever_the_bars(reference: Outputs) -> None:
+def test_nan_fails_whatever_the_thresholds(reference: Outputs) -> None:
     logits_NK = reference.logits_NK.copy()
     logits_NK[3, 2] = np.nan
     broken = Outputs(reference.probabilities_NK, logits_NK)
-    assert failed_thresholds(compare_outputs(reference, broken), None, Int8Thresholds()) == ["its outputs hold NaN or infinity"]
+    assert failed_thresholds(compare_outputs(reference, broken), None, Int8Thresholds()) == [
+        "its outputs contain NaN or infinity"
+    ]
 
 
 few = settings(max_examples=60, derandomize=True)
@@ -154,7 +158,7 @@ def test_neither_the_order_of_the_images_nor_that_of_the_classes_matters(
 
 @few
 @given(arrays.arrays(np.float64, 20, elements=st.floats(-10, 10)), st.floats(0.01, 100), st.integers(0, 9))
-def test_the_noise_ratio_knows_no_unit_and_falls_as_noise_grows(signal: np.ndarray, unit: float, seed: int) -> None:
+def test_the_noise_ratio_has_no_unit_and_falls_as_noise_grows(signal: np.ndarray, unit: float, seed: int) -> None:
     signal = signal + np.sign(signal) + (signal == 0)
     noise = np.random.default_rng(seed).normal(0, 0.1, signal.shape)
     ratio = sqnr_db(signal, signal + noise)

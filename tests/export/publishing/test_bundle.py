@@ -16,8 +16,9 @@ import pytest
 
 from edgeline.export.publishing.bundle import write_bundle
 from edgeline.export.publishing.publish import read_verification
+from edgeline.export.verification.report import VerificationReport
 from edgeline.pipeline.data.samples import read_prepared
-from edgeline.pipeline.evaluation.evaluate import Evaluation
+from edgeline.pipeline.evaluation.report import Evaluation
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.artifact.manifest import Manifest
 from edgeline.serve.preprocess import PreprocessSpec
@@ -42,7 +43,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_it_holds_exactly_the_files_of_the_design(finished: Any) -> None:
+def test_an_artifact_has_exactly_the_documented_files(finished: Any) -> None:
     files = files_of(finished.artifact)
     golden = {name for name in files if name.startswith("golden/")}
     assert files.keys() - golden == PAGES | MODELS
@@ -53,7 +54,7 @@ def test_it_holds_exactly_the_files_of_the_design(finished: Any) -> None:
     assert not any(path.is_symlink() for path in finished.artifact.rglob("*"))
 
 
-def test_it_holds_the_very_results_of_the_run(finished: Any) -> None:
+def test_an_artifact_has_the_results_of_the_run_byte_for_byte(finished: Any) -> None:
     for step, name in (("export", "model.onnx"), ("evaluate", "evaluation.json"), ("verify", "verification.json")):
         assert (finished.artifact / name).read_bytes() == (finished.run.step(step) / name).read_bytes()
     assert (finished.artifact / "labels.txt").read_bytes() == b"bark\nleaf\nsky\n"
@@ -74,14 +75,12 @@ def test_the_manifest_names_every_other_file_with_size_digest_and_role(finished:
     assert {entry.role for entry in manifest.files if entry.path.startswith("golden/")} == {"golden"}
 
 
-def test_the_manifest_reads_back_as_it_was_written(finished: Any, manifest: Manifest) -> None:
+def test_the_manifest_is_read_back_as_it_was_written(finished: Any, manifest: Manifest) -> None:
     assert manifest.to_json() == (finished.artifact / "manifest.json").read_bytes()
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
-def test_the_manifest_says_what_it_is_and_what_it_takes_and_gives(
-    finished: Any, manifest: Manifest, spec: PreprocessSpec
-) -> None:
+def test_the_manifest_has_the_name_the_inputs_and_the_outputs(finished: Any, manifest: Manifest, spec: PreprocessSpec) -> None:
     assert (manifest.schema, manifest.name, manifest.version) == ("edgeline.artifact/1", "photos", 1)
     assert manifest.labels == ("bark", "leaf", "sky")
     assert manifest.preprocess == spec
@@ -93,7 +92,7 @@ def test_the_manifest_says_what_it_is_and_what_it_takes_and_gives(
     assert [value["dtype"] for value in (*manifest.inputs, *manifest.outputs)] == ["uint8", "float32", "float32"]
 
 
-def test_the_manifest_tells_how_good_it_is_how_it_was_proven_and_where_it_comes_from(finished: Any, manifest: Manifest) -> None:
+def test_the_manifest_has_metrics_verification_and_provenance(finished: Any, manifest: Manifest) -> None:
     evaluation = json.loads((finished.artifact / "evaluation.json").read_text())
     verification = json.loads((finished.artifact / "verification.json").read_text())
     assert manifest.metrics["top1"] == evaluation["top1"]
@@ -115,7 +114,7 @@ def test_the_manifest_tells_how_good_it_is_how_it_was_proven_and_where_it_comes_
     assert provenance["images"] == {split: len(prepared.of(split)) for split in ("train", "val", "test")}
     assert provenance["config"]["verify"]["max_batch"] == 16
     assert provenance["versions"].keys() >= {"torch", "timm", "pillow"}
-    commands = {name: taken["command"] for name, taken in provenance["measured_on"].items()}
+    commands = {name: group["command"] for name, group in provenance["measured_on"].items()}
     assert commands == {
         "training": "edgeline train RUN",
         "evaluation": "edgeline evaluate RUN",
@@ -124,14 +123,16 @@ def test_the_manifest_tells_how_good_it_is_how_it_was_proven_and_where_it_comes_
     }
 
 
-def test_every_group_of_figures_says_how_it_was_taken(finished: Any, manifest: Manifest) -> None:
+def test_every_group_of_figures_has_its_run_environment(finished: Any, manifest: Manifest) -> None:
     schema = json.loads((ROOT / "docs" / "schemas" / "measured_on.schema.json").read_text())
     verification = json.loads((finished.artifact / "verification.json").read_text())
-    forms = (verification["reference"], *verification["variants"])
+    variants = (verification["reference"], *verification["variants"])
     groups = [*manifest.provenance["measured_on"].values(), verification["measured_on"], verification["int8"]["measured_on"]]
-    groups += [form["measured_on"] for form in forms] + [variant.verification["measured_on"] for variant in manifest.variants]
-    for taken in groups:
-        jsonschema.validate(taken, schema)
+    groups += [variant["measured_on"] for variant in variants] + [
+        variant.verification["measured_on"] for variant in manifest.variants
+    ]
+    for group in groups:
+        jsonschema.validate(group, schema)
     assert verification["int8"]["calibration"]["images"] == 24
     assert re.fullmatch("[0-9a-f]{64}", verification["int8"]["calibration"]["sha256"])
 
@@ -140,17 +141,17 @@ def traces(folder: Path, *places: object) -> list[tuple[str, object]]:
     return [(name, place) for name, data in files_of(folder).items() for place in places if str(place).encode() in data]
 
 
-def test_no_file_tells_of_the_machine_or_where_the_data_lay(finished: Any, photos: Path) -> None:
+def test_no_file_contains_traces_of_the_machine_or_of_data_paths(finished: Any, photos: Path) -> None:
     here = (finished.config.artifacts, finished.config.data, photos.parent, finished.run.folder.name, ROOT, Path.home())
     assert traces(finished.artifact, *here, "site-packages", "/tmp/", "file://") == []
 
 
-def test_weights_of_ones_own_are_named_without_their_place(run: Run, redo: Callable[[Path], None], tmp_path: Path) -> None:
+def test_weights_from_a_file_are_named_without_their_folder(run: Run, redo: Callable[[Path], None], tmp_path: Path) -> None:
     path = run.step("train") / "checkpoint.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"weights": "/home/somebody/secret/own.safetensors"}))
     redo(run.step("train"))
-    verification = json.loads((run.step("verify") / "verification.json").read_text())
+    verification = VerificationReport.read(run.step("verify") / "verification.json")
     (tmp_path / "bundle").mkdir()
     manifest = write_bundle(run, tmp_path / "bundle", verification, version=3, content="c" * 64)
     assert (manifest.version, manifest.provenance["weights"]) == (3, "own.safetensors")
@@ -158,8 +159,8 @@ def test_weights_of_ones_own_are_named_without_their_place(run: Run, redo: Calla
     assert traces(tmp_path / "bundle", "/home/somebody", "secret") == []
 
 
-def test_what_was_read_for_publishing_is_the_verification_of_the_run(finished: Any) -> None:
-    assert read_verification(finished.run)["passed"] is True
+def test_the_verification_of_a_run_is_read_for_publishing(finished: Any) -> None:
+    assert read_verification(finished.run).passed
 
 
 # On a device.
@@ -246,7 +247,7 @@ print(json.dumps(found))
 """
 
 
-def test_a_device_without_torch_proves_it_and_refuses_it_with_any_byte_changed(artifact: Path) -> None:
+def test_a_device_without_torch_verifies_it_and_rejects_it_with_any_byte_changed(artifact: Path) -> None:
     """In a process that has the base install only. Nothing but the manifest is parsed before all files are what it names."""
     command = [sys.executable, "-c", DEVICE, str(artifact)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)

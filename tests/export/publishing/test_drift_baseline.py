@@ -20,7 +20,7 @@ def _reference(finished: Any) -> dict[str, Any]:
     return read_snapshot((finished.artifact / FILE_NAME).read_bytes())
 
 
-def test_it_is_of_every_test_image(finished: Any, reference: dict[str, Any]) -> None:
+def test_the_baseline_covers_every_test_image(finished: Any, reference: dict[str, Any]) -> None:
     held_out = read_prepared(finished.run.step("prepare")).of("test")
     assert reference["count"] == len(held_out) > 2
     assert reference["model"] == "photos"
@@ -30,7 +30,7 @@ def test_it_is_of_every_test_image(finished: Any, reference: dict[str, Any]) -> 
     assert all(held["count"] == len(held_out) for held in reference["statistics"].values())
 
 
-def test_a_device_that_sees_the_same_images_has_not_drifted(finished: Any, reference: dict[str, Any], tmp_path: Path) -> None:
+def test_a_device_with_the_same_images_has_not_drifted(finished: Any, reference: dict[str, Any], tmp_path: Path) -> None:
     classifier = Classifier.open(finished.artifact)
     drift = drift_of(classifier)
     for sample in read_prepared(finished.run.step("prepare")).of("test"):

@@ -14,10 +14,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from edgeline.export.graph.to_onnx import CalibratedModel
-from edgeline.export.publishing.golden import CLEAR, MAX_SIDE, choose, write_golden
+from edgeline.export.publishing.golden import CLEAR_MARGIN, MAX_SIDE, GoldenSource, choose, write_golden
 from edgeline.pipeline.config import PublishConfig
 from edgeline.pipeline.data.samples import Sample
-from edgeline.pipeline.models.backbones import Network, Normalization
+from edgeline.pipeline.models.backbones import Network
+from edgeline.pipeline.models.pretrained import Normalization
 from edgeline.serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, jpeg_scale, preprocess
 
 LABELS = ("red", "green", "blue")
@@ -90,7 +91,8 @@ def writing(colors: CalibratedModel, tmp_path: Path) -> Callable[..., tuple[Path
     def make(samples: list[Sample], **settings: Any) -> tuple[Path, list[dict[str, Any]]]:
         folder = tmp_path / f"artifact-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        write_golden(folder, colors, SPEC, LABELS, samples, PublishConfig(**settings))
+        source = GoldenSource(deployed=colors, spec=SPEC, labels=LABELS, samples=samples)
+        write_golden(folder, source, PublishConfig(**settings))
         return folder, json.loads((folder / "golden" / "golden.json").read_text())["samples"]
 
     return make
@@ -99,7 +101,7 @@ def writing(colors: CalibratedModel, tmp_path: Path) -> Callable[..., tuple[Path
 Write = Callable[..., tuple[Path, list[dict[str, Any]]]]
 
 
-def test_each_sample_holds_what_pytorch_gives_for_exactly_its_bytes(write: Write, keep: Keep, colors: CalibratedModel) -> None:
+def test_each_sample_has_pytorchs_outputs_for_exactly_its_bytes(write: Write, keep: Keep, colors: CalibratedModel) -> None:
     folder, samples = write([keep(textured(SHADES[label], i), label) for i, label in enumerate(LABELS)], golden=4)
     assert len(samples) == 4
     for sample in samples:
@@ -121,7 +123,7 @@ def test_the_tolerances_are_those_of_the_settings(write: Write, keep: Keep) -> N
     assert (golden["tolerance"], golden["pixel_tolerance"]) == (0.25, 3.5)
 
 
-def test_the_same_samples_give_the_same_files(write: Write, keep: Keep) -> None:
+def test_the_same_samples_write_the_same_files(write: Write, keep: Keep) -> None:
     samples = [keep(textured(SHADES[label], i), label, "PNG") for i, label in enumerate(LABELS * 2)]
     (one, _), (other, _) = write(samples, golden=5), write(samples[::-1], golden=5)
     files = [{p.name: p.read_bytes() for p in (folder / "golden").iterdir()} for folder in (one, other)]
@@ -131,7 +133,7 @@ def test_the_same_samples_give_the_same_files(write: Write, keep: Keep) -> None:
         assert files[0][name] == (again / name).read_bytes()
 
 
-def test_one_sample_lies_on_its_side_and_says_so(write: Write, keep: Keep) -> None:
+def test_one_sample_is_turned_and_has_the_exif_tag_for_it(write: Write, keep: Keep) -> None:
     folder, samples = write([keep(textured(SHADES["red"], 0), "red")], golden=2)
     turned, plain = samples
     assert turned["file"] == "golden/0.turned.jpg"
@@ -142,7 +144,7 @@ def test_one_sample_lies_on_its_side_and_says_so(write: Write, keep: Keep) -> No
     assert np.abs(pixels[0] - pixels[1]).mean() < 3, "upright, they are the same picture"
 
 
-def test_the_picture_that_is_turned_is_one_that_shows_it(write: Write, keep: Keep, tmp_path: Path) -> None:
+def test_the_turned_photo_is_one_that_changes_when_turned(write: Write, keep: Keep, tmp_path: Path) -> None:
     flat = [keep(Image.new("RGB", (400, 400), SHADES[label]), label, "PNG") for label in LABELS]
     with_a_corner = Image.new("RGB", (400, 400), SHADES["green"])
     with_a_corner.paste((0, 0, 0), (60, 60, 200, 200))
@@ -154,7 +156,7 @@ def test_the_picture_that_is_turned_is_one_that_shows_it(write: Write, keep: Kee
     assert np.abs(ignored - preprocess(data, SPEC)).mean() > 10
 
 
-def test_the_page_beside_them_has_the_tolerances_of_this_artifact(write: Write, keep: Keep) -> None:
+def test_the_readme_has_the_tolerances_of_this_artifact(write: Write, keep: Keep) -> None:
     samples = [keep(textured(SHADES["red"], 0), "red")]
     folder, _ = write(samples, golden=2, golden_tolerance=0.25, golden_pixel_tolerance=3.5)
     page = (folder / "golden" / "README.md").read_text(encoding="utf-8")
@@ -163,7 +165,7 @@ def test_the_page_beside_them_has_the_tolerances_of_this_artifact(write: Write, 
     assert "must be at most\n   3.5 of 255" in page
 
 
-def test_the_page_of_a_published_artifact_has_the_tolerances_of_every_variant_and_names_its_files(finished: Any) -> None:
+def test_the_readme_of_an_artifact_has_the_tolerances_of_every_variant_and_names_its_files(finished: Any) -> None:
     page = (finished.artifact / "golden" / "README.md").read_text(encoding="utf-8")
     golden = json.loads((finished.artifact / "golden" / "golden.json").read_text())
     for name, own in golden["variants"].items():
@@ -183,7 +185,7 @@ def place() -> Image.Exif:
     return exif
 
 
-def test_of_a_photo_that_names_its_place_and_its_owner_only_the_pixels_are_kept(write: Write, keep: Keep) -> None:
+def test_only_the_pixels_of_a_photo_with_a_place_and_an_owner_are_stored(write: Write, keep: Keep) -> None:
     from PIL import ImageCms, PngImagePlugin
 
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -208,7 +210,7 @@ def test_of_a_photo_that_names_its_place_and_its_owner_only_the_pixels_are_kept(
         assert image.info.keys() <= {"jfif", "jfif_version", "jfif_unit", "jfif_density", "dpi", "exif"}
 
 
-def test_published_photos_of_a_run_name_no_place(finished: Any) -> None:
+def test_published_photos_of_a_run_have_no_place(finished: Any) -> None:
     sources = [Path(path) for path in sorted(Path(finished.config.data).rglob("*.jpg"))]
     assert sources
     assert all(picture(path).getexif().get_ifd(GPS) for path in sources)
@@ -244,7 +246,8 @@ def test_the_turned_sample_is_large_enough_to_be_decoded_scaled_where_the_photo_
 ) -> None:
     spec = PreprocessSpec(height=224, width=224)
     sample = keep(textured(SHADES["blue"], 0, size=size), "blue")
-    write_golden(tmp_path, colors, spec, LABELS, [sample], PublishConfig(golden=2))
+    source = GoldenSource(deployed=colors, spec=spec, labels=LABELS, samples=[sample])
+    write_golden(tmp_path, source, PublishConfig(golden=2))
     turned = picture(tmp_path / "golden" / "0.turned.jpg")
     assert turned.height == side
     assert jpeg_scale(turned.height, turned.width, spec) == scale
@@ -270,26 +273,26 @@ def test_transparency_is_flattened_as_in_preprocessing(write: Write, keep: Keep)
 # Which are chosen.
 
 
-def test_as_many_classes_as_can_be_are_seen(keep: Keep) -> None:
+def test_samples_are_chosen_from_as_many_classes_as_possible(keep: Keep) -> None:
     samples = [keep(textured(SHADES[label], i), label, "PNG") for i, label in enumerate(["red"] * 5 + ["green"] * 3 + ["blue"])]
     chosen = choose(samples, 6, SPEC)
     assert [sample.label for sample in chosen[:3]] == ["red", "green", "blue"]
     assert [sample.label for sample in chosen[3:]] == ["red", "green", "red"]
 
 
-def test_the_pictures_with_most_detail_come_first(keep: Keep) -> None:
+def test_photos_with_most_detail_come_first(keep: Keep) -> None:
     size = (200, 160)
     flat, soft, sharp = (keep(textured(SHADES["red"], i, size, grain), "red", "PNG") for i, grain in enumerate((0, 5, 40)))
     assert choose([flat, soft, sharp], 3, SPEC) == [sharp, soft, flat]
 
 
-def test_a_picture_that_need_not_be_shrunk_comes_after_one_that_must(keep: Keep) -> None:
+def test_photos_that_are_not_shrunk_come_after_those_that_are(keep: Keep) -> None:
     small = keep(textured(SHADES["red"], 0, (32, 32), 60), "red", "PNG")
     large = keep(textured(SHADES["red"], 1, (300, 300), 30), "red", "PNG")
     assert choose([small, large], 2, SPEC) == [large, small]
 
 
-def test_pictures_that_the_model_hardly_knows_are_left_out_where_there_are_others(
+def test_photos_with_a_small_margin_are_left_out_where_there_are_others(
     write: Write, keep: Keep, colors: CalibratedModel
 ) -> None:
     doubtful = [keep(textured((120, 120, 60), i, (300, 240)), "red", "PNG") for i in range(3)]
@@ -297,12 +300,12 @@ def test_pictures_that_the_model_hardly_knows_are_left_out_where_there_are_other
     for sample in doubtful:
         pixels_1HW3 = torch.from_numpy(preprocess(Path(sample.path).read_bytes(), SPEC)[None].copy())
         second, first = colors(pixels_1HW3)[0][0].sort().values[-2:].tolist()
-        assert first - second < CLEAR
+        assert first - second < CLEAR_MARGIN
     _, samples = write([*doubtful, *clear], golden=3)
     assert all(max(sample["probabilities"]) > 0.9 for sample in samples)
 
 
-def test_rather_doubtful_pictures_than_too_few(write: Write, keep: Keep) -> None:
+def test_photos_with_a_small_margin_are_used_rather_than_too_few(write: Write, keep: Keep) -> None:
     doubtful = [keep(textured((120, 120, 60), i), "red", "PNG") for i in range(3)]
     _, samples = write(doubtful, golden=4)
     assert len(samples) == 4

@@ -46,7 +46,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 # What is published.
 
 
-def test_a_run_becomes_a_version_that_proves_itself(finished: Any, run: Run) -> None:
+def test_a_run_becomes_a_version_that_passes_its_self_test(finished: Any, run: Run) -> None:
     result = publish(run)
     assert (result.folder, result.reused) == (run.config.store / "photos" / "1", False)
     proof = Classifier.open(result.folder).proof
@@ -55,21 +55,21 @@ def test_a_run_becomes_a_version_that_proves_itself(finished: Any, run: Run) -> 
     assert max(proof.max_difference, proof.max_logit_difference) < 1e-5
 
 
-def test_a_run_gives_the_same_files_wherever_and_whenever_it_is_published(finished: Any, run: Run) -> None:
+def test_a_run_publishes_the_same_files_wherever_and_whenever(finished: Any, run: Run) -> None:
     again = open_artifact(publish(run).folder)
     first = open_artifact(finished.artifact)
     assert again.manifest.files == first.manifest.files
     assert again.manifest.to_dict() | {"created": ""} == first.manifest.to_dict() | {"created": ""}
 
 
-def test_publishing_again_gives_the_same_version(run: Run) -> None:
+def test_publishing_again_returns_the_same_version(run: Run) -> None:
     first = publish(run)
     again = publish(run)
     assert (again.folder, again.reused) == (first.folder, True)
     assert versions(run.config.store / "photos") == [1]
 
 
-def test_other_settings_of_publishing_make_a_new_version_beside_the_old(run: Run) -> None:
+def test_other_publish_settings_make_a_new_version_next_to_the_old(run: Run) -> None:
     old = publish(run)
     before = {path: path.read_bytes() for path in old.folder.rglob("*") if path.is_file()}
     settings = run.config.publish.model_copy(update={"golden": 2})
@@ -94,12 +94,12 @@ def no_verification(run: Run, redo: Redo) -> None:
     shutil.rmtree(run.step("verify"))
 
 
-def a_verification_that_is_no_json(run: Run, redo: Redo) -> None:
+def a_verification_that_is_not_json(run: Run, redo: Redo) -> None:
     (run.step("verify") / "verification.json").write_text("passed")
     redo(run.step("verify"))
 
 
-def a_verification_without_what_it_is_of(run: Run, redo: Redo) -> None:
+def a_verification_without_its_inputs(run: Run, redo: Redo) -> None:
     edit(run.step("verify") / "verification.json", lambda held: held.pop("inputs"))
     redo(run.step("verify"))
 
@@ -167,11 +167,11 @@ def other_samples(run: Run, redo: Redo) -> None:
 
 
 NOT_VERIFIED: dict[Callable[[Run, Redo], None], str] = {
-    no_verification: "verify holds no verification; run `edgeline verify` first",
-    a_verification_that_is_no_json: "verify holds no verification",
-    a_verification_without_what_it_is_of: "verify holds no verification",
+    no_verification: "verify has no verification .*; run `edgeline verify` first",
+    a_verification_that_is_not_json: "verify has no verification",
+    a_verification_without_its_inputs: "prepare, train, evaluate, export, variants is not what was verified",
     a_verification_that_failed: "model.onnx is not the file that passed verification; verify it again",
-    a_later_verification_that_failed: "the last verification of this run was not finished or not passed",
+    a_later_verification_that_failed: "the last verification of this run did not finish or did not pass",
     a_model_swapped_after_verification: "model.onnx is not the file that passed verification",
     a_model_swapped_with_its_receipt: "model.onnx is not the file that passed verification",
     one_bit_of_the_model_flipped: "model.onnx is not the file that passed verification",
@@ -188,10 +188,10 @@ NOT_VERIFIED: dict[Callable[[Run, Redo], None], str] = {
 @pytest.mark.parametrize(
     ("change", "reason"), NOT_VERIFIED.items(), ids=lambda v: v.__name__.replace("_", " ") if callable(v) else ""
 )
-def test_what_is_not_what_was_verified_is_not_published(
+def test_results_that_were_not_verified_are_not_published(
     run: Run, redo: Redo, change: Callable[[Run, Redo], None], reason: str
 ) -> None:
-    assert read_verification(run)["passed"] is True
+    assert read_verification(run).passed
     change(run, redo)
     with pytest.raises(VerificationError, match=reason) as refusal:
         publish(run)
@@ -199,13 +199,13 @@ def test_what_is_not_what_was_verified_is_not_published(
     assert not run.config.store.exists()
 
 
-def test_an_older_model_with_every_record_forged_does_not_prove_itself(run: Run, redo: Redo) -> None:
+def test_an_older_model_with_every_record_forged_fails_its_self_test(run: Run, redo: Redo) -> None:
     """Nothing is left that a hash could tell, so PyTorch's answers have to."""
     a_model_swapped_with_its_receipt_and_its_digest(run, redo)
     digest = result_digest(run.step("export"))
     edit(run.step("verify") / "verification.json", lambda held: held["inputs"].update(export=digest))
     redo(run.step("verify"))
-    assert read_verification(run)["passed"] is True
+    assert read_verification(run).passed
     with pytest.raises(GoldenError, match="the model or the runtime computes something else on this machine"):
         publish(run)
     assert versions(run.config.store / "photos") == []
@@ -229,7 +229,7 @@ publish(open_run(Path(sys.argv[1])))
 """
 
 
-def test_a_run_whose_publishing_is_killed_at_the_last_moment_is_not_there_and_can_be_published_again(run: Run) -> None:
+def test_a_run_whose_publisher_was_killed_is_not_published_and_can_be_published_again(run: Run) -> None:
     """`test_store.py` kills a small publication at every moment; this is a whole one."""
     ended = subprocess.run([sys.executable, "-c", KILLED, str(run.folder)], cwd=ROOT, capture_output=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
@@ -241,7 +241,7 @@ def test_a_run_whose_publishing_is_killed_at_the_last_moment_is_not_there_and_ca
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "1"]
 
 
-def test_a_step_that_was_never_run_is_asked_for(run: Run) -> None:
+def test_a_step_that_was_never_run_is_named(run: Run) -> None:
     shutil.rmtree(run.step("train"))
     with pytest.raises(EdgelineError, match="the result of train has changed since it was made; run the step again"):
         publish(run)

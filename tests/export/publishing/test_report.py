@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from edgeline.export.publishing.report import write_card, write_report
-from edgeline.pipeline.evaluation.evaluate import Evaluation, Mistake, read_evaluation
+from edgeline.export.verification.report import FailedVariant, VerificationReport
+from edgeline.pipeline.evaluation.report import Evaluation, Mistake, read_evaluation
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -47,7 +48,7 @@ def with_hostile_names(finished: Any) -> Evaluation:
 def written(finished: Any, hostile: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The report and the card of a run whose labels and files have hostile names."""
     folder = tmp_path_factory.mktemp("pages")
-    verification = json.loads((finished.artifact / "verification.json").read_text())
+    verification = VerificationReport.read(finished.artifact / "verification.json")
     provenance = json.loads((finished.artifact / "manifest.json").read_text())["provenance"]
     provenance |= {"trained_on": HOSTILE[0]}
     write_report(folder / "report.html", finished.run, hostile, verification, provenance)
@@ -55,7 +56,7 @@ def written(finished: Any, hostile: Evaluation, tmp_path_factory: pytest.TempPat
     return {name: (folder / name).read_text(encoding="utf-8") for name in ("report.html", "card.md")}
 
 
-def test_a_hostile_name_is_shown_as_it_is_and_does_nothing(pages: dict[str, str]) -> None:
+def test_a_hostile_name_is_escaped(pages: dict[str, str]) -> None:
     page = Page(pages["report.html"])
     assert "script" not in page.tags
     assert not [name for name, _ in page.attributes if name.startswith("on")]
@@ -67,7 +68,7 @@ def test_a_hostile_name_is_shown_as_it_is_and_does_nothing(pages: dict[str, str]
         assert raw not in pages["card.md"]
 
 
-def test_a_report_asks_for_nothing_outside_itself(pages: dict[str, str], finished: Any) -> None:
+def test_a_report_loads_nothing_from_outside(pages: dict[str, str], finished: Any) -> None:
     for source in (pages["report.html"], (finished.artifact / "report.html").read_text(encoding="utf-8")):
         page = Page(source)
         referred = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
@@ -106,18 +107,20 @@ def test_the_published_card_has_the_figures_and_the_limits(finished: Any) -> Non
     assert text.startswith("# photos\n")
     assert f"{evaluation.top1.value:.1%}" in text
     assert f"{evaluation.macro.f1:.3f}" in text
-    assert "15 held-out images and a hard set" in text
-    assert "knows its 3 classes and nothing else" in text
+    assert "15 held-out images and stress images" in text
+    assert "has 3 classes and assigns every photo to one of them" in text
     assert "edgeline check ARTIFACT --variant onnx-fp32 --time" in text
 
 
 def test_every_variant_has_its_row_and_what_is_not_shipped_its_reason(
     finished: Any, hostile: Evaluation, tmp_path: Path
 ) -> None:
-    verification = json.loads((finished.artifact / "verification.json").read_text())
+    verification = VerificationReport.read(finished.artifact / "verification.json")
     provenance = json.loads((finished.artifact / "manifest.json").read_text())["provenance"]
     why = "accuracy drops by <b>2.00</b> points"
-    verification["variants"][1] |= {"passed": False, "problems": [why]}
+    failed = FailedVariant.model_validate(dict(verification.variants[1]) | {"passed": False, "problems": [why]})
+    variants = (verification.variants[0], failed, *verification.variants[2:])
+    verification = verification.model_copy(update={"variants": variants})
     write_report(tmp_path / "report.html", finished.run, hostile, verification, provenance)
     write_card(tmp_path / "card.md", "photos", hostile, verification, provenance)
     text = Page((tmp_path / "report.html").read_text()).text

@@ -71,7 +71,7 @@ def test_versions_grow_by_one_and_older_ones_stay_as_they_were(publish: Any, fol
     assert open_artifact(folder).manifest.version == 2
 
 
-def test_the_same_content_again_is_the_version_that_has_it(publish: Any, folder: Path) -> None:
+def test_publishing_the_same_content_returns_its_version(publish: Any, folder: Path) -> None:
     publish("a")
     before = tree(folder / "1")
     assert publish("a") == (folder / "1", True)
@@ -102,9 +102,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_published_version_that_was_damaged_is_neither_reused_nor_touched(
-    publish: Any, folder: Path, damage: Callable[[Path], object]
-) -> None:
+def test_a_damaged_version_is_neither_reused_nor_changed(publish: Any, folder: Path, damage: Callable[[Path], object]) -> None:
     publish("a")
     damage(folder / "1")
     damaged = tree(folder / "1")
@@ -124,7 +122,7 @@ def test_a_number_that_was_used_is_not_used_again(publish: Any, folder: Path) ->
     assert publish("a")[0] == folder / "8"
 
 
-def test_what_cannot_prove_itself_is_not_published(folder: Path, template: Path, tmp_path: Path) -> None:
+def test_an_artifact_that_fails_its_self_test_is_not_published(folder: Path, template: Path, tmp_path: Path) -> None:
     wrong = shutil.copytree(template, tmp_path / "wrong")
     golden = json.loads((wrong / "golden" / "golden.json").read_text())
     golden["samples"][0]["probabilities"].reverse()
@@ -144,7 +142,7 @@ def test_what_cannot_prove_itself_is_not_published(folder: Path, template: Path,
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError("a bug"), MemoryError], ids=str)
-def test_whatever_ends_the_writing_leaves_nothing(folder: Path, template: Path, end: Any) -> None:
+def test_a_failed_write_leaves_nothing(folder: Path, template: Path, end: Any) -> None:
     def write(staging: Path, version: int) -> None:
         writer(template, "a")(staging, version)
         raise end
@@ -154,25 +152,25 @@ def test_whatever_ends_the_writing_leaves_nothing(folder: Path, template: Path, 
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
-def test_a_publisher_that_holds_no_lock_wins_the_number_and_loses_nothing(folder: Path, template: Path) -> None:
+def test_a_publisher_without_the_lock_takes_the_number_and_nothing_is_lost(folder: Path, template: Path) -> None:
     def write(staging: Path, version: int) -> None:
         writer(template, "a")(staging, version)
         shutil.copytree(staging, folder / str(version))
 
-    with pytest.raises(StoreError, match=r"colors/1 was published by somebody who holds no lock on this store; publish again"):
+    with pytest.raises(StoreError, match=r"colors/1 was published by a process without the store's lock; publish again"):
         publish_folder(folder, "b", write)
     assert open_artifact(folder).manifest.provenance["content_sha256"] == "a"
     assert versions(folder) == [1]
 
 
-def test_a_store_that_is_a_file_is_refused(publish: Any, folder: Path) -> None:
+def test_a_store_that_is_a_file_is_rejected(publish: Any, folder: Path) -> None:
     folder.parent.parent.mkdir(exist_ok=True)
     folder.parent.write_text("this is no folder")
     with pytest.raises(StoreError, match=r"cannot be written: (Not a directory|File exists) .*; nothing was published"):
         publish("a")
 
 
-def test_what_is_being_staged_is_no_version(folder: Path, template: Path) -> None:
+def test_a_staged_folder_is_not_a_version(folder: Path, template: Path) -> None:
     seen = []
 
     def write(staging: Path, version: int) -> None:
@@ -211,7 +209,7 @@ def finish(process: subprocess.Popen[str]) -> Any:
     return json.loads(out)
 
 
-def test_publishers_at_once_get_versions_of_their_own_and_each_is_whole(tmp_path: Path, template: Path) -> None:
+def test_concurrent_publishers_get_complete_versions_of_their_own(tmp_path: Path, template: Path) -> None:
     rounds = 20
     publishers = [
         start("publish", tmp_path, template, *(f"{who}{number}" for number in range(rounds))) for who in ("left", "right")
@@ -229,7 +227,7 @@ def test_publishers_at_once_get_versions_of_their_own_and_each_is_whole(tmp_path
     assert sorted(path.name for path in (tmp_path / "colors").iterdir() if not path.name.isdigit()) == [".lock"]
 
 
-def test_publishers_of_the_same_content_at_once_get_the_same_version(tmp_path: Path, template: Path) -> None:
+def test_concurrent_publishers_of_the_same_content_get_the_same_version(tmp_path: Path, template: Path) -> None:
     found = at_once([start("publish", tmp_path, template, "a") for _ in range(3)])
     assert sorted(found) == [[[1, False]], [[1, True]], [[1, True]]]
     assert versions(tmp_path / "colors") == [1]
@@ -256,7 +254,7 @@ def until_the_rename(found: Found) -> int:
 
 
 @pytest.mark.parametrize(("more", "old"), [(["first"], []), ([], ["old"])], ids=["the first version", "the next version"])
-def test_killed_at_any_call_a_store_shows_the_old_versions_or_the_new_one_whole(
+def test_a_store_killed_at_any_call_has_the_old_versions_or_the_complete_new_one(
     tmp_path: Path, template: Path, more: list[str], old: list[str]
 ) -> None:
     found = faults(tmp_path, template, "kill", *more)
@@ -268,7 +266,7 @@ def test_killed_at_any_call_a_store_shows_the_old_versions_or_the_new_one_whole(
         assert entry["left"] == [".lock", *map(str, range(1, len(old) + 2))], entry
 
 
-def test_an_error_of_any_call_is_told_and_shows_nothing_new(tmp_path: Path, template: Path) -> None:
+def test_an_error_of_any_call_is_reported_and_publishes_nothing(tmp_path: Path, template: Path) -> None:
     found = faults(tmp_path, template, "EIO")
     count = until_the_rename(found)
     [_, staging, *_] = [index for index, entry in enumerate(found) if entry["call"] == "os.mkdir"]
@@ -285,9 +283,7 @@ def test_an_error_of_any_call_is_told_and_shows_nothing_new(tmp_path: Path, temp
         assert (entry["then"], entry["then_shown"], entry["left"]) == ("done", ["old", "new"], [".lock", "1", "2"]), entry
 
 
-def test_on_a_disk_that_fills_up_at_any_call_nothing_is_shown_and_the_next_publisher_clears_up(
-    tmp_path: Path, template: Path
-) -> None:
+def test_a_full_disk_at_any_call_publishes_nothing_and_the_next_publisher_cleans_up(tmp_path: Path, template: Path) -> None:
     found = faults(tmp_path, template, "ENOSPC")
     count = until_the_rename(found)
     for index, entry in enumerate(found):
@@ -296,7 +292,7 @@ def test_on_a_disk_that_fills_up_at_any_call_nothing_is_shown_and_the_next_publi
         assert (entry["then"], entry["then_shown"], entry["left"]) == ("done", ["old", "new"], [".lock", "1", "2"]), entry
 
 
-def test_a_published_artifact_proves_itself(publish: Any) -> None:
+def test_a_published_artifact_passes_its_self_test(publish: Any) -> None:
     target, _ = publish("a")
     proof = Classifier.open(target).proof
     assert proof is not None

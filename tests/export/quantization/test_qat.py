@@ -14,13 +14,14 @@ from onnx import numpy_helper
 from PIL import Image
 from torch import Tensor, nn
 
-from edgeline.export.graph.to_onnx import CalibratedModel, export
+from edgeline.export.graph.to_onnx import CalibratedModel, GraphOptions, export
 from edgeline.export.parity.compare import Outputs, run_session
 from edgeline.export.parity.similarity import compare_outputs, sqnr_db
-from edgeline.export.quantization import search as autopilot
+from edgeline.export.quantization import search
 from edgeline.export.quantization.fake_quant import as_in_file, read_layers, simulate
 from edgeline.export.quantization.qat import Tuning, tune
-from edgeline.export.quantization.search import Choice, choose_int8, ladder
+from edgeline.export.quantization.report import QatReport
+from edgeline.export.quantization.search import Choice, SearchRequest, SearchStage, choose_int8, search_schedule
 from edgeline.export.quantization.static_int8 import (
     Quantizable,
     Ranges,
@@ -30,9 +31,11 @@ from edgeline.export.quantization.static_int8 import (
     measure_ranges,
     quantize,
 )
-from edgeline.pipeline.config import ExportConfig, Int8Thresholds
+from edgeline.pipeline.config import ExportConfig
 from edgeline.pipeline.data.samples import Sample, stream_pixels
-from edgeline.pipeline.models.backbones import Network, Normalization
+from edgeline.pipeline.models.backbones import Network
+from edgeline.pipeline.models.pretrained import Normalization
+from edgeline.pipeline.thresholds import Int8Thresholds
 from edgeline.serve.errors import ExportError, TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.session import create_session
@@ -91,7 +94,7 @@ class Case:
     def int8(self, recipe: Recipe) -> bytes:
         return quantize(self.ready, self.ranges, recipe, self.means if recipe.correct_bias else None)
 
-    def tuned(self, epochs: int) -> tuple[bytes, dict[str, Any]]:
+    def tuned(self, epochs: int) -> tuple[bytes, QatReport]:
         tuned = tune(self.tuning, self.ready, self.int8(replace(RECIPE, correct_bias=True)), epochs)
         return quantize(tuned.ready, self.ranges, RECIPE), tuned.report
 
@@ -122,7 +125,7 @@ def case(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Cas
     train = samples[:-64]
     deployed = CalibratedModel(small_network(next(stream_pixels(train, SPEC, 64))), 1.3)
     path = tmp_path_factory.mktemp("small") / "model.onnx"
-    export(deployed, SPEC, path, classes=10, opset=18, metadata={})
+    export(deployed, SPEC, path, GraphOptions(classes=10, opset=18))
     ready = make_ready(path.read_bytes())
     calibration = train[:24]
     ranges = measure_ranges(ready, stream_pixels(calibration, SPEC, 8), "minmax")
@@ -150,7 +153,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_the_simulation_gives_what_the_runtime_gives_for_the_int8_file(case: Case, pixels: np.ndarray, recipe: Recipe) -> None:
+def test_the_simulation_equals_the_runtime_on_the_int8_file(case: Case, pixels: np.ndarray, recipe: Recipe) -> None:
     int8 = case.int8(recipe)
     layers = read_layers(case.ready.model, int8)
     network = as_in_file(case.deployed, SPEC, case.ready, layers, pixels[:8])
@@ -165,12 +168,12 @@ def test_the_simulation_gives_what_the_runtime_gives_for_the_int8_file(case: Cas
 
 
 @pytest.fixture(scope="module")
-def tuned(case: Case) -> tuple[bytes, dict[str, Any]]:
+def tuned(case: Case) -> tuple[bytes, QatReport]:
     return case.tuned(epochs=4)
 
 
-def test_what_rounding_spoils_is_rescued_in_a_few_dozen_steps(
-    case: Case, tuned: tuple[bytes, dict[str, Any]], pixels: np.ndarray
+def test_tuning_recovers_what_rounding_loses_in_a_few_dozen_steps(
+    case: Case, tuned: tuple[bytes, QatReport], pixels: np.ndarray
 ) -> None:
     int8, report = tuned
     expected = outputs(case.reference, pixels)
@@ -178,15 +181,15 @@ def test_what_rounding_spoils_is_rescued_in_a_few_dozen_steps(
     before_db = max(compare_outputs(expected, outputs(model, pixels)).sqnr_db for model in untuned)
     assert before_db < 15
     assert compare_outputs(expected, outputs(int8, pixels)).sqnr_db > before_db + 3
-    assert report["losses"][-1] < report["losses"][0] / 2
-    assert (report["epochs"], report["images"]) == (4, len(case.tuning.samples))
+    assert report.losses[-1] < report.losses[0] / 2
+    assert (report.epochs, report.images) == (4, len(case.tuning.samples))
 
 
 def test_the_same_seed_tunes_to_the_same_bytes(case: Case) -> None:
     assert case.tuned(epochs=1)[0] == case.tuned(epochs=1)[0]
 
 
-def test_neither_the_float_file_nor_the_network_is_touched(case: Case) -> None:
+def test_tuning_changes_neither_the_float_file_nor_the_network(case: Case) -> None:
     state = {name: tensor.clone() for name, tensor in case.deployed.state_dict().items()}
     before = case.ready.model.SerializeToString(deterministic=True)
     case.tuned(epochs=1)
@@ -194,7 +197,7 @@ def test_neither_the_float_file_nor_the_network_is_touched(case: Case) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in case.deployed.state_dict().items())
 
 
-def test_a_loss_that_is_no_number_stops_it_with_what_to_do(case: Case) -> None:
+def test_a_loss_that_is_not_finite_stops_tuning_with_what_to_do(case: Case) -> None:
     spoilt = replace(case.tuning, learning_rate=float("inf"))
     with pytest.raises(TrainingError, match="the loss became nan in epoch 1; set export.qat_epochs=0") as caught:
         tune(spoilt, case.ready, case.int8(RECIPE), 1)
@@ -227,7 +230,7 @@ def test_a_rounded_sum_is_rounded_for_its_shortcut_too(case: Case, pixels: np.nd
     assert len(np.unique(seen["sum"])) <= 256
 
 
-LADDER = [(True, [Recipe()]), (False, [Recipe(tuned=4)])]
+STAGES = (SearchStage(name="quick", quick=True, recipes=(Recipe(),)), SearchStage(name="tuned", recipes=(Recipe(tuned=4),)))
 
 
 def choose(case: Case, samples: list[Sample], tuning: Tuning | None, min_sqnr_db: float) -> Choice:
@@ -236,53 +239,64 @@ def choose(case: Case, samples: list[Sample], tuning: Tuning | None, min_sqnr_db
     )
     config = ExportConfig(calibration_images=24, min_speedup=0).model_copy(update={"max_drop": 100})  # no labels here
     fine_tune = partial(tune, tuning) if tuning else None
-    return choose_int8(case.reference, SPEC, case.tuning.samples, samples[-64:], config, thresholds, fine_tune)
+    return choose_int8(
+        SearchRequest(
+            reference=case.reference,
+            spec=SPEC,
+            train=case.tuning.samples,
+            val=samples[-64:],
+            config=config,
+            thresholds=thresholds,
+            tune=fine_tune,
+        )
+    )
 
 
 @pytest.fixture
-def short_ladder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autopilot, "ladder", lambda _: LADDER)
+def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "search_schedule", lambda _: STAGES)
 
 
-@pytest.mark.usefixtures("short_ladder")
-def test_the_autopilot_tunes_where_nothing_else_holds(case: Case, samples: list[Sample]) -> None:
+@pytest.mark.usefixtures("short_search")
+def test_the_search_tunes_where_nothing_else_passes(case: Case, samples: list[Sample]) -> None:
     choice = choose(case, samples, case.tuning, min_sqnr_db=17)
-    assert [(entry["recipe"], entry["holds"]) for entry in choice.report["tried"]] == [
+    assert [(entry.recipe, entry.holds) for entry in choice.report.tried] == [
         ("U8S8 channel minmax", False),
         ("U8S8 channel minmax tuned 4", True),
     ]
-    assert choice.report["chosen"] == "U8S8 channel minmax tuned 4"
-    assert choice.report["tuning"]["epochs"] == 4
+    assert choice.report.chosen == "U8S8 channel minmax tuned 4"
+    assert choice.report.tuning is not None
+    assert choice.report.tuning.epochs == 4
     assert choice.model is not None
 
 
-@pytest.mark.usefixtures("short_ladder")
-def test_the_autopilot_does_not_tune_where_a_recipe_holds(case: Case, samples: list[Sample]) -> None:
+@pytest.mark.usefixtures("short_search")
+def test_the_search_does_not_tune_where_a_recipe_passes(case: Case, samples: list[Sample]) -> None:
     choice = choose(case, samples, case.tuning, min_sqnr_db=5)
-    assert [entry["recipe"] for entry in choice.report["tried"]] == ["U8S8 channel minmax"]
-    assert choice.report["tuning"] is None
+    assert [entry.recipe for entry in choice.report.tried] == ["U8S8 channel minmax"]
+    assert choice.report.tuning is None
 
 
-@pytest.mark.usefixtures("short_ladder")
-def test_without_the_network_at_hand_nothing_is_tuned(case: Case, samples: list[Sample]) -> None:
+@pytest.mark.usefixtures("short_search")
+def test_without_the_network_nothing_is_tuned(case: Case, samples: list[Sample]) -> None:
     choice = choose(case, samples, None, min_sqnr_db=17)
-    assert [entry["recipe"] for entry in choice.report["tried"]] == ["U8S8 channel minmax"]
+    assert [entry.recipe for entry in choice.report.tried] == ["U8S8 channel minmax"]
     assert choice.model is None
 
 
-@pytest.mark.usefixtures("short_ladder")
+@pytest.mark.usefixtures("short_search")
 def test_tuning_that_fails_leaves_the_figures_of_what_was_tried_before(case: Case, samples: list[Sample]) -> None:
     choice = choose(case, samples, replace(case.tuning, learning_rate=float("inf")), min_sqnr_db=17)
     assert choice.model is None
-    assert [entry["recipe"] for entry in choice.report["tried"]] == ["U8S8 channel minmax"]
-    assert "at least 17 are asked; tuning for int8: the loss became nan in epoch 1" in choice.report["why"]
+    assert [entry.recipe for entry in choice.report.tried] == ["U8S8 channel minmax"]
+    assert "at least 17 required; tuning for int8: the loss became nan in epoch 1" in str(choice.report.why)
 
 
-def test_tuning_is_the_last_rung_of_the_ladder() -> None:
-    assert ladder(ExportConfig(qat_epochs=3))[-1] == (False, [Recipe(tuned=3)])
-    assert ladder(ExportConfig(qat_epochs=3, target="x86-avx2"))[-1] == (False, [Recipe(tuned=3, reduce_range=True)])
+def test_tuning_is_the_last_stage_of_the_search() -> None:
+    assert search_schedule(ExportConfig(qat_epochs=3))[-1].recipes == (Recipe(tuned=3),)
+    assert search_schedule(ExportConfig(qat_epochs=3, target="x86-avx2"))[-1].recipes == (Recipe(tuned=3, reduce_range=True),)
 
 
-def test_no_epochs_take_the_rung_away() -> None:
-    recipes = [recipe for _, some in ladder(ExportConfig(qat_epochs=0, thorough=True)) for recipe in some or []]
-    assert [recipe for recipe in recipes if recipe.tuned] == []
+def test_without_epochs_there_is_no_tuning_stage() -> None:
+    stages = search_schedule(ExportConfig(qat_epochs=0, thorough=True))
+    assert [recipe for stage in stages for recipe in stage.recipes if recipe.tuned] == []

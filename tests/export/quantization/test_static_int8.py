@@ -74,7 +74,7 @@ def test_the_runtime_fuses_every_layer_into_integer_operators(finished: Any, int
     assert integer_share(finished.model, int8, spec.height, spec.width) == 1
 
 
-def test_the_bytes_of_the_picture_are_the_first_quantized_tensor(int8: bytes) -> None:
+def test_the_bytes_of_the_image_are_the_first_quantized_tensor(int8: bytes) -> None:
     graph = onnx.load_model_from_string(int8).graph
     assert [node.op_type for node in graph.node if "image" in node.input] == ["Transpose"]
     [first] = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] == "permute"]
@@ -82,7 +82,7 @@ def test_the_bytes_of_the_picture_are_the_first_quantized_tensor(int8: bytes) ->
     assert (tensors[first.input[1]], tensors[first.input[2]]) == (np.float32(1 / 128), np.uint8(127))
 
 
-def test_it_keeps_the_graph_contract_and_says_where_it_comes_from(finished: Any, int8: bytes, spec: PreprocessSpec) -> None:
+def test_it_keeps_the_graph_contract_and_states_its_origin(finished: Any, int8: bytes, spec: PreprocessSpec) -> None:
     model = check_graph(int8, spec, classes=3, opset=18)
     own = {entry.key: entry.value for entry in onnx.load_model_from_string(finished.model).metadata_props}
     assert {entry.key: entry.value for entry in model.metadata_props} == own
@@ -93,7 +93,7 @@ def test_it_is_little_over_a_quarter_of_the_size(finished: Any, int8: bytes) -> 
     assert len(int8) / len(finished.model) < 0.29
 
 
-def test_the_same_recipe_gives_the_same_bytes(ready: Quantizable, ranges: Ranges, int8: bytes) -> None:
+def test_the_same_recipe_writes_the_same_bytes(ready: Quantizable, ranges: Ranges, int8: bytes) -> None:
     assert quantize(ready, ranges, Recipe()) == int8
 
 
@@ -102,7 +102,7 @@ def answers(model: bytes, pixels: list[np.ndarray]) -> Outputs:
 
 
 @pytest.mark.parametrize("recipe", [Recipe(), Recipe(correct_bias=True)], ids=lambda recipe: recipe.name)
-def test_it_answers_much_as_the_reference_does(
+def test_its_outputs_are_similar_to_the_references(
     finished: Any,
     ready: Quantizable,
     ranges: Ranges,
@@ -117,7 +117,7 @@ def test_it_answers_much_as_the_reference_does(
     assert similarity.top1_agreement == 1
 
 
-def test_correcting_the_bias_brings_it_nearer_to_the_reference(
+def test_correcting_the_bias_increases_the_similarity_to_the_reference(
     finished: Any,
     ready: Quantizable,
     ranges: Ranges,
@@ -134,7 +134,7 @@ def test_correcting_the_bias_brings_it_nearer_to_the_reference(
     assert corrected > plain + 1
 
 
-def test_a_layer_that_is_left_out_stays_float_in_the_runtime_too(
+def test_an_excluded_layer_stays_float_in_the_runtime_too(
     finished: Any, ready: Quantizable, ranges: Ranges, spec: PreprocessSpec
 ) -> None:
     convolutions = [node.name for node in ready.model.graph.node if node.op_type == "Conv"]
@@ -161,7 +161,7 @@ def test_ranges_of_one_batch_at_a_time_are_those_of_all_at_once(
 
 
 @pytest.mark.parametrize("method", ["average", "percentile", "entropy"])
-def test_other_ways_to_take_ranges_stay_within_the_extremes(
+def test_other_calibration_methods_stay_within_the_extremes(
     ready: Quantizable, ranges: Ranges, calibration: list[Sample], spec: PreprocessSpec, method: str
 ) -> None:
     found = measure_ranges(ready, stream_pixels(calibration[:4], spec, 4), method)
@@ -230,7 +230,7 @@ def test_three_means_and_deviations_move_into_the_first_convolution() -> None:
     assert np.isfinite(create_session(moved.model.SerializeToString()).run(["logits"], {"image": inside})[0]).all()
 
 
-def test_such_a_network_takes_the_bytes_directly_too() -> None:
+def test_such_a_network_quantizes_the_bytes_directly_too() -> None:
     reference = network_with(*IMAGENET)
     moved = make_ready(reference)
     int8 = quantize(moved, measure_ranges(moved, noise(4), "minmax"), Recipe())
@@ -247,7 +247,7 @@ UNFIT = {
 
 
 @pytest.mark.parametrize(("changes", "words"), UNFIT.values(), ids=UNFIT)
-def test_a_network_that_cannot_take_bytes_is_refused_with_what_to_do(changes: dict[str, Any], words: str) -> None:
+def test_a_network_that_cannot_quantize_the_bytes_is_rejected_with_what_to_do(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ExportError, match=f"{words}.*leave onnx-int8 out of export.variants"):
         make_ready(network_with(*IMAGENET, **changes))
 

@@ -76,7 +76,7 @@ def test_a_file_saturates_exactly_where_some_pair_of_products_does_not_fit_into_
 
 @few
 @given(arrays.arrays(np.int8, st.tuples(st.integers(1, 4), st.integers(1, 4)), elements=near))
-def test_a_matrix_saturates_the_same_whichever_way_round_it_is_stored(matrix: np.ndarray) -> None:
+def test_a_matrix_saturates_the_same_whether_it_is_transposed_or_not(matrix: np.ndarray) -> None:
     assert saturates(holding(matrix)) == saturates(holding(np.ascontiguousarray(matrix.T)))
 
 

@@ -1,9 +1,8 @@
-"""Plant one fault at a time, and see the gate refuse it by its cause; and, the control, let pass what has none.
+"""Plant one fault at a time and assert that verification rejects it and names its cause; files without a fault pass.
 
-`faults.table` lists them all. A fault of the reference is shown to change answers, to be refused before anything is
-published, and to be refused by the artifact's own golden samples, had it been published with all hashes right. Faults of
-preprocessing are planted in its code: the preprocessing_fingerprint of the checkpoint refuses them at the gate, golden samples
-on a device.
+`faults.table` lists them all. A fault of the reference changes outputs, is rejected before anything is published, and would be
+rejected by the artifact's golden samples if it were published with all hashes right. Faults of preprocessing are planted in its
+code: the preprocessing fingerprint of the checkpoint reveals them in verification, golden samples on a device.
 """
 
 import hashlib
@@ -13,6 +12,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,13 @@ import torch
 from torch import nn
 
 from edgeline.export.graph.to_onnx import CalibratedModel
-from edgeline.export.parity.compare import Outputs, raise_problems
+from edgeline.export.parity.compare import raise_problems
 from edgeline.export.quantization.qdq_check import check_quantized, requantized
-from edgeline.export.verification.variants import Measure, verify_variants
-from edgeline.export.verification.verify import run_pytorch, verify
+from edgeline.export.variants_report import VariantFile
+from edgeline.export.verification.context import VerificationContext
+from edgeline.export.verification.report import FailedVariant, VerificationReport
+from edgeline.export.verification.variants import Result, verify_variants
+from edgeline.export.verification.verify import verify
 from edgeline.flows.cli import main as cli
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import Sample, read_image
@@ -43,7 +46,8 @@ from tests.support.faults.surgery import divisor, mutate, rewrite
 from tests.support.faults.table import AREAS, FAULTS, Fault, markdown
 
 Seal = Callable[..., Path]
-Gate = Callable[[bytes], dict[str, Any]]
+Gate = Callable[[bytes], VerificationReport]
+Int8Gate = Callable[[bytes], Result]
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -74,14 +78,16 @@ def reference(deployed: CalibratedModel) -> CalibratedModel:
 
 @pytest.fixture
 def gate(reference: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample], thresholds: VerifyConfig) -> Gate:
-    """`gate(model)`: verify an ONNX file as a run would, and raise what is wrong with it."""
+    """`gate(model)`: verify an ONNX file as a run would, and raise its problems."""
 
-    def hold(model: bytes) -> dict[str, Any]:
-        report = verify(reference, model, spec, held_out, thresholds, opset=18)
-        raise_problems(report)
+    def run(model: bytes) -> VerificationReport:
+        report = verify(
+            VerificationContext(deployed=reference, model=model, spec=spec, samples=held_out, config=thresholds, opset=18)
+        )
+        raise_problems(report.problems, report.comparisons)
         return report
 
-    return hold
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -91,33 +97,24 @@ def int8(finished: Any) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def seen(deployed: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample]) -> tuple[Outputs, list[np.ndarray]]:
-    return run_pytorch(deployed, spec, held_out)
+def context(finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample]) -> VerificationContext:
+    samples = [replace(sample, split="val") for sample in held_out]  # no accuracy is measured
+    return VerificationContext(
+        deployed=deployed, model=finished.model, spec=spec, samples=samples, config=finished.config.verify, opset=18
+    )
 
 
 @pytest.fixture
-def int8_gate(finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, seen: Any, tmp_path: Path) -> Gate:
-    """`int8_gate(model)`: what a run's gate says of an int8 file, made of the reference."""
-    measure = Measure(
-        reference=finished.model,
-        deployed=deployed,
-        spec=spec,
-        pixels=seen[1],
-        expected=seen[0],
-        tested=[],
-        scene=stress_images()["scene"],
-        metadata={},
-        config=finished.config.verify,
-        opset=18,
-    )
-    entry = {"name": "onnx-int8", "file": "model.int8.onnx", "format": "onnx", "precision": "int8", "made": True}
+def int8_gate(context: VerificationContext, tmp_path: Path) -> Int8Gate:
+    """`int8_gate(model)`: verify an int8 file that was made from the reference."""
+    entry = VariantFile(name="onnx-int8", file="model.int8.onnx", format="onnx", precision="int8")
 
-    def hold(model: bytes) -> dict[str, Any]:
+    def run(model: bytes) -> Result:
         (tmp_path / "model.int8.onnx").write_bytes(model)
-        [judged] = verify_variants([entry], tmp_path, measure)
-        return judged
+        [result] = verify_variants([entry], tmp_path, context)
+        return result
 
-    return hold
+    return run
 
 
 Check = Callable[[Path], tuple[int, str]]
@@ -157,7 +154,7 @@ def test_the_table_has_at_least_25_distinct_faults_and_three_in_each_area() -> N
     assert min(counts.values()) >= 3
 
 
-def test_the_page_of_faults_is_the_one_the_table_writes() -> None:
+def test_the_page_of_faults_is_generated_from_the_table() -> None:
     assert (ROOT / "docs" / "faults.md").read_text(encoding="utf-8") == markdown()
 
 
@@ -166,15 +163,15 @@ def test_the_page_of_faults_is_the_one_the_table_writes() -> None:
 
 def test_an_export_without_a_fault_passes(finished: Any, gate: Gate, artifact: Path) -> None:
     report = gate(finished.model)
-    assert report["passed"]
-    assert report["max_difference"] < 1e-5
-    assert report["max_logit_difference"] < 1e-5
+    assert report.passed
+    assert report.max_difference < 1e-5
+    assert report.max_logit_difference < 1e-5
     assert check_preprocessing(finished.preprocessing_fingerprint, Classifier.open(artifact).manifest.preprocess) == 0
 
 
-def test_an_int8_file_without_a_fault_passes(int8: bytes, int8_gate: Gate) -> None:
-    judged = int8_gate(int8)
-    assert (judged["passed"], judged["problems"]) == (True, [])
+def test_an_int8_file_without_a_fault_passes(int8: bytes, int8_gate: Int8Gate) -> None:
+    result = int8_gate(int8)
+    assert (result.passed, result.problems) == (True, ())
 
 
 def test_an_artifact_without_a_fault_passes(artifact: Path, check: Check) -> None:
@@ -187,25 +184,25 @@ def test_an_artifact_without_a_fault_passes(artifact: Path, check: Check) -> Non
 
 
 @of("reference")
-def test_a_file_with_a_fault_does_not_pass_the_gate(finished: Any, gate: Gate, pixels: np.ndarray, fault: Fault) -> None:
+def test_a_file_with_a_fault_is_rejected(finished: Any, gate: Gate, pixels: np.ndarray, fault: Fault) -> None:
     faulty = mutate(finished.model, fault.plant)
-    with pytest.raises(EdgelineError, match=fault.pattern) as refusal:
+    with pytest.raises(EdgelineError, match=fault.pattern) as error:
         gate(faulty)
-    if isinstance(refusal.value, VerificationError) and "worst images: " in str(refusal.value):
+    if isinstance(error.value, VerificationError) and "worst images: " in str(error.value):
         assert largest_change(finished.model, faulty, pixels) > 1e-4
     else:  # it is not even run, or does not run at every batch
-        assert isinstance(refusal.value, ExportError) or "cannot run the file at batch" in str(refusal.value)
+        assert isinstance(error.value, ExportError) or "cannot run the file at batch" in str(error.value)
 
 
 @of("int8")
-def test_an_int8_file_with_a_fault_does_not_pass_the_gate(int8: bytes, int8_gate: Gate, fault: Fault) -> None:
-    judged = int8_gate(mutate(int8, fault.plant))
-    assert not judged["passed"]
-    assert re.search(fault.pattern, "; ".join(judged["problems"])), judged["problems"]
+def test_an_int8_file_with_a_fault_is_rejected(int8: bytes, int8_gate: Int8Gate, fault: Fault) -> None:
+    result = int8_gate(mutate(int8, fault.plant))
+    assert isinstance(result, FailedVariant)
+    assert re.search(fault.pattern, "; ".join(result.problems)), result.problems
 
 
 @of("preprocessing_fingerprint")
-def test_preprocessing_with_a_fault_does_not_pass_the_gate(
+def test_preprocessing_with_a_fault_is_rejected(
     finished: Any,
     reference: CalibratedModel,
     spec: PreprocessSpec,
@@ -214,24 +211,33 @@ def test_preprocessing_with_a_fault_does_not_pass_the_gate(
     fault: Fault,
 ) -> None:
     fault.plant(monkeypatch)
-    with pytest.raises(VerificationError, match=fault.pattern) as refusal:
-        verify(reference, finished.model, spec, [], thresholds, preprocessing_fingerprint=finished.preprocessing_fingerprint)
-    assert refusal.value.code == "preprocess_changed"
+    with pytest.raises(VerificationError, match=fault.pattern) as error:
+        verify(
+            VerificationContext(
+                deployed=reference,
+                model=finished.model,
+                spec=spec,
+                samples=[],
+                config=thresholds,
+                preprocessing_fingerprint=finished.preprocessing_fingerprint,
+            )
+        )
+    assert error.value.code == "preprocess_changed"
 
 
 @of("check")
-def test_an_artifact_with_a_fault_is_not_proven(artifact: Path, seal: Seal, check: Check, fault: Fault) -> None:
+def test_an_artifact_with_a_fault_fails_its_self_test(artifact: Path, seal: Seal, check: Check, fault: Fault) -> None:
     fault.plant(artifact, seal)
     code, said = check(artifact)
     assert code == 1
     assert re.search(fault.pattern, " ".join(said.split())), said
 
 
-# What a device says, had it been published.
+# On a device, if the artifact had been published.
 
 
 @of("reference", on_device=True)
-def test_an_artifact_that_was_published_with_it_does_not_prove_itself(
+def test_an_artifact_that_was_published_with_the_fault_fails_its_self_test(
     finished: Any, artifact: Path, seal: Seal, fault: Fault
 ) -> None:
     (artifact / "model.onnx").write_bytes(mutate(finished.model, fault.plant))
@@ -243,9 +249,7 @@ def test_an_artifact_that_was_published_with_it_does_not_prove_itself(
 
 
 @of("preprocessing_fingerprint", on_device=True)
-def test_a_device_with_the_fault_does_not_prove_an_artifact(
-    finished: Any, monkeypatch: pytest.MonkeyPatch, fault: Fault
-) -> None:
+def test_a_device_with_the_fault_fails_the_self_test(finished: Any, monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
     fault.plant(monkeypatch)
     with pytest.raises(GoldenError, match="preprocessing on this machine produces different pixels"):
         Classifier.open(finished.artifact)
@@ -262,7 +266,7 @@ def test_another_int8_file_in_a_published_artifact_fails_its_golden_samples(arti
 # Faults that need another set-up than the run's own files.
 
 
-def test_a_layer_that_was_left_out_and_that_the_runtime_quantizes_all_the_same_is_named(
+def test_a_layer_that_the_file_leaves_float_and_the_runtime_quantizes_is_named(
     finished: Any, int8: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     partly = mutate(int8, lambda graph: quantization.leave_float(graph, finished.model))
@@ -275,19 +279,21 @@ def test_a_layer_that_was_left_out_and_that_the_runtime_quantizes_all_the_same_i
         check_quantized(partly, finished.model)
 
 
-def test_probabilities_rounded_to_half_precision_are_refused(
+def test_probabilities_rounded_to_half_precision_are_rejected(
     finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, thresholds: VerifyConfig
 ) -> None:
     """Zeros and ones survive any rounding, so the model is made less sure first."""
     temperature = 100 * deployed.temperature
     unsure = mutate(finished.model, lambda graph: rewrite(graph, divisor(graph), lambda _: temperature))
     less_sure = Remembering(CalibratedModel(deployed.network, temperature))
-    assert verify(less_sure, unsure, spec, [], thresholds)["passed"]
-    with pytest.raises(VerificationError, match="the probabilities of .* images differ by over 0.0001"):
-        raise_problems(verify(less_sure, mutate(unsure, graphs.probabilities_rounded_to_half_precision), spec, [], thresholds))
+    context = VerificationContext(deployed=less_sure, model=unsure, spec=spec, samples=[], config=thresholds)
+    assert verify(context).passed
+    rounded = mutate(unsure, graphs.probabilities_rounded_to_half_precision)
+    [problem, *_] = verify(replace(context, model=rounded)).problems
+    assert re.search("the probabilities of .* images differ by more than 0.0001", problem)
 
 
-def test_another_batch_norm_epsilon_is_refused(
+def test_another_batch_norm_epsilon_is_rejected(
     finished: Any, gate: Gate, pixels: np.ndarray, deployed: CalibratedModel, artifact: Path, seal: Seal
 ) -> None:
     """The exporter folds batch norm into the convolution before it, so the fault is planted in the folded weights."""
@@ -315,7 +321,7 @@ def test_another_batch_norm_epsilon_is_refused(
         Classifier.open(artifact)
 
 
-def test_the_model_of_an_older_run_is_just_as_sure_and_only_its_logits_tell(finished: Any, artifact: Path, seal: Seal) -> None:
+def test_the_model_of_an_older_run_is_recognized_by_its_logits_alone(finished: Any, artifact: Path, seal: Seal) -> None:
     (artifact / "model.onnx").write_bytes(mutate(finished.model, weights.head_of_an_older_run))
     seal(artifact)
     classifier = Classifier.open(artifact, prove=False)

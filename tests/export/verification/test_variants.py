@@ -1,7 +1,9 @@
-"""The gate for variants: what holds passes with its figures, what does not is named and left out."""
+"""Verification of variants: those within their thresholds pass with figures, the others are left out with a reason."""
 
 import hashlib
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,18 @@ import pytest
 from onnx import numpy_helper
 
 from edgeline.export.graph.to_onnx import CalibratedModel
-from edgeline.export.parity.compare import Outputs
-from edgeline.export.verification.variants import Measure, verify_variants
-from edgeline.export.verification.verify import build_verification, run_pytorch
+from edgeline.export.variants_report import VariantsReport
+from edgeline.export.verification.context import VerificationContext
+from edgeline.export.verification.report import FailedVariant
+from edgeline.export.verification.variants import Result, verify_variants
+from edgeline.export.verification.verify import build_verification
 from edgeline.pipeline.data.samples import Sample
-from edgeline.pipeline.data.stress_images import stress_images
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import VerificationError
 from edgeline.serve.preprocess import PreprocessSpec
 
-Judge = Any
+Verify = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def report(finished: Any) -> dict[str, dict[str, Any]]:
     return {entry["name"]: entry for entry in verification["variants"]}
 
 
-def test_every_variant_of_a_right_run_passes_with_its_figures(report: dict[str, dict[str, Any]]) -> None:
+def test_every_variant_of_a_correct_run_passes_with_its_figures(report: dict[str, dict[str, Any]]) -> None:
     assert list(report) == ["onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8"]
     for entry in report.values():
         assert (entry["passed"], entry["problems"]) == (True, [])
@@ -44,7 +47,7 @@ def test_every_variant_of_a_right_run_passes_with_its_figures(report: dict[str, 
         assert entry["start"].keys() == {"import_ms", "load_ms", "first_answer_ms", "peak_mb"}
 
 
-def test_the_figures_are_those_that_each_precision_can_have(report: dict[str, dict[str, Any]]) -> None:
+def test_the_figures_are_in_the_range_of_each_precision(report: dict[str, dict[str, Any]]) -> None:
     sqnr = {name: entry["similarity"]["sqnr_db"] for name, entry in report.items()}
     assert 15 < sqnr["onnx-int8"] < 60
     assert 40 < sqnr["onnx-fp16"] < 80
@@ -59,36 +62,29 @@ def test_int8_is_the_same_at_every_optimization_that_keeps_integers(report: dict
 
 
 @pytest.fixture(scope="module")
-def seen(deployed: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample]) -> tuple[Outputs, list[np.ndarray]]:
-    return run_pytorch(deployed, spec, held_out)
-
-
-@pytest.fixture
-def judge(
-    finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample], seen: Any, tmp_path: Path
-) -> Judge:
-    """`judge(data, name="onnx-int8")`: what the gate says of a file."""
-    expected, pixels = seen
-    tested = [(len(stress_images()) + i, sample.index) for i, sample in enumerate(held_out)]
+def context(finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample]) -> VerificationContext:
     metadata = {e.key: e.value for e in onnx.load_model_from_string(finished.model).metadata_props}
+    return VerificationContext(
+        deployed=deployed,
+        model=finished.model,
+        spec=spec,
+        samples=held_out,
+        metadata=metadata,
+        config=finished.config.verify,
+        opset=18,
+    )
 
-    def run(data: bytes, name: str = "onnx-int8", saturates: bool = True, **changes: str) -> dict[str, Any]:
-        made = json.loads((finished.run.step("variants") / "variants.json").read_text())["variants"]
-        [entry] = [entry for entry in made if entry["name"] == name]
-        (tmp_path / entry["file"]).write_bytes(data)
-        measure = Measure(
-            reference=finished.model,
-            deployed=deployed,
-            spec=spec,
-            pixels=pixels,
-            expected=expected,
-            tested=tested,
-            scene=stress_images()["scene"],
-            metadata=metadata | changes,
-            config=finished.config.verify,
-            opset=18,
-        )
-        [found] = verify_variants([entry | {"saturates": saturates}], tmp_path, measure)
+
+@pytest.fixture(name="verify")
+def verify_file(finished: Any, context: VerificationContext, tmp_path: Path) -> Verify:
+    """`verify(data, name="onnx-int8")`: the result for a variant whose file has these bytes."""
+
+    def run(data: bytes, name: str = "onnx-int8", saturates: bool = True, **changes: str) -> Result:
+        made = VariantsReport.read(finished.run.step("variants") / "variants.json").variants
+        [entry] = [entry for entry in made if entry.name == name]
+        (tmp_path / entry.file).write_bytes(data)
+        expected = replace(context, metadata={**context.metadata, **changes}) if changes else context
+        [found] = verify_variants([entry.model_copy(update={"saturates": saturates})], tmp_path, expected)
         return found
 
     return run
@@ -108,33 +104,36 @@ def change_tensor(model: bytes, ending: str, change: Any) -> bytes:
     return bytes(graph.SerializeToString())
 
 
-def test_the_file_without_a_fault_passes(judge: Judge, int8: bytes) -> None:
-    found = judge(int8)
-    assert (found["passed"], found["problems"]) == (True, [])
-    assert found["sha256"] == hashlib.sha256(int8).hexdigest()
+def test_the_file_without_a_fault_passes(verify: Verify, int8: bytes) -> None:
+    found = verify(int8)
+    assert (found.passed, found.problems) == (True, ())
+    assert found.sha256 == hashlib.sha256(int8).hexdigest()
 
 
-def test_a_file_of_another_run_is_refused(judge: Judge, int8: bytes) -> None:
-    found = judge(int8, **{"edgeline.checkpoint_sha256": "0" * 64})
-    assert "make the variants again" in found["problems"][0]
+def test_a_file_of_another_run_is_rejected(verify: Verify, int8: bytes) -> None:
+    found = verify(int8, **{"edgeline.checkpoint_sha256": "0" * 64})
+    assert "make the variants again" in found.problems[0]
 
 
-def test_an_ort_file_that_is_cut_short_is_refused_in_one_line(judge: Judge, finished: Any) -> None:
+def test_a_truncated_ort_file_is_rejected_with_one_line(verify: Verify, finished: Any) -> None:
     data = (finished.run.step("variants") / "model.ort").read_bytes()
-    found = judge(data[: len(data) // 2], "ort-fp32")
-    assert not found["passed"]
-    assert "cannot load the model" in found["problems"][0]
+    found = verify(data[: len(data) // 2], "ort-fp32")
+    assert not found.passed
+    assert "cannot load the model" in found.problems[0]
 
 
-def test_a_layer_that_loses_too_much_is_named(judge: Judge, int8: bytes) -> None:
-    found = judge(change_tensor(int8, "blocks.4.0.conv_dw.weight_bias_quantized", lambda v: np.roll(v, 7)))
-    assert found["divergence"]["first"]["module"] == "backbone.blocks.4.0.conv_dw"
+def test_a_layer_that_loses_too_much_is_named(verify: Verify, int8: bytes) -> None:
+    found = verify(change_tensor(int8, "blocks.4.0.conv_dw.weight_bias_quantized", lambda v: np.roll(v, 7)))
+    assert isinstance(found, FailedVariant)
+    assert found.divergence is not None
+    assert found.divergence.first is not None
+    assert found.divergence.first.module == "backbone.blocks.4.0.conv_dw"
 
 
-def test_int8_that_is_said_not_to_saturate_must_be_so(judge: Judge, int8: bytes) -> None:
-    found = judge(int8, saturates=False)
-    assert not found["passed"]
-    assert found["problems"][0].startswith("two products may exceed 16 bits, although it is said that they cannot")
+def test_int8_that_is_reported_not_to_saturate_is_checked(verify: Verify, int8: bytes) -> None:
+    found = verify(int8, saturates=False)
+    assert not found.passed
+    assert found.problems[0].startswith("two products may exceed 16 bits, but variants.json rules that out")
 
 
 def test_the_reference_is_measured_like_its_variants(finished: Any, report: dict[str, dict[str, Any]]) -> None:
@@ -158,7 +157,7 @@ def spoiled(run: Run, int8: bytes, redo: Any) -> None:
     redo(folder)
 
 
-def test_a_variant_that_does_not_hold_is_left_out_and_the_run_goes_on(run: Run, int8: bytes, redo: Any, tmp_path: Path) -> None:
+def test_a_variant_that_fails_is_left_out_and_the_run_continues(run: Run, int8: bytes, redo: Any, tmp_path: Path) -> None:
     spoiled(run, int8, redo)
     build_verification(run, tmp_path)
     report = json.loads((tmp_path / "verification.json").read_text())
@@ -174,7 +173,7 @@ def test_a_variant_that_is_required_stops_the_run(run: Run, int8: bytes, redo: A
 
 
 @pytest.mark.parametrize("name", ["onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8"])
-def test_a_published_variant_proves_itself_and_answers(finished: Any, name: str) -> None:
+def test_a_published_variant_passes_its_self_test_and_classifies(finished: Any, name: str) -> None:
     classifier = Classifier.open(finished.artifact, variant=name)
     assert classifier.proof is not None
     assert classifier.proof.samples == 5
@@ -187,7 +186,7 @@ NO_MODELS = {"cut short": lambda model: model[: len(model) // 2], "a zip file": 
 
 
 @pytest.mark.parametrize("spoil", NO_MODELS.values(), ids=NO_MODELS)
-def test_bytes_that_are_no_model_are_refused_in_one_line(judge: Judge, int8: bytes, spoil: Any) -> None:
-    found = judge(spoil(int8))
-    assert not found["passed"]
-    assert any(words in found["problems"][0] for words in ("no ONNX model", "breaks the graph contract"))
+def test_bytes_that_are_not_a_model_are_rejected_with_one_line(verify: Verify, int8: bytes, spoil: Any) -> None:
+    found = verify(spoil(int8))
+    assert not found.passed
+    assert any(words in found.problems[0] for words in ("not an ONNX model", "breaks the graph contract"))

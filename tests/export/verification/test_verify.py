@@ -1,4 +1,4 @@
-"""What the gate reports of a run, what a run that fails leaves behind, and that an export of something else does not pass."""
+"""The report of a run, what a run that fails leaves behind, and that an export of another model is rejected."""
 
 import copy
 import hashlib
@@ -14,14 +14,15 @@ import pytest
 import torch
 
 from edgeline.export.graph.to_onnx import CalibratedModel
-from edgeline.export.parity.compare import Outputs, raise_problems
-from edgeline.export.verification.verify import choose_samples, run_session, verify
+from edgeline.export.parity.compare import Outputs, run_session
+from edgeline.export.verification.context import VerificationContext
+from edgeline.export.verification.verify import choose_samples, verify
 from edgeline.flows import steps
 from edgeline.flows.cli import main as cli
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import Sample, read_prepared
 from edgeline.pipeline.data.stress_images import stress_images
-from edgeline.pipeline.evaluation.evaluate import read_evaluation
+from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.runs.receipts import result_digest
 from edgeline.pipeline.runs.run import Run, create_run
 from edgeline.serve.errors import ExportError, VerificationError
@@ -31,7 +32,7 @@ from edgeline.serve.runtime.session import SETTINGS
 
 Redo = Callable[[Path], None]
 TOO_STRICT = "verify.max_difference=1e-12"
-"""A bar that no float32 arithmetic holds."""
+"""A threshold that no float32 arithmetic satisfies."""
 
 
 @pytest.fixture(name="report", scope="module")
@@ -39,13 +40,13 @@ def read(finished: Any) -> dict[str, Any]:
     return dict(json.loads((finished.run.step("verify") / "verification.json").read_text()))
 
 
-def test_the_report_is_of_every_held_out_image_and_the_hard_set(finished: Any, report: dict[str, Any]) -> None:
+def test_the_report_covers_every_held_out_image_and_the_stress_images(finished: Any, report: dict[str, Any]) -> None:
     held_out = read_prepared(finished.run.step("prepare")).of("test", "val")
-    assert report["schema"] == "edgeline.verification/1"
+    assert report["schema"] == "edgeline.verification/2"
     assert report["images"] == {"held_out": len(held_out), "stress_images": len(stress_images())}
     assert len(held_out) == 15
     worst = {entry["image"] for entry in report["comparisons"][0]["worst"]}
-    assert worst <= {f"hard:{name}" for name in stress_images()} | {sample.name for sample in held_out}
+    assert worst <= {f"stress:{name}" for name in stress_images()} | {sample.name for sample in held_out}
 
 
 def test_the_report_compares_at_batch_one_an_odd_one_and_the_largest(report: dict[str, Any]) -> None:
@@ -60,7 +61,7 @@ def test_the_report_compares_at_batch_one_an_odd_one_and_the_largest(report: dic
         assert report[what] == max(c[what] for c in report["comparisons"])
 
 
-def test_the_report_says_on_which_machine_and_with_which_settings(report: dict[str, Any]) -> None:
+def test_the_report_has_its_machine_and_settings(report: dict[str, Any]) -> None:
     taken = report["measured_on"]
     assert taken["command"] == "edgeline verify RUN"
     assert taken["machine"]["cores"] == usable_cores()
@@ -72,7 +73,7 @@ def test_the_report_says_on_which_machine_and_with_which_settings(report: dict[s
         assert 0 < latency["p50_ms"] <= latency["p95_ms"]
 
 
-def test_the_report_names_the_file_and_the_results_that_it_is_of(finished: Any, report: dict[str, Any]) -> None:
+def test_the_report_names_the_file_and_the_results_that_it_covers(finished: Any, report: dict[str, Any]) -> None:
     assert report["model_sha256"] == hashlib.sha256(finished.model).hexdigest()
     assert report["inputs"] == {
         name: result_digest(finished.run.step(name)) for name in ("prepare", "train", "evaluate", "export", "variants")
@@ -85,7 +86,7 @@ def test_what_ships_is_as_good_as_what_was_evaluated(finished: Any, report: dict
 
 
 class Recorder:
-    """A session that answers nothing and remembers how much it was asked."""
+    """A session that records its batch sizes."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -97,7 +98,7 @@ class Recorder:
 
 
 @pytest.mark.parametrize(("batch", "sizes"), [(1, [1] * 5), (2, [2] * 3), (5, [5]), (16, [16])])
-def test_every_batch_has_the_size_that_is_proven(batch: int, sizes: list[int]) -> None:
+def test_every_batch_has_the_verified_size(batch: int, sizes: list[int]) -> None:
     session = Recorder()
     outputs = run_session(session, [np.full((4, 4, 3), level, np.uint8) for level in range(5)], batch)
     assert session.sizes == sizes
@@ -105,7 +106,7 @@ def test_every_batch_has_the_size_that_is_proven(batch: int, sizes: list[int]) -
     assert isinstance(outputs, Outputs)
 
 
-def test_test_images_are_taken_before_validation_and_the_same_each_time(finished: Any) -> None:
+def test_test_images_are_chosen_before_validation_and_the_same_each_time(finished: Any) -> None:
     prepared = read_prepared(finished.run.step("prepare"))
     held_out = [*prepared.of("val"), *prepared.of("test")]
     chosen = choose_samples(held_out, 11)
@@ -114,13 +115,14 @@ def test_test_images_are_taken_before_validation_and_the_same_each_time(finished
     assert choose_samples(held_out, 3) == chosen[:3]
 
 
-def test_a_pytorch_that_gives_nan_is_no_reference(
+def test_nan_from_pytorch_is_a_problem(
     finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, thresholds: VerifyConfig
 ) -> None:
     broken = copy.deepcopy(deployed)
     broken.network.classifier.weight.data[0, 0] = torch.nan
-    with pytest.raises(VerificationError, match="PyTorch gives NaN or infinite probabilities or logits for hard:black"):
-        raise_problems(verify(broken, finished.model, spec, [], thresholds))
+    context = VerificationContext(deployed=broken, model=finished.model, spec=spec, samples=[], config=thresholds)
+    expected = "batch 1: PyTorch returns NaN or infinite probabilities or logits for stress:black"
+    assert verify(context).problems[0].startswith(expected)
 
 
 # A run that fails.
@@ -134,7 +136,7 @@ def fail(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | Non
 
 
 @pytest.fixture(name="strict")
-def with_a_bar_that_cannot_be_held(run: Run) -> Run:
+def with_a_threshold_that_cannot_be_satisfied(run: Run) -> Run:
     config = json.loads((run.folder / "config.json").read_text())
     config["verify"]["max_difference"] = 1e-12
     config["artifacts"] = run.config.artifacts
@@ -142,15 +144,17 @@ def with_a_bar_that_cannot_be_held(run: Run) -> Run:
     return run
 
 
-def test_a_run_that_fails_says_why_on_one_line_and_publishes_nothing(
+def test_a_run_that_fails_reports_why_on_one_line_and_publishes_nothing(
     strict: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fail(monkeypatch, "verify", strict.folder) == 1
-    [told] = capsys.readouterr().err.splitlines()
-    assert told.startswith("edgeline: the exported file does not give what PyTorch gives: batch 1: the probabilities of")
-    assert "images differ by over 1e-12" in told
-    assert "worst images: hard:" in told
-    assert told.endswith("nothing is published [verification_failed]")
+    [message] = capsys.readouterr().err.splitlines()
+    assert message.startswith(
+        "edgeline: the exported file does not compute what PyTorch computes: batch 1: the probabilities of"
+    )
+    assert "images differ by more than 1e-12" in message
+    assert "worst images: stress:" in message
+    assert message.endswith("nothing is published [verification_failed]")
     report = json.loads((strict.step("verify.partial") / "verification.json").read_text())
     assert (report["passed"], report["reference"]) == (False, None)
     assert len(report["problems"]) >= 3, "one a batch size"
@@ -166,7 +170,7 @@ def test_the_report_of_a_run_that_fails_is_printed_as_json(
     assert json.loads(capsys.readouterr().out)["passed"] is False
 
 
-def test_the_whole_line_stops_where_verification_fails(
+def test_the_pipeline_stops_where_verification_fails(
     finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     verify_settings = finished.config.verify.model_copy(update={"max_difference": 1e-12})
@@ -188,7 +192,7 @@ def test_the_whole_line_stops_where_verification_fails(
 # An export of something else, with every hash redone.
 
 
-def test_a_file_of_another_checkpoint_is_refused_by_what_it_says_of_itself(run: Run, redo: Redo) -> None:
+def test_a_file_of_another_checkpoint_is_rejected_by_its_metadata(run: Run, redo: Redo) -> None:
     path = run.step("export") / "model.onnx"
     graph = onnx.load(path)
     for entry in graph.metadata_props:
@@ -197,24 +201,24 @@ def test_a_file_of_another_checkpoint_is_refused_by_what_it_says_of_itself(run: 
     onnx.save(graph, path)
     redo(run.step("export"))
     with pytest.raises(
-        VerificationError, match="the file says edgeline.checkpoint_sha256 = '0{64}', this run has '[0-9a-f]{64}'"
+        VerificationError, match="the file's metadata has edgeline.checkpoint_sha256 = '0{64}', this run has '[0-9a-f]{64}'"
     ):
         steps.AFTER_PREPARE["verify"](run)
 
 
-def test_labels_in_another_order_than_the_data_has_are_refused(run: Run, redo: Redo) -> None:
+def test_labels_in_another_order_than_in_the_data_are_rejected(run: Run, redo: Redo) -> None:
     path = run.step("train") / "checkpoint.json"
     settings = json.loads(path.read_text())
     settings["labels"] = settings["labels"][1:] + settings["labels"][:1]
     path.write_text(json.dumps(settings))
     redo(run.step("train"))
     with pytest.raises(
-        VerificationError, match="labels are not the same everywhere .*data: bark, leaf, sky; checkpoint: leaf, sky"
+        VerificationError, match="labels differ between the run's steps .*data: bark, leaf, sky; checkpoint: leaf, sky"
     ):
         steps.AFTER_PREPARE["verify"](run)
 
 
-def test_a_file_of_a_newer_operator_set_than_the_run_asks_for_is_refused(run: Run, redo: Redo) -> None:
+def test_a_file_of_a_newer_operator_set_than_the_run_allows_is_rejected(run: Run, redo: Redo) -> None:
     path = run.step("export") / "model.onnx"
     graph = onnx.load(path)
     graph.opset_import[0].version = 19
@@ -228,6 +232,6 @@ def test_a_photo_that_changed_since_it_was_prepared_is_not_compared_with(run: Ru
     path = run.step("prepare") / "samples.csv"
     path.write_text(path.read_text().replace(held_out[0].sha256, "0" * 64))
     redo(run.step("prepare"))
-    with pytest.raises(Exception, match="has changed since the data was prepared") as refusal:
+    with pytest.raises(Exception, match="has changed since it was prepared") as error:
         steps.AFTER_PREPARE["verify"](run)
-    assert refusal.value.code == "content_changed"  # type: ignore[attr-defined]
+    assert error.value.code == "content_changed"  # type: ignore[attr-defined]

@@ -1,37 +1,37 @@
 import pytest
 
-from edgeline.pipeline.data.deduplication import Resolved, resolve
+from edgeline.pipeline.data.deduplication import Deduplicated, deduplicate
 from edgeline.pipeline.data.discovery import SourceFile
 from edgeline.pipeline.data.samples import Split
-from edgeline.pipeline.data.validation import GoodImage, Picture
+from edgeline.pipeline.data.validation import ImageContent, ValidImage
 from edgeline.serve.errors import DataError
 
 
-def image(name: str, pixels: str, label: str = "cat", split: Split | None = None, group: str = "") -> GoodImage:
+def image(name: str, pixels: str, label: str = "cat", split: Split | None = None, group: str = "") -> ValidImage:
     file = SourceFile(name=name, label=label, given=split, group=group)
-    return GoodImage(file=file, sha256="0" * 64, picture=Picture(pixels, 8, 8, "PNG"), split=split)
+    return ValidImage(file=file, sha256="0" * 64, content=ImageContent(pixels, 8, 8, "PNG"), split=split)
 
 
-def names(images: tuple[GoodImage, ...]) -> list[str]:
+def names(images: tuple[ValidImage, ...]) -> list[str]:
     return [image.name for image in images]
 
 
-def pairs(found: tuple[tuple[GoodImage, GoodImage], ...]) -> list[tuple[str, str]]:
+def pairs(found: tuple[tuple[ValidImage, ValidImage], ...]) -> list[tuple[str, str]]:
     return [(first.name, second.name) for first, second in found]
 
 
-def resolved(*images: GoodImage, on_leakage: str = "drop") -> Resolved:
-    return resolve(images, on_leakage=on_leakage)
+def deduplicated(*images: ValidImage, on_leakage: str = "drop") -> Deduplicated:
+    return deduplicate(images, on_leakage=on_leakage)
 
 
-def refusal(*images: GoodImage, on_leakage: str = "drop") -> DataError:
+def data_error(*images: ValidImage, on_leakage: str = "drop") -> DataError:
     with pytest.raises(DataError) as caught:
-        resolve(images, on_leakage=on_leakage)
+        deduplicate(images, on_leakage=on_leakage)
     return caught.value
 
 
 def test_the_first_copy_by_name_is_kept() -> None:
-    found = resolved(image("b", "P"), image("c", "P"), image("a", "P"), image("d", "Q"))
+    found = deduplicated(image("b", "P"), image("c", "P"), image("a", "P"), image("d", "Q"))
     assert names(found.kept) == ["a", "d"]
     assert pairs(found.duplicates) == [("b", "a"), ("c", "a")]
     assert found.leaked == ()
@@ -47,36 +47,36 @@ HELD_OUT = {
 
 
 @pytest.mark.parametrize(("splits", "kept"), HELD_OUT.values(), ids=HELD_OUT)
-def test_the_copy_held_out_furthest_is_kept(splits: list[Split], kept: int) -> None:
-    found = resolved(*(image(f"{number}", "P", split=split) for number, split in enumerate(splits)))
+def test_the_copy_in_the_held_out_split_is_kept(splits: list[Split], kept: int) -> None:
+    found = deduplicated(*(image(f"{number}", "P", split=split) for number, split in enumerate(splits)))
     assert names(found.kept) == [f"{kept}"]
     assert len(found.leaked) == sum(split != splits[kept] for split in splits)
 
 
-def test_shared_pictures_stop_the_run_where_that_is_asked_for_and_all_are_counted() -> None:
+def test_images_shared_between_splits_stop_the_run_if_configured() -> None:
     images = [image(f"{split}/{number}", f"P{number}", split=split) for split in ("train", "test") for number in range(7)]  # type: ignore[arg-type]
-    error = refusal(*images, on_leakage="stop")
+    error = data_error(*images, on_leakage="stop")
     assert error.code == "split_leakage"
-    assert "share 7 pictures: train/0 (train) = test/0 (test)" in str(error)
+    assert "share 7 images: train/0 (train) = test/0 (test)" in str(error)
 
 
-def test_copies_inside_one_split_stop_nothing() -> None:
-    assert names(resolved(image("a", "P", split="train"), image("b", "P", split="train"), on_leakage="stop").kept) == ["a"]
+def test_copies_within_one_split_do_not_stop_the_run() -> None:
+    assert names(deduplicated(image("a", "P", split="train"), image("b", "P", split="train"), on_leakage="stop").kept) == ["a"]
 
 
-def test_a_picture_with_two_labels_is_not_kept_at_all() -> None:
-    found = resolved(image("a", "P"), image("b", "P", "dog"), image("c", "P"), image("d", "Q", "dog"))
+def test_an_image_with_two_labels_is_not_kept_at_all() -> None:
+    found = deduplicated(image("a", "P"), image("b", "P", "dog"), image("c", "P"), image("d", "Q", "dog"))
     assert names(found.kept) == ["d"]
     assert pairs(found.conflicts) == [("a", "b"), ("b", "a"), ("c", "b")]
     assert found.duplicates == ()
 
 
-def test_a_picture_alone_is_its_own_group() -> None:
-    assert resolved(image("a", "P"), image("b", "P"), image("c", "Q")).groups == {"P": "P", "Q": "Q"}
+def test_an_image_without_a_group_is_its_own_group() -> None:
+    assert deduplicated(image("a", "P"), image("b", "P"), image("c", "Q")).groups == {"P": "P", "Q": "Q"}
 
 
-def test_groups_that_share_a_picture_are_one() -> None:
-    found = resolved(
+def test_groups_that_share_an_image_are_merged() -> None:
+    found = deduplicated(
         image("a", "P", group="g3"),
         image("b", "P", group="g2"),
         image("c", "Q", group="g3"),
@@ -88,15 +88,15 @@ def test_groups_that_share_a_picture_are_one() -> None:
     assert found.groups == {"P": "g1", "Q": "g1", "R": "g1", "S": "g4"}
 
 
-def test_a_long_chain_of_groups_is_one() -> None:
+def test_a_long_chain_of_groups_is_merged() -> None:
     chain = [
         image(f"{step}{side}", f"P{step}", group=f"g{step + side:04}") for step in reversed(range(2000)) for side in (0, 1)
     ]
-    assert set(resolved(*chain).groups.values()) == {"g0000"}
+    assert set(deduplicated(*chain).groups.values()) == {"g0000"}
 
 
 def test_a_group_in_two_given_splits_is_named() -> None:
-    error = refusal(
+    error = data_error(
         image("a", "P", group="g1", split="train"),
         image("b", "Q", group="g1", split="test"),
         image("c", "R", group="g2", split="train"),
@@ -106,8 +106,8 @@ def test_a_group_in_two_given_splits_is_named() -> None:
     assert "g2" not in str(error)
 
 
-def test_groups_joined_by_a_shared_picture_may_not_be_in_two_splits_either() -> None:
-    error = refusal(
+def test_groups_merged_by_a_shared_image_may_not_be_in_two_splits() -> None:
+    error = data_error(
         image("a", "P", group="g1", split="train"),
         image("b", "P", group="g2", split="test"),
         image("c", "Q", group="g1", split="train"),
@@ -115,6 +115,6 @@ def test_groups_joined_by_a_shared_picture_may_not_be_in_two_splits_either() -> 
     assert error.code == "group_leakage"
 
 
-def test_a_groups_only_training_picture_may_be_dropped_instead() -> None:
-    found = resolved(image("a", "P", group="g1", split="train"), image("b", "P", group="g1", split="test"))
+def test_the_only_training_image_of_a_group_may_be_dropped() -> None:
+    found = deduplicated(image("a", "P", group="g1", split="train"), image("b", "P", group="g1", split="test"))
     assert names(found.kept) == ["b"]

@@ -16,13 +16,13 @@ def written_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_digits(tmp_path_factory.mktemp("data") / "digits")
 
 
-def test_every_digit_is_there_in_its_class_folder(digits: Path) -> None:
+def test_every_digit_is_in_its_class_folder(digits: Path) -> None:
     assert [len(list((digits / str(digit)).iterdir())) for digit in range(10)] == list(COUNTS)
     assert sum(COUNTS) == 1797
     assert [path.name for path in digits.parent.iterdir()] == ["digits"]
 
 
-def test_the_pixels_are_scikit_learns_over_the_whole_range_inside_a_black_margin(digits: Path) -> None:
+def test_the_pixels_are_those_of_scikit_learn_scaled_and_within_a_black_margin(digits: Path) -> None:
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -36,13 +36,13 @@ def test_the_pixels_are_scikit_learns_over_the_whole_range_inside_a_black_margin
     assert data.images.min() == 0
 
 
-def test_whole_digits_are_left_alone(digits: Path) -> None:
+def test_complete_digits_are_not_written_again(digits: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
     write_digits(digits)
     assert {path: path.stat().st_mtime_ns for path in digits.rglob("*")} == before
 
 
-def test_a_lost_file_is_noticed_and_written_again(digits: Path, tmp_path: Path) -> None:
+def test_a_missing_file_is_written_again(digits: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(digits, tmp_path / "digits")
     (copy / "3" / "0003.png").unlink()
     write_digits(copy)
@@ -56,14 +56,14 @@ def test_digits_of_another_size_are_written_again(digits: Path, tmp_path: Path) 
     assert (copy / "0" / "0000.png").read_bytes() == (digits / "0" / "0000.png").read_bytes()
 
 
-def test_two_at_once_leave_one_whole_folder(tmp_path: Path) -> None:
+def test_two_concurrent_writers_leave_one_complete_folder(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         assert len(set(pool.map(write_digits, [tmp_path / "digits"] * 2))) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
     assert sum(1 for _ in tmp_path.glob("digits/*/*.png")) == 1797
 
 
-def test_whole_digits_cost_no_import_of_scikit_learn(digits: Path) -> None:
+def test_complete_digits_do_not_import_scikit_learn(digits: Path) -> None:
     code = "import sys; from pathlib import Path; from edgeline.pipeline.data.digits import write_digits; "
     code += f"write_digits(Path({str(digits)!r})); print('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

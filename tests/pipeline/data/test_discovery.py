@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from edgeline.pipeline.data.discovery import Source, find_source
-from edgeline.pipeline.data.labels import some
+from edgeline.pipeline.data.labels import summarize
 from edgeline.serve.errors import DataError
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
@@ -26,7 +26,7 @@ def listed(source: Source) -> list[tuple[str, str, str | None]]:
     return [(file.name, file.label, file.given) for file in source.files]
 
 
-def refusal(data: Path | str) -> DataError:
+def data_error(data: Path | str) -> DataError:
     with pytest.raises(DataError) as caught:
         find_source(str(data), Path("artifacts"))
     return caught.value
@@ -50,21 +50,21 @@ SPLIT_FOLDERS = {
 
 
 @pytest.mark.parametrize(("folders", "roles"), SPLIT_FOLDERS.values(), ids=SPLIT_FOLDERS)
-def test_a_train_folder_beside_others_gives_the_splits(tmp_path: Path, folders: list[str], roles: dict[str, str]) -> None:
+def test_a_train_folder_makes_the_folders_splits(tmp_path: Path, folders: list[str], roles: dict[str, str]) -> None:
     source = find(touch(tmp_path / "d", *(f"{split}/{label}/1.jpg" for split in folders for label in ("cat", "dog"))))
     assert (source.layout, source.labels) == ("splits", ("cat", "dog"))
     assert {file.given: source.role(file.given) for file in source.files} == roles
 
 
-def test_trains_are_a_class_where_no_held_out_split_is_beside_them(tmp_path: Path) -> None:
+def test_train_is_a_class_without_a_held_out_split_next_to_it(tmp_path: Path) -> None:
     source = find(touch(tmp_path / "d", "train/1.jpg", "plane/1.jpg"))
     assert (source.layout, source.labels) == ("folders", ("plane", "train"))
 
 
-def test_a_folder_beside_the_splits_is_named_in_a_warning(tmp_path: Path) -> None:
+def test_a_folder_next_to_the_splits_is_named_in_a_warning(tmp_path: Path) -> None:
     root = touch(tmp_path / "d", "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "raw/1.jpg", "notes.txt")
     source = find(root)
-    assert source.warnings == ("Not read, because it is no split: raw/.",)
+    assert source.warnings == ("Not read, as not one of the splits: raw/.",)
     assert source.ignored == 1
 
 
@@ -88,16 +88,16 @@ NAMES = ["-rf", "CON", "NUL.txt", "=cmd()", "<script>", "a,b", 'say "x"', "猫",
 
 
 @pytest.mark.parametrize("name", NAMES, ids=[ascii(name)[:20] for name in NAMES])
-def test_a_class_name_is_kept_as_it_is(tmp_path: Path, name: str) -> None:
+def test_a_class_name_is_not_changed(tmp_path: Path, name: str) -> None:
     assert name in find(touch(tmp_path / "d", f"{name}/1.jpg", "other/1.jpg")).labels
 
 
 FOLDER_ERRORS = {
-    "nothing there": ([], "no_class_folders", "holds nothing"),
+    "nothing there": ([], "no_class_folders", "contains nothing"),
     "images and no class folders": (["1.jpg", "2.jpg"], "no_class_folders", "2 files and no folder"),
-    "one class": (["cat/1.jpg"], "need_two_classes", "'cat' only"),
+    "one class": (["cat/1.jpg"], "need_two_classes", "only the class 'cat'"),
     "one folder too high": (["photos/cat/1.jpg", "photos/dog/1.jpg"], "need_two_classes", "if cat, dog are the classes"),
-    "only hidden folders": ([".git/1.jpg"], "no_class_folders", "holds nothing"),
+    "only hidden folders": ([".git/1.jpg"], "no_class_folders", "contains nothing"),
     "no train folder": (["val/cat/1.jpg", "test/dog/1.jpg"], "train_missing", "test, val but no train"),
     "two validation folders": (
         ["train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"],
@@ -107,7 +107,7 @@ FOLDER_ERRORS = {
     "a test folder without labels": (
         ["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"],
         "no_class_folders",
-        "test holds 1 files",
+        "test contains 1 files",
     ),
     "classes that train does not have": (
         ["train/a/1.jpg", "train/b/1.jpg", "val/c/1.jpg", "test/d/1.jpg"],
@@ -120,27 +120,27 @@ FOLDER_ERRORS = {
         "label_collision",
         "'Cat' and 'cat'",
     ),
-    "composed and decomposed twins": (
+    "composed and decomposed forms of a name": (
         ["caf\u00e9/1.jpg", "cafe\u0301/1.jpg"],
         "label_collision",
         r"'cafe\u0301' and 'caf\xe9'",
     ),
-    "names that are no line of text": (["a\nb/1.jpg", " c/1.jpg", "d/1.jpg"], "label_invalid", r"label 'a\nb'"),
+    "names that are not a line of text": (["a\nb/1.jpg", " c/1.jpg", "d/1.jpg"], "label_invalid", r"label 'a\nb'"),
 }
 
 
 @pytest.mark.parametrize(("names", "code", "words"), FOLDER_ERRORS.values(), ids=FOLDER_ERRORS)
-def test_a_folder_that_is_no_data_is_refused(tmp_path: Path, names: list[str], code: str, words: str) -> None:
+def test_a_folder_without_usable_data_is_rejected(tmp_path: Path, names: list[str], code: str, words: str) -> None:
     (tmp_path / "d").mkdir()
-    error = refusal(touch(tmp_path / "d", *names))
+    error = data_error(touch(tmp_path / "d", *names))
     assert error.code == code
     assert words in str(error)
 
 
-def test_a_class_name_that_is_no_utf8_is_refused_in_words_that_can_be_printed(tmp_path: Path) -> None:
+def test_a_class_name_that_is_not_utf8_is_rejected_with_a_printable_message(tmp_path: Path) -> None:
     touch(tmp_path, "other/1.jpg")
     os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
-    error = refusal(tmp_path)
+    error = data_error(tmp_path)
     assert error.code == "label_invalid"
     assert "caf" in str(error).encode().decode()
 
@@ -148,24 +148,24 @@ def test_a_class_name_that_is_no_utf8_is_refused_in_words_that_can_be_printed(tm
 def test_a_link_to_the_only_other_class_is_named(tmp_path: Path) -> None:
     root = touch(tmp_path / "d", "cat/1.jpg")
     (root / "dog").symlink_to("/etc")
-    assert "links to folders are not followed: dog" in str(refusal(root))
+    assert "links to folders are not followed: dog" in str(data_error(root))
 
 
-def test_a_folder_of_nothing_but_links_says_so(tmp_path: Path) -> None:
+def test_a_folder_of_links_only_is_reported_as_such(tmp_path: Path) -> None:
     (tmp_path / "dog").symlink_to("/etc")
-    assert "no folder but dog" in str(refusal(tmp_path))
+    assert "no folder but dog" in str(data_error(tmp_path))
 
 
-def test_a_path_that_does_not_exist_says_what_may_be_given(tmp_path: Path) -> None:
-    error = refusal(tmp_path / "photos")
+def test_a_missing_path_is_an_error_that_names_the_layouts(tmp_path: Path) -> None:
+    error = data_error(tmp_path / "photos")
     assert error.code == "data_missing"
     assert "photos does not exist" in str(error)
     assert "path,label" in str(error)
 
 
 @pytest.mark.parametrize("name", ["photos.zip", "photo.jpg", "list.txt"])
-def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
-    assert refusal(touch(tmp_path, name) / name).code == "layout_unknown"
+def test_a_file_that_is_not_csv_is_rejected(tmp_path: Path, name: str) -> None:
+    assert data_error(touch(tmp_path, name) / name).code == "layout_unknown"
 
 
 def table(folder: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -213,19 +213,19 @@ def test_paths_in_a_csv_file_are_absolute_or_relative_to_it(tmp_path: Path) -> N
 
 
 CSV_ERRORS = {
-    "empty": ("", "csv_invalid", "seen nothing"),
-    "no header": ("a.jpg,cat\nb.jpg,dog\n", "csv_invalid", "seen 'a.jpg', 'cat'"),
-    "semicolons": ("path;label\na.jpg;cat\n", "csv_invalid", "separated by commas; seen 'path;label'"),
-    "no label column": ("path,class\na.jpg,cat\n", "csv_invalid", "seen 'path', 'class'"),
+    "empty": ("", "csv_invalid", "found nothing"),
+    "no header": ("a.jpg,cat\nb.jpg,dog\n", "csv_invalid", "found 'a.jpg', 'cat'"),
+    "semicolons": ("path;label\na.jpg;cat\n", "csv_invalid", "separated by commas; found 'path;label'"),
+    "no label column": ("path,class\na.jpg,cat\n", "csv_invalid", "found 'path', 'class'"),
     "a short row and a long one": ("path,label\na.jpg\nb.jpg,dog,x\nc.jpg,cat\n", "csv_invalid", "line 2: expected"),
     "an empty label": ("path,label\na.jpg,\nb.jpg,dog\n", "csv_invalid", "line 2: expected a path and a label"),
     "an unknown split": ("path,label,split\na.jpg,cat,holdout\n", "csv_invalid", "got 'holdout'"),
     "splits in some rows": ("path,label,split\na.jpg,a,train\nb.jpg,b,\n", "csv_invalid", "1 of 2 rows have no split"),
     "a NUL in a path": ("path,label\na\0.jpg,cat\n", "csv_invalid", "NUL"),
-    "an open quote": ('path,label\n"a.jpg,cat\n', "csv_invalid", "no CSV file"),
-    "no rows": ("path,label\n", "need_two_classes", "names no image"),
-    "one class": ("path,label\na.jpg,cat\n", "need_two_classes", "'cat' only"),
-    "no train": ("path,label,split\na.jpg,cat,val\nb.jpg,dog,test\n", "train_missing", "seen test, val"),
+    "an open quote": ('path,label\n"a.jpg,cat\n', "csv_invalid", "not a UTF-8 CSV file"),
+    "no rows": ("path,label\n", "need_two_classes", "lists no image"),
+    "one class": ("path,label\na.jpg,cat\n", "need_two_classes", "only the class 'cat'"),
+    "no train": ("path,label,split\na.jpg,cat,val\nb.jpg,dog,test\n", "train_missing", "found test, val"),
     "a class that train does not have": (
         "path,label,split\na.jpg,a,train\nb.jpg,b,train\nc.jpg,c,val\n",
         "unknown_label",
@@ -236,24 +236,24 @@ CSV_ERRORS = {
 
 
 @pytest.mark.parametrize(("text", "code", "words"), CSV_ERRORS.values(), ids=CSV_ERRORS)
-def test_a_bad_csv_file_is_refused(tmp_path: Path, text: str, code: str, words: str) -> None:
-    error = refusal(table(tmp_path, text))
+def test_a_bad_csv_file_is_rejected(tmp_path: Path, text: str, code: str, words: str) -> None:
+    error = data_error(table(tmp_path, text))
     assert error.code == code
     assert words in str(error)
 
 
-def test_all_bad_rows_are_told_at_once(tmp_path: Path) -> None:
-    error = refusal(table(tmp_path, "path,label,split\na.jpg,,\n,dog,\nc.jpg,cat,x\n"))
+def test_all_bad_rows_are_reported_at_once(tmp_path: Path) -> None:
+    error = data_error(table(tmp_path, "path,label,split\na.jpg,,\n,dog,\nc.jpg,cat,x\n"))
     assert all(f"line {number}" in str(error) for number in (2, 3, 4))
 
 
-def test_a_csv_file_of_another_encoding_is_refused(tmp_path: Path) -> None:
-    assert refusal(table(tmp_path, "path,label\ncafé.jpg,a\nb.jpg,b\n", "latin-1")).code == "csv_invalid"
+def test_a_csv_file_in_another_encoding_is_rejected(tmp_path: Path) -> None:
+    assert data_error(table(tmp_path, "path,label\ncafé.jpg,a\nb.jpg,b\n", "latin-1")).code == "csv_invalid"
 
 
-def test_a_long_list_is_cut_in_messages() -> None:
-    assert some(["a", "b"]) == "a, b"
-    assert some(map(str, range(1005)), limit=2) == "0, 1 and 1,003 more"
+def test_a_long_list_is_shortened_in_messages() -> None:
+    assert summarize(["a", "b"]) == "a, b"
+    assert summarize(map(str, range(1005)), limit=2) == "0, 1 and 1,003 more"
 
 
 REAL = {"hymenoptera": ("splits", 398, 2), "flowers17": ("folders", 1360, 17), "xsdd_steel": ("folders", 1360, 7)}

@@ -25,7 +25,7 @@ TABLES = ["conflicts.csv", "duplicates.csv", "receipt.json", "rejected.csv", "sa
 
 
 def photo(path: Path, number: int, **options: Any) -> Path:
-    """A small picture that is another one for each number."""
+    """Write a small image that is different for each number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.frombytes("RGB", (8, 8), random.Random(number).randbytes(192)).save(path, options.pop("format", "PNG"), **options)
     return path
@@ -63,7 +63,7 @@ def table(data: Path, name: str, **settings: Any) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def refusal(data: Path, **settings: Any) -> DataError:
+def data_error(data: Path, **settings: Any) -> DataError:
     with pytest.raises(DataError) as caught:
         prepare(config(data, **settings))
     return caught.value
@@ -125,7 +125,7 @@ def test_the_summary_counts_everything(data: Path) -> None:
     assert len(summary["warnings"]) == 4
 
 
-def test_a_second_call_finds_the_first_ones_result(data: Path) -> None:
+def test_a_second_call_reuses_the_result_of_the_first(data: Path) -> None:
     first_run, first = prepare(config(data))
     (data.parent / "artifacts" / "cache" / "images.sqlite").unlink()
     second_run, second = prepare(config(data))
@@ -134,7 +134,7 @@ def test_a_second_call_finds_the_first_ones_result(data: Path) -> None:
     assert not (data.parent / "artifacts" / "cache" / "images.sqlite").exists()
 
 
-def test_new_times_and_a_new_place_are_the_same_data(data: Path, tmp_path: Path) -> None:
+def test_data_with_new_times_in_a_new_folder_is_the_same_data(data: Path, tmp_path: Path) -> None:
     run, _ = prepare(config(data))
     for path in data.rglob("*.png"):
         os.utime(path, (1, 1))
@@ -147,7 +147,7 @@ def test_new_times_and_a_new_place_are_the_same_data(data: Path, tmp_path: Path)
 
 CHANGES = {
     "another photo": lambda data: photo(data / "cat" / "new.png", 1),
-    "a photo less": lambda data: (data / "cat" / "000.png").unlink(),
+    "a photo removed": lambda data: (data / "cat" / "000.png").unlink(),
     "other pixels": lambda data: photo(data / "cat" / "000.png", 1),
     "another label": lambda data: (data / "cat" / "000.png").rename(data / "dog" / "moved.png"),
     "another name": lambda data: (data / "cat" / "000.png").rename(data / "cat" / "renamed.png"),
@@ -156,18 +156,18 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_other_data_is_another_run(data: Path, change: Any) -> None:
+def test_other_data_makes_another_run(data: Path, change: Any) -> None:
     run, _ = prepare(config(data))
     change(data)
     assert prepare(config(data))[0].folder != run.folder
 
 
 @pytest.mark.parametrize("settings", [{"seed": 1}, {"test_share": 0.3}, {"max_pixels": 1000}], ids=str)
-def test_other_settings_are_another_run(data: Path, settings: dict[str, Any]) -> None:
+def test_other_settings_make_another_run(data: Path, settings: dict[str, Any]) -> None:
     assert prepare(config(data))[0].folder != prepare(config(data, **settings))[0].folder
 
 
-def test_a_lost_or_changed_result_is_made_again(data: Path) -> None:
+def test_a_damaged_result_is_built_again(data: Path) -> None:
     _, result = prepare(config(data))
     before = (result.folder / "samples.csv").read_bytes()
     (result.folder / "samples.csv").write_bytes(before[:-10])
@@ -175,17 +175,17 @@ def test_a_lost_or_changed_result_is_made_again(data: Path) -> None:
     assert (result.folder / "samples.csv").read_bytes() == before
 
 
-def test_a_fresh_start_writes_the_same_tables(data: Path) -> None:
+def test_starting_from_scratch_writes_the_same_tables(data: Path) -> None:
     tables = []
     for _ in range(2):
         _, result = prepare(config(data))
-        # The receipt says when it was written; what it says of the files is compared with them.
+        # The receipt contains the time; the files that it lists are compared.
         tables.append({name: (result.folder / name).read_bytes() for name in TABLES if name != "receipt.json"})
         shutil.rmtree(data.parent / "artifacts")
     assert tables[0] == tables[1]
 
 
-def test_one_more_photo_moves_two_at_most(data: Path) -> None:
+def test_one_more_photo_moves_at_most_two(data: Path) -> None:
     before, _ = prepared(data)
     for number in range(3):
         photo(data / "dog" / f"new{number}.png", number)
@@ -197,7 +197,7 @@ def test_one_more_photo_moves_two_at_most(data: Path) -> None:
         before = after
 
 
-def test_the_users_files_are_left_as_they_are(data: Path) -> None:
+def test_the_users_files_are_not_changed(data: Path) -> None:
     (data / "cat" / "broken.jpg").write_bytes(b"not an image")
     (data / "cat" / "link.png").symlink_to("000.png")
     before = tree(data)
@@ -219,14 +219,14 @@ def test_rejected_and_ignored_files_are_listed_with_their_reason(data: Path) -> 
     assert all(row["message"] for row in table(data, "rejected.csv"))
 
 
-def test_copies_are_listed_with_the_one_that_stays(data: Path) -> None:
+def test_copies_are_listed_with_the_one_that_is_kept(data: Path) -> None:
     photo(data / "cat" / "zz-copy.bmp", 1003, format="BMP")
     found, _ = prepared(data)
     [kept] = [sample for sample in found.samples if sample.path.endswith("cat/003.png")]
     assert table(data, "duplicates.csv") == [{"path": "cat/zz-copy.bmp", "same_as": "cat/003.png", "split": kept.split}]
 
 
-def test_a_picture_with_two_labels_is_listed_and_left_out(data: Path) -> None:
+def test_an_image_with_two_labels_is_listed_and_left_out(data: Path) -> None:
     photo(data / "dog" / "no-dog.png", 1000)
     rows = table(data, "conflicts.csv")
     assert [tuple(row.values()) for row in rows] == [
@@ -237,7 +237,7 @@ def test_a_picture_with_two_labels_is_listed_and_left_out(data: Path) -> None:
 
 
 def given_splits(data: Path, **counts: int) -> Path:
-    """Turn the data into train/ with the ten of each class, and other splits of new pictures."""
+    """Turn the data into train/ with ten images of each class, and other splits of new images."""
     for label in ("cat", "dog"):
         (data / "train").mkdir(exist_ok=True)
         (data / label).rename(data / "train" / label)
@@ -285,18 +285,18 @@ def test_no_group_is_in_two_splits(data: Path) -> None:
     assert {sample.split for sample in found.samples} == {"train", "val", "test"}
 
 
-def test_leaking_pictures_are_dropped_from_training_and_told(data: Path) -> None:
+def test_leaking_images_are_dropped_from_training_and_reported(data: Path) -> None:
     given_splits(data, val=3)
     shutil.copy(data / "train" / "cat" / "000.png", data / "val" / "cat" / "again.png")
     found, summary = prepared(data)
     assert summary["leaked"] == 1
-    assert any("kept in the one held out only: 1" in text for text in summary["warnings"])
+    assert any("kept only in the held-out one: 1" in text for text in summary["warnings"])
     [row] = table(data, "duplicates.csv")
     assert row == {"path": "train/cat/000.png", "same_as": "val/cat/again.png", "split": "test"}
     assert len(found.of("test")) == 7
 
 
-def test_a_strong_imbalance_is_told(data: Path) -> None:
+def test_a_strong_imbalance_is_reported(data: Path) -> None:
     photos(data / "cat", 61, 1000)
     for path in sorted((data / "dog").iterdir())[3:]:
         path.unlink()
@@ -304,10 +304,10 @@ def test_a_strong_imbalance_is_told(data: Path) -> None:
     assert any("61 images of 'cat', 3 of 'dog'" in text for text in summary["warnings"])
 
 
-def test_a_given_split_without_a_class_is_told(data: Path) -> None:
+def test_a_given_split_without_a_class_is_reported(data: Path) -> None:
     given_splits(data, val=3, test=3)
     shutil.rmtree(data / "test" / "cat")
-    assert prepared(data)[1]["warnings"] == ["No image in test of 'cat': nothing can be said about these classes there."]
+    assert prepared(data)[1]["warnings"] == ["No image in test of 'cat': these classes are not measured there."]
 
 
 def empty_class(data: Path) -> None:
@@ -350,55 +350,55 @@ def train_emptied_by_leaks(data: Path) -> None:
 ERRORS = {
     "empty classes": (empty_class, {}, "empty_class", "no usable image of 'ant', 'bird'"),
     "too few in two classes": (two_small_classes, {}, "too_few_images", "'ant' has 2, 'bee' has 1;"),
-    "five copies of one picture": (copies_only, {}, "too_few_images", "'ant' has 1;"),
-    "more wanted of each class": (lambda data: None, {"min_per_class": 11}, "too_few_images", "'cat' has 10, 'dog' has 10;"),
+    "five copies of one image": (copies_only, {}, "too_few_images", "'ant' has 1;"),
+    "more required of each class": (lambda data: None, {"min_per_class": 11}, "too_few_images", "'cat' has 10, 'dog' has 10;"),
     "too many broken files": (many_broken, {}, "too_many_rejected", "4 of 24 files cannot be used"),
     "a split without images": (empty_split, {}, "empty_split", "no usable image in test"),
-    "shared pictures that must not be": (leaking, {"on_leakage": "stop"}, "split_leakage", "train/cat/000.png (train)"),
+    "leaking images": (leaking, {"on_leakage": "stop"}, "split_leakage", "train/cat/000.png (train)"),
     "nothing left to train on": (train_emptied_by_leaks, {}, "too_few_images", "'cat' has 0 in train"),
 }
 
 
 @pytest.mark.parametrize(("change", "settings", "code", "words"), ERRORS.values(), ids=ERRORS)
-def test_data_that_cannot_be_trained_on_is_refused(
+def test_data_that_cannot_be_trained_on_is_rejected(
     data: Path, change: Any, settings: dict[str, Any], code: str, words: str
 ) -> None:
     change(data)
-    error = refusal(data, **settings)
+    error = data_error(data, **settings)
     assert error.code == code
     assert words in str(error)
 
 
-def test_groups_too_few_to_be_split_are_refused(data: Path) -> None:
+def test_too_few_groups_for_the_splits_are_rejected(data: Path) -> None:
     rows = [f"{label}/{n:03}.png,{label},{label}{n % 2}" for label in ("cat", "dog") for n in range(10)]
     (data / "list.csv").write_text("\n".join(["path,label,group", *rows]))
-    error = refusal(data / "list.csv")
+    error = data_error(data / "list.csv")
     assert error.code == "too_few_images"
-    assert "'cat' has 2 in train that may be split from each other, needed are 3" in str(error)
+    assert "'cat' has 2 in train that can be in different splits, and 3 are needed" in str(error)
 
 
-def test_classes_that_share_all_groups_but_cannot_all_be_everywhere_are_refused(data: Path) -> None:
-    """Each of three classes has three groups, but no way of dealing them gives all classes a part of every split."""
+def test_shared_groups_that_cannot_give_every_class_a_part_of_every_split_are_rejected(data: Path) -> None:
+    """Each of three classes has three groups, but no assignment gives all classes a part of every split."""
     photos(data / "ant", 9, 3000)
     shared = {"ant": ["ab", "ac", "bc"], "cat": ["ab", "ac", "abc"], "dog": ["ab", "bc", "abc"]}
     rows = [f"{label}/{n:03}.png,{label},{groups[n % 3]}" for label, groups in shared.items() for n in range(9)]
     (data / "list.csv").write_text("\n".join(["path,label,group", *rows]))
-    error = refusal(data / "list.csv")
+    error = data_error(data / "list.csv")
     assert error.code == "too_few_images"
     assert "make the groups smaller" in str(error)
 
 
-def test_a_group_in_two_given_splits_is_refused(data: Path) -> None:
+def test_a_group_in_two_given_splits_is_rejected(data: Path) -> None:
     rows = [
         f"{label}/{n:03}.png,{label},{'test' if n < 3 else 'train'},g{n // 2}" for label in ("cat", "dog") for n in range(10)
     ]
     (data / "list.csv").write_text("\n".join(["path,label,split,group", *rows]))
-    error = refusal(data / "list.csv")
+    error = data_error(data / "list.csv")
     assert error.code == "group_leakage"
     assert "g1 (" in str(error)
 
 
-def test_files_that_a_csv_names_and_nobody_has_are_rejected(data: Path) -> None:
+def test_missing_files_of_a_csv_file_are_rejected(data: Path) -> None:
     rows = [f"{label}/{n:03}.png,{label}" for label in ("cat", "dog") for n in range(10)]
     (data / "list.csv").write_text("\n".join(["path,label", *rows, "gone.png,cat", "cat,cat"]))
     assert [(row["path"], row["reason"]) for row in table(data / "list.csv", "rejected.csv")] == [
@@ -407,9 +407,9 @@ def test_files_that_a_csv_names_and_nobody_has_are_rejected(data: Path) -> None:
     ]
 
 
-def test_mended_data_is_prepared_after_a_refusal(data: Path) -> None:
+def test_data_is_prepared_after_it_was_rejected_and_fixed(data: Path) -> None:
     many_broken(data)
-    refusal(data)
+    data_error(data)
     for path in data.glob("cat/broken*"):
         path.unlink()
     assert len(prepared(data)[0].samples) == 20
@@ -430,11 +430,11 @@ def start(data: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_several_at_once_do_not_disturb_each_other(data: Path) -> None:
+def test_several_processes_can_prepare_the_same_data(data: Path) -> None:
     several = [start(data) for _ in range(3)]
     outcomes = [(process.communicate()[1], process.returncode) for process in several]
     assert any(status == 0 for _, status in outcomes)
-    assert all(status == 0 or "is being worked on by process" in errors for errors, status in outcomes)
+    assert all(status == 0 or "is in use by process" in errors for errors, status in outcomes)
     assert prepare(config(data))[1].reused
 
 
@@ -448,7 +448,7 @@ import json, os, sys
 from edgeline.pipeline.config import parse_config
 from edgeline.pipeline.data.prepare import prepare
 warm, real = map(parse_config, json.loads(sys.argv[1]))
-prepare(warm)                   # imports all that is needed, which another user may not be able to
+prepare(warm)                   # imports all that is needed, which another user may be unable to
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
     if not os.access(sys.modules["edgeline.pipeline.data.prepare"].__file__, os.R_OK):
@@ -463,11 +463,11 @@ def folder_that_others_may_enter() -> Iterator[Path]:
         Path(place).chmod(0o777)
         yield Path(place)
         for folder in Path(place).glob("data/**/"):
-            folder.chmod(0o755)  # a folder without permissions cannot be tidied up
+            folder.chmod(0o755)  # a folder without permissions cannot be deleted
 
 
-def test_what_may_not_be_read_is_rejected_and_a_read_only_folder_is_enough(public: Path) -> None:
-    """Root may read everything, so there the work is done as another user."""
+def test_unreadable_files_are_rejected_and_a_read_only_folder_suffices(public: Path) -> None:
+    """Root can read everything, so a process of root becomes another user."""
     data = public / "data"
     for label, first in (("cat", 1000), ("dog", 2000)):
         photos(data / label, 10, first)
@@ -487,11 +487,11 @@ def test_what_may_not_be_read_is_rejected_and_a_read_only_folder_is_enough(publi
 
 def real(name: str) -> Path:
     if not (SHARED / name).is_dir():
-        pytest.skip(f"no {SHARED / name}: real photos lie beside the repository only where somebody put them")
+        pytest.skip(f"no {SHARED / name}: the real photos are not part of the repository")
     return SHARED / name
 
 
-def test_ants_and_bees_are_all_good_and_their_val_is_the_test(tmp_path: Path) -> None:
+def test_all_ants_and_bees_are_valid_and_their_val_split_is_the_test_split(tmp_path: Path) -> None:
     _, result = prepare(load_config(data=str(real("hymenoptera")), artifacts=str(tmp_path)))
     summary = json.loads((result.folder / "summary.json").read_text())
     assert (summary["found"], summary["kept"], summary["rejected"]) == (398, 398, 0)
@@ -499,20 +499,20 @@ def test_ants_and_bees_are_all_good_and_their_val_is_the_test(tmp_path: Path) ->
     assert any(sample.path.endswith("imageNotFound.gif") for sample in read_prepared(result.folder).samples)
 
 
-def test_the_copies_among_steel_defects_are_found(tmp_path: Path) -> None:
+def test_the_duplicates_among_steel_defects_are_found(tmp_path: Path) -> None:
     _, result = prepare(load_config(data=str(real("xsdd_steel")), artifacts=str(tmp_path)))
     summary = json.loads((result.folder / "summary.json").read_text())
     assert (summary["found"], summary["duplicates"], summary["conflicts"], summary["kept"]) == (1360, 9, 0, 1351)
 
 
-def test_the_digits_go_the_same_way(tmp_path: Path) -> None:
+def test_the_digits_are_prepared_in_the_same_way(tmp_path: Path) -> None:
     _, result = prepare(load_config(data="digits", artifacts=str(tmp_path)))
     found = read_prepared(result.folder)
     assert found.labels == tuple("0123456789")
     assert (len(found.samples), len(found.of("test")), len(found.of("val"))) == (1797, 359, 287)
 
 
-def test_an_error_is_one_of_ours(data: Path) -> None:
+def test_an_unusable_cache_is_a_known_error(data: Path) -> None:
     (data.parent / "artifacts").mkdir()
     (data.parent / "artifacts" / "cache").write_text("in the way")
     with pytest.raises(EdgelineError) as caught:

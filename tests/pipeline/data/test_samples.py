@@ -35,13 +35,13 @@ def folder_with(folder: Path, samples: list[Sample]) -> Path:
     return folder
 
 
-def test_what_is_written_is_read(tmp_path: Path, samples: list[Sample]) -> None:
+def test_written_samples_are_read_back(tmp_path: Path, samples: list[Sample]) -> None:
     odd = sample(tmp_path / "=a, \"b\"\r\n'c' 猫.png", label='say "x",\n', index=1, group="")
     found = read_prepared(folder_with(tmp_path, [*samples, odd]))
     assert found == Prepared(("cat", "dog"), (*samples, odd), "f")
 
 
-def test_samples_are_taken_by_split_in_order(samples: list[Sample]) -> None:
+def test_samples_are_selected_by_split_in_order(samples: list[Sample]) -> None:
     found = Prepared(("cat",), tuple(samples), "f")
     assert found.of("test") == [samples[1], samples[4]]
     assert found.of("val", "test") == [samples[1], samples[2], samples[4]]
@@ -62,38 +62,38 @@ NOT_PREPARED = {
 
 
 @pytest.mark.parametrize("damage", NOT_PREPARED.values(), ids=NOT_PREPARED)
-def test_a_folder_without_prepared_data_says_what_to_run(tmp_path: Path, samples: list[Sample], damage: object) -> None:
+def test_without_prepared_data_the_error_names_the_command(tmp_path: Path, samples: list[Sample], damage: object) -> None:
     damage(folder_with(tmp_path, samples))  # type: ignore[operator]
-    with pytest.raises(DataError, match="holds no prepared data .* run `edgeline prepare` again"):
+    with pytest.raises(DataError, match="has no valid prepared data .* run `edgeline prepare` again"):
         read_prepared(tmp_path)
 
 
-def test_an_image_is_read_as_it_was_prepared(samples: list[Sample]) -> None:
+def test_an_image_is_read_unchanged(samples: list[Sample]) -> None:
     assert read_image(samples[0]) == Path(samples[0].path).read_bytes()
 
 
-def test_an_image_that_changed_since_is_refused(samples: list[Sample]) -> None:
+def test_an_image_that_has_changed_is_rejected(samples: list[Sample]) -> None:
     Path(samples[0].path).write_bytes(b"other")
     with pytest.raises(DataError, match=r"0\.png has changed since") as caught:
         read_image(samples[0])
     assert caught.value.code == "content_changed"
 
 
-def test_an_image_that_is_gone_is_named(samples: list[Sample]) -> None:
+def test_a_missing_image_is_named(samples: list[Sample]) -> None:
     Path(samples[0].path).unlink()
-    with pytest.raises(DataError, match=r"0\.png: No such file .* prepare it again"):
+    with pytest.raises(DataError, match=r"0\.png: No such file .* prepare the data again"):
         read_image(samples[0])
 
 
 @pytest.mark.parametrize(("size", "batches"), [(2, [2, 2, 1]), (5, [5]), (9, [5])])
-def test_pixels_come_in_order_and_in_batches(samples: list[Sample], size: int, batches: list[int]) -> None:
+def test_pixels_are_streamed_in_order_and_in_batches(samples: list[Sample], size: int, batches: list[int]) -> None:
     found = list(stream_pixels(samples, SPEC, size))
     assert [len(batch) for batch in found] == batches
     expected = np.stack([preprocess(read_image(sample), SPEC) for sample in samples])
     assert np.array_equal(np.concatenate(found), expected)
 
 
-def test_no_samples_are_no_batches() -> None:
+def test_no_samples_give_no_batches() -> None:
     assert list(stream_pixels([], SPEC, 4)) == []
 
 
@@ -102,7 +102,7 @@ def test_an_image_over_the_limits_stops_the_stream(samples: list[Sample]) -> Non
         list(stream_pixels(samples, SPEC, 2, limits=Limits(max_pixels=10)))
 
 
-def test_results_come_in_order_whoever_is_ready_first() -> None:
+def test_results_are_in_order_whichever_is_ready_first() -> None:
     first = threading.Event()
 
     def wait_for_the_next(number: int) -> int:
@@ -114,21 +114,21 @@ def test_results_come_in_order_whoever_is_ready_first() -> None:
     assert list(map_ahead(wait_for_the_next, range(20), ahead=4)) == [number * number for number in range(20)]
 
 
-def test_no_more_than_asked_for_is_taken_ahead() -> None:
-    taken = itertools.count()
+def test_at_most_the_given_number_of_items_is_read_ahead() -> None:
+    items_read = itertools.count()
 
     def items() -> Iterator[int]:
         for number in range(1000):
-            next(taken)
+            next(items_read)
             yield number
 
     results = map_ahead(lambda number: number, items(), ahead=8)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
-    assert next(taken) == 10
+    assert next(items_read) == 10
     results.close()  # type: ignore[attr-defined]
 
 
-def test_an_error_reaches_the_consumer_in_its_place() -> None:
+def test_an_error_is_raised_at_its_position() -> None:
     results = map_ahead(lambda number: 1 // (3 - number), range(100), ahead=8)
     assert [next(results) for _ in range(3)] == [0, 0, 1]
     with pytest.raises(ZeroDivisionError):

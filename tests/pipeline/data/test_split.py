@@ -11,7 +11,7 @@ BOTH: dict[Split, float] = {"test": 0.2, "val": 0.2}
 
 
 def singles(**classes: int) -> dict[str, dict[str, int]]:
-    """Pictures that are each a group of their own."""
+    """Images that are each a group of their own."""
     return {f"{label}{number}": {label: 1} for label, count in classes.items() for number in range(count)}
 
 
@@ -37,18 +37,18 @@ EXACT = {
 
 
 @pytest.mark.parametrize(("count", "shares", "expected"), EXACT.values(), ids=EXACT)
-def test_each_class_gives_its_rounded_share(count: int, shares: dict[Split, float], expected: dict[str, int]) -> None:
+def test_each_split_gets_its_rounded_share(count: int, shares: dict[Split, float], expected: dict[str, int]) -> None:
     groups = singles(cat=count, dog=40)
     assert counts(groups, carve(groups, shares, seed=0))["cat"] == expected
 
 
-def test_the_same_seed_gives_the_same_split_and_another_seed_another() -> None:
+def test_the_split_depends_on_the_seed() -> None:
     groups = singles(cat=50, dog=50)
     assert carve(groups, BOTH, seed=1) == carve(dict(reversed(groups.items())), BOTH, seed=1)
     assert carve(groups, BOTH, seed=1) != carve(groups, BOTH, seed=2)
 
 
-def test_a_split_is_no_other_one_on_another_machine() -> None:
+def test_a_split_is_the_same_on_every_machine() -> None:
     splits = carve(singles(cat=10), BOTH, seed=0)
     assert sorted(name for name in splits if splits[name] == "test") == ["cat3", "cat5"]
     assert sorted(name for name in splits if splits[name] == "val") == ["cat6", "cat8"]
@@ -58,7 +58,7 @@ def moved(before: dict[str, Split], after: dict[str, Split]) -> int:
     return sum(after[name] != split for name, split in before.items() if name in after)
 
 
-def test_one_more_photo_moves_next_to_nothing() -> None:
+def test_one_more_photo_moves_at_most_two_others() -> None:
     moves = Counter[int]()
     for size in range(3, 400):
         before, after = (carve(singles(cat=count, dog=20), BOTH, seed=0) for count in (size, size + 1))
@@ -68,33 +68,33 @@ def test_one_more_photo_moves_next_to_nothing() -> None:
     assert moves[0] + moves[1] >= 0.9 * moves.total()
 
 
-def test_one_more_photo_moves_nothing_in_other_classes() -> None:
+def test_one_more_photo_moves_none_of_other_classes() -> None:
     before, after = (carve(singles(cat=cats, dog=50), BOTH, seed=0) for cats in (50, 51))
     assert all(after[name] == split for name, split in before.items() if name.startswith("dog"))
 
 
-def test_a_new_class_moves_nothing_at_all() -> None:
+def test_a_new_class_moves_none_of_the_others() -> None:
     groups = singles(cat=50, dog=50)
     assert moved(carve(groups, BOTH, seed=0), carve(groups | singles(bird=30), BOTH, seed=0)) == 0
 
 
-def test_twice_the_data_keeps_most_of_the_test_split_out_of_train() -> None:
+def test_with_twice_the_data_most_of_the_test_split_stays_out_of_train() -> None:
     before, after = carve(singles(cat=200), BOTH, seed=0), carve(singles(cat=400), BOTH, seed=0)
     tested = [name for name, split in before.items() if split == "test"]
     assert sum(after[name] == "train" for name in tested) <= 0.2 * len(tested)
 
 
-def test_groups_are_taken_whole_and_near_the_share() -> None:
+def test_groups_are_undivided_and_splits_are_close_to_their_share() -> None:
     groups = {f"g{number}": {"cat": 5} for number in range(40)}
     assert counts(groups, carve(groups, BOTH, seed=0)) == {"cat": {"test": 40, "train": 130, "val": 30}}
 
 
-def test_a_group_is_taken_where_that_comes_nearer_to_the_share() -> None:
-    groups = {f"g{number}": {"cat": 5} for number in range(8)}  # wanted are 8 for the test, and 6 of the rest
+def test_a_group_is_added_if_that_brings_the_split_closer_to_its_share() -> None:
+    groups = {f"g{number}": {"cat": 5} for number in range(8)}  # the targets are 8 for test, and 6 of the rest for val
     assert counts(groups, carve(groups, BOTH, seed=0)) == {"cat": {"test": 10, "train": 25, "val": 5}}
 
 
-def test_a_giant_group_is_trained_on() -> None:
+def test_a_very_large_group_is_in_train() -> None:
     groups = {"giant": {"cat": 500}, **singles(cat=6)}
     for seed in range(20):
         splits = carve(groups, BOTH, seed=seed)
@@ -102,7 +102,7 @@ def test_a_giant_group_is_trained_on() -> None:
         assert {"val", "test"} <= set(splits.values())
 
 
-def test_three_groups_go_into_three_splits_whatever_their_sizes() -> None:
+def test_three_groups_of_any_size_go_into_three_splits() -> None:
     for seed in range(20):
         assert set(carve({"a": {"cat": 90}, "b": {"cat": 7}, "c": {"cat": 1}}, BOTH, seed=seed).values()) == {
             "train",
@@ -111,7 +111,7 @@ def test_three_groups_go_into_three_splits_whatever_their_sizes() -> None:
         }
 
 
-def test_groups_of_several_classes_fill_every_split_by_its_share() -> None:
+def test_groups_with_several_classes_give_every_split_its_share() -> None:
     groups = {f"site{number}": {"cat": 4 + number % 3, "dog": 6 - number % 3} for number in range(30)} | singles(cat=20, dog=20)
     found = counts(groups, carve(groups, BOTH, seed=0))
     for by_split in found.values():
@@ -120,7 +120,7 @@ def test_groups_of_several_classes_fill_every_split_by_its_share() -> None:
         assert by_split["val"] / total == pytest.approx(0.16, abs=0.05)
 
 
-def test_three_groups_of_all_classes_go_into_three_splits() -> None:
+def test_three_groups_with_all_classes_go_into_three_splits() -> None:
     groups = {f"site{number}": {"cat": 10, "dog": 10} for number in range(3)}
     for seed in range(20):
         assert sorted(carve(groups, BOTH, seed=seed).values()) == ["test", "train", "val"]
@@ -131,7 +131,7 @@ GROUPS = st.dictionaries(st.text(max_size=5), st.dictionaries(LABELS, st.integer
 
 
 @given(mixed=GROUPS, pure=st.integers(3, 12), seed=st.integers(0, 9))
-def test_every_class_is_in_every_split_however_groups_mix(mixed: dict[str, dict[str, int]], pure: int, seed: int) -> None:
+def test_every_class_is_in_every_split_with_any_mix_of_groups(mixed: dict[str, dict[str, int]], pure: int, seed: int) -> None:
     groups = mixed | singles(cat=pure, dog=pure, bird=pure)
     splits = carve(groups, BOTH, seed=seed)
     assert splits.keys() == groups.keys()

@@ -24,23 +24,23 @@ NAMES += ["alpha", "palette_alpha"]
 
 
 @pytest.fixture(scope="module", name="file")
-def a_witness(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fingerprint_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("preprocessing_fingerprint") / "preprocessing_fingerprint.npz"
     write_preprocessing_fingerprint(path, SPEC)
     return path
 
 
-def test_the_hard_set_is_drawn_the_same_each_time() -> None:
+def test_the_stress_images_are_the_same_each_time() -> None:
     assert list(stress_images()) == NAMES
     assert stress_images.__wrapped__() == stress_images()
 
 
-def test_every_hard_image_is_one_that_is_let_in_and_comes_out_right() -> None:
+def test_every_stress_image_is_accepted_and_preprocessed_to_the_right_shape() -> None:
     for name, pixels_HW3 in preprocessing_fingerprint(SPEC).items():
         assert (pixels_HW3.shape, pixels_HW3.dtype) == ((64, 64, 3), np.uint8), name
 
 
-# What is hard about each is really in the file.
+# The difficulty that each name describes is really in the file.
 HARD: dict[str, Callable[[Image.Image], bool]] = {
     "one_pixel": lambda image: image.size == (1, 1),
     "strip": lambda image: image.size == (2000, 3),
@@ -64,23 +64,23 @@ def test_a_large_jpeg_is_scaled_and_full_decoding_gives_other_pixels(side: int, 
 
 
 @pytest.mark.parametrize("name", HARD)
-def test_what_is_hard_about_an_image_is_in_its_file(name: str, tmp_path: Path) -> None:
+def test_a_stress_image_has_the_property_in_its_name(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(stress_images()[name])
     with Image.open(tmp_path / name) as image:
         assert HARD[name](image)
 
 
-def test_the_scene_is_another_one_turned_or_mirrored() -> None:
+def test_the_scene_is_asymmetric() -> None:
     scene = np.asarray(decode_image(stress_images()["scene"]).resize((64, 64)), np.int16)
     turned = [np.rot90(side, turns) for side in (scene, scene[:, ::-1]) for turns in range(4)]
     assert min(np.abs(scene - other).mean() for other in turned[1:]) > 20
 
 
-def test_the_same_preprocessing_is_no_difference(file: Path) -> None:
+def test_the_same_preprocessing_makes_no_difference(file: Path) -> None:
     assert check_preprocessing(file, SPEC) == 0
 
 
-def not_upright(monkeypatch: pytest.MonkeyPatch) -> None:
+def ignored_exif(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preprocessing, "UPRIGHT", {})
 
 
@@ -137,17 +137,17 @@ def alpha_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     to_rgb(monkeypatch, ("RGBA", "P"), lambda image, true: image.convert("RGB"))
 
 
-def black_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def black_background(monkeypatch: pytest.MonkeyPatch) -> None:
     to_rgb(monkeypatch, ("RGBA", "P"), lambda image, true: true(image, (0, 0, 0)))
 
 
-def cmyk_upside_down(monkeypatch: pytest.MonkeyPatch) -> None:
+def inverted_cmyk(monkeypatch: pytest.MonkeyPatch) -> None:
     to_rgb(monkeypatch, ("CMYK",), lambda image, true: true(Image.eval(image, lambda v: 255 - v), (255, 255, 255)))
 
 
 COLORED = {"noise", "one_pixel", "strip", "huge", "scene", "exif_rotated", "cmyk", "alpha", "palette_alpha"}
 FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = {
-    "the EXIF tag ignored": (not_upright, {"exif_rotated"}),
+    "the EXIF tag ignored": (ignored_exif, {"exif_rotated"}),
     "red and blue exchanged": (bgr, COLORED),
     "bilinear, not bicubic": (bilinear, {"noise", "strip", "huge", "palette_alpha"}),
     "no antialiasing": (no_antialias, set(NAMES) - {"black", "white", "one_pixel"}),
@@ -155,21 +155,21 @@ FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = {
     "squashed": (squashed, set(NAMES) - {"black", "white", "one_pixel"}),
     "16 bits clipped": (clipped, {"gray_16_bit"}),
     "transparency dropped": (alpha_dropped, {"alpha", "palette_alpha"}),
-    "black behind transparency": (black_behind, {"alpha", "palette_alpha"}),
-    "inverted CMYK": (cmyk_upside_down, {"cmyk"}),
+    "black behind transparency": (black_background, {"alpha", "palette_alpha"}),
+    "inverted CMYK": (inverted_cmyk, {"cmyk"}),
 }
 
 
-@pytest.mark.parametrize(("spoil", "noticed"), FAULTS.values(), ids=FAULTS)
-def test_another_preprocessing_is_noticed_and_named_by_its_pictures(
-    spoil: Callable[[pytest.MonkeyPatch], None], noticed: set[str], file: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("change", "noticed"), FAULTS.values(), ids=FAULTS)
+def test_changed_preprocessing_is_noticed_and_the_affected_images_are_named(
+    change: Callable[[pytest.MonkeyPatch], None], noticed: set[str], file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spoil(monkeypatch)
-    with pytest.raises(VerificationError, match="preprocessing is not what the model was trained with") as refusal:
+    change(monkeypatch)
+    with pytest.raises(VerificationError, match="preprocessing differs from that at training time") as caught:
         check_preprocessing(file, SPEC)
-    named = str(refusal.value).split(": ")[1].split(" of the hard set")[0]
+    named = str(caught.value).split(": the stress images ")[1].split(" differ")[0]
     assert set(named.split(", ")) == noticed
-    assert refusal.value.code == "preprocess_changed"
+    assert caught.value.code == "preprocess_changed"
 
 
 def test_a_crop_that_is_off_by_a_pixel_is_noticed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,9 +179,9 @@ def test_a_crop_that_is_off_by_a_pixel_is_noticed(file: Path, monkeypatch: pytes
 
 
 def with_difference(file: Path, target: Path, levels: float) -> Path:
-    """A preprocessing_fingerprint whose scene differs by so many levels on average, as another library's rounding would."""
-    with np.load(file) as held:
-        pixels: dict[str, Any] = {name: held[name].astype(np.int16) for name in held.files}
+    """A fingerprint whose scene differs by this many levels on average, as with the rounding of another library."""
+    with np.load(file) as saved:
+        pixels: dict[str, Any] = {name: saved[name].astype(np.int16) for name in saved.files}
     size = pixels["scene"].size
     offset = np.zeros(size, np.int16)
     offset[: int(round(size * levels / 2))] = 2
@@ -191,38 +191,38 @@ def with_difference(file: Path, target: Path, levels: float) -> Path:
     return target
 
 
-def test_the_rounding_of_another_library_is_tolerated_and_no_more(file: Path, tmp_path: Path) -> None:
+def test_only_differences_as_small_as_rounding_are_tolerated(file: Path, tmp_path: Path) -> None:
     little = check_preprocessing(with_difference(file, tmp_path / "little.npz", 0.95), SPEC)
     assert little == pytest.approx(0.95, abs=0.001)
     assert little < MAX_FINGERPRINT_DIFFERENCE == 1
-    with pytest.raises(VerificationError, match=r": scene of the hard set differ, by 1\.\d of 255 at worst \(scene\)"):
+    with pytest.raises(VerificationError, match=r": the stress images scene differ, by up to 1\.\d of 255 \(scene\)"):
         check_preprocessing(with_difference(file, tmp_path / "much.npz", 1.06), SPEC)
 
 
-def test_another_resolution_is_another_preprocessing(file: Path) -> None:
+def test_another_resolution_is_changed_preprocessing(file: Path) -> None:
     with pytest.raises(VerificationError, match="255"):
         check_preprocessing(file, replace(SPEC, width=65))
 
 
-def lacks_a_picture(path: Path) -> None:
-    with np.load(path) as held:
-        kept = {name: held[name] for name in held.files if name != "noise"}
+def without_an_image(path: Path) -> None:
+    with np.load(path) as saved:
+        kept = {name: saved[name] for name in saved.files if name != "noise"}
     np.savez_compressed(path, **kept)
 
 
-NOT_WHOLE: dict[str, Callable[[Path], object]] = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "absent": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:-500]),
-    "text": lambda path: path.write_text("no preprocessing_fingerprint"),
-    "without a picture": lacks_a_picture,
+    "text": lambda path: path.write_text("not a fingerprint"),
+    "without an image": without_an_image,
 }
 
 
-@pytest.mark.parametrize("damage", NOT_WHOLE.values(), ids=NOT_WHOLE)
-def test_a_witness_that_is_not_whole_is_refused(damage: Callable[[Path], object], file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_fingerprint_is_rejected(damage: Callable[[Path], object], file: Path, tmp_path: Path) -> None:
     path = tmp_path / "preprocessing_fingerprint.npz"
     path.write_bytes(file.read_bytes())
     damage(path)
-    with pytest.raises(VerificationError, match="is no whole preprocessing_fingerprint .*; train again"):
+    with pytest.raises(VerificationError, match="is not a valid preprocessing fingerprint .*; train again"):
         check_preprocessing(path, SPEC)

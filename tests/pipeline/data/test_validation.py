@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from edgeline.pipeline.data.discovery import Source, find_source
-from edgeline.pipeline.data.validation import BATCH, STRIP_PIXELS, Opened, hash_files, open_images, pixel_digest
+from edgeline.pipeline.data.validation import BATCH, STRIP_PIXELS, ValidationResult, hash_files, pixel_digest, validate_images
 from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.serve.errors import DataError, ImageError
 from edgeline.serve.preprocess import Limits
@@ -18,7 +18,7 @@ LIMITS = Limits(max_bytes=2**20)
 
 
 def photo(path: Path, number: int = 0, **options: object) -> Path:
-    """A small picture that is another one for each number."""
+    """Write a small image that is different for each number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.frombytes("RGB", (12, 9), random.Random(number).randbytes(12 * 9 * 3))
     image.save(path, options.pop("format", "PNG"), **options)
@@ -38,9 +38,9 @@ def two_class_folders(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def opened(data: Path, limits: Limits = LIMITS) -> Opened:
+def validated(data: Path, limits: Limits = LIMITS) -> ValidationResult:
     source = find_source(str(data), data)
-    return open_images(source, hash_files(paths(source), limits), limits, ContentCache(data.parent / "images.sqlite"))
+    return validate_images(source, hash_files(paths(source), limits), limits, ContentCache(data.parent / "images.sqlite"))
 
 
 def paths(source: Source) -> list[str]:
@@ -52,13 +52,13 @@ def write(data: bytes) -> Callable[[Path], object]:
 
 
 def bomb() -> bytes:
-    """A PNG of a few bytes whose header promises 900 million pixels."""
+    """A PNG of a few bytes whose header declares 900 million pixels."""
     chunks = ((b"IHDR", (30_000).to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])), (b"IDAT", zlib.compress(b"")))
     parts = [len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big") for kind, data in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
+REJECTED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "zero bytes": ("a.jpg", write(b""), "image_empty"),
     "half a JPEG": ("a.jpg", write(encoded()[:900]), "image_truncated"),
     "a JPEG without its end": ("a.jpg", write(encoded()[:-40]), "image_truncated"),
@@ -78,12 +78,12 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "make", "code"), REFUSED.values(), ids=REFUSED)
-def test_a_file_that_is_no_good_image_is_rejected_by_its_code(
+@pytest.mark.parametrize(("name", "make", "code"), REJECTED.values(), ids=REJECTED)
+def test_an_unusable_image_file_is_rejected_with_its_code(
     data: Path, name: str, make: Callable[[Path], object], code: str
 ) -> None:
     make(data / "cat" / name)
-    found = opened(data)
+    found = validated(data)
     assert [(file.name, file.code) for file in found.rejected] == [(f"cat/{name}", code)]
     assert (len(found.images), found.ignored, found.found) == (2, (), 3)
 
@@ -97,9 +97,9 @@ IGNORED = {
 
 
 @pytest.mark.parametrize(("name", "content"), IGNORED.values(), ids=IGNORED)
-def test_a_file_that_is_no_image_and_does_not_claim_to_be_is_ignored(data: Path, name: str, content: bytes) -> None:
+def test_a_file_that_is_not_an_image_by_name_or_content_is_ignored(data: Path, name: str, content: bytes) -> None:
     (data / "cat" / name).write_bytes(content)
-    found = opened(data)
+    found = validated(data)
     assert [(file.name, file.code) for file in found.ignored] == [(f"cat/{name}", "ignored")]
     assert found.rejected == ()
 
@@ -119,11 +119,11 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize(("name", "format", "wrong"), ACCEPTED.values(), ids=ACCEPTED)
-def test_images_are_known_by_content_and_a_wrong_extension_is_noticed(data: Path, name: str, format: str, wrong: bool) -> None:
+def test_images_are_recognized_by_content_not_extension(data: Path, name: str, format: str, wrong: bool) -> None:
     photo(data / "cat" / name, 3, format=format)
-    [image] = [image for image in opened(data).images if image.name == f"cat/{name}"]
-    assert (image.picture.format, image.wrong_extension) == (format, wrong)
-    assert (image.picture.width, image.picture.height) == (12, 9)
+    [image] = [image for image in validated(data).images if image.name == f"cat/{name}"]
+    assert (image.content.format, image.wrong_extension) == (format, wrong)
+    assert (image.content.width, image.content.height) == (12, 9)
 
 
 def test_pixels_are_the_same_in_every_lossless_format_and_upright(tmp_path: Path) -> None:
@@ -134,15 +134,15 @@ def test_pixels_are_the_same_in_every_lossless_format_and_upright(tmp_path: Path
     exif[0x0112] = 6
     Image.open(root / "cat" / "a.png").transpose(Image.Transpose.ROTATE_90).save(root / "cat" / "d.png", exif=exif)
     photo(root / "dog" / "a.png", 2)
-    assert len({image.picture.pixels for image in opened(root).images if image.file.label == "cat"}) == 1
-    assert len({image.sha256 for image in opened(root).images}) == 5
+    assert len({image.content.pixels for image in validated(root).images if image.file.label == "cat"}) == 1
+    assert len({image.sha256 for image in validated(root).images}) == 5
 
 
-def test_the_shape_is_part_of_a_pictures_identity() -> None:
+def test_the_pixel_digest_depends_on_the_shape() -> None:
     assert pixel_digest(Image.new("RGB", (2, 8))) != pixel_digest(Image.new("RGB", (4, 4)))
 
 
-def test_a_large_picture_is_hashed_as_a_whole() -> None:
+def test_a_large_image_is_hashed_completely() -> None:
     image = Image.new("RGB", (1024, 2 * STRIP_PIXELS // 1024 + 5))
     plain = pixel_digest(image)
     image.putpixel((1023, image.height - 1), (0, 0, 1))
@@ -150,38 +150,38 @@ def test_a_large_picture_is_hashed_as_a_whole() -> None:
 
 
 def test_after_one_more_photo_one_photo_is_decoded(data: Path) -> None:
-    assert opened(data).decoded == 2
+    assert validated(data).decoded == 2
     photo(data / "dog" / "2.png", 3)
-    assert opened(data).decoded == 1
-    assert opened(data).decoded == 0
+    assert validated(data).decoded == 1
+    assert validated(data).decoded == 0
 
 
 def test_copies_and_new_names_are_not_decoded_again(data: Path) -> None:
-    opened(data)
+    validated(data)
     (data / "dog" / "copy.png").write_bytes((data / "dog" / "1.png").read_bytes())
     (data / "cat" / "1.png").rename(data / "cat" / "renamed.png")
-    assert opened(data).decoded == 0
+    assert validated(data).decoded == 0
 
 
-def test_other_limits_ask_for_new_verdicts(data: Path) -> None:
-    assert opened(data).decoded == 2
-    small = opened(data, Limits(max_pixels=50))
+def test_other_limits_validate_again(data: Path) -> None:
+    assert validated(data).decoded == 2
+    small = validated(data, Limits(max_pixels=50))
     assert (small.decoded, [file.code for file in small.rejected]) == (2, ["image_too_large"] * 2)
 
 
-def test_rejections_are_remembered_with_their_reason(data: Path) -> None:
+def test_rejections_are_cached_with_their_reason(data: Path) -> None:
     (data / "cat" / "a.jpg").write_bytes(encoded()[:900])
-    first, second = opened(data), opened(data)
+    first, second = validated(data), validated(data)
     assert (first.decoded, second.decoded) == (3, 0)
     assert first.rejected == second.rejected
     assert "truncated" in first.rejected[0].message
 
 
-def test_more_files_than_a_batch_are_all_judged(data: Path) -> None:
+def test_more_files_than_a_batch_are_all_validated(data: Path) -> None:
     for number in range(BATCH + 3):
         photo(data / "cat" / f"{number}.png", number + 10)
-    assert len(opened(data).images) == BATCH + 4  # the first photo is written over
-    assert opened(data).decoded == 0
+    assert len(validated(data).images) == BATCH + 4  # the first photo is overwritten
+    assert validated(data).decoded == 0
 
 
 def test_a_file_that_changes_between_hashing_and_reading_stops_the_run(data: Path) -> None:
@@ -189,7 +189,7 @@ def test_a_file_that_changes_between_hashing_and_reading_stops_the_run(data: Pat
     hashes = hash_files(paths(source), LIMITS)
     photo(data / "dog" / "1.png", 99)
     with pytest.raises(DataError, match=r"dog/1\.png has changed") as caught:
-        open_images(source, hashes, LIMITS, ContentCache(data.parent / "images.sqlite"))
+        validate_images(source, hashes, LIMITS, ContentCache(data.parent / "images.sqlite"))
     assert caught.value.code == "changed_during_read"
 
 
@@ -198,14 +198,14 @@ def test_a_file_that_is_deleted_between_hashing_and_reading_stops_the_run(data: 
     hashes = hash_files(paths(source), LIMITS)
     (data / "dog" / "1.png").unlink()
     with pytest.raises(DataError, match="has changed"):
-        open_images(source, hashes, LIMITS, ContentCache(data.parent / "images.sqlite"))
+        validate_images(source, hashes, LIMITS, ContentCache(data.parent / "images.sqlite"))
 
 
-def test_a_file_that_is_just_being_written_again_is_read_twice(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader that meets half a file once stands for the writer, whom no test can time."""
-    from edgeline.pipeline.data import validation as inspection
+def test_a_file_that_is_being_written_again_is_read_twice(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that sees half of the file once stands in for the writer, which a test cannot time."""
+    from edgeline.pipeline.data import validation
 
-    whole, reads = inspection.open_regular, []
+    whole, reads = validation.open_regular, []
 
     def half_at_first(path: str) -> io.BufferedReader:
         reads.append(path)
@@ -215,13 +215,13 @@ def test_a_file_that_is_just_being_written_again_is_read_twice(data: Path, monke
 
     source = find_source(str(data), data)
     hashes = hash_files(paths(source), LIMITS)
-    monkeypatch.setattr(inspection, "open_regular", half_at_first)
-    found = open_images(source, hashes, LIMITS, ContentCache(data.parent / "images.sqlite"))
+    monkeypatch.setattr(validation, "open_regular", half_at_first)
+    found = validate_images(source, hashes, LIMITS, ContentCache(data.parent / "images.sqlite"))
     assert (len(found.images), len(reads)) == (2, 4)
 
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null", "/", "/proc/self/mem", "absent"])
-def test_nothing_but_files_is_hashed(path: str) -> None:
-    [refusal] = hash_files([path], LIMITS)
-    assert isinstance(refusal, ImageError)
-    assert refusal.code in ("not_a_regular_file", "unreadable")
+def test_only_regular_files_are_hashed(path: str) -> None:
+    [error] = hash_files([path], LIMITS)
+    assert isinstance(error, ImageError)
+    assert error.code in ("not_a_regular_file", "unreadable")

@@ -20,7 +20,7 @@ LOGITS = arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(2, 5)), ele
 
 
 @given(st.integers(1, 5000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
-def test_the_interval_of_a_share_is_scipys(counts: tuple[int, int]) -> None:
+def test_the_interval_of_a_share_equals_that_of_scipy(counts: tuple[int, int]) -> None:
     expected = binomtest(*counts).proportion_ci(0.95, "wilson")
     assert wilson_interval(*counts) == pytest.approx((expected.low, expected.high), rel=0, abs=1e-12)
 
@@ -39,13 +39,13 @@ def test_known_intervals(correct: int, total: int, low: float, high: float) -> N
 
 
 @pytest.mark.parametrize(("correct", "total"), [(0, 0), (3, 2), (-1, 2)])
-def test_a_share_of_nothing_has_no_interval(correct: int, total: int) -> None:
+def test_an_impossible_count_is_rejected(correct: int, total: int) -> None:
     with pytest.raises(ValueError, match=f"got {correct} of {total}"):
         wilson_interval(correct, total)
 
 
 @given(LOGITS)
-def test_probabilities_sum_to_one_and_keep_the_order(logits_NK: np.ndarray) -> None:
+def test_probabilities_sum_to_one_and_have_the_order_of_the_logits(logits_NK: np.ndarray) -> None:
     probabilities_NK = softmax(logits_NK)
     assert probabilities_NK.dtype == np.float64
     np.testing.assert_allclose(probabilities_NK.sum(1), 1, rtol=0, atol=1e-12)
@@ -58,7 +58,7 @@ def test_known_probabilities() -> None:
 
 
 @given(LOGITS, st.integers(0, 2**31))
-def test_the_likelihood_is_that_of_the_probabilities(logits_NK: np.ndarray, seed: int) -> None:
+def test_the_negative_log_likelihood_agrees_with_the_probabilities(logits_NK: np.ndarray, seed: int) -> None:
     targets_N = np.random.default_rng(seed).integers(0, logits_NK.shape[1], len(logits_NK))
     true_N = softmax(logits_NK)[np.arange(len(logits_NK)), targets_N]
     expected = -np.log(np.maximum(true_N, 1e-300)).mean()
@@ -72,15 +72,15 @@ def two_classes(*confidences: float) -> np.ndarray:
     return np.array([[c, 1 - c] for c in confidences])
 
 
-# Two bins over 0 to 1; confidences of two classes are all in the upper one, those of 0.5 too.
+# Two bins from 0 to 1: confidences of two classes are always in the upper one, including 0.5.
 CALIBRATIONS = {
-    "sure and right": (two_classes(1, 1, 1, 1), [0, 0, 0, 0], 2, 0.0),
-    "sure and wrong": (two_classes(1, 1, 1, 1), [1, 1, 1, 1], 2, 1.0),
-    "as right as it is sure": (two_classes(0.75, 0.75, 0.75, 0.75), [0, 0, 0, 1], 2, 0.0),
-    "too sure": (two_classes(0.9, 0.9), [0, 1], 2, 0.4),
-    "not sure enough": (two_classes(0.6, 0.6), [0, 0], 10, 0.4),
-    "two bins cancel no error": (two_classes(0.95, 0.55), [1, 0], 10, (0.95 + 0.45) / 2),
-    "one bin would cancel it": (two_classes(0.95, 0.55), [1, 0], 1, 0.25),
+    "confident and right": (two_classes(1, 1, 1, 1), [0, 0, 0, 0], 2, 0.0),
+    "confident and wrong": (two_classes(1, 1, 1, 1), [1, 1, 1, 1], 2, 1.0),
+    "well calibrated": (two_classes(0.75, 0.75, 0.75, 0.75), [0, 0, 0, 1], 2, 0.0),
+    "overconfident": (two_classes(0.9, 0.9), [0, 1], 2, 0.4),
+    "underconfident": (two_classes(0.6, 0.6), [0, 0], 10, 0.4),
+    "errors in two bins add up": (two_classes(0.95, 0.55), [1, 0], 10, (0.95 + 0.45) / 2),
+    "errors in one bin cancel": (two_classes(0.95, 0.55), [1, 0], 1, 0.25),
 }
 
 
@@ -90,17 +90,17 @@ def test_known_calibration_errors(probabilities: np.ndarray, targets: list[int],
 
 
 @given(LOGITS, st.integers(1, 30), st.integers(0, 2**31))
-def test_a_calibration_error_is_a_share(logits_NK: np.ndarray, bins: int, seed: int) -> None:
+def test_a_calibration_error_is_between_zero_and_one(logits_NK: np.ndarray, bins: int, seed: int) -> None:
     targets_N = np.random.default_rng(seed).integers(0, logits_NK.shape[1], len(logits_NK))
     assert -1e-12 <= calibration_error(softmax(logits_NK), targets_N, bins) <= 1 + 1e-12
 
 
 def drawn(temperature: float, images: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
-    """Logits that are too sure by a factor: the classes are drawn from their softmax at that temperature."""
+    """Logits that are overconfident by a factor: the classes are drawn from their softmax at that temperature."""
     rng = np.random.default_rng(7)
-    honest_NK = rng.normal(0, 2, (images, 4))
-    targets_N = (softmax(honest_NK).cumsum(1) > rng.random((images, 1))).argmax(1)
-    return (honest_NK * temperature).astype(np.float32), targets_N
+    calibrated_NK = rng.normal(0, 2, (images, 4))
+    targets_N = (softmax(calibrated_NK).cumsum(1) > rng.random((images, 1))).argmax(1)
+    return (calibrated_NK * temperature).astype(np.float32), targets_N
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 3.0])
@@ -111,12 +111,12 @@ def test_the_temperature_that_classes_were_drawn_at_is_found(temperature: float)
     assert calibration_error(softmax(logits_NK / found), targets_N, 15) < 0.015
 
 
-def test_a_split_without_a_mistake_gets_at_most_twice_the_logits() -> None:
+def test_without_mistakes_the_temperature_stays_at_its_lower_bound() -> None:
     assert best_temperature(np.eye(3, dtype=np.float32), np.arange(3)) == pytest.approx(0.5, rel=1e-3)
 
 
 @given(LOGITS, st.integers(0, 2**31))
-def test_the_temperature_is_kept_in_its_bounds_and_never_makes_things_worse(logits_NK: np.ndarray, seed: int) -> None:
+def test_the_temperature_is_within_its_bounds_and_does_not_raise_the_loss(logits_NK: np.ndarray, seed: int) -> None:
     targets_N = np.random.default_rng(seed).integers(0, logits_NK.shape[1], len(logits_NK))
     found = best_temperature(logits_NK, targets_N)
     assert TEMPERATURES[0] <= found <= TEMPERATURES[1]

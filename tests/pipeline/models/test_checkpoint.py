@@ -35,23 +35,23 @@ CHECKPOINT = Checkpoint(
 @pytest.fixture(name="folder")
 def a_checkpoint(small: Network, tmp_path: Path) -> Path:
     nn.init.normal_(small.classifier.weight)
-    small.mean.add_(1)  # the normalization travels too
+    small.mean.add_(1)  # the normalization is saved too
     folder = tmp_path / "train"
     folder.mkdir()
     save_checkpoint(folder, small, CHECKPOINT)
     return folder
 
 
-def test_what_is_saved_is_loaded(folder: Path, small: Network) -> None:
+def test_a_loaded_checkpoint_equals_the_saved_one(folder: Path, small: Network) -> None:
     network, checkpoint = load_checkpoint(folder)
     assert checkpoint == CHECKPOINT
-    nn.init.normal_(small.classifier.weight)  # what happens to the network afterwards does not matter
+    nn.init.normal_(small.classifier.weight)  # later changes to the network do not matter
     again, _ = load_checkpoint(folder)
     assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True))
     assert not any(module.training for module in network.modules())
 
 
-def test_the_logits_are_the_same_to_the_bit(small: Network, tmp_path: Path) -> None:
+def test_a_loaded_network_has_the_same_logits_bit_for_bit(small: Network, tmp_path: Path) -> None:
     nn.init.normal_(small.classifier.weight)
     small.std.mul_(1.5)
     save_checkpoint(tmp_path, small, CHECKPOINT)
@@ -62,7 +62,7 @@ def test_the_logits_are_the_same_to_the_bit(small: Network, tmp_path: Path) -> N
     assert torch.equal(observed_NK, expected_NK)
 
 
-def test_nothing_in_a_train_step_is_a_pickle(trained_run: Run) -> None:
+def test_no_file_of_a_train_step_is_a_pickle(trained_run: Run) -> None:
     for path in trained_run.step("train").iterdir():
         data = path.read_bytes()
         assert path.suffix in (".json", ".safetensors", ".npz")
@@ -90,7 +90,7 @@ def of_another_network(folder: Path) -> None:
 
 
 class Hostile:
-    """Pickled, it makes a file as soon as it is loaded."""
+    """Its pickle creates a folder when loaded."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -99,24 +99,27 @@ class Hostile:
         return os.mkdir, (str(self.marker),)
 
 
-def test_a_checkpoint_from_before_scaled_decoding_is_loaded_and_decodes_in_full(folder: Path) -> None:
+def test_a_checkpoint_from_before_scaled_decoding_is_loaded_with_full_decoding(folder: Path) -> None:
     settings = json.loads((folder / SETTINGS).read_text())
     del settings["preprocess"]["jpeg_decoding"]
-    settings["preprocess_sha256"] = "f446b6daa57472d52f7bdc49ca8b06f94faeaedff03a8cae0721d00185ed4e14"  # of edgeline then
+    settings["preprocess_sha256"] = "f446b6daa57472d52f7bdc49ca8b06f94faeaedff03a8cae0721d00185ed4e14"  # of that version
     (folder / SETTINGS).write_text(json.dumps(settings))
     assert read_settings(folder) == replace(CHECKPOINT, preprocess=replace(CHECKPOINT.preprocess, jpeg_decoding="full"))
 
 
-REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "another way of decoding": (edited(preprocess__jpeg_decoding="full"), "is not the one the network was trained with"),
-    "another crop": (edited(preprocess__crop_fraction=0.875), "is not the one the network was trained with"),
-    "another resolution": (edited(preprocess__height=64), "is not the one the network was trained with"),
-    "an impossible crop": (edited(preprocess__crop_fraction=5), "holds no checkpoint .*crop_fraction must be 0.1 to 1"),
-    "an unknown field": (edited(color="red"), "holds no checkpoint .*color"),
-    "settings that are a list": (lambda f: (f / SETTINGS).write_text("[]"), "holds no checkpoint"),
-    "half the settings": (lambda f: (f / SETTINGS).write_text('{"model": "mob'), "holds no checkpoint"),
-    "no settings": (lambda f: (f / SETTINGS).unlink(), "holds no checkpoint .*train again"),
-    "no folder": (shutil.rmtree, "holds no checkpoint"),
+DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another way of decoding": (edited(preprocess__jpeg_decoding="full"), "is not the one that the network was trained with"),
+    "another crop": (edited(preprocess__crop_fraction=0.875), "is not the one that the network was trained with"),
+    "another resolution": (edited(preprocess__height=64), "is not the one that the network was trained with"),
+    "an impossible crop": (
+        edited(preprocess__crop_fraction=5),
+        "has no valid checkpoint .*crop_fraction must be 0.1 to 1",
+    ),
+    "an unknown field": (edited(color="red"), "has no valid checkpoint .*color"),
+    "settings that are a list": (lambda f: (f / SETTINGS).write_text("[]"), "has no valid checkpoint"),
+    "half the settings": (lambda f: (f / SETTINGS).write_text('{"model": "mob'), "has no valid checkpoint"),
+    "no settings": (lambda f: (f / SETTINGS).unlink(), "has no valid checkpoint .*train again"),
+    "no folder": (shutil.rmtree, "has no valid checkpoint"),
     "no tensors": (lambda f: (f / TENSORS).unlink(), "does not fit mobilenet_v3_small: "),
     "cut tensors": (lambda f: shortened(f / TENSORS), "does not fit mobilenet_v3_small: "),
     "the tensors of another network": (of_another_network, "does not fit mobilenet_v3_small: .*Missing key"),
@@ -125,13 +128,13 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("damage", "message"), REFUSED.values(), ids=REFUSED)
-def test_a_checkpoint_that_is_not_whole_is_refused(damage: Callable[[Path], object], message: str, folder: Path) -> None:
+@pytest.mark.parametrize(("damage", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_checkpoint_is_rejected(damage: Callable[[Path], object], message: str, folder: Path) -> None:
     damage(folder)
-    with pytest.raises(TrainingError, match=message) as refusal:
+    with pytest.raises(TrainingError, match=message) as caught:
         load_checkpoint(folder)
-    assert refusal.value.code == "checkpoint_mismatch"
-    assert str(folder) in str(refusal.value)
+    assert caught.value.code == "checkpoint_mismatch"
+    assert str(folder) in str(caught.value)
 
 
 def test_code_in_place_of_the_tensors_does_not_run(folder: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_the_cpu_is_used_with_every_core_of_this_process() -> None:
 
 
 @pytest.mark.usefixtures("many_threads")
-def test_one_thread_works_for_a_while_and_all_of_them_afterwards_whatever_happened() -> None:
+def test_the_number_of_threads_is_restored_after_a_block_on_one_thread_even_after_an_error() -> None:
     torch.set_num_threads(2)
     with suppress(KeyboardInterrupt), one_thread():
         assert torch.get_num_threads() == 1
@@ -32,17 +32,17 @@ def test_one_thread_works_for_a_while_and_all_of_them_afterwards_whatever_happen
 
 @no_gpu
 @pytest.mark.usefixtures("many_threads")
-def test_auto_takes_the_cpu_where_there_is_no_gpu() -> None:
+def test_auto_is_the_cpu_without_a_gpu() -> None:
     assert choose_device("auto") == torch.device("cpu")
 
 
 @no_gpu
-def test_a_gpu_that_is_not_there_is_refused_as_a_setting() -> None:
-    with pytest.raises(ConfigError, match=r"train\.device is cuda, and PyTorch sees no GPU here; take auto or cpu"):
+def test_cuda_without_a_gpu_is_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match=r"train\.device is cuda, but PyTorch finds no GPU; use auto or cpu"):
         choose_device("cuda")
 
 
-def test_on_a_cpu_nothing_is_rounded_or_copied() -> None:
+def test_a_cpu_computes_in_full_precision_without_copying() -> None:
     cpu, numbers = torch.device("cpu"), torch.rand(4, 4)
     with autocast(cpu):
         assert (numbers @ numbers).dtype == torch.float32
@@ -88,21 +88,21 @@ OUT = {"torch on a GPU": run_out_on_a_gpu, "torch on a CPU": run_out_in_torch, "
 @pytest.mark.parametrize("run_out", OUT.values(), ids=OUT)
 def test_running_out_of_memory_names_the_batch_and_half_of_it(run_out: Callable[[], None]) -> None:
     with (
-        pytest.raises(TrainingError, match=r"a batch of 64 images .*; lower train\.batch_size, to 32 say") as refusal,
+        pytest.raises(TrainingError, match=r"a batch of 64 images .*; lower train\.batch_size, for example to 32") as caught,
         memory_errors(64),
     ):
         run_out()
-    assert refusal.value.code == "out_of_memory"
+    assert caught.value.code == "out_of_memory"
 
 
-def test_the_remedy_can_be_another_one() -> None:
+def test_the_remedy_can_be_given() -> None:
     with (
-        pytest.raises(TrainingError, match="a batch of 8 images .*; take a smaller one"),
-        memory_errors(8, "take a smaller one"),
+        pytest.raises(TrainingError, match="a batch of 8 images .*; use a smaller one"),
+        memory_errors(8, "use a smaller one"),
     ):
         run_out_on_a_gpu()
 
 
-def test_another_failure_of_torch_stays_what_it_is() -> None:
+def test_other_errors_of_torch_pass_through() -> None:
     with pytest.raises(RuntimeError, match="cannot be multiplied"), memory_errors(64):
         nn.Linear(3, 4)(torch.ones(1, 5))

@@ -18,11 +18,11 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(("weights", "named"), SETTINGS.items())
-def test_a_setting_names_a_file_by_its_ending(weights: str, named: bool) -> None:
+def test_a_setting_is_a_file_if_it_has_the_extension_of_one(weights: str, named: bool) -> None:
     assert is_file(weights) == named
 
 
-def test_a_name_stands_for_itself_and_a_file_for_its_content(tmp_path: Path) -> None:
+def test_named_weights_are_identified_by_name_and_files_by_content(tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(b"weights")
     (tmp_path / "b.safetensors").write_bytes(b"weights")
     assert weights_identity("imagenet") == "imagenet"
@@ -31,9 +31,9 @@ def test_a_name_stands_for_itself_and_a_file_for_its_content(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["nothing", "a folder"])
-def test_a_file_that_cannot_be_read_is_refused(kind: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_rejected(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     if kind == "a folder":
         path.mkdir()
-    with pytest.raises(WeightsError, match=r"a\.pth: .*; name a file that is there"):
+    with pytest.raises(WeightsError, match=r"a\.pth: .*; name an existing file"):
         weights_identity(str(path))

@@ -1,18 +1,18 @@
-"""What an edit changes: exactly the keys of the steps whose code imports the edited module."""
+"""An edit changes exactly the keys of the steps whose code imports the edited module."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from edgeline.flows.steps import STEPS
 from edgeline.pipeline.runs import code_digest as module
-from edgeline.pipeline.runs.code_digest import ROOT, closure, code_digest
+from edgeline.pipeline.runs.code_digest import ROOT, closure, code_digest, forget_sources
 
 BUILDS = {
     "prepare": "edgeline.pipeline.data.prepare",
@@ -26,12 +26,13 @@ AFTER_EXPORT = {"variants", "verify", "publish"}
 
 
 @pytest.fixture(name="sources")
-def copied_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The project's source files in a folder of this test's own."""
+def copied_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the project's source files."""
     shutil.copytree(ROOT / "edgeline", tmp_path / "edgeline", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(module, "_sources", {})
-    return tmp_path / "edgeline"
+    forget_sources()
+    yield tmp_path / "edgeline"
+    forget_sources()
 
 
 def digests() -> dict[str, str]:
@@ -40,8 +41,14 @@ def digests() -> dict[str, str]:
 
 EDITS = {
     "pipeline/data/split.py": {"prepare"},
-    "pipeline/training/augment.py": AFTER_PREPARE | {"the feature cache"},
-    "pipeline/evaluation/metrics.py": AFTER_PREPARE - {"train"},
+    "pipeline/training/fine_tune.py": {"train"},
+    "pipeline/training/features.py": {"train", "the feature cache"},
+    "pipeline/training/augment.py": {"train", "the feature cache"} | AFTER_EXPORT,  # also by quantization-aware training
+    "pipeline/models/checkpoint.py": AFTER_PREPARE,
+    "pipeline/evaluation/evaluate.py": {"evaluate"},
+    "pipeline/evaluation/plots.py": {"evaluate", "verify", "publish"},
+    "pipeline/evaluation/metrics.py": {"evaluate"} | AFTER_EXPORT,
+    "pipeline/evaluation/report.py": AFTER_PREPARE - {"train"},
     "serve/preprocess.py": set(BUILDS),
     "export/graph/contract.py": AFTER_PREPARE - {"train", "evaluate"},
     "export/quantization/static_int8.py": AFTER_EXPORT,
@@ -65,7 +72,7 @@ def test_an_edit_changes_the_keys_of_the_steps_that_import_it(sources: Path, pat
     assert {name for name in BUILDS if before[name] != after[name]} == changed
 
 
-def test_a_template_belongs_to_the_module_beside_it(sources: Path) -> None:
+def test_a_template_belongs_to_the_module_next_to_it(sources: Path) -> None:
     (sources / "export" / "publishing" / "templates").mkdir(exist_ok=True)
     before = digests()
     (sources / "export" / "publishing" / "templates" / "new.html").write_text("<p>new</p>")
@@ -83,7 +90,7 @@ MENTIONS = {
 
 
 @pytest.mark.parametrize("line", MENTIONS.values(), ids=MENTIONS)
-def test_a_module_is_found_however_it_is_named(sources: Path, line: str) -> None:
+def test_a_module_is_found_by_every_way_of_naming_it(sources: Path, line: str) -> None:
     (sources / "pipeline" / "data" / "split.py").write_text(f"{line}\n")
     assert closure("edgeline.pipeline.data.split").keys() >= {
         "edgeline.pipeline.data.split",
@@ -91,7 +98,7 @@ def test_a_module_is_found_however_it_is_named(sources: Path, line: str) -> None
     }
 
 
-def test_imports_for_type_checkers_do_not_count(sources: Path) -> None:
+def test_imports_for_type_checkers_are_ignored(sources: Path) -> None:
     text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import edgeline.serve.inputs.folder_watcher\n"
     text += "else:\n    import edgeline.serve.inputs.camera\n"
     (sources / "pipeline" / "data" / "split.py").write_text(text)
@@ -110,7 +117,7 @@ def test_an_unknown_module_is_an_error() -> None:
         code_digest("edgeline.pipeline.missing")
 
 
-LOOK = """
+PROGRAM = """
 import sys
 from pathlib import Path
 from edgeline.pipeline.runs.code_digest import code_digest
@@ -120,7 +127,7 @@ assert "edgeline.pipeline.training.train" not in sys.modules
 
 
 def run_in_a_fresh_process(cache: Path) -> str:
-    return subprocess.run([sys.executable, "-c", LOOK, str(cache)], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([sys.executable, "-c", PROGRAM, str(cache)], capture_output=True, text=True, check=True).stdout
 
 
 def test_a_digest_imports_nothing_and_is_the_same_with_and_without_its_cache(tmp_path: Path) -> None:
@@ -143,8 +150,7 @@ def test_a_damaged_cache_is_ignored(sources: Path, tmp_path: Path, damage: Calla
     cache = tmp_path / "code.json"
     expected = code_digest("edgeline.pipeline.training.train", cache=cache)
     damage(cache)
-    module._sources.clear()
-    module._loaded.clear()
+    forget_sources()
     assert code_digest("edgeline.pipeline.training.train", cache=cache) == expected
 
 
@@ -155,6 +161,5 @@ def test_an_edit_is_noticed_when_the_cache_is_read(sources: Path, tmp_path: Path
     path.write_text(text.replace("seed", "sead"))
     os.utime(path, ns=(0, 0))
     assert path.stat().st_size == size
-    module._sources.clear()
-    module._loaded.clear()
+    forget_sources()
     assert code_digest("edgeline.pipeline.data.prepare", cache=cache) != before

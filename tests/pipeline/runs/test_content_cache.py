@@ -15,7 +15,7 @@ def empty_cache(tmp_path: Path) -> ContentCache:
     return ContentCache(tmp_path / "deep" / "cache.sqlite")
 
 
-def test_what_was_put_is_there_in_the_order_asked_for(cache: ContentCache) -> None:
+def test_rows_are_returned_in_the_order_of_the_keys(cache: ContentCache) -> None:
     cache.put([("a", b"1"), ("b", b"\x00\xff"), ("c", b"")])
     assert list(cache.get(["c", "absent", "b", "a"])) == [("c", b""), ("b", b"\x00\xff"), ("a", b"1")]
 
@@ -26,7 +26,7 @@ def test_a_new_value_replaces_the_old_one(cache: ContentCache) -> None:
     assert dict(cache.get("a")) == {"a": b"2"}
 
 
-def test_it_is_there_after_opening_again(cache: ContentCache) -> None:
+def test_rows_are_there_after_opening_again(cache: ContentCache) -> None:
     cache.put([("a", b"1")])
     assert dict(ContentCache(cache.path).get("a")) == {"a": b"1"}
 
@@ -41,7 +41,7 @@ def test_rows_are_stored_all_or_none(cache: ContentCache) -> None:
     assert list(cache.get("a")) == []
 
 
-def test_a_damaged_row_counts_as_absent(cache: ContentCache) -> None:
+def test_a_damaged_row_is_treated_as_missing(cache: ContentCache) -> None:
     cache.put([("a", b"1"), ("b", b"2")])
     with sqlite3.connect(cache.path) as database:
         database.execute("UPDATE rows SET value = ? WHERE key = 'a'", (b"changed",))
@@ -49,7 +49,7 @@ def test_a_damaged_row_counts_as_absent(cache: ContentCache) -> None:
     assert dict(cache.get(["a", "b"])) == {"b": b"2"}
 
 
-def test_a_reader_may_stop_half_way(cache: ContentCache) -> None:
+def test_a_reader_may_stop_halfway(cache: ContentCache) -> None:
     cache.put([("a", b"1"), ("b", b"2")])
     assert next(iter(cache.get(["a", "b"]))) == ("a", b"1")
     cache.put([("a", b"3")])
@@ -80,7 +80,7 @@ def test_several_processes_may_write_at_once(cache: ContentCache) -> None:
     assert all(len(list(cache.get(keys(name, 20)))) == 100 for name in "abc")
 
 
-def test_what_was_stored_before_a_kill_is_whole(cache: ContentCache) -> None:
+def test_rows_stored_before_a_kill_are_complete(cache: ContentCache) -> None:
     process = writer(cache.path, "a", "endless")
     assert process.stdout
     for _ in range(5):
@@ -91,22 +91,22 @@ def test_what_was_stored_before_a_kill_is_whole(cache: ContentCache) -> None:
     assert len(list(cache.get(keys("a", stored + 2)))) % 5 == 0
 
 
-NO_CACHES = {
+NOT_CACHES = {
     "some other file": lambda path: path.write_bytes(b"not a database, but long enough to be read as one" * 50),
     "a folder": lambda path: path.mkdir(),
     "another table": lambda path: sqlite3.connect(path).execute("CREATE TABLE rows (x)").connection.close(),
 }
 
 
-@pytest.mark.parametrize("make", NO_CACHES.values(), ids=NO_CACHES)
-def test_a_file_that_is_no_cache_is_refused_and_says_what_to_do(tmp_path: Path, make: object) -> None:
+@pytest.mark.parametrize("make", NOT_CACHES.values(), ids=NOT_CACHES)
+def test_a_file_that_is_not_a_cache_is_an_error_that_names_the_remedy(tmp_path: Path, make: object) -> None:
     make(tmp_path / "cache.sqlite")  # type: ignore[operator]
-    with pytest.raises(EdgelineError, match="delete it, it is made again") as caught:
+    with pytest.raises(EdgelineError, match="delete it, and it is created again") as caught:
         ContentCache(tmp_path / "cache.sqlite").put([("a", b"1")])
     assert caught.value.code == "cache_unusable"
 
 
 def test_a_file_in_place_of_its_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
-    with pytest.raises(EdgelineError, match="cache cannot be made"):
+    with pytest.raises(EdgelineError, match="cache cannot be created"):
         ContentCache(tmp_path / "cache" / "images.sqlite")

@@ -17,7 +17,7 @@ def build(folder: Path) -> None:
 
 
 def never(folder: Path) -> None:
-    pytest.fail("a step was built that was there")
+    pytest.fail("a step was built although its result existed")
 
 
 @pytest.fixture(name="step")
@@ -31,7 +31,7 @@ def test_a_finished_step_is_not_built_again(step: Path) -> None:
     assert is_current(step, "key")
 
 
-def test_a_finished_step_holds_its_files_and_a_receipt_and_nothing_beside_it(step: Path) -> None:
+def test_a_finished_step_consists_of_its_files_and_a_receipt(step: Path) -> None:
     assert sorted(path.name for path in step.rglob("*")) == ["a.txt", "b.txt", "deep", "receipt.json"]
     assert sorted(path.name for path in step.parent.iterdir()) == [".train.lock", "train"]
     receipt = read_receipt(step)
@@ -47,10 +47,10 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a file became a folder": lambda step: ((step / "b.txt").unlink(), (step / "b.txt").mkdir()),
     "the receipt is lost": lambda step: (step / "receipt.json").unlink(),
     "the receipt is cut": lambda step: (step / "receipt.json").write_text('{"key": "key", "files'),
-    "the receipt is no text": lambda step: (step / "receipt.json").write_bytes(b"\xff\xfe"),
+    "the receipt is not text": lambda step: (step / "receipt.json").write_bytes(b"\xff\xfe"),
     "the receipt is a list": lambda step: (step / "receipt.json").write_text("[]"),
     "the receipt lacks a digest": lambda step: (step / "receipt.json").write_text('{"key": "key", "files": {"b.txt": {}}}'),
-    "the receipt has words for entries": lambda step: (step / "receipt.json").write_text(
+    "the receipt has text for entries": lambda step: (step / "receipt.json").write_text(
         '{"key": "key", "files": {"b.txt": "x"}}'
     ),
 }
@@ -64,12 +64,12 @@ def test_a_damaged_step_is_built_again(step: Path, damage: Callable[[Path], obje
     assert is_current(step, "key")
 
 
-def test_another_key_builds_anew_and_keeps_nothing_of_the_old(step: Path) -> None:
+def test_another_key_builds_the_step_again_without_the_old_files(step: Path) -> None:
     assert run_step(step, "other", lambda folder: (folder / "c.txt").touch())
     assert sorted(path.name for path in step.iterdir()) == ["c.txt", "receipt.json"]
 
 
-def test_a_failed_build_leaves_the_old_result(step: Path) -> None:
+def test_a_failed_build_keeps_the_old_result(step: Path) -> None:
     def fail(folder: Path) -> None:
         (folder / "half").touch()
         raise RuntimeError("no")
@@ -79,21 +79,21 @@ def test_a_failed_build_leaves_the_old_result(step: Path) -> None:
     assert is_current(step, "key")
 
 
-def fail_half_way(folder: Path) -> None:
+def fail_halfway(folder: Path) -> None:
     (folder / "half.txt").write_text("half")
     raise RuntimeError("no")
 
 
-def test_a_build_goes_on_from_its_own_half_done_work(tmp_path: Path) -> None:
+def test_a_build_resumes_from_its_own_partial_result(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
-        run_step(tmp_path / "train", "key", fail_half_way)
+        run_step(tmp_path / "train", "key", fail_halfway)
     assert run_step(tmp_path / "train", "key", lambda folder: (folder / "half.txt").rename(folder / "whole.txt"))
     assert sorted(path.name for path in (tmp_path / "train").iterdir()) == ["receipt.json", "whole.txt"]
 
 
-def test_half_done_work_for_another_key_is_thrown_away(tmp_path: Path) -> None:
+def test_a_partial_result_for_another_key_is_deleted(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
-        run_step(tmp_path / "train", "key", fail_half_way)
+        run_step(tmp_path / "train", "key", fail_halfway)
     assert run_step(tmp_path / "train", "other", build)
     assert not (tmp_path / "train" / "half.txt").exists()
 
@@ -120,25 +120,25 @@ def process_that_is_building(tmp_path: Path) -> subprocess.Popen[str]:
         process.kill()
 
 
-def test_a_step_that_another_process_builds_is_refused_by_its_number(holder: subprocess.Popen[str], tmp_path: Path) -> None:
-    with pytest.raises(EdgelineError, match=f"is being worked on by process {holder.pid} on ") as caught:
+def test_a_step_that_another_process_builds_is_locked(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+    with pytest.raises(EdgelineError, match=f"is in use by process {holder.pid} on ") as caught:
         run_step(tmp_path / "train", "key", never)
     assert caught.value.code == "run_locked"
 
 
-def test_after_a_kill_the_lock_is_free_and_the_half_done_work_is_there(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_after_a_kill_the_lock_is_free_and_the_partial_result_is_there(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert run_step(tmp_path / "train", "key", lambda folder: (folder / "half.txt").rename(folder / "whole.txt"))
 
 
-def test_a_results_digest_follows_its_files(step: Path, tmp_path: Path) -> None:
+def test_a_results_digest_depends_on_its_files_only(step: Path, tmp_path: Path) -> None:
     run_step(tmp_path / "same", "another key", build)
     run_step(tmp_path / "other", "key", lambda folder: (folder / "b.txt").write_text("three"))
     assert result_digest(step) == result_digest(tmp_path / "same") != result_digest(tmp_path / "other")
 
 
-def test_a_missing_step_says_which_command_makes_it(tmp_path: Path) -> None:
+def test_a_missing_step_is_an_error_that_names_its_command(tmp_path: Path) -> None:
     with pytest.raises(EdgelineError, match="run `edgeline train` first") as caught:
         result_digest(tmp_path / "train")
     assert caught.value.code == "step_missing"

@@ -14,7 +14,7 @@ def small_config(tmp_path: Path) -> PipelineConfig:
     )
 
 
-def test_a_run_is_found_again_by_its_configuration_and_its_data(config: PipelineConfig) -> None:
+def test_a_run_is_identified_by_its_configuration_and_data(config: PipelineConfig) -> None:
     run = create_run(config, "fingerprint")
     assert run.folder.parent == config.runs
     assert run.folder.name.startswith("flowers-")
@@ -22,7 +22,7 @@ def test_a_run_is_found_again_by_its_configuration_and_its_data(config: Pipeline
     assert create_run(config, "another").folder != run.folder
 
 
-def test_where_data_and_artifacts_lie_does_not_matter(config: PipelineConfig, tmp_path: Path) -> None:
+def test_a_run_does_not_depend_on_the_location_of_data_and_artifacts(config: PipelineConfig, tmp_path: Path) -> None:
     elsewhere = config.model_copy(update={"data": "moved", "artifacts": str(tmp_path / "b")})
     assert create_run(elsewhere, "f").folder.name == create_run(config, "f").folder.name
 
@@ -34,17 +34,17 @@ def test_every_setting_makes_another_run(config: PipelineConfig, change: str) ->
     assert create_run(other, "f").folder != create_run(config, "f").folder
 
 
-def test_a_run_that_is_opened_has_the_same_configuration(config: PipelineConfig) -> None:
+def test_an_opened_run_has_the_same_configuration(config: PipelineConfig) -> None:
     run = create_run(config, "fingerprint")
     assert open_run(run.folder) == run
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no run: expected the folder that"):
+def test_a_folder_that_is_not_a_run_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not a run folder: expected the one that"):
         open_run(tmp_path)
 
 
-def test_artifacts_that_cannot_be_written_are_named(config: PipelineConfig) -> None:
+def test_an_artifacts_folder_that_cannot_be_written_is_named(config: PipelineConfig) -> None:
     Path(config.artifacts).touch()
     with pytest.raises(EdgelineError, match="cannot be written: Not a directory") as caught:
         create_run(config, "f")

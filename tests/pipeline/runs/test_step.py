@@ -37,7 +37,7 @@ def changed(config: PipelineConfig, **values: object) -> PipelineConfig:
     return config.model_copy(update=values)
 
 
-def test_a_steps_key_depends_on_its_own_settings_and_on_no_others(run: Run) -> None:
+def test_a_steps_key_depends_only_on_its_own_settings(run: Run) -> None:
     step = Step(name="train", build="edgeline.pipeline.data.split:carve", reads=(), settings=("seed", "train.epochs"))
     key = step.key(run)
     config = run.config
@@ -56,7 +56,7 @@ def test_a_steps_key_depends_on_the_results_it_reads(run: Run) -> None:
     assert len(keys) == 2
 
 
-def test_a_steps_key_depends_on_the_files_that_its_settings_name(run: Run) -> None:
+def test_a_steps_key_depends_on_the_files_that_its_settings_refer_to(run: Run) -> None:
     digests = {"weights": "a"}
     step = Step(name="train", build="edgeline.pipeline.data.split:carve", reads=(), external=lambda config: digests)
     before = step.key(run)

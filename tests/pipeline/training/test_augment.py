@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from edgeline.pipeline.data.samples import Sample
-from edgeline.pipeline.training.augment import augment
+from edgeline.pipeline.training.augment import AUGMENTATIONS, augment
 
 
 @pytest.fixture(name="samples")
@@ -22,8 +22,8 @@ def five_pictures() -> Tensor:
     return torch.randint(0, 256, (5, 16, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", ["light", "flip"])
-def test_a_view_is_the_same_picture_whoever_shares_its_batch(kind: str, pixels: Tensor, samples: list[Sample]) -> None:
+@pytest.mark.parametrize("kind", [kind for kind, make in AUGMENTATIONS.items() if make])
+def test_a_view_does_not_depend_on_the_other_images_of_its_batch(kind: str, pixels: Tensor, samples: list[Sample]) -> None:
     together = augment(pixels, samples, kind=kind, view=3)
     for index, sample in enumerate(samples):
         assert torch.equal(augment(pixels[index, None], [sample], kind=kind, view=3)[0], together[index])
@@ -31,19 +31,25 @@ def test_a_view_is_the_same_picture_whoever_shares_its_batch(kind: str, pixels: 
     assert torch.equal(backwards.flip(0), together)
 
 
-def test_every_view_of_every_image_is_another_draw(pixels: Tensor, samples: list[Sample]) -> None:
-    same = pixels[:1].expand(5, -1, -1, -1)  # one picture under five names: only the draws differ
+def test_every_view_of_every_image_is_different(pixels: Tensor, samples: list[Sample]) -> None:
+    same = pixels[:1].expand(5, -1, -1, -1)  # one picture as five samples: only the random numbers differ
     views = [view for number in range(4) for view in augment(same, samples, kind="light", view=number)]
     assert len({view.numpy().tobytes() for view in views}) == 20
 
 
-def test_views_are_bytes_of_the_same_shape(pixels: Tensor, samples: list[Sample]) -> None:
-    view = augment(pixels, samples, kind="flip", view=0)
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
+def test_views_are_bytes_of_the_same_shape(kind: str, pixels: Tensor, samples: list[Sample]) -> None:
+    view = augment(pixels, samples, kind=kind, view=0)
     assert (view.shape, view.dtype) == (pixels.shape, torch.uint8)
 
 
 def test_none_changes_nothing(pixels: Tensor, samples: list[Sample]) -> None:
     assert torch.equal(augment(pixels, samples, kind="none", view=1), pixels)
+
+
+def test_an_unknown_augmentation_is_an_error(pixels: Tensor, samples: list[Sample]) -> None:
+    with pytest.raises(ValueError, match="unknown augmentation 'heavy'; expected one of none, light, flip"):
+        augment(pixels, samples, kind="heavy", view=1)
 
 
 def mirrored(kind: str, sample: Sample) -> int:
@@ -54,12 +60,12 @@ def mirrored(kind: str, sample: Sample) -> int:
     return sum(bool(view[:, :12].mean() > view[:, 12:].mean()) for view in views)
 
 
-def test_light_never_mirrors_and_flip_does_every_other_time(samples: list[Sample]) -> None:
+def test_light_never_mirrors_and_flip_mirrors_about_half_of_the_views(samples: list[Sample]) -> None:
     assert mirrored("light", samples[0]) == 0
     assert 10 <= mirrored("flip", samples[0]) <= 30
 
 
-def test_drawing_disturbs_no_other_random_numbers(
+def test_augmentation_does_not_disturb_other_random_numbers(
     pixels: Tensor, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeded: list[Any] = []

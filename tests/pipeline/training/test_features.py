@@ -1,6 +1,7 @@
+import importlib.metadata
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -11,16 +12,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from edgeline.pipeline.data import samples
 from edgeline.pipeline.data.samples import Prepared, Sample
-from edgeline.pipeline.models.backbones import Network, Normalization, build
-from edgeline.pipeline.runs import step
+from edgeline.pipeline.models.backbones import Network
+from edgeline.pipeline.models.devices import CPU_BATCH
 from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.pipeline.training import features
 from edgeline.pipeline.training.augment import augment
-from edgeline.pipeline.training.features import CPU_BATCH, backbone_digest, compute_features, fold_batch_norm
+from edgeline.pipeline.training.features import FeatureExtractor
 from edgeline.serve.errors import TrainingError
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
 
@@ -30,23 +30,32 @@ Compute = Callable[..., np.ndarray]
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images went to a backbone, batch by batch."""
+    """Sizes of the batches that were passed to a backbone."""
     sizes: list[int] = []
 
-    def watched(*args: Any) -> Iterator[np.ndarray]:
+    def recording(*args: Any) -> Iterator[np.ndarray]:
         for batch_NHW3 in samples.stream_pixels(*args):
             sizes.append(len(batch_NHW3))
             yield batch_NHW3
 
-    monkeypatch.setattr(features, "stream_pixels", watched)
+    monkeypatch.setattr(features, "stream_pixels", recording)
     return sizes
 
 
 @pytest.fixture(name="compute")
 def compute_on_the_cpu(small: Network, spec: PreprocessSpec, cache: ContentCache, tmp_path: Path) -> Compute:
     """`compute(samples, **changes)`: their features by a small network, small pictures and the test's cache."""
-    given = {"network": small, "spec": spec, "cache": cache, "device": CPU, "out": tmp_path / "features.npy"}
-    return lambda samples, **changes: compute_features(samples=samples, **given | changes)
+
+    def run(
+        samples: Sequence[Sample],
+        out: Path = tmp_path / "features.npy",
+        spec: PreprocessSpec = spec,
+        device: torch.device = CPU,
+        **view: Any,
+    ) -> np.ndarray:
+        return FeatureExtractor(small, spec, cache, device).compute(samples, out, **view)
+
+    return run
 
 
 def test_features_are_those_of_a_plain_forward_pass(
@@ -63,7 +72,7 @@ def test_features_are_those_of_a_plain_forward_pass(
     assert np.array_equal(np.load(tmp_path / "features.npy"), table_ND)
 
 
-def test_what_was_computed_is_never_computed_again(
+def test_cached_features_are_not_computed_again(
     compute: Compute, computed: list[int], shapes: Prepared, tmp_path: Path
 ) -> None:
     first = compute(shapes.of("val"))
@@ -73,12 +82,12 @@ def test_what_was_computed_is_never_computed_again(
     assert np.array_equal(again[::-1], first)
 
 
-def test_a_copy_costs_nothing_and_a_changed_image_costs_one(
+def test_a_copy_is_not_computed_and_a_changed_image_is(
     compute: Compute, computed: list[int], shapes: Prepared, make_sample: Callable[..., Sample], tmp_path: Path
 ) -> None:
     first, second, third = shapes.of("val")[:3]
-    twin = make_sample(Path(shutil.copy(first.path, tmp_path / "copy.png")))
-    table_ND = compute([first, twin, second])
+    same = make_sample(Path(shutil.copy(first.path, tmp_path / "copy.png")))
+    table_ND = compute([first, same, second])
     assert sum(computed) == 2
     assert np.array_equal(table_ND[0], table_ND[1])
     changed = make_sample(Path(shutil.copy(third.path, tmp_path / "copy.png")))
@@ -113,7 +122,7 @@ MISSES: dict[str, Callable[[Network, PreprocessSpec], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("change", MISSES.values(), ids=MISSES)
-def test_the_features_of_something_else_are_not_taken(
+def test_features_cached_for_other_inputs_are_not_used(
     change: Callable[..., dict[str, Any]],
     compute: Compute,
     computed: list[int],
@@ -129,12 +138,12 @@ def test_the_features_of_something_else_are_not_taken(
 
 OTHERS: dict[str, tuple[ModuleType, str, Callable[..., str]]] = {
     "code": (features, "code_digest", lambda *modules: "another source"),
-    "a library": (step, "_version", lambda package: "99.0"),
+    "a library": (importlib.metadata, "version", lambda package: "99.0"),
 }
 
 
 @pytest.mark.parametrize(("module", "function", "replacement"), OTHERS.values(), ids=OTHERS)
-def test_other_code_and_other_libraries_compute_again(
+def test_features_cached_by_other_code_or_libraries_are_not_used(
     module: ModuleType,
     function: str,
     replacement: Callable[..., str],
@@ -149,7 +158,7 @@ def test_other_code_and_other_libraries_compute_again(
     assert computed == [2, 2]
 
 
-def test_a_killed_extraction_keeps_what_was_done(
+def test_an_interrupted_extraction_resumes_after_the_last_batch(
     compute: Compute, computed: list[int], shapes: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted, read = shapes.of("train"), samples.read_image
@@ -173,101 +182,34 @@ def test_a_damaged_row_is_computed_again(compute: Compute, computed: list[int], 
     before_ND = np.array(compute(shapes.of("val")))
     with closing(sqlite3.connect(cache.path)) as database, database:
         database.execute("UPDATE rows SET value = zeroblob(4096) WHERE key = (SELECT min(key) FROM rows)")
-    # Not to the last bit: another size of batch rounds otherwise.
+    # Not bit for bit: rounding depends on the batch size.
     np.testing.assert_allclose(compute(shapes.of("val")), before_ND, rtol=0, atol=1e-5 * np.abs(before_ND).max())
     assert computed == [8, 4, 1]
 
 
-def test_features_that_are_no_numbers_name_the_image_and_are_not_kept(
+def test_features_that_are_not_finite_name_the_image_and_are_not_cached(
     compute: Compute, small: Network, shapes: Prepared, cache: ContentCache
 ) -> None:
     def spoil(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output.index_fill(0, torch.tensor([len(output) - 1]), torch.nan)  # a stand-in for half precision overflowing
 
     small.backbone.register_forward_hook(spoil)
-    with pytest.raises(TrainingError, match=r"not finite for \S+/frame/15\.png; are its weights whole") as refusal:
+    with pytest.raises(TrainingError, match=r"features of \S+/frame/15\.png are not finite; check that") as caught:
         compute(shapes.of("val"))
-    assert refusal.value.code == "features_not_finite"
+    assert caught.value.code == "features_not_finite"
     with closing(sqlite3.connect(cache.path)) as database:
         assert database.execute("SELECT count(*) FROM rows").fetchone() == (0,)
 
 
-def test_a_batch_that_does_not_fit_is_said_so(compute: Compute, small: Network, shapes: Prepared) -> None:
+def test_a_batch_that_does_not_fit_into_memory_is_reported(compute: Compute, small: Network, shapes: Prepared) -> None:
     def run_out(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if len(inputs[0]) > 1:  # a stand-in: to fill this machine's memory would hit its other users
             raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
     small.backbone.register_forward_pre_hook(run_out)
-    with pytest.raises(TrainingError, match="a batch of 8 images does not fit into memory; take a smaller model") as refusal:
+    with pytest.raises(TrainingError, match="a batch of 8 images does not fit into memory; choose a smaller model") as caught:
         compute(shapes.of("val"))
-    assert refusal.value.code == "out_of_memory"
-
-
-# Lite0 has its trained weights; the others random ones, and statistics as if they had been trained.
-@pytest.mark.parametrize("model", ["efficientnet_lite0", "mobilenet_v2", "resnet18", "timm:mobilenetv4_conv_small"])
-def test_folded_batch_norms_give_the_same_features_and_touch_nothing(model: str) -> None:
-    network, _ = build(model, "imagenet" if model == "efficientnet_lite0" else "none", classes=2)
-    if model != "efficientnet_lite0":
-        disturb_statistics(network)
-    spec = PreprocessSpec(height=96, width=96)
-    digest, parts = backbone_digest(network), repr(network)
-    folded = fold_batch_norm(network, spec)
-    images_NCHW = torch.rand(4, 3, 96, 96) * 255
-    with torch.inference_mode():
-        expected_ND, observed_ND = network.features(images_NCHW), folded.features(images_NCHW)
-    assert not norms(folded)
-    assert (observed_ND - expected_ND).abs().max() <= 1e-4 * expected_ND.abs().max()
-    assert (backbone_digest(network), repr(network)) == (digest, parts)
-
-
-@pytest.mark.parametrize("model", ["alexnet", "timm:convnext_atto"])
-def test_a_network_with_nothing_to_fold_stays_what_it_is(model: str) -> None:
-    network, spec = build(model, "none", classes=2)
-    assert backbone_digest(fold_batch_norm(network, spec)) == backbone_digest(network)
-
-
-def norms(network: Network) -> list[nn.Module]:
-    return [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-
-
-def disturb_statistics(network: nn.Module) -> None:
-    generator = torch.Generator().manual_seed(1)
-    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        norm.running_mean.uniform_(-0.5, 0.5, generator=generator)
-        norm.running_var.uniform_(0.5, 2, generator=generator)
-        nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
-        nn.init.uniform_(norm.bias, -0.5, 0.5, generator=generator)
-
-
-class SecondReader(nn.Module):
-    """Its convolution's output goes into the norm and past it, as in pre-activation networks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        found = self.conv(images_NCHW)
-        return (found + self.norm(found)).mean((2, 3))
-
-
-class InPlace(SecondReader):
-    """Its convolution's output is rectified in place, so it is the same tensor that the norm gets."""
-
-    def forward(self, images_NCHW: Tensor) -> Tensor:
-        return self.norm(functional.relu_(self.conv(images_NCHW))).mean((2, 3))
-
-
-@pytest.mark.parametrize("backbone", [SecondReader, InPlace])
-def test_a_norm_that_only_seems_to_follow_its_convolution_is_left_alone(backbone: type[SecondReader]) -> None:
-    network = Network(backbone(), 4, 2, 0.0, Normalization((127.0,) * 3, (128.0,) * 3)).eval()
-    disturb_statistics(network)
-    folded = fold_batch_norm(network, PreprocessSpec(height=16, width=16))
-    images_NCHW = torch.rand(2, 3, 16, 16) * 255
-    with torch.inference_mode():
-        assert torch.equal(folded.features(images_NCHW), network.features(images_NCHW))
+    assert caught.value.code == "out_of_memory"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

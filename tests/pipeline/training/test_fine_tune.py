@@ -16,9 +16,10 @@ from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.data.samples import Prepared
 from edgeline.pipeline.models.backbones import Network, stages
 from edgeline.pipeline.runs.run import Run
-from edgeline.pipeline.training import fine_tune as fit_layers
-from edgeline.pipeline.training.fine_tune import HEAD_FACTOR, PREVIOUS, RESUME, parameter_groups, release
-from edgeline.pipeline.training.history import Fit
+from edgeline.pipeline.training import fine_tune, resume
+from edgeline.pipeline.training.context import TrainingContext, TrainingResult
+from edgeline.pipeline.training.fine_tune import HEAD_FACTOR, parameter_groups, unfreeze
+from edgeline.pipeline.training.resume import PREVIOUS, RESUME
 from edgeline.serve.errors import TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
 
@@ -26,7 +27,8 @@ CPU = torch.device("cpu")
 STRATEGIES = ("full", "differential", "gradual")
 EPOCHS = 4
 State = dict[str, Tensor]
-Fitted = Callable[..., Fit]
+Fitted = Callable[..., TrainingResult]
+SPEC = PreprocessSpec(height=32, width=32)
 
 
 def config(strategy: str = "gradual", **settings: Any) -> TrainConfig:
@@ -34,14 +36,14 @@ def config(strategy: str = "gradual", **settings: Any) -> TrainConfig:
 
 
 @pytest.fixture(name="fitted")
-def fit_on_shapes(shapes: Prepared, spec: PreprocessSpec, tmp_path: Path) -> Fitted:
-    """`fitted(network, config, **changes)`: the course of training it on the shapes, in the test's folder."""
+def fit_on_shapes(shapes: Prepared, tmp_path: Path) -> Fitted:
+    """`fitted(network, config, **changes)`: the result of training it on the shapes, in the test's folder."""
+    return lambda network, config, **changes: fine_tune.fit(context(network, shapes, config, tmp_path, **changes))
 
-    def run(network: Network, config: TrainConfig, spec: PreprocessSpec = spec, device: torch.device = CPU) -> Fit:
-        weights_K = torch.ones(len(shapes.labels))
-        return fit_layers.fit(network, spec, shapes, config, weights_K, seed=1, folder=tmp_path, device=device)
 
-    return run
+def context(network: Network, prepared: Prepared, config: TrainConfig, folder: Path, **changes: Any) -> TrainingContext:
+    given = {"spec": SPEC, "seed": 1, "cache": folder / "cache", "device": CPU}
+    return TrainingContext(network=network, prepared=prepared, config=config, folder=folder, **given | changes)
 
 
 def state_of(module: nn.Module) -> State:
@@ -53,8 +55,8 @@ def changed(before: State, module: nn.Module) -> set[str]:
     return {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
-def learning(module: nn.Module, before: State) -> list[str]:
-    """The stages of which anything moved: weights or statistics."""
+def trained_stages(module: nn.Module, before: State) -> list[str]:
+    """The names of the stages in which a weight or a statistic has changed."""
     moved = changed(before, module)
     names = {id(tensor): name for name, tensor in module.state_dict(keep_vars=True).items()}
     return [
@@ -73,7 +75,7 @@ def test_full_gives_every_stage_the_same_rate(lite0: Network) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["differential", "gradual"])
-def test_other_strategies_slow_down_towards_the_input_and_hurry_the_head(strategy: str, lite0: Network) -> None:
+def test_other_strategies_lower_the_rate_towards_the_input_and_raise_it_for_the_head(strategy: str, lite0: Network) -> None:
     groups = parameter_groups(lite0, config(strategy, learning_rate=0.01, layer_decay=0.5))
     rates = [group["peak"] for group in groups]
     assert [group["name"] for group in groups] == [*(stage.name for stage in stages(lite0.backbone)), "head"]
@@ -84,15 +86,15 @@ def test_other_strategies_slow_down_towards_the_input_and_hurry_the_head(strateg
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_parameter_is_in_one_group(strategy: str, small: Network) -> None:
-    held = [id(parameter) for group in parameter_groups(small, config(strategy)) for parameter in group["params"]]
-    assert sorted(held) == sorted(id(parameter) for parameter in small.parameters())
+    grouped = [id(parameter) for group in parameter_groups(small, config(strategy)) for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in small.parameters())
 
 
-def test_rates_warm_up_and_come_down_to_nothing(small: Network) -> None:
+def test_rates_warm_up_and_then_fall_to_zero(small: Network) -> None:
     optimizer = torch.optim.AdamW(parameter_groups(small, config("full", learning_rate=1.0)))
     rates = []
     for step in range(1001):
-        fit_layers._set_rates(optimizer, step / 1000)
+        fine_tune.set_learning_rates(optimizer, step / 1000)
         rates.append(optimizer.param_groups[0]["lr"])
     highest = rates.index(max(rates))
     assert 40 <= highest <= 60
@@ -102,40 +104,40 @@ def test_rates_warm_up_and_come_down_to_nothing(small: Network) -> None:
     assert rates[-1] == pytest.approx(0, abs=1e-9)
 
 
-def test_every_step_has_its_place_in_the_schedule(fitted: Fitted, small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    places: list[float] = []
-    true = fit_layers._set_rates
+def test_every_step_advances_the_schedule(fitted: Fitted, small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    positions: list[float] = []
+    original = fine_tune.set_learning_rates
 
-    def watched(optimizer: torch.optim.Optimizer, progress: float) -> None:
-        places.append(progress)
-        true(optimizer, progress)
+    def recording(optimizer: torch.optim.Optimizer, progress: float) -> None:
+        positions.append(progress)
+        original(optimizer, progress)
 
-    monkeypatch.setattr(fit_layers, "_set_rates", watched)
+    monkeypatch.setattr(fine_tune, "set_learning_rates", recording)
     fitted(small, config("full", epochs=2))
-    assert places == [step / 6 for step in range(6)]  # two epochs of three batches
+    assert positions == [step / 6 for step in range(6)]  # two epochs of three batches
 
 
-# What each strategy releases
+# What each strategy unfreezes
 
 
 @pytest.mark.parametrize("epochs", [2, 3, 5, 12, 50])
-def test_gradual_starts_with_the_head_alone_and_has_released_all_by_two_thirds(epochs: int, small: Network) -> None:
+def test_gradual_unfreezes_from_the_head_to_the_input_within_two_thirds_of_the_epochs(epochs: int, small: Network) -> None:
     names = [stage.name for stage in stages(small.backbone)]
-    released = [release(small, config(), epoch, epochs) for epoch in range(1, epochs + 1)]
-    assert released[0] == []
-    assert all(one == names[len(names) - len(one) :] for one in released)
-    assert [len(one) for one in released] == sorted(len(one) for one in released)
-    assert all(one == names for epoch, one in enumerate(released, 1) if epoch > epochs * 2 / 3)
+    unfrozen = [unfreeze(small, config(), epoch, epochs) for epoch in range(1, epochs + 1)]
+    assert unfrozen[0] == []
+    assert all(one == names[len(names) - len(one) :] for one in unfrozen)
+    assert [len(one) for one in unfrozen] == sorted(len(one) for one in unfrozen)
+    assert all(one == names for epoch, one in enumerate(unfrozen, 1) if epoch > epochs * 2 / 3)
 
 
 @pytest.mark.parametrize("strategy", ["full", "differential"])
-def test_the_other_strategies_release_every_stage_at_once(strategy: str, small: Network) -> None:
-    assert len(release(small, config(strategy), 1, 12)) == len(stages(small.backbone))
+def test_the_other_strategies_unfreeze_every_stage_at_once(strategy: str, small: Network) -> None:
+    assert len(unfreeze(small, config(strategy), 1, 12)) == len(stages(small.backbone))
     assert all(parameter.requires_grad for parameter in small.parameters())
 
 
-def test_a_frozen_stage_neither_learns_nor_counts(small: Network) -> None:
-    names = release(small, config(), 2, EPOCHS)
+def test_a_frozen_stage_updates_neither_weights_nor_statistics(small: Network) -> None:
+    names = unfreeze(small, config(), 2, EPOCHS)
     frozen = [stage for stage in stages(small.backbone) if stage.name not in names]
     assert len(frozen) == 7
     assert not any(parameter.requires_grad for stage in frozen for parameter in stage.parameters())
@@ -143,7 +145,7 @@ def test_a_frozen_stage_neither_learns_nor_counts(small: Network) -> None:
     assert small.head.training
 
 
-def test_the_head_alone_moves_in_the_first_epoch(fitted: Fitted, small: Network) -> None:
+def test_gradual_changes_only_the_head_in_the_first_epoch(fitted: Fitted, small: Network) -> None:
     before, head = state_of(small.backbone), state_of(small.head)
     fitted(small, config(epochs=1))
     assert changed(before, small.backbone) == set()
@@ -151,26 +153,26 @@ def test_the_head_alone_moves_in_the_first_epoch(fitted: Fitted, small: Network)
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, *, epoch: int, batch: int = 0) -> None:
-    """Break off at a batch of an epoch, as Ctrl-C would."""
-    true = fit_layers._batches
+    """Interrupt training at a batch of an epoch, as Ctrl-C would."""
+    original = fine_tune.training_batches
 
     def broken(*args: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        for number, found in enumerate(true(*args)):
-            if (args[3], number) == (epoch, batch):
+        for number, found in enumerate(original(*args)):
+            if (args[2], number) == (epoch, batch):
                 raise KeyboardInterrupt
             yield found
 
-    monkeypatch.setattr(fit_layers, "_batches", broken)
+    monkeypatch.setattr(fine_tune, "training_batches", broken)
 
 
-def test_the_upper_half_moves_in_the_second_and_what_is_frozen_stays_to_the_bit(
+def test_gradual_changes_the_upper_half_in_the_second_epoch_and_nothing_that_is_frozen(
     fitted: Fitted, small: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = state_of(small.backbone)
     interrupt(monkeypatch, epoch=3)
     with pytest.raises(KeyboardInterrupt):
         fitted(small, config())
-    assert learning(small.backbone, before) == [stage.name for stage in stages(small.backbone)][7:]
+    assert trained_stages(small.backbone, before) == [stage.name for stage in stages(small.backbone)][7:]
     assert any("running_mean" in name for name in changed(before, small.backbone))
 
 
@@ -179,58 +181,57 @@ def test_the_upper_half_moves_in_the_second_and_what_is_frozen_stays_to_the_bit(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_learns_the_shapes(strategy: str, fitted: Fitted, lite0: Network, tmp_path: Path) -> None:
-    course = fitted(lite0, config(strategy, epochs=3, augment="light"), PreprocessSpec(height=64, width=64))
-    assert len(course.history) == 3
-    assert course.history[-1]["train_loss"] < course.history[0]["train_loss"]
-    assert max(epoch["val_accuracy"] for epoch in course.history) >= 0.6  # a third by chance
-    assert course.val_logits_NK.shape == (12, 3)
+    result = fitted(lite0, config(strategy, epochs=3, augment="light"), spec=PreprocessSpec(height=64, width=64))
+    history = result.history
+    assert len(history.epochs) == 3
+    assert history.epochs[-1]["train_loss"] < history.epochs[0]["train_loss"]
+    assert max(epoch["val_accuracy"] for epoch in history.epochs) >= 0.6  # a third by chance
+    assert result.val_logits_NK.shape == (12, 3)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_it_ends_with_the_weights_that_were_best_on_validation(
-    fitted: Fitted, small: Network, shapes: Prepared, spec: PreprocessSpec
+    fitted: Fitted, small: Network, shapes: Prepared, tmp_path: Path
 ) -> None:
-    course = fitted(small, config("full", learning_rate=0.02, patience=2, epochs=6))
-    logits_NK = fit_layers._logits(small, shapes.of("val"), spec, config(), CPU)
+    history = fitted(small, config("full", learning_rate=0.02, patience=2, epochs=6)).history
+    logits_NK = fine_tune.compute_val_logits(context(small, shapes, config(), tmp_path))
     targets_N = torch.tensor([sample.index for sample in shapes.of("val")])
-    assert nn.functional.cross_entropy(logits_NK, targets_N).item() == pytest.approx(course.best_loss, abs=1e-6)
-    assert course.best_epoch < len(course.history)  # so the best were not the last
+    assert nn.functional.cross_entropy(logits_NK, targets_N).item() == pytest.approx(history.best_loss, abs=1e-6)
+    assert history.best_epoch < len(history.epochs)  # so the last weights are not the best
 
 
 def test_a_last_batch_of_one_image_is_left_out(fitted: Fitted, small: Network) -> None:
     # 36 images; over one image of 1 x 1 features a batch norm cannot be computed.
-    assert len(fitted(small, config("full", batch_size=35, epochs=1)).history) == 1
+    assert len(fitted(small, config("full", batch_size=35, epochs=1)).history.epochs) == 1
 
 
-def test_a_huge_learning_rate_stops_with_the_epoch(fitted: Fitted, small: Network) -> None:
-    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) in epoch [12]; lower train\.learning_rate") as refusal:
+def test_a_diverging_loss_stops_training_and_names_the_epoch(fitted: Fitted, small: Network) -> None:
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) in epoch [12]; lower train\.learning_rate") as caught:
         fitted(small, config("full", learning_rate=1e30))
-    assert refusal.value.code == "loss_not_finite"
+    assert caught.value.code == "loss_not_finite"
 
 
-def test_a_batch_that_does_not_fit_is_said_so(fitted: Fitted, small: Network) -> None:
+def test_a_batch_that_does_not_fit_into_memory_is_reported(fitted: Fitted, small: Network) -> None:
     def run_out(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         # A stand-in: to fill this machine's memory would hit its other users.
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
     small.backbone.register_forward_pre_hook(run_out)
-    with pytest.raises(TrainingError, match=r"a batch of 12 images .*; lower train\.batch_size, to 6 say") as refusal:
+    with pytest.raises(TrainingError, match=r"a batch of 12 images .*; lower train\.batch_size, for example to 6") as caught:
         fitted(small, config("full"))
-    assert refusal.value.code == "out_of_memory"
+    assert caught.value.code == "out_of_memory"
 
 
-# Going on after a kill
+# Resuming after a kill
 
 
-@pytest.fixture(scope="module", name="undisturbed")
-def weights_of_an_undisturbed_run(
+@pytest.fixture(scope="module", name="uninterrupted")
+def weights_of_an_uninterrupted_run(
     small_template: Network, shapes: Prepared, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[State, Fit]:
-    network, folder = copy.deepcopy(small_template), tmp_path_factory.mktemp("undisturbed")
-    course = fit_layers.fit(
-        network, PreprocessSpec(height=32, width=32), shapes, config(), torch.ones(3), seed=1, folder=folder, device=CPU
-    )
-    return state_of(network), course
+) -> tuple[State, TrainingResult]:
+    network, folder = copy.deepcopy(small_template), tmp_path_factory.mktemp("uninterrupted")
+    result = fine_tune.fit(context(network, shapes, config(), folder))
+    return state_of(network), result
 
 
 def during_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,27 +244,27 @@ def before_the_first_state(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def between_the_two_states(monkeypatch: pytest.MonkeyPatch) -> None:
     """The old state has its other name, the new one is not there."""
-    true = fit_layers.replace_file
+    original = resume.replace_file
 
     def broken(path: Path, write: Callable[[Path], None]) -> None:
         if (path.parent / PREVIOUS).exists():
             raise KeyboardInterrupt
-        true(path, write)
+        original(path, write)
 
-    monkeypatch.setattr(fit_layers, "replace_file", broken)
+    monkeypatch.setattr(resume, "replace_file", broken)
 
 
 def after_the_last_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    true = fit_layers._logits
+    original = fine_tune.compute_val_logits
 
     def broken(*args: Any) -> Tensor:
         calls.append(1)
         if len(calls) > EPOCHS:
             raise KeyboardInterrupt
-        return true(*args)
+        return original(*args)
 
-    monkeypatch.setattr(fit_layers, "_logits", broken)
+    monkeypatch.setattr(fine_tune, "compute_val_logits", broken)
 
 
 KILLS = {
@@ -275,12 +276,12 @@ KILLS = {
 
 
 @pytest.mark.parametrize(("kill", "left"), KILLS.values(), ids=KILLS)
-def test_a_training_that_was_broken_off_ends_with_the_very_weights(
+def test_an_interrupted_training_ends_with_the_same_weights_as_an_uninterrupted_one(
     kill: Callable[[pytest.MonkeyPatch], None],
     left: set[str],
     fitted: Fitted,
     small_template: Network,
-    undisturbed: tuple[State, Fit],
+    uninterrupted: tuple[State, TrainingResult],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -290,10 +291,10 @@ def test_a_training_that_was_broken_off_ends_with_the_very_weights(
             fitted(copy.deepcopy(small_template), config())
     assert {path.name for path in tmp_path.iterdir()} == left
     network = copy.deepcopy(small_template)
-    course = fitted(network, config())
-    assert changed(undisturbed[0], network) == set()
-    assert (course.history, course.best_epoch) == (undisturbed[1].history, undisturbed[1].best_epoch)
-    assert (course.val_logits_NK == undisturbed[1].val_logits_NK).all()
+    result = fitted(network, config())
+    assert changed(uninterrupted[0], network) == set()
+    assert result.history == uninterrupted[1].history
+    assert (result.val_logits_NK == uninterrupted[1].val_logits_NK).all()
     assert caplog.messages == []
 
 
@@ -301,49 +302,51 @@ def test_a_training_that_was_broken_off_ends_with_the_very_weights(
 def epochs_trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The epochs whose batches were asked for."""
     epochs: list[int] = []
-    true = fit_layers._batches
+    original = fine_tune.training_batches
 
-    def watched(*args: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        epochs.append(args[3])
-        yield from true(*args)
+    def recording(*args: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        epochs.append(args[2])
+        yield from original(*args)
 
-    monkeypatch.setattr(fit_layers, "_batches", watched)
+    monkeypatch.setattr(fine_tune, "training_batches", recording)
     return epochs
 
 
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
-from edgeline.pipeline.training import fine_tune as fit_layers
+from edgeline.pipeline.training import fine_tune, resume
+from edgeline.pipeline.training.context import TrainingContext
 from edgeline.pipeline.models.backbones import build
 from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.data.samples import read_prepared
 from edgeline.serve.preprocess import PreprocessSpec
 
-true, states = fit_layers.replace_file, []
+original, states = resume.replace_file, []
 
 def die_after_the_second(path, write):
-    true(path, write)
+    original(path, write)
     states.append(path)
     if len(states) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
 
-fit_layers.replace_file = die_after_the_second
+resume.replace_file = die_after_the_second
 network, _ = build("mobilenet_v3_small", "none", classes=3, dropout=0.2)
 network.load_state_dict(torch.load(sys.argv[3], weights_only=True))
 config = TrainConfig(strategy="gradual", epochs=4, batch_size=12)
-fit_layers.fit(
-    network, PreprocessSpec(height=32, width=32), read_prepared(Path(sys.argv[1])), config, torch.ones(3),
-    seed=1, folder=Path(sys.argv[2]), device=torch.device("cpu"),
-)
+folder = Path(sys.argv[2])
+fine_tune.fit(TrainingContext(
+    network=network, spec=PreprocessSpec(height=32, width=32), prepared=read_prepared(Path(sys.argv[1])), config=config,
+    seed=1, folder=folder, cache=folder / "cache", device=torch.device("cpu"),
+))
 """
 
 
-def test_a_training_that_was_killed_ends_with_the_very_weights(
+def test_a_killed_training_ends_with_the_same_weights_as_an_uninterrupted_one(
     make_run: Callable[..., Run],
     fitted: Fitted,
     small_template: Network,
-    undisturbed: tuple[State, Fit],
+    uninterrupted: tuple[State, TrainingResult],
     epochs_trained: list[int],
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
@@ -357,7 +360,7 @@ def test_a_training_that_was_killed_ends_with_the_very_weights(
     network = copy.deepcopy(small_template)
     fitted(network, config())
     assert epochs_trained == [3, 4]
-    assert changed(undisturbed[0], network) == set()
+    assert changed(uninterrupted[0], network) == set()
 
 
 def truncate(path: Path) -> None:
@@ -390,28 +393,19 @@ def two_states(small_template: Network, shapes: Prepared, tmp_path_factory: pyte
     with pytest.MonkeyPatch.context() as monkeypatch:
         interrupt(monkeypatch, epoch=3)
         with pytest.raises(KeyboardInterrupt):
-            fit_layers.fit(
-                copy.deepcopy(small_template),
-                PreprocessSpec(height=32, width=32),
-                shapes,
-                config(),
-                torch.ones(3),
-                seed=1,
-                folder=folder,
-                device=CPU,
-            )
+            fine_tune.fit(context(copy.deepcopy(small_template), shapes, config(), folder))
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize(("damage", "names", "trained"), DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_state_costs_its_epoch_and_never_the_result(
+def test_a_damaged_state_costs_an_epoch_and_does_not_change_the_result(
     damage: Callable[[Path], None],
     names: tuple[str, ...],
     trained: list[int],
     states: dict[str, bytes],
     fitted: Fitted,
     small: Network,
-    undisturbed: tuple[State, Fit],
+    uninterrupted: tuple[State, TrainingResult],
     epochs_trained: list[int],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -423,17 +417,18 @@ def test_a_damaged_state_costs_its_epoch_and_never_the_result(
     with caplog.at_level(logging.WARNING):
         fitted(small, config())
     assert epochs_trained == trained
-    assert changed(undisturbed[0], small) == set()
-    told = [
-        f"{tmp_path / name} is damaged and was deleted; training goes on from the state before it, if there is one"
+    assert changed(uninterrupted[0], small) == set()
+    expected = [
+        f"{tmp_path / name} is damaged and was deleted; training resumes from the state before it, if there is one"
         for name in names
     ]
-    assert caplog.messages == ([] if names == (PREVIOUS,) else told)
+    assert caplog.messages == ([] if names == (PREVIOUS,) else expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_gpu_learns_in_mixed_precision(strategy: str, fitted: Fitted, lite0: Network) -> None:
-    course = fitted(lite0, config(strategy, epochs=3), PreprocessSpec(height=64, width=64), torch.device("cuda"))
-    assert all(math.isfinite(epoch["val_loss"]) for epoch in course.history)
-    assert course.history[-1]["train_loss"] < course.history[0]["train_loss"]
+    changes = {"spec": PreprocessSpec(height=64, width=64), "device": torch.device("cuda")}
+    history = fitted(lite0, config(strategy, epochs=3), **changes).history
+    assert all(math.isfinite(epoch["val_loss"]) for epoch in history.epochs)
+    assert history.epochs[-1]["train_loss"] < history.epochs[0]["train_loss"]

@@ -1,1 +1,1 @@
-"""The faults that are planted to see whether the gate notices them."""
+"""Faults that tests plant, to show that verification finds them."""

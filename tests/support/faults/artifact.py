@@ -1,4 +1,4 @@
-"""Faults of a published artifact. Those that an able forger could leave are sealed: every hash is right again."""
+"""Faults of a published artifact. Those that a capable attacker could leave are sealed: every hash is correct again."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Faults of the reference's operators: what is computed, whatever the weights."""
+"""Faults of the reference's operators, independent of its weights."""
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper

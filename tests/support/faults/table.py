@@ -1,4 +1,4 @@
-"""Every planted fault: what it is, who must catch it, and the words that name its cause.
+"""Every planted fault: what it is, what must catch it, and the words of the message that name its cause.
 
 Write the page with `python -m tests.support.faults.table > docs/faults.md`.
 """
@@ -15,7 +15,7 @@ AREAS = ("graph", "weights", "preprocessing", "labels", "quantization parameters
 GATES = {
     "reference": "`edgeline verify`, on the reference",
     "int8": "`edgeline verify`, on the int8 variant",
-    "preprocessing_fingerprint": "`edgeline verify`, on the pixels of training",
+    "preprocessing_fingerprint": "`edgeline verify`, on the pixels of training time",
     "check": "`edgeline check`",
 }
 
@@ -29,9 +29,9 @@ class Fault:
     gate: str
     """A key of `GATES`."""
     words: str
-    """Of the message that must name the cause; `…` stands for anything."""
+    """Words of the message that must name the cause; `…` stands for anything."""
     on_device: bool = True
-    """Of a fault of the reference or of preprocessing: whether a device's golden samples must see it too."""
+    """Of a fault of the reference or of preprocessing: whether a device's golden samples must reveal it too."""
 
     @property
     def name(self) -> str:
@@ -42,9 +42,9 @@ class Fault:
         return re.sub(r"(\\ )?…(\\ )?", ".*", re.escape(self.words))
 
 
-NOT_ALIKE = "does not give what PyTorch gives: …"
-FIRST = NOT_ALIKE + "the first of 50 layers to diverge is "
-PIXELS = "preprocessing is not what the model was trained with: …"
+DIFFERS = "does not compute what PyTorch computes: …"
+FIRST = DIFFERS + "the first of 50 layers to diverge is "
+PIXELS = "preprocessing differs from that at training time: …"
 INT8 = "the int8 file's quantization is wrong: "
 BLOCK = quantization.BLOCK
 
@@ -59,11 +59,11 @@ FAULTS: tuple[Fault, ...] = (
             (graph.batch_norm_in_training_mode, FIRST + "head.1"),
             (graph.no_softmax, "do not sum to 1 … is the softmax missing"),
             (graph.outputs_exchanged, "do not sum to 1 … is the softmax missing"),
-            (graph.temperature_ignored, NOT_ALIKE),
-            (graph.temperature_ignored_in_the_logits_alone, NOT_ALIKE),
+            (graph.temperature_ignored, DIFFERS),
+            (graph.temperature_ignored_in_the_logits_alone, DIFFERS),
         )
     ),
-    Fault("graph", graph.answers_that_depend_on_the_batch, "reference", NOT_ALIKE, on_device=False),
+    Fault("graph", graph.answers_that_depend_on_the_batch, "reference", DIFFERS, on_device=False),
     Fault("graph", graph.softmax_over_the_batch, "reference", "do not sum to 1", on_device=False),
     Fault("graph", graph.the_batch_fixed, "reference", "image has the fixed batch 1, it must be free"),
     Fault("graph", graph.a_batch_that_the_exporter_froze_inside, "reference", "Reshape", on_device=False),
@@ -82,10 +82,10 @@ FAULTS: tuple[Fault, ...] = (
             (weights.weights_rounded_to_half_precision, FIRST + "backbone.conv_stem"),
             (
                 weights.the_same_answer_for_every_image,
-                "gives the same answer for every image…" + FIRST[len(NOT_ALIKE) :] + "head.1",
+                "returns the same output for every image…" + FIRST[len(DIFFERS) :] + "head.1",
             ),
             (weights.a_weight_that_is_not_a_number, "weights that are not finite: network.head.1.weight"),
-            (weights.weights_in_another_file, "weights lie in another file: network.head.1.weight"),
+            (weights.weights_in_another_file, "weights are in another file: network.head.1.weight"),
         )
     ),
     Fault(
@@ -132,11 +132,11 @@ FAULTS: tuple[Fault, ...] = (
         for plant, words in (
             (
                 quantization.an_activations_zero_point_off_by_one,
-                INT8 + "hardtanh_5 is quantized from … zero point 1), its Clip ends at 0 and 6",
+                INT8 + "hardtanh_5 is quantized from … zero point 1), its Clip is bounded by 0 and 6",
             ),
             (
                 quantization.an_activations_scale_doubled,
-                INT8 + "hardtanh_5 is quantized from 0 to … its Clip ends at 0 and 6",
+                INT8 + "hardtanh_5 is quantized from 0 to … its Clip is bounded by 0 and 6",
             ),
             (
                 quantization.a_zero_point_read_otherwise_than_written,
@@ -154,7 +154,7 @@ FAULTS: tuple[Fault, ...] = (
             (quantization.integers_rolled, INT8 + f"{BLOCK}.conv_pw.weight … other weights, or in another order"),
             (quantization.integers_of_the_head_rolled, INT8 + "network.head.1.weight … other weights, or in another order"),
             (quantization.integers_of_a_layer_all_zero, INT8 + "network.backbone.conv_head.weight … other weights"),
-            (quantization.asymmetric_weights, INT8 + f"{BLOCK}.conv_dw.weight has zero point 3, weights of int8 are symmetric"),
+            (quantization.asymmetric_weights, INT8 + f"{BLOCK}.conv_dw.weight has zero point 3, int8 weights are symmetric"),
             (
                 quantization.the_scale_of_a_bias_doubled,
                 INT8 + f"the bias of … ({BLOCK}.conv_dw.weight_bias) has 2 times the scale",
@@ -162,9 +162,9 @@ FAULTS: tuple[Fault, ...] = (
             (quantization.biases_of_other_channels, "layers to diverge is backbone.blocks.4.0.conv_dw"),
             (
                 quantization.the_pictures_zero_point_128_for_127,
-                INT8 + "the picture's bytes are read with zero point 128 … mean 127",
+                INT8 + "the image's bytes are read with zero point 128 … mean 127",
             ),
-            (quantization.the_pictures_scale_of_other_weights, INT8 + "the picture's bytes are read with … scale 0.01735"),
+            (quantization.the_pictures_scale_of_other_weights, INT8 + "the image's bytes are read with … scale 0.01735"),
             (
                 quantization.softmax_quantized,
                 INT8 + "fault_real is quantized (fault_Dequantize); temperature and softmax stay float",
@@ -202,13 +202,12 @@ def markdown() -> str:
     lines = [
         "# Planted faults\n",
         "Written by `python -m tests.support.faults.table > docs/faults.md`; do not edit by hand.\n",
-        f"{len(FAULTS)} faults are planted, one at a time, in what a right run made: "
+        f"{len(FAULTS)} faults are planted, one at a time, in the results of a correct run: "
         + ", ".join(f"{counts[area]} in {area}" for area in AREAS)
-        + ". `tests/export/verification/test_planted_faults.py` holds each against the gate or the command that "
-        "must catch it, and asserts the "
-        "words of the message that name the cause (`…` stands for figures and more). What has no fault passes the same gates "
+        + ". `tests/export/verification/test_planted_faults.py` runs the check that must catch each and asserts the words of "
+        "the message that name the cause (`…` stands for figures and other text). Results without a fault pass the same checks "
         "there.\n",
-        "| area | fault | caught by | the message says |\n|---|---|---|---|",
+        "| area | fault | caught by | words of the message |\n|---|---|---|---|",
         *(f"| {fault.area} | {fault.name} | {GATES[fault.gate]} | {fault.words} |" for fault in FAULTS),
     ]
     return "\n".join(lines) + "\n"

@@ -205,7 +205,7 @@ def test_the_page_shows_the_explanation(explaining_template: Path, serving: Any,
         )
         assert inside == pytest.approx(told["explanation"]["region"], abs=0.02)
         for label in ("red", "blue"):
-            result.get_by_label("Regions for").select_option(label=label)
+            result.get_by_label("Explained class").select_option(label=label)
             [evidence] = [each["evidence"] for each in told["predictions"] if each["label"] == label]
             for row, column in ((1, 0), (1, len(evidence[0]) - 1)):
                 place = [(column + 0.5) / len(evidence[0]), (row + 0.5) / len(evidence)]
@@ -252,7 +252,7 @@ def test_the_page_asks_for_a_token_if_the_server_requires_one(
         tab.page.set_input_files("#files", [file_of(golden(artifact_template, 0))])
         asked, hint = tab.page.get_by_label("This server requires a token"), tab.page.locator("#token-hint")
         sync_api.expect(tab.results("waiting")).to_have_count(1)
-        for wrong, told in (("not one", "no blanks"), ("another-token-of-others", "does not know this token")):
+        for wrong, told in (("not one", "no spaces"), ("another-token-of-others", "did not accept this token")):
             asked.fill(wrong)
             asked.press("Enter")
             sync_api.expect(hint).to_contain_text(told)
@@ -274,7 +274,7 @@ def test_a_dropped_or_pasted_photo_is_classified(site: Any, visit: Any, artifact
     assert best(result)[0] == "blue"
     assert tab.page.locator("body.dragging").count() == 0
     send(tab, event, None)
-    sync_api.expect(tab.page.get_by_role("alert")).to_contain_text({"drop": "no file", "paste": "no picture"}[event])
+    sync_api.expect(tab.page.get_by_role("alert")).to_contain_text({"drop": "not a file", "paste": "no picture"}[event])
     assert tab.results().count() == 1
 
 

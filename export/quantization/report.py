@@ -1,0 +1,67 @@
+"""What the int8 recipe search reports: each recipe that was tried, and the one that was chosen."""
+
+from edgeline.export.parity.report import AccuracyDrop, OutputSimilarity
+from edgeline.export.records import JsonFloat, MeasuredOn, Record
+
+
+class CalibrationImages(Record):
+    """The training images that the ranges were measured on."""
+
+    images: int
+    sha256: str
+    """Digest of their digests."""
+
+
+class ValidationImages(Record):
+    """The images that the recipes were compared on."""
+
+    split: str = "val"
+    images: int
+
+
+class TriedRecipe(Record):
+    """One recipe, measured on validation images."""
+
+    recipe: str
+    holds: bool
+    """Whether it is within all thresholds."""
+    failed_thresholds: tuple[str, ...]
+    bytes: int
+    size_ratio: float
+    """Of the file, to the reference's."""
+    integer_share: float
+    """Of the multiply-adds, those that ONNX Runtime computes in integers."""
+    similarity: OutputSimilarity
+    accuracy: AccuracyDrop
+    p50_ms: float | None = None
+    """Of one image on one thread; only of recipes that hold."""
+
+
+class QatReport(Record):
+    """How fine-tuning under int8 rounding went; `failed` alone where it could not be done."""
+
+    epochs: int | None = None
+    images: int | None = None
+    losses: tuple[JsonFloat, ...] = ()
+    seconds: float | None = None
+    failed: str | None = None
+
+
+class Int8Report(Record):
+    """How int8 was chosen."""
+
+    target: str
+    calibration: CalibrationImages
+    judged_on: ValidationImages
+    exact_precision_setting: bool
+    """Whether the processor needed the setting with which int8 products do not saturate."""
+    tried: tuple[TriedRecipe, ...]
+    tuning: QatReport | None = None
+    chosen: str | None = None
+    """The recipe; None where none is worth shipping, and `why` is the reason."""
+    why: str | None = None
+    float32_p50_ms: float | None = None
+    speedup: float | None = None
+    timed_on: str | None = None
+    """The profile of the processor, as in `export.target`."""
+    measured_on: MeasuredOn | None = None

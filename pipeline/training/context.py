@@ -1,0 +1,57 @@
+"""The contract of every training strategy: a function from `TrainingContext` to `TrainingResult`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeline.pipeline.config import TrainConfig
+from edgeline.pipeline.data.samples import Prepared
+from edgeline.pipeline.models.backbones import Network
+from edgeline.pipeline.training.class_weights import class_weights
+from edgeline.pipeline.training.history import TrainingHistory
+from edgeline.serve.preprocess import PreprocessSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingContext:
+    """Everything a strategy needs. The network is trained in place.
+
+    Raises:
+        DataError: a class has no training image, or the validation images are all of one class.
+    """
+
+    network: Network
+    """As `pipeline.models.backbones.build` returns it."""
+    spec: PreprocessSpec
+    """The network's preprocessing."""
+    prepared: Prepared
+    """The samples. Only the train and val splits are used."""
+    config: TrainConfig
+    seed: int
+    """The same seed, data and machine give the same weights."""
+    folder: Path
+    """For working files. They survive a killed process, and a later call finds them."""
+    cache: Path
+    """Folder of results that are shared between runs."""
+    device: torch.device
+    class_weights_K: Tensor = field(init=False)
+    """Loss weight of each class, float32 (K,), on the CPU."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_weights_K", class_weights(self.prepared, self.config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a strategy returns. The network holds the trained weights."""
+
+    history: TrainingHistory
+    val_logits_NK: np.ndarray
+    """Validation logits of the best epoch, float32, from before any training on those images: calibration is fitted on them."""
+
+
+Strategy = Callable[[TrainingContext], TrainingResult]
