@@ -27,7 +27,7 @@ WATCH = """
 import resource, sys, time
 from pathlib import Path
 from edgeline.serve.inputs.shutdown import stop_on_signals
-from edgeline.serve.inputs.folder_watcher import Watching, watch
+from edgeline.serve.inputs.folder_watcher import WatchOptions, watch
 
 
 def used():
@@ -40,19 +40,19 @@ def used():
 class For:
     # Ends a watch after some seconds, and takes the figures from its first pause on.
     def __init__(self, stop, seconds):
-        self.asked, self.seconds, self.stop, self.begun = False, seconds, stop, None
+        self.requested, self.seconds, self.stop, self.begun = False, seconds, stop, None
 
     def wait(self, wait_s):
         if self.begun is None:
             self.begun, self.ends = used(), time.monotonic() + self.seconds
             print("watching", flush=True)
-        self.asked = self.stop.wait(wait_s) or time.monotonic() > self.ends
+        self.requested = self.stop.wait(wait_s) or time.monotonic() > self.ends
 
 
 _, before_kb = used()
 with stop_on_signals() as stop:
     watching = For(stop, float(sys.argv[2]))
-    found = sum(1 for _ in watch(Path(sys.argv[1]), Watching(), watching, print))
+    found = sum(1 for _ in watch(Path(sys.argv[1]), WatchOptions(), watching, print))
 print(found, used()[0] - watching.begun[0], used()[1] - before_kb)
 """
 

@@ -106,7 +106,7 @@ def measure(path: Path, way: str, name: str, folder: str) -> dict:
     else:
         format, level = WAYS[way]
         kept = Path(folder, f"{name}.{format}")
-        options = session_options(1, level, variant.saturates)
+        options = session_options(threads=1, level=level, saturates=variant.saturates)
         if way.startswith("anew") and format is not None:
             options.optimized_model_filepath = str(kept)
             options.add_session_config_entry("session.save_model_format", format)

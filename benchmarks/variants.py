@@ -33,7 +33,8 @@ from edgeline.pipeline.models.pretrained import load
 from edgeline.serve.errors import EdgelineError, WeightsError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.benchmark import measure
-from edgeline.serve.runtime.session import create_session, usable_cores
+from edgeline.serve.runtime.cpu import usable_cores
+from edgeline.serve.runtime.session import create_session
 
 MODELS = ("efficientnet_lite0", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "resnet18")
 VARIANTS = ("onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8")

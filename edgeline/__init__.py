@@ -1,4 +1,4 @@
-"""From a folder of photos to a verified image classifier on small machines.
+"""Train an image classifier from a folder of photos, verify it and run it on small devices.
 
     from edgeline import Classifier
 

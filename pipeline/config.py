@@ -17,6 +17,7 @@ from edgeline.pipeline.config_file import apply_override, read_values
 from edgeline.pipeline.thresholds import Fp16Thresholds, Int8Thresholds
 from edgeline.serve.artifact.manifest import NAME
 from edgeline.serve.errors import ConfigError
+from edgeline.serve.preprocess import Interpolation
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 StrategyName = Literal["head", "full", "differential", "gradual"]
@@ -71,7 +72,7 @@ class PreprocessConfig(Section):
         description="Share of the shorter side that the center crop keeps; 0 uses the one that the weights were evaluated "
         "with. Use 1 if objects may lie at the edge.",
     )
-    interpolation: Literal["own", "bilinear", "bicubic", "lanczos"] = Field(
+    interpolation: Literal["own", Interpolation] = Field(
         "own", description="Interpolation of the resize; `own` uses the one that the weights were trained with."
     )
     jpeg_decoding: Literal["scaled", "full"] = Field(

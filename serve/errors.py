@@ -1,31 +1,31 @@
-"""Every error that edgeline raises on purpose, split by who must act.
+"""All errors that edgeline raises deliberately, grouped by who can fix them.
 
 EdgelineError
     InputError              the caller: send another image or request
         ImageError
-    NotReadyError           the client: ask again later; the operator, where it stays so
+    NotReadyError           the client: try again later; the operator, if it persists
     ConfigError             the author of the configuration
     DataError               the owner of the data set
-    WeightsError            whoever provides the pretrained weights
-    TrainingError           whoever chose the training settings
+    WeightsError            the user: provide the pretrained weights
+    TrainingError           the user: change the training settings
     ArtifactError           the operator: copy or publish the artifact again
         ManifestError
         DigestError
         GoldenError
-    StoreError              the operator: mend the store's folder
-    ExportError             the maintainer of the model: it cannot be exported as promised
-    VerificationError       the same: the export is not the model
-    MissingExtraError       whoever installed edgeline
-    OverloadedError         the caller: come again later
-    DeadlineError           the caller: allow more time, or come again later
+    StoreError              the operator: repair the store's folder
+    ExportError             the maintainer of the model: it cannot be exported
+    VerificationError       the maintainer of the model: the export differs from the model
+    MissingExtraError       the user: install the extra
+    OverloadedError         the caller: try again later
+    DeadlineError           the caller: allow more time, or try again later
 
-Each carries a stable `code` (a slug for machines) and one line for people: what was seen, what was expected, what to do
-next. The two process edges, the command line and the HTTP server, turn them into an exit code and a status.
+Each has a stable `code` (a slug for programs) and a message of one line: what was observed, what was expected, what to do
+next. The command line turns them into an exit code, the HTTP server into a status.
 """
 
 
 class EdgelineError(Exception):
-    """Base of all errors that a person can act on."""
+    """Base of all errors that a user can fix."""
 
     code = "error"
 
@@ -36,19 +36,19 @@ class EdgelineError(Exception):
 
 
 class InputError(EdgelineError):
-    """A request cannot be answered as it is."""
+    """A request is invalid."""
 
     code = "bad_request"
 
 
 class ImageError(InputError):
-    """Bytes that are not an image edgeline can read, or one over the limits."""
+    """Bytes are not a supported image, or it is over the limits."""
 
     code = "image_invalid"
 
 
 class NotReadyError(EdgelineError):
-    """A model that this server is for does not answer now."""
+    """A model of this server is currently unavailable."""
 
     code = "not_ready"
 
@@ -60,43 +60,43 @@ class ConfigError(EdgelineError):
 
 
 class DataError(EdgelineError):
-    """A data set cannot be trained on as it is."""
+    """A data set cannot be used for training."""
 
     code = "data_invalid"
 
 
 class WeightsError(EdgelineError):
-    """Pretrained weights are absent, or not the ones that were named."""
+    """Pretrained weights are missing, or not the configured ones."""
 
     code = "weights_missing"
 
 
 class TrainingError(EdgelineError):
-    """Training cannot go on; the last good state is kept."""
+    """Training failed; the last good state is kept."""
 
     code = "training_failed"
 
 
 class ArtifactError(EdgelineError):
-    """An artifact is not whole, or not what it says it is."""
+    """An artifact is incomplete or inconsistent."""
 
     code = "artifact_invalid"
 
 
 class ManifestError(ArtifactError):
-    """A manifest.json breaks its schema."""
+    """A manifest.json violates its schema."""
 
     code = "manifest_invalid"
 
 
 class DigestError(ArtifactError):
-    """A file is not the one that its manifest names."""
+    """A file differs from its entry in the manifest."""
 
     code = "digest_mismatch"
 
 
 class GoldenError(ArtifactError):
-    """This machine does not give the probabilities that the model gave when it was proven."""
+    """This machine does not reproduce the golden samples."""
 
     code = "golden_mismatch"
 
@@ -108,19 +108,19 @@ class StoreError(EdgelineError):
 
 
 class ExportError(EdgelineError):
-    """The model cannot be exported under the graph contract."""
+    """The model cannot be exported with the graph contract."""
 
     code = "export_failed"
 
 
 class VerificationError(EdgelineError):
-    """The exported file does not give what the model gives."""
+    """The exported file differs from the model."""
 
     code = "verification_failed"
 
 
 class MissingExtraError(EdgelineError):
-    """A command needs packages that the base install leaves out."""
+    """A command needs packages that are not in the base install."""
 
     code = "missing_extra"
 
@@ -129,21 +129,21 @@ class MissingExtraError(EdgelineError):
 
 
 class OverloadedError(EdgelineError):
-    """A request was not taken in, because it would not be answered in time."""
+    """A request was rejected because it could not be answered in time."""
 
     code = "overloaded"
 
     def __init__(self, *, retry_after_s: float) -> None:
         self.retry_after_s = retry_after_s
-        super().__init__("the server has as much work as it can answer in time; come again later")
+        super().__init__("the server is overloaded; try again later")
 
 
 class DeadlineError(EdgelineError):
-    """A request was taken in, and its time is over."""
+    """An accepted request exceeded its deadline."""
 
     code = "deadline_exceeded"
 
     def __init__(self, *, started: bool) -> None:
         self.started = started
-        where = "while its image was worked on" if started else "before its image was looked at"
-        super().__init__(f"the request's time was over {where}; allow more, or come again later")
+        where = "while its image was processed" if started else "before its image was processed"
+        super().__init__(f"the request exceeded its deadline {where}; allow more time, or try again later")

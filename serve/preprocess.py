@@ -1,23 +1,23 @@
-"""From an image file's bytes to the pixels a model sees: the only implementation there is.
+"""Preprocessing: from an image file's bytes to the pixels that a model sees.
 
-Training, evaluation, calibration, verification and serving all call `preprocess`, so a model cannot meet other pixels in
-the field than those it learned from. What it does is data (`PreprocessSpec`), travels in every checkpoint and artifact,
-and is compared by digest on load.
+This is the only implementation. Training, evaluation, calibration, verification and serving all call `preprocess`, so
+production pixels cannot differ from training pixels. The settings are data (`PreprocessSpec`), stored in every checkpoint and
+artifact and compared by digest on load.
 
     pixels_HW3 = preprocess(path.read_bytes(), spec)
 
-The order matters and is the contract for every port of it (`docs/artifact.md`):
-1. read size and format from the header; refuse what is over the limits before any pixel is decoded;
-2. decode the first frame whole; a truncated file is an error, never a gray half. A JPEG is decoded at 1/8, 1/4 or 1/2 of its
-   size, by fewer terms of its cosine transform, as far as `jpeg_scale` says that this leaves at least twice what is needed;
-3. turn upright by the EXIF orientation;
-4. bring to 8-bit RGB: 16-bit is scaled, not clipped; transparency is composited on `background`; CMYK is converted;
-5. cut the centered rectangle of the model's aspect that covers `crop_fraction` of the picture, in whole pixels;
+The order of the steps matters; it is the contract for every port (`docs/artifact.md`):
+1. read size and format from the header; reject images over the limits before any pixel is decoded;
+2. decode the first frame completely; a truncated file is an error. A JPEG is decoded at 1/8, 1/4 or 1/2 of its size, using
+   fewer terms of its cosine transform, if that leaves at least twice the model's input; see `jpeg_scale`;
+3. rotate and mirror according to the EXIF orientation;
+4. convert to 8-bit RGB: 16-bit is scaled, not clipped; transparency is composited on `background`; CMYK is converted;
+5. crop the centered rectangle of the model's aspect ratio that covers `crop_fraction` of the image, in whole pixels;
 6. resize it to the model's resolution, antialiased.
 
-Cutting before resizing is one resampling of fewer pixels, needs no intermediate of the picture's own aspect (a 1 x 10,000
-strip stays harmless) and is the order phones do it in. ADR 0003 has the comparison with resize-then-crop, ADR 0013 the one
-of scaled with full decoding.
+Cropping before resizing resamples fewer pixels, once, needs no intermediate image of the original aspect ratio (a strip of
+1 x 10,000 pixels is harmless) and is the usual order on phones. ADR 0003 compares it with resize-then-crop, ADR 0013 scaled
+with full decoding.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ import io
 import json
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -33,21 +33,19 @@ from PIL import Image, UnidentifiedImageError
 from edgeline.serve.errors import ImageError, ManifestError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""What is decoded. TIFF, PSD, EPS and the rest are refused: each is one more parser to attack, and no camera writes them."""
+"""Accepted formats. TIFF, PSD, EPS and others are rejected: each is one more parser to attack, and no camera writes them."""
 
 PILLOW_MAX_PIXELS = 178_956_970
-"""Pillow refuses more by itself, whatever `Limits` allows."""
+"""Pillow's own limit, whatever `Limits` allows."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom, in pixels."""
 
 JPEG_DECODINGS = ("scaled", "full")
 
-INTERPOLATIONS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
+Interpolation = Literal["bilinear", "bicubic", "lanczos"]
+"""Resize filters, by Pillow's names. A new one also goes into the ports below docs/devices/."""
+INTERPOLATIONS = {name: Image.Resampling[name.upper()] for name in get_args(Interpolation)}
 
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = {
@@ -59,16 +57,16 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation to the turn that undoes it; 1 and invalid values need none."""
-LYING = (5, 6, 7, 8)
-"""Orientations of pictures that are stored with width and height exchanged."""
-FROM_THE_RIGHT, FROM_THE_BOTTOM = (2, 3, 6, 7), (3, 4, 7, 8)
-"""Orientations whose first stored row or column is the right or the bottom edge of the upright picture."""
+"""EXIF orientation to the transpose operation that undoes it; 1 and invalid values need none."""
+SIDEWAYS = (5, 6, 7, 8)
+"""Orientations of images that are stored with width and height swapped."""
+RIGHT_EDGE_FIRST, BOTTOM_EDGE_FIRST = (2, 3, 6, 7), (3, 4, 7, 8)
+"""Orientations whose first stored row or column is the right or the bottom edge of the upright image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """How large an image may be before it is refused."""
+    """Limits above which an image is rejected."""
 
     max_bytes: int = 16 * 2**20
     """Largest encoded image, in bytes."""
@@ -91,21 +89,21 @@ class PreprocessSpec:
     width: int
     """Columns of the model's input."""
     crop_fraction: float = 0.875
-    """Share of the picture's shorter side that the centered crop keeps; 1.0 keeps all of it."""
+    """Fraction of the image's shorter side that the centered crop keeps; 1.0 keeps all of it."""
     interpolation: str = "bicubic"
-    """`bilinear`, `bicubic` (a = -0.5) or `lanczos` (3 lobes), as Pillow names them."""
+    """One of `Interpolation`; `bicubic` has a = -0.5, `lanczos` 3 lobes."""
     antialias: bool = True
-    """The filter widens with the scale when shrinking. Always true; written out for readers in other languages."""
+    """When shrinking, the filter is widened by the scale. Always true; stated for ports."""
     orientation: str = "exif"
-    """Pictures are turned upright by their EXIF tag."""
+    """Images are made upright according to their EXIF tag."""
     color: str = "RGB"
     """Channel order."""
     background: tuple[int, int, int] = (255, 255, 255)
     """Color under transparent pixels."""
     jpeg_decoding: str = "scaled"
-    """`scaled`: a JPEG much larger than the model's input is decoded smaller, see `jpeg_scale`; `full`: never.
+    """`scaled`: a JPEG much larger than the model's input is decoded at a reduced size, see `jpeg_scale`; `full`: never.
 
-    Specs from before this field say nothing of it and mean `full`: it is left out of the JSON then, which keeps their digests.
+    Older specs lack this field and mean `full`. `full` is therefore left out of the JSON, which preserves their digests.
     """
 
     def __post_init__(self) -> None:
@@ -153,24 +151,24 @@ class PreprocessSpec:
         return data
 
     def digest(self) -> str:
-        """SHA-256 of the canonical JSON: two models preprocess alike exactly if these are equal."""
+        """SHA-256 of the canonical JSON: two models have the same preprocessing exactly if their digests are equal."""
         canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def preprocess(data: bytes, spec: PreprocessSpec, limits: Limits = Limits()) -> np.ndarray:
-    """Return the pixels that a model sees of an image file.
+    """Preprocess an image file to a model's input.
 
     Args:
         data: the file's bytes: JPEG, PNG, WebP, GIF (first frame) or BMP.
         spec: the model's preprocessing.
-        limits: what is refused before decoding.
+        limits: larger images are rejected before decoding.
 
     Returns:
         uint8, shape (spec.height, spec.width, 3), RGB.
 
     Raises:
-        ImageError: not an image, truncated, of an unsupported kind, or over the limits.
+        ImageError: not an image, truncated, unsupported, or over the limits.
     """
     image, box = _decode(data, spec.background, limits, spec)
     return fit(image, spec, box)
@@ -180,7 +178,7 @@ def decode_image(data: bytes, background: tuple[int, int, int] = (255, 255, 255)
     """Decode an image file to upright 8-bit RGB at its own size.
 
     Raises:
-        ImageError: as `preprocess`; `code` tells the cases apart.
+        ImageError: as `preprocess`; `code` distinguishes the cases.
     """
     return _decode(data, background, limits, None)[0]
 
@@ -188,7 +186,7 @@ def decode_image(data: bytes, background: tuple[int, int, int] = (255, 255, 255)
 def _decode(
     data: bytes, background: tuple[int, int, int], limits: Limits, spec: PreprocessSpec | None
 ) -> tuple[Image.Image, Box | None]:
-    """Decode to upright 8-bit RGB, smaller where `spec` allows it; then also what `fit` is to resize of the smaller picture."""
+    """Decode to upright 8-bit RGB; if `spec` allows a reduced size, also return the box of the reduced image for `fit`."""
     if not data:
         raise ImageError("the image is empty (0 bytes)", code="image_empty")
     if len(data) > limits.max_bytes:
@@ -200,8 +198,8 @@ def _decode(
         return _to_rgb(_upright(image), background), box
     except ImageError:
         raise
-    # Pillow's decoders meet hostile bytes here and raise whatever they stumble on: OSError, SyntaxError, struct.error,
-    # zlib.error, IndexError and more. None of them may pass for anything but "this is no good image".
+    # On malicious bytes, Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, IndexError and more. All of
+    # them mean that the image is invalid.
     except Exception as error:
         code = "image_truncated" if "truncated" in str(error) or isinstance(error, EOFError) else "image_invalid"
         raise ImageError(f"the {image.format} data cannot be decoded: {_one_line(error)}", code=code) from error
@@ -211,23 +209,23 @@ def fit(image: Image.Image, spec: PreprocessSpec, box: Box | None = None) -> np.
     """Crop and resize an upright RGB image to the model's input.
 
     Args:
-        image: the picture.
+        image: the image.
         spec: the model's preprocessing.
-        box: the rectangle that fills the model's input; that of `crop_box` where not given.
+        box: the rectangle to resize; by default `crop_box`.
 
     Returns:
         uint8, shape (spec.height, spec.width, 3).
     """
     box = box or crop_box(image.width, image.height, spec)
     left, top, right, bottom = math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3])
-    # Not resize(box=) alone: at the edges that reads beyond the box, which no port of "cut, then resize" would reproduce.
-    cut = image.crop((left, top, right, bottom))
+    # Not resize(box=) alone: at the edges it reads beyond the box, which ports that crop and then resize could not reproduce.
+    cropped = image.crop((left, top, right, bottom))
     inside = (box[0] - left, box[1] - top, box[2] - left, box[3] - top)
-    return np.asarray(cut.resize((spec.width, spec.height), INTERPOLATIONS[spec.interpolation], inside))
+    return np.asarray(cropped.resize((spec.width, spec.height), INTERPOLATIONS[spec.interpolation], inside))
 
 
 def crop_box(width: int, height: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:
-    """Return the rectangle (left, top, right, bottom) that `fit` resizes, in whole pixels of the upright picture."""
+    """Return the rectangle (left, top, right, bottom) that `fit` resizes, in whole pixels of the upright image."""
     scale = min(width / spec.width, height / spec.height) * spec.crop_fraction
     crop_width = max(1, round(spec.width * scale))
     crop_height = max(1, round(spec.height * scale))
@@ -236,14 +234,14 @@ def crop_box(width: int, height: int, spec: PreprocessSpec) -> tuple[int, int, i
 
 
 def jpeg_scale(width: int, height: int, spec: PreprocessSpec) -> int:
-    """Return what the sides of a JPEG are divided by, rounding up, as it is decoded: 1, 2, 4 or 8.
+    """Return the divisor by which a JPEG is reduced while decoding: 1, 2, 4 or 8; its sides are rounded up.
 
-    It is the largest that leaves the rectangle of `crop_box` at least twice the model's input in both directions, so that the
-    antialiasing resize still decides what is seen.
+    It is the largest for which the rectangle of `crop_box` remains at least twice the model's input in both directions, so that
+    the antialiased resize still determines the result.
 
     Args:
-        width: of the upright picture: of one that lies on its side by its EXIF orientation (5 to 8), its stored height.
-        height: of the upright picture.
+        width: of the upright image: with an EXIF orientation of 5 to 8, the stored height.
+        height: of the upright image.
         spec: the model's preprocessing.
     """
     left, top, right, bottom = crop_box(width, height, spec)
@@ -254,19 +252,19 @@ def jpeg_scale(width: int, height: int, spec: PreprocessSpec) -> int:
 
 
 def reduced_box(width: int, height: int, orientation: int, scale: int, spec: PreprocessSpec) -> Box:
-    """Return where `crop_box` lies in the upright picture that was decoded at 1/scale, in its pixels; they may be fractions.
+    """Return `crop_box` in the upright image that was decoded at 1/scale, in its pixels, possibly fractional.
 
     Args:
-        width: of the upright picture at full size.
-        height: of the upright picture at full size.
+        width: of the upright image at full size.
+        height: of the upright image at full size.
         orientation: its EXIF orientation.
         scale: 1, 2, 4 or 8.
         spec: the model's preprocessing.
     """
     left, top, right, bottom = crop_box(width, height, spec)
-    # The last stored row and column are filled up to whole pixels; turned, they may be the first.
-    x = -width % scale if orientation in FROM_THE_RIGHT else 0
-    y = -height % scale if orientation in FROM_THE_BOTTOM else 0
+    # The last stored row and column are padded to whole pixels; rotated or mirrored, they may come first.
+    x = -width % scale if orientation in RIGHT_EDGE_FIRST else 0
+    y = -height % scale if orientation in BOTTOM_EDGE_FIRST else 0
     return (left + x) / scale, (top + y) / scale, (right + x) / scale, (bottom + y) / scale
 
 
@@ -278,9 +276,9 @@ def _open(data: bytes, limits: Limits) -> Image.Image:
         raise ImageError(f"the image has more than {limit:,} pixels, the limit", code="image_too_large") from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            "the bytes are no image that edgeline reads (JPEG, PNG, WebP, GIF, BMP)", code="not_an_image"
+            "the bytes are not an image in a supported format (JPEG, PNG, WebP, GIF, BMP)", code="not_an_image"
         ) from error
-    except Exception as error:  # a hostile header, see decode_image
+    except Exception as error:  # a malicious header, see _decode
         raise ImageError(f"the image header cannot be read: {_one_line(error)}") from error
     if image.width * image.height > limits.max_pixels:
         raise ImageError(
@@ -292,36 +290,36 @@ def _open(data: bytes, limits: Limits) -> Image.Image:
 
 
 def _reduce(image: Image.Image, spec: PreprocessSpec) -> Box | None:
-    """Have a JPEG decoded smaller where that is allowed; return what is then to be resized."""
+    """Set up reduced decoding of a JPEG if `spec` allows it; return the box to resize."""
     if image.format not in ("JPEG", "MPO"):
         return None
     orientation = orientation_of(image)
-    width, height = image.size[::-1] if orientation in LYING else image.size
+    width, height = image.size[::-1] if orientation in SIDEWAYS else image.size
     scale = jpeg_scale(width, height, spec)
     if scale == 1:
         return None
-    # Pillow takes a size and chooses the largest scale that stays above it, which is this one. No other color mode is asked
-    # for: the decoder would convert by itself.
+    # Pillow chooses the largest reduction that stays above the given size, which is this scale. The mode is None because the
+    # decoder would otherwise convert colors itself.
     image.draft(None, (image.width // scale, image.height // scale))
     return reduced_box(width, height, orientation, scale, spec)
 
 
 def orientation_of(image: Image.Image) -> int:
     """The EXIF orientation of an opened image, 1 to 8; 1 where it has none that is valid."""
-    # Not ImageOps.exif_transpose: it rewrites the EXIF block too, which costs a copy and fails on odd ones.
+    # Not ImageOps.exif_transpose: it also rewrites the EXIF block, which costs a copy and fails on malformed ones.
     try:
         value = image.getexif().get(EXIF_ORIENTATION)
         return value if value in UPRIGHT else 1
-    except Exception:  # a damaged EXIF block says nothing about the pixels; viewers ignore it and so do we
+    except Exception:  # the pixels may be fine if the EXIF block is damaged; image viewers ignore it too
         return 1
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    turn = UPRIGHT.get(orientation_of(image))
-    if turn is None:
+    transpose = UPRIGHT.get(orientation_of(image))
+    if transpose is None:
         return image
-    info, image = image.info, image.transpose(turn)
-    image.info = info  # transparency of palette images lives there
+    info, image = image.info, image.transpose(transpose)
+    image.info = info  # holds the transparency of palette images
     return image
 
 
@@ -329,7 +327,7 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):
-        # convert("RGB") would clip every value over 255 to white: scale the 16 bits to 8 instead.
+        # convert("RGB") would clip all values over 255 to white.
         gray = np.asarray(image, dtype=np.uint16)
         return Image.fromarray(((gray.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):

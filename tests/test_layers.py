@@ -101,6 +101,11 @@ DEFERRED = {
     # Needs an extra of its own, and is asked for by an option.
     "serve.http.main": {"serve.http.observability.tracing"},
     "export.publishing.publish": {"export.publishing.bundle"},
+    # The child process limits its own memory before it loads ONNX Runtime.
+    "serve.inference.sandbox": {"serve.classifier", "serve.preprocess"},
+    # Telemetry is turned off before Prefect is imported, which takes seconds.
+    "flows.orchestration.deployment": {"flows.orchestration.server", "flows.orchestration.flow", "pipeline.models.weights"},
+    "flows.orchestration.server": {"flows.orchestration.flow"},
 }
 """Modules, or rooms, that may import the project's modules within functions, and which ones."""
 

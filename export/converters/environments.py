@@ -27,7 +27,7 @@ from edgeline.serve.errors import ArtifactError, ExportError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.backends import load_file, receive, send
 from edgeline.serve.runtime.benchmark import RUNS, start_arguments
-from edgeline.serve.runtime.session import usable_cores
+from edgeline.serve.runtime.cpu import usable_cores
 
 FOLDER = Path("artifacts", "cache", "environments")
 """Default folder of environments."""
@@ -121,7 +121,7 @@ def opened(format: str, path: Path, environments: Path, threads: int | None = No
         ArtifactError: the model does not load.
     """
     if format not in PACKAGES:
-        yield load_file(format, path, threads or usable_cores(), saturates=saturates)
+        yield load_file(format, path, threads=threads, saturates=saturates)
         return
     python = environment(format, environments)
     command = [str(python), "-P", "-m", "edgeline.serve.runtime.backends", format, str(path), str(threads or usable_cores())]
@@ -173,7 +173,7 @@ def time_in_environment(format: str, path: Path, spec: PreprocessSpec, environme
     Raises:
         ArtifactError: the process crashed, or did not finish.
     """
-    arguments = start_arguments(path, format, spec, threads, runs=RUNS)
+    arguments = start_arguments(path, format, spec, runs=RUNS, threads=threads)
     command = [str(environment(format, environments)), "-P", "-m", "edgeline.serve.runtime.benchmark", *arguments]
     with expose_device_package() as variables:
         try:

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from edgeline.export.emulation.machine import Machine, end_of, find_tool, one_line, unavailable, write_cpuinfo
 from edgeline.serve.errors import EdgelineError, VerificationError
-from edgeline.serve.runtime.session import usable_cores
+from edgeline.serve.runtime.cpu import usable_cores
 
 TARGET = "arm64"
 CPU = "cortex-a76"

@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 
 from edgeline.export.emulation.machine import Machine, find_tool, unavailable, write_cpuinfo
-from edgeline.serve.runtime.session import usable_cores
+from edgeline.serve.runtime.cpu import usable_cores
 
 TARGET = "x86-avx2"
 CPU = "max"

@@ -44,9 +44,9 @@ for name in sys.argv[3:]:
         start = time.perf_counter()
         classifier = Classifier.open(sys.argv[1], variant=name, prove=False)
         loaded = time.perf_counter()
-        settings = runtime.session_settings(classifier.variant.saturates)
+        settings = runtime.session_settings(**runtime.options_for(classifier.variant))
         found |= {"exact_setting": "session.x64quantprecision" in settings}
-        proof = golden.prove(classifier.artifact, classifier.answer, name)
+        proof = golden.run_self_test(classifier.artifact, classifier.answer, name)
         seconds = {"load_s": loaded - start, "sample_s": (time.perf_counter() - loaded) / proof.samples}
         figures = {key: getattr(proof, key) for key in proof.__slots__}
         found |= {"passed": True, **figures, **{key: round(value, 2) for key, value in seconds.items()}}

@@ -22,8 +22,8 @@ from collections.abc import Iterator
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from edgeline.serve.artifact.cam_outputs import EMBEDDING, EVIDENCE
 from edgeline.serve.errors import ConfigError
-from edgeline.serve.explain import EMBEDDING, EVIDENCE
 
 PREFIX = "explain."
 """Of the names of everything that is added, by which it can be removed again."""

@@ -11,8 +11,8 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from edgeline.export.graph.cam_outputs import shapes_of
+from edgeline.serve.artifact.cam_outputs import EMBEDDING, EVIDENCE
 from edgeline.serve.errors import ExportError
-from edgeline.serve.explain import EMBEDDING, EVIDENCE
 from edgeline.serve.preprocess import PreprocessSpec
 
 IR_VERSION = 8

@@ -28,11 +28,11 @@ from edgeline.pipeline.runs.atomic_files import file_digest
 from edgeline.pipeline.runs.receipts import read_receipt
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.artifact import manifest as manifests
+from edgeline.serve.artifact.cam_outputs import EMBEDDING, EVIDENCE
 from edgeline.serve.artifact.manifest import FileEntry, Manifest, Variant
+from edgeline.serve.artifact.training_features import FILE_NAME as FEATURES_NAME
 from edgeline.serve.drift.report import FILE_NAME as STATISTICS_NAME
 from edgeline.serve.errors import VerificationError
-from edgeline.serve.explain import EMBEDDING, EVIDENCE
-from edgeline.serve.explain import FILE_NAME as FEATURES_NAME
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.backends import files_of
 

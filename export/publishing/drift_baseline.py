@@ -19,11 +19,12 @@ from edgeline.pipeline.data.samples import ADMITTED, Sample, map_ahead, read_ima
 from edgeline.pipeline.models.checkpoint import Checkpoint
 from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.run import Run
+from edgeline.serve.artifact.cam_outputs import EMBEDDING
+from edgeline.serve.artifact.training_features import FILE_NAME as FEATURES_NAME
+from edgeline.serve.artifact.training_features import SCHEMA, Features
 from edgeline.serve.drift.collector import Drift, origin_of
 from edgeline.serve.drift.report import FILE_NAME
 from edgeline.serve.drift.snapshot import OF_A_VERSION
-from edgeline.serve.explain import EMBEDDING, SCHEMA, Features
-from edgeline.serve.explain import FILE_NAME as FEATURES_NAME
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
 from edgeline.serve.runtime.session import create_session
 

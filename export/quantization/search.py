@@ -39,7 +39,8 @@ from edgeline.pipeline.runs.atomic_files import digest_of
 from edgeline.pipeline.thresholds import Int8Thresholds
 from edgeline.serve.errors import DataError, ExportError, TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
-from edgeline.serve.runtime.session import create_session, multiplies_exactly
+from edgeline.serve.runtime.cpu import multiplies_exactly
+from edgeline.serve.runtime.session import create_session
 
 MAX_VALIDATION_IMAGES = 512
 """Validation images that recipes are measured on."""

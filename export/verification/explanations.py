@@ -19,8 +19,8 @@ from edgeline.export.parity.similarity import sqnr_db
 from edgeline.export.thresholds import SAME_FEATURES
 from edgeline.export.verification.report import MapFigures
 from edgeline.pipeline.models.backbones import Network
+from edgeline.serve.artifact.cam_outputs import EMBEDDING, EVIDENCE
 from edgeline.serve.errors import VerificationError
-from edgeline.serve.explain import EMBEDDING, EVIDENCE
 
 IMAGES = 24
 """Images that are compared: the stress images and the first held-out ones."""

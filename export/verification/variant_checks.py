@@ -27,7 +27,8 @@ from edgeline.export.variant_registry import Check, VariantSpec
 from edgeline.export.verification.context import Findings, VerificationContext
 from edgeline.export.verification.coreml import check_structure
 from edgeline.export.verification.explanations import compare_maps
-from edgeline.serve.runtime.session import create_session, usable_cores
+from edgeline.serve.runtime.cpu import usable_cores
+from edgeline.serve.runtime.session import create_session
 
 PROBE_IMAGES = 24
 """Images that other thread counts and optimization levels are tried on."""

@@ -23,8 +23,8 @@ from edgeline.pipeline.progress import track
 from edgeline.serve.errors import EdgelineError
 from edgeline.serve.runtime.backends import files_of, not_run_here
 from edgeline.serve.runtime.benchmark import RUNS, costs, times_command
+from edgeline.serve.runtime.cpu import usable_cores
 from edgeline.serve.runtime.provenance import provenance
-from edgeline.serve.runtime.session import usable_cores
 
 Result = PassedVariant | UnrunVariant | FailedVariant
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from edgeline.pipeline.data.samples import SPLITS, Split
-from edgeline.serve.artifact.manifest import check_labels
+from edgeline.serve.artifact.labels import check_labels
 from edgeline.serve.errors import DataError
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgeline.serve.errors import DataError
 from edgeline.serve.preprocess import Limits, PreprocessSpec, preprocess
-from edgeline.serve.runtime.session import usable_cores
+from edgeline.serve.runtime.cpu import usable_cores
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edgeline.serve.artifact.golden import likely_fault
+from edgeline.serve.artifact.pixel_difference import likely_cause
 from edgeline.serve.errors import VerificationError
 from edgeline.serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, preprocess
 
@@ -89,7 +89,7 @@ def check_preprocessing(path: Path, spec: PreprocessSpec) -> float:
         off = [name for name in differences if differences[name] > MAX_FINGERPRINT_DIFFERENCE]
         raise VerificationError(
             f"preprocessing differs from that at training time: the stress images {', '.join(off)} differ, by up to "
-            f"{differences[worst]:.1f} of 255 ({worst}): {likely_fault(then[worst], now[worst])}; use the same "
+            f"{differences[worst]:.1f} of 255 ({worst}): {likely_cause(then[worst], now[worst])}; use the same "
             "edgeline and Pillow, or train again",
             code="preprocess_changed",
         )

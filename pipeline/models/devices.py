@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from edgeline.serve.errors import ConfigError, TrainingError
-from edgeline.serve.runtime.session import usable_cores
+from edgeline.serve.runtime.cpu import usable_cores
 
 CPU_BATCH = 8
 """Images in an inference batch on a CPU. Fastest: the layers' outputs for more images do not fit into the CPU's cache."""

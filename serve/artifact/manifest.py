@@ -1,29 +1,29 @@
-"""The manifest of an artifact: what it is, what it takes and gives, and which files belong to it.
+"""The manifest of an artifact: its metadata, the model's inputs and outputs, and its files.
 
-Laws, each with a test:
-- `Manifest.from_dict(manifest.to_dict()) == manifest`, and fields that this version does not know are kept;
-- every path is relative, POSIX, without `..`, and named once;
-- all problems of a manifest are told at once.
+Properties, each with a test:
+- `Manifest.from_dict(manifest.to_dict()) == manifest`, and unknown fields are preserved;
+- every path is relative, POSIX, without `..`, and unique;
+- all problems of a manifest are reported at once.
 """
 
 import json
 import re
-from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, Self, TypeVar
 
+from edgeline.serve.artifact.labels import check_labels
 from edgeline.serve.errors import ManifestError
 from edgeline.serve.preprocess import PreprocessSpec
 
 SCHEMA = "edgeline.artifact/1"
 FILE_NAME = "manifest.json"
 MAX_BYTES = 8 * 2**20
-"""A manifest over this size is refused unread; 20,000 labels need about 0.5 MiB."""
+"""A larger manifest is rejected without reading it; 20,000 labels need about 0.5 MiB."""
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?")
-"""Artifact names: they become folders and URLs."""
+"""Artifact names; they are used in folder names and URLs."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -43,33 +43,33 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """One runnable form of the model."""
+    """One executable form of the model."""
 
     name: str
     """For example `onnx-fp32`."""
     file: str
-    """The path of its file in the artifact."""
+    """Path of its file in the artifact."""
     format: str
-    """`onnx`, `ort`, or another runtime's; see `serve.runtime.backends`."""
+    """A key of `serve.runtime.backends.BACKENDS`, for example `onnx`."""
     precision: str
     """`float32`, `int8`, `float16 weights` (computes in float32) or `float16`."""
     max_batch: int
-    """The largest batch it was verified at."""
+    """Largest batch size that was verified."""
     verification: dict[str, Any]
-    """What the gate found for this variant, in short; `verification.json` has all of it.
+    """Summary of the verification; `verification.json` has all results.
 
-    `passed` is null, and `not_run` says why, where it could not run on the machine that proved the others.
+    `passed` is null, with the reason in `not_run`, if it could not run on the machine that verified the others.
     """
 
     @property
     def saturates(self) -> bool:
-        """Whether x86 without VNNI might compute another answer at its fastest: unless the gate found that it cannot."""
+        """Whether int8 products may saturate on x86 without VNNI: True unless the verification found that they cannot."""
         return self.verification.get("saturates") is not False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What `manifest.json` says."""
+    """The contents of `manifest.json`."""
 
     name: str
     version: int
@@ -86,19 +86,19 @@ class Manifest:
     task: str = "image-classification"
     schema: str = SCHEMA
     extra: dict[str, Any] = field(default_factory=dict)
-    """Fields of a newer minor schema, kept as they were read."""
+    """Fields of a newer minor schema, preserved unchanged."""
 
     @classmethod
     def from_json(cls, data: bytes) -> Self:
         """Parse a manifest file.
 
         Raises:
-            ManifestError: not JSON, too large, or anything that `from_dict` refuses.
+            ManifestError: not JSON, too large, or invalid as for `from_dict`.
         """
         if len(data) > MAX_BYTES:
             raise ManifestError(f"{FILE_NAME} has {len(data):,} bytes, the limit is {MAX_BYTES:,}")
         try:
-            return cls.from_dict(json.loads(data, parse_constant=_refuse_constant))
+            return cls.from_dict(json.loads(data, parse_constant=_reject_constant))
         except (ValueError, RecursionError) as error:
             raise ManifestError(f"{FILE_NAME} is not JSON: {error}") from error
 
@@ -110,9 +110,9 @@ class Manifest:
             ManifestError: with every problem found, separated by `; `.
         """
         if not isinstance(data, dict):
-            raise ManifestError(f"{FILE_NAME} must hold an object, got {type(data).__name__}")
+            raise ManifestError(f"{FILE_NAME} must be an object, got {type(data).__name__}")
         if data.get("schema") != SCHEMA:
-            raise ManifestError(f"{FILE_NAME} has schema {data.get('schema')!r}, this edgeline reads {SCHEMA!r}")
+            raise ManifestError(f"{FILE_NAME} has schema {data.get('schema')!r}, this version of edgeline reads {SCHEMA!r}")
         if missing := sorted(_TYPES.keys() - data.keys()):
             raise ManifestError(f"{FILE_NAME} lacks {', '.join(missing)}")
         problems = [
@@ -170,7 +170,7 @@ class Manifest:
         """The named variant, or the first one, which is the float32 reference.
 
         Raises:
-            ManifestError: there is none of that name.
+            ManifestError: no variant has that name.
         """
         for variant in self.variants:
             if name in (None, variant.name):
@@ -181,12 +181,12 @@ class Manifest:
         """The entry of a file.
 
         Raises:
-            ManifestError: the manifest names no such file.
+            ManifestError: the file is not in the manifest.
         """
         for entry in self.files:
             if entry.path == path:
                 return entry
-        raise ManifestError(f"{FILE_NAME} names no file {path!r}")
+        raise ManifestError(f"{FILE_NAME} has no file {path!r}")
 
 
 _TYPES: dict[str, type] = {
@@ -207,28 +207,8 @@ _TYPES: dict[str, type] = {
 }
 
 
-def check_labels(labels: list[Any]) -> list[str]:
-    """Return what is wrong with a list of class names, nothing for a good one.
-
-    A label is one line of `labels.txt` and the unit of every report: text, not empty, without control characters or
-    surrounding blanks, and not there twice.
-    """
-    if not all(isinstance(label, str) for label in labels):
-        return ["labels must be text"]
-    problems = [
-        f"label {label!r} is empty, has blanks around it, or has a control character"
-        for label in labels
-        if not label or label != label.strip() or not label.isprintable()
-    ]
-    if len(labels) < 2:
-        problems.append(f"labels must be at least 2, got {len(labels)}")
-    if repeated := [label for label, count in Counter(labels).items() if count > 1]:
-        problems.append(f"labels named twice: {', '.join(repeated)}")
-    return problems
-
-
 def is_safe_path(path: str) -> bool:
-    """Whether a path stays inside the folder it is relative to, on every system."""
+    """Whether a relative path stays inside its folder, on every operating system."""
     parts = PurePosixPath(path).parts
     return (
         bool(parts)
@@ -239,8 +219,8 @@ def is_safe_path(path: str) -> bool:
     )
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}, which JSON does not have and other readers refuse")
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"it contains {name}, which is not valid JSON")
 
 
 Entry = TypeVar("Entry", FileEntry, Variant)
@@ -272,12 +252,12 @@ def _problems(data: dict[str, Any], files: list[FileEntry], variants: list[Varia
     paths = [entry.path for entry in files]
     problems += [f"file path {path!r} is not a plain relative path" for path in paths if not is_safe_path(path)]
     if len(set(paths)) < len(paths) or FILE_NAME in paths:
-        problems.append("files must name each file once, and not the manifest itself")
+        problems.append("files must contain each file once, and not the manifest itself")
     for entry in files:
         if entry.size < 0 or not SHA256.fullmatch(entry.sha256):
-            problems.append(f"{entry.path}: size and sha256 are not a size and a SHA-256")
+            problems.append(f"{entry.path}: invalid size or sha256")
     if not variants:
-        problems.append("variants must name at least one model")
+        problems.append("variants must have at least one model")
     problems += [f"variant {v.name}: max_batch must be at least 1, got {v.max_batch}" for v in variants if v.max_batch < 1]
     problems += [f"variant {v.name}: {v.file} is not among the files" for v in variants if v.file not in paths]
     for where in ("inputs", "outputs"):

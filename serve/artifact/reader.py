@@ -1,10 +1,10 @@
-"""Open an artifact: every size and SHA-256 is checked before any parser sees a byte.
+"""Open an artifact: the size and SHA-256 of every file are checked before it is parsed.
 
     artifact = open_artifact(Path("artifacts/store/digits"))     # the newest version of that name
-    artifact.read("model.onnx")                                  # the very bytes that were checked
+    artifact.read("model.onnx")                                  # exactly the bytes that were checked
 
-The store's layout is `<store>/<name>/<version>/`, a version being a whole number. A folder under its final name is whole
-and never changes (`export.publishing.publish` sees to that), so listing the store needs no index file.
+The store's layout is `<store>/<name>/<version>/`; versions are whole numbers. A folder with its final name is complete and
+never changes (`export.publishing.store` ensures this), so listing the store needs no index file.
 """
 
 import hashlib
@@ -20,55 +20,55 @@ from edgeline.serve.errors import ArtifactError, DigestError, StoreError
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact whose files were all found to be what its manifest names."""
+    """An artifact of which all files match the manifest."""
 
     folder: Path
     manifest: Manifest
     manifest_sha256: str
-    """Of `manifest.json`'s bytes as they were read: names exactly this artifact."""
+    """Of the bytes of `manifest.json`; identifies this artifact."""
 
     def read(self, path: str) -> bytes:
-        """The bytes of one of its files, checked again as they are read, so that a swap after opening is noticed.
+        """Read one of its files and check it again, so that a replacement after opening is noticed.
 
         Raises:
-            DigestError: they are not what the manifest names.
+            DigestError: the file does not match the manifest.
         """
         entry = self.manifest.file(path)
         data = _read(self.folder / path)
         digest = hashlib.sha256(data).hexdigest()
         if (len(data), digest) != (entry.size, entry.sha256):
             raise DigestError(
-                f"{path}: {len(data):,} bytes with sha256 {digest[:12]}, the manifest names {entry.size:,} bytes with "
+                f"{path}: {len(data):,} bytes with sha256 {digest[:12]}, the manifest has {entry.size:,} bytes with "
                 f"{entry.sha256[:12]}; copy the artifact again"
             )
         return data
 
 
 def open_artifact(path: Path) -> Artifact:
-    """Open an artifact folder, or the newest version under a name's folder, and check every file of it.
+    """Open an artifact folder, or the newest version in a name's folder, and check all files.
 
     Raises:
-        ArtifactError: there is none, it holds links, other files than its manifest names, or files that differ.
+        ArtifactError: there is none, or it has links, files that are not in the manifest, or files that differ from it.
     """
     folder = resolve(path)
-    held = _read(folder / manifests.FILE_NAME, manifests.MAX_BYTES)
-    manifest = Manifest.from_json(held)
+    manifest_data = _read(folder / manifests.FILE_NAME, manifests.MAX_BYTES)
+    manifest = Manifest.from_json(manifest_data)
     named = {entry.path for entry in manifest.files} | {manifests.FILE_NAME}
     if unknown := sorted(_files_below(folder) - named):
-        raise ArtifactError(f"{folder} holds files that its manifest does not name: {', '.join(unknown[:5])}")
-    artifact = Artifact(folder, manifest, hashlib.sha256(held).hexdigest())
+        raise ArtifactError(f"{folder} has files that are not in its manifest: {', '.join(unknown[:5])}")
+    artifact = Artifact(folder, manifest, hashlib.sha256(manifest_data).hexdigest())
     for entry in manifest.files:
         size = _stat(folder / entry.path).st_size
         if size != entry.size:
-            raise DigestError(f"{entry.path}: {size:,} bytes, the manifest names {entry.size:,}; copy the artifact again")
+            raise DigestError(f"{entry.path}: {size:,} bytes, the manifest has {entry.size:,}; copy the artifact again")
         data = artifact.read(entry.path)
         if entry.role == "labels" and data.decode(errors="replace").split("\n")[:-1] != list(manifest.labels):
-            raise ArtifactError(f"{entry.path} does not list the labels that the manifest names, in their order")
+            raise ArtifactError(f"{entry.path} does not list the labels of the manifest in the same order")
     return artifact
 
 
 def resolve(path: Path) -> Path:
-    """Return the artifact folder that a path means: itself, or the newest version below it.
+    """Return the artifact folder for a path: itself, or the newest version in it.
 
     Raises:
         ArtifactError: the path is neither.
@@ -80,11 +80,11 @@ def resolve(path: Path) -> Path:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
     if path.is_dir() and (numbers := versions(path)):
         return path / str(numbers[-1])
-    raise ArtifactError(f"no artifact at {path}: expected a folder with {manifests.FILE_NAME}, or with version folders in it")
+    raise ArtifactError(f"no artifact at {path}: expected a folder with {manifests.FILE_NAME}, or with version folders")
 
 
 def names(store: Path) -> list[str]:
-    """The names published in a store, sorted; none where the store does not exist yet."""
+    """The names published in a store, sorted; empty if the store does not exist yet."""
     try:
         with os.scandir(store) as entries:
             found = [e.name for e in entries if manifests.NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
@@ -96,7 +96,7 @@ def names(store: Path) -> list[str]:
 
 
 def versions(folder: Path) -> list[int]:
-    """The version numbers published under a name's folder, ascending; none where it does not exist."""
+    """The version numbers published in a name's folder, ascending; empty if it does not exist."""
     try:
         with os.scandir(folder) as entries:
             return sorted(int(e.name) for e in entries if is_version(e.name) and e.is_dir(follow_symlinks=False))
@@ -107,21 +107,21 @@ def versions(folder: Path) -> list[int]:
 
 
 def is_version(name: str) -> bool:
-    """Whether a folder's name is a version number, written the one way there is."""
+    """Whether a folder's name is a version number in canonical form."""
     return name.isascii() and name.isdigit() and not name.startswith("0") and len(name) < 10
 
 
 def _files_below(folder: Path) -> set[str]:
     found = set()
 
-    def refuse(error: OSError) -> None:  # left alone, os.walk passes over what it cannot list
+    def fail(error: OSError) -> None:  # by default os.walk skips folders that it cannot list
         raise ArtifactError(f"{error.filename}: {error.strerror}; copy the artifact again") from error
 
-    for parent, folders, files in os.walk(folder, onerror=refuse):
+    for parent, folders, files in os.walk(folder, onerror=fail):
         for name in [*folders, *files]:
             path = Path(parent, name)
             if path.is_symlink():
-                raise ArtifactError(f"{path} is a link; an artifact holds plain files only")
+                raise ArtifactError(f"{path} is a link; an artifact has only plain files")
         found |= {Path(parent, name).relative_to(folder).as_posix() for name in files}
     return found
 
@@ -132,7 +132,7 @@ def _stat(path: Path) -> os.stat_result:
     except OSError as error:
         raise ArtifactError(f"{path}: {error.strerror}; copy the artifact again") from error
     if not stat.S_ISREG(found.st_mode):
-        raise ArtifactError(f"{path} is no plain file; an artifact holds plain files only")
+        raise ArtifactError(f"{path} is not a plain file; an artifact has only plain files")
     return found
 
 

@@ -1,7 +1,4 @@
-"""`edgeline drift`: what a model met in the field, against what it was judged on.
-
-Nothing heavy is imported here: it imports what it needs when it runs.
-"""
+"""`edgeline drift`: production images compared with an artifact's held-out images. Imports its dependencies when it runs."""
 
 import json
 from pathlib import Path
@@ -15,25 +12,23 @@ from edgeline.serve.cli.options import Json
 def drift(
     snapshots: Annotated[
         list[Path],
-        typer.Argument(metavar="SNAPSHOT...", help="Files that `edgeline predict --drift` wrote, of one device or of many."),
+        typer.Argument(metavar="SNAPSHOT...", help="Files written by `edgeline predict --drift` on one or more devices."),
     ],
     artifact: Annotated[
         Path,
-        typer.Option(
-            help="The artifact they were taken with: its folder, or a name's folder in a store for the newest version."
-        ),
+        typer.Option(help="The artifact that produced them: its folder, or a name's folder in a store for the newest version."),
     ],
     fail_over: Annotated[
-        float | None, typer.Option(min=0, help="End with exit code 1 if a statistic's PSI is over this, and over chance.")
+        float | None, typer.Option(min=0, help="Exit code 1 if the PSI of a statistic exceeds both this and `by chance`.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Tell how far images and answers in the field are from those the artifact was judged on.
+    """Compare production images and predictions with the artifact's held-out images.
 
-    For brightness, contrast, sizes, confidence, predicted classes and, of artifacts that tell it, the distance of the
-    features: the population stability index (PSI), the PSI that images of the very same kind exceed once in a hundred
-    times, and the Jensen-Shannon distance. A rule of thumb for PSI: under 0.1 nothing changed, over 0.25 much did.
-    docs/drift.md says what is counted.
+    For brightness, contrast, sizes, confidence, predicted classes and, if the artifact has it, the distance of the features:
+    the population stability index (PSI), the PSI that images of the same distribution exceed in one of a hundred cases, and
+    the Jensen-Shannon distance. Rule of thumb for PSI: below 0.1 no change, above 0.25 a large change. docs/drift.md defines
+    the statistics.
 
         edgeline drift drift.json --artifact artifacts/store/flowers
 

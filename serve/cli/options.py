@@ -1,4 +1,4 @@
-"""Options that several of the device's commands share. Nothing heavy is imported here."""
+"""Options that several of the device's commands share. Imports nothing heavy."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 Artifact = Annotated[Path, typer.Argument(help="An artifact's folder, or a name's folder in a store for its newest version.")]
-Variant = Annotated[str | None, typer.Option(help="Which form of the model; by default the float32 reference.")]
+Variant = Annotated[str | None, typer.Option(help="Variant of the model; by default the float32 reference.")]
 Threads = Annotated[
-    int | None, typer.Option(min=1, max=1024, help="Threads to compute with; by default as many as this process may use.")
+    int | None, typer.Option(min=1, max=1024, help="Threads for one image; by default as many as this process may use.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, one object per line.")]

@@ -1,6 +1,6 @@
-"""One line about one image, as `edgeline predict` writes it: `docs/predict.md` has its schema.
+"""The output line of `edgeline predict` for one image; `docs/predict.md` has its schema.
 
-Invariant: the figures are those of `Classifier.predict` and of the server, because the same methods compute them.
+Invariant: the numbers equal those of `Classifier.predict` and of the server, because the same methods compute them.
 """
 
 import time
@@ -25,15 +25,14 @@ def answer(
     """Classify one picture.
 
     Args:
-        classifier: whose answer it is.
-        picture: read already.
-        top_k: how many classes to name, at most all of them.
-        drift: takes note of the picture and its answer.
-        explain: whether to say why, where the artifact can.
+        classifier: classifies it.
+        picture: the image.
+        top_k: how many classes to return, at most all of them.
+        drift: records the image and its prediction.
+        explain: whether to add class activation maps, if the artifact has them.
 
     Returns:
-        The line, of JSON types: where the picture comes from, whose answer it is, and either `predictions` and `times` or
-        `error` and `code`.
+        The line, as JSON types: the source of the image, the model, and either `predictions` and `times` or `error` and `code`.
     """
     manifest = classifier.manifest
     line: dict[str, Any] = {

@@ -1,25 +1,25 @@
-"""`edgeline serve`: artifacts over HTTP.
-
-Nothing heavy is imported here: it imports what it needs when it runs.
-"""
+"""`edgeline serve`: artifacts over HTTP. Imports its dependencies when it runs."""
 
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgeline.serve.cli.options import Variant
 
+if TYPE_CHECKING:
+    from edgeline.serve.inference.scheduler import ConcurrencyPlan
+
 MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 50_000_000
-MOST_PIXELS = 178_956_970
-"""Repeated from `serve.preprocess.Limits`, whose import would make `--help` slow; a test compares them."""
+PILLOW_MAX_PIXELS = 178_956_970
+"""Duplicated from `serve.preprocess`, so that `--help` does not import Pillow; a test compares them."""
 
 
 class LogFormat(StrEnum):
-    """How a log is written."""
+    """Format of the log."""
 
     TEXT = "text"
     JSON = "json"
@@ -30,62 +30,62 @@ def serve(
         list[Path],
         typer.Argument(
             metavar="ARTIFACT...",
-            help="Artifact folders, or names' folders in a store: of those the newest version, and every newer one that comes.",
+            help="Artifact folders, or names' folders in a store for their newest version and all later ones.",
         ),
     ],
-    host: Annotated[str, typer.Option(help="Address to listen on; mind who can reach it.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Listen address; use 127.0.0.1 unless clients are remote.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for a free one.")] = 8000,
     store: Annotated[
         Path | None,
-        typer.Option(help="Store to offer for download under /artifacts; by default the one that the artifact lies in."),
+        typer.Option(help="Store to publish for download under /artifacts; by default the store of the artifact."),
     ] = None,
     variant: Variant = None,
     runners: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Images to work on at once; by default found out at the first start.")
+        int | None, typer.Option(min=1, max=1024, help="Images to process at once; by default measured at the first start.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Threads for one image; by default found out at the first start.")
+        int | None, typer.Option(min=1, max=1024, help="Threads for one image; by default measured at the first start.")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, max=8, help="Most images of one run; by default found out at the first start.")
+        int | None, typer.Option(min=1, max=8, help="Maximum batch size; by default measured at the first start.")
     ] = None,
-    queue: Annotated[int, typer.Option(min=1, max=100_000, help="Images that may wait; one more gets 503.")] = 64,
-    deadline: Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds a request may take.")] = 10.0,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Largest image in bytes; a larger one gets 413.")] = MAX_BYTES,
+    queue: Annotated[int, typer.Option(min=1, max=100_000, help="Queue capacity; requests beyond it receive 503.")] = 64,
+    deadline: Annotated[float, typer.Option(min=0.001, max=3600, help="Request deadline, in seconds.")] = 10.0,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Maximum image size in bytes; larger images receive 413.")] = MAX_BYTES,
     max_pixels: Annotated[
-        int, typer.Option(min=1, max=MOST_PIXELS, help="Largest width * height, read from the header before decoding.")
+        int, typer.Option(min=1, max=PILLOW_MAX_PIXELS, help="Maximum width * height of an image, checked before decoding.")
     ] = MAX_PIXELS,
-    grace: Annotated[int, typer.Option(min=1, help="Seconds that accepted requests get after SIGTERM or SIGINT.")] = 30,
+    grace: Annotated[int, typer.Option(min=1, help="Seconds to finish accepted requests after SIGTERM or SIGINT.")] = 30,
     challenger: Annotated[
-        Path | None, typer.Option(help="Another artifact, or version, that answers a share of what the first is asked.")
+        Path | None, typer.Option(help="Another artifact or version that receives a share of the requests for the first.")
     ] = None,
-    challenger_share: Annotated[float, typer.Option(min=0, max=1, help="That share, 0 to 1.")] = 0.1,
+    challenger_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the challenger, 0 to 1.")] = 0.1,
     tokens: Annotated[
-        Path | None, typer.Option(help="File of bearer tokens, one a line; without it everybody may ask.")
+        Path | None, typer.Option(help="File of bearer tokens, one per line; if omitted, authentication is disabled.")
     ] = None,
-    certificate: Annotated[Path | None, typer.Option(help="Certificate chain for TLS, PEM; with --key.")] = None,
+    certificate: Annotated[Path | None, typer.Option(help="Certificate chain for TLS, PEM; needs --key.")] = None,
     key: Annotated[Path | None, typer.Option(help="Private key of the certificate, PEM.")] = None,
-    cors: Annotated[list[str] | None, typer.Option(help="An origin whose pages may ask; may be repeated.")] = None,
-    log_format: Annotated[LogFormat, typer.Option(help="How the log is written to stderr.")] = LogFormat.TEXT,
-    access_log: Annotated[bool, typer.Option("--access-log", help="Write a line for each request.")] = False,
-    drift: Annotated[bool, typer.Option("--drift", help="Keep statistics of images and answers for /drift.")] = False,
-    otel: Annotated[bool, typer.Option("--otel", help="Send traces to where the OTEL_* variables say.")] = False,
+    cors: Annotated[list[str] | None, typer.Option(help="Origin that is allowed by CORS; may be repeated.")] = None,
+    log_format: Annotated[LogFormat, typer.Option(help="Format of the log on stderr.")] = LogFormat.TEXT,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log each request.")] = False,
+    drift: Annotated[bool, typer.Option("--drift", help="Collect statistics of images and predictions for /drift.")] = False,
+    otel: Annotated[bool, typer.Option("--otel", help="Send OpenTelemetry traces, as set by the OTEL_* variables.")] = False,
     metrics_port: Annotated[
         int,
         typer.Option(
-            min=0, max=65535, help="Port of 127.0.0.1 for /metrics and /drift, where --host is reached by other machines."
+            min=0, max=65535, help="Port on 127.0.0.1 for /metrics and /drift, if --host is reachable by other machines."
         ),
     ] = 8001,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder for what later starts can use again; by default in the user's cache.")
+        Path | None, typer.Option(help="Cache folder, which makes later starts faster; by default in the user's cache folder.")
     ] = None,
 ) -> None:
     """Serve artifacts over HTTP.
 
-    The address is printed when the socket is open. `/readyz` answers 200 as soon as the artifact has proven itself, and else
-    says why not; `/healthz` answers while the process lives. A version that is published later is tried in a process of its
-    own and then takes over; SIGHUP looks for one at once, SIGUSR1 goes back to the version before. Stops with exit code 0 on
-    SIGTERM or SIGINT, when the accepted requests are answered.
+    Prints the address when the socket is open. `/readyz` returns 200 once the artifact has passed its golden samples, otherwise
+    the reason; `/healthz` returns 200 while the process runs. A version that is published later is validated in a separate
+    process and then replaces the current one; SIGHUP checks for new versions immediately, SIGUSR1 rolls back. On SIGTERM or
+    SIGINT, finishes accepted requests and stops with exit code 0.
 
         edgeline serve artifacts/store/flowers --port 8000
 
@@ -93,21 +93,16 @@ def serve(
     """
     from edgeline.serve.http.config import ServerConfig
     from edgeline.serve.http.main import run
-    from edgeline.serve.inference.scheduler import ConcurrencyPlan
     from edgeline.serve.preprocess import Limits
-    from edgeline.serve.runtime.session import usable_cores
 
-    plan = None
-    if threads is not None or runners is not None or batch is not None:
-        cores = usable_cores()
-        plan = ConcurrencyPlan(workers=runners or max(1, cores // (threads or 1)), threads=threads or 1, batch=batch or 1)
+    # Every option is mapped to the server's configuration here, and nowhere else.
     config = ServerConfig(
         artifacts=artifacts,
         host=host,
         port=port,
         store=store,
         variant=variant,
-        plan=plan,
+        plan=_concurrency_plan(runners, threads, batch),
         limits=Limits(max_bytes=max_bytes, max_pixels=max_pixels),
         deadline_s=deadline,
         queue=queue,
@@ -128,8 +123,19 @@ def serve(
     run(config)
 
 
+def _concurrency_plan(runners: int | None, threads: int | None, batch: int | None) -> "ConcurrencyPlan | None":
+    """The plan for the given options; None, to measure the best plan, if none of them is given."""
+    from edgeline.serve.inference.scheduler import ConcurrencyPlan
+    from edgeline.serve.runtime.cpu import usable_cores
+
+    if runners is None and threads is None and batch is None:
+        return None
+    threads = threads or 1
+    return ConcurrencyPlan(workers=runners or max(1, usable_cores() // threads), threads=threads, batch=batch or 1)
+
+
 def default_cache() -> Path | None:
-    """Where the server keeps what later starts can use again; None for a user without a home."""
+    """The server's default cache folder; None for a user without a home directory."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeline"
     except RuntimeError:

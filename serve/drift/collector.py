@@ -1,17 +1,16 @@
-"""Streaming statistics of what a model meets and answers: fixed memory, a few microseconds an image, safe between threads.
+"""Streaming statistics of a model's inputs and predictions: fixed memory, a few microseconds per image, thread-safe.
 
     drift = drift_of(classifier)
     drift.observe(pixels_HW3, probabilities_K, width=4000, height=3000, size_bytes=2_500_000)
     drift.snapshot()                 # JSON types; `serve.drift.snapshot` merges, compares and reads them
 
-Kept are, as histograms with count, mean and variance: brightness and contrast of the model's pixels; width, height, aspect and
-encoded size of the image; the best class's probability, its margin over the second, and the entropy of all as a share of the
-largest there is. And how often each class was the best.
+The statistics are histograms with count, mean and variance: brightness and contrast of the model's pixels; width, height,
+aspect ratio and encoded size of the image; the top probability, its margin over the second, and the entropy as a fraction of
+the maximum. In addition, how often each class was predicted. If the artifact has the distribution of its training images'
+features, also the distance of each image's features from it.
 
-Where an artifact carries what its training images' features are like, also the distance of each image's features from theirs.
-
-Observing copies about a thousand of the model's pixel values, and the probabilities, into a buffer of `BATCH` images; the
-arithmetic is done on a full buffer at once.
+`observe` copies about a thousand of the model's pixel values, and the probabilities, into a buffer of `BATCH` images; the
+statistics are computed for a full buffer at once.
 
 Shapes: B images in the buffer, V pixel values of each, H x W the model's input, K classes, C features.
 """
@@ -23,33 +22,36 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
+from edgeline.serve.artifact.cam_outputs import EMBEDDING
+from edgeline.serve.artifact.training_features import Features
 from edgeline.serve.drift.snapshot import EDGES, EMBEDDING_EDGES, SCHEMA
-from edgeline.serve.explain import EMBEDDING, Features
+from edgeline.serve.preprocess import FORMATS
 
 if TYPE_CHECKING:
     from edgeline.serve.classifier import Classifier
 
 BATCH = 64
 VALUES = 1000
-"""About so many of the model's pixel values are looked at, evenly spread; of a small input all."""
+"""Approximate number of pixel values that are sampled, evenly spaced; all of them for a small input."""
 ORIGINS = ("width", "height", "size_bytes")
 
 
 class Drift:
-    """The statistics of one model since its construction."""
+    """The statistics of one model since this object was created."""
 
     def __init__(
         self, labels: tuple[str, ...], height: int, width: int, features: Features | None = None, **identity: Any
     ) -> None:
-        """Start with nothing.
+        """Create empty statistics.
 
         Args:
             labels: class names in index order.
             height: rows of the model's input.
-            width: columns of it.
-            features: of the training images; what is then kept has `embedding` too.
-            identity: `model`, `version` and `manifest_sha256`, which go into every snapshot.
+            width: columns of the model's input.
+            features: of the training images; adds the statistic `embedding`.
+            identity: `model`, `version` and `manifest_sha256`, which are part of every snapshot.
         """
         self._identity = {name: identity[name] for name in ("model", "version", "manifest_sha256")}
         self._labels = labels
@@ -76,15 +78,15 @@ class Drift:
         height: float = math.nan,
         size_bytes: float = math.nan,
     ) -> None:
-        """Take note of one image and its answer.
+        """Record one image and its prediction.
 
         Args:
-            pixels_HW3: uint8, as the model saw them.
-            probabilities_K: what it answered, finite.
-            embedding_C: its features; left out where the variant gives none.
-            width: of the image as it is stored; left out where it is not known.
-            height: the same.
-            size_bytes: of the encoded image; left out for one that never was a file.
+            pixels_HW3: uint8, the model's input.
+            probabilities_K: the model's output, finite.
+            embedding_C: its features; None if the variant has none.
+            width: of the stored image; NaN if unknown.
+            height: of the stored image; NaN if unknown.
+            size_bytes: of the encoded image; NaN if it was not a file.
         """
         with self._lock:
             at = self._filled
@@ -99,12 +101,12 @@ class Drift:
 
     @property
     def count(self) -> int:
-        """How many images were observed."""
+        """Number of observed images."""
         with self._lock:
             return int(self._predicted_K.sum()) + self._filled
 
     def snapshot(self) -> dict[str, Any]:
-        """All of it, as `serve.drift.snapshot` describes it; observing goes on."""
+        """The current statistics in the format of `serve.drift.snapshot`; observing continues."""
         with self._lock:
             self._fold()
             return {
@@ -118,7 +120,7 @@ class Drift:
             }
 
     def _fold(self) -> None:
-        """Empty the buffer into the statistics; with the lock held."""
+        """Move the buffer into the statistics; the lock must be held."""
         count, self._filled = self._filled, 0
         if count == 0:
             return
@@ -130,7 +132,7 @@ class Drift:
         nats_B = -(probabilities_BK * np.log(np.maximum(probabilities_BK, np.finfo(np.float32).tiny))).sum(1)
         best_B, rows_B = probabilities_BK.argmax(1), np.arange(count)
         top_B = probabilities_BK[rows_B, best_B]
-        probabilities_BK[rows_B, best_B] = -1  # the buffer is filled anew
+        probabilities_BK[rows_B, best_B] = -1  # overwrites the buffer, which is no longer needed
         observed = {
             "brightness": mean_B,
             "contrast": np.sqrt(np.einsum("bv,bv->b", levels_BV, levels_BV) / levels_BV.shape[1]),
@@ -158,7 +160,7 @@ class _Statistic:
         self._mean = self._squares = 0.0
 
     def add(self, values_B: np.ndarray) -> None:
-        """Add values at once: the formulae of Chan, Golub and LeVeque (1979), which `serve.drift.snapshot.merge` uses too."""
+        """Add a batch of values, by the formulae of Chan, Golub and LeVeque (1979), as in `serve.drift.snapshot.merge`."""
         if not values_B.size:
             return
         before, count = int(self._counts.sum()), values_B.size
@@ -181,7 +183,7 @@ class _Statistic:
 
 
 def _step(rows: int, row_length: int) -> int:
-    """Between two values that are looked at: without a divisor in common with a row, so that every column and color is met."""
+    """Distance of two sampled values; coprime to the row length, so that every column and color is sampled."""
     step = max(1, rows * row_length // VALUES)
     while math.gcd(step, row_length) > 1:
         step -= 1
@@ -196,11 +198,7 @@ def drift_of(classifier: "Classifier") -> Drift:
 
 
 def origin_of(image: bytes) -> dict[str, int]:
-    """`width`, `height` and `size_bytes` of an image that was decoded already, from its header."""
-    from PIL import Image
-
-    from edgeline.serve.preprocess import FORMATS
-
+    """Read `width`, `height` and `size_bytes` from the header of an image that is known to be valid."""
     with Image.open(io.BytesIO(image), formats=FORMATS) as header:
         return {"width": header.width, "height": header.height, "size_bytes": len(image)}
 

@@ -1,9 +1,9 @@
-"""How far what a model met in the field is from what it was judged on: snapshots of devices against an artifact's reference.
+"""Drift between a model's inputs in production and its validation images: snapshots of devices compared with a reference.
 
     report = compare([Path("drift.json")], Path("artifacts/store/birds"))
     report["drifted"]                 # ["brightness", "entropy"]
 
-What retrains on a schedule asks this; so does `edgeline drift`.
+Used by `edgeline drift` and by scheduled retraining.
 """
 
 import hashlib
@@ -17,26 +17,26 @@ from edgeline.serve.drift.snapshot import MAX_BYTES, distance, merge, read_snaps
 from edgeline.serve.errors import ArtifactError, InputError
 
 FILE_NAME = "statistics.json"
-"""Of the reference in an artifact: a snapshot of its held-out images."""
+"""The reference in an artifact: a snapshot of its held-out images."""
 LIMIT = 0.25
-"""The population stability index from which on much has changed, by the rule of thumb."""
+"""Population stability index that indicates a large change, by a rule of thumb."""
 
 
 def compare(paths: Sequence[Path], artifact: Path, limit: float = LIMIT) -> dict[str, Any]:
-    """Merge snapshots and hold them against an artifact's reference.
+    """Merge snapshots and compare them with an artifact's reference.
 
     Args:
-        paths: snapshot files, all of this very artifact.
+        paths: snapshot files, all of this artifact.
         artifact: its folder, or a name's folder in a store for its newest version.
-        limit: a statistic has drifted if its `psi` is over it, and over what chance gives.
+        limit: a statistic has drifted if its `psi` exceeds both this and `psi_by_chance`.
 
     Returns:
-        JSON types: `model`, `version`, `since`, `until`, `count`, `reference_count`, `limit`, `statistics` as
-        `serve.drift.snapshot.distance` gives them, and `drifted`, the names of those that have.
+        JSON types: `model`, `version`, `since`, `until`, `count`, `reference_count`, `limit`, `statistics` from
+        `serve.drift.snapshot.distance`, and `drifted`, the names of the statistics that have drifted.
 
     Raises:
-        ArtifactError: the artifact is not whole, or carries no reference.
-        InputError: a file is no snapshot, or one of another model or version.
+        ArtifactError: the artifact is incomplete, or has no reference.
+        InputError: a file is not a snapshot, or a snapshot of another model or version.
     """
     opened = open_artifact(artifact)
     reference = read_reference(opened)
@@ -44,8 +44,8 @@ def compare(paths: Sequence[Path], artifact: Path, limit: float = LIMIT) -> dict
     sha256 = hashlib.sha256((opened.folder / MANIFEST_NAME).read_bytes()).hexdigest()
     if snapshot["manifest_sha256"] != sha256:
         raise InputError(
-            f"the snapshots are of {snapshot['model']} {snapshot['version']}, with another manifest than {opened.folder}; name "
-            "the folder of the version they were taken with",
+            f"the snapshots belong to {snapshot['model']} {snapshot['version']}, with another manifest than {opened.folder}; "
+            "give the folder of the version that produced them",
             code="snapshots_differ",
         )
     statistics = distance(snapshot, reference)
@@ -59,14 +59,14 @@ def compare(paths: Sequence[Path], artifact: Path, limit: float = LIMIT) -> dict
 
 
 def read_reference(artifact: Artifact) -> dict[str, Any]:
-    """The statistics of the images that an artifact was judged on.
+    """The statistics of an artifact's held-out images.
 
     Raises:
-        ArtifactError: it carries none.
+        ArtifactError: it has none.
     """
     if not any(entry.path == FILE_NAME for entry in artifact.manifest.files):
         raise ArtifactError(
-            f"{artifact.folder} carries no {FILE_NAME}, as artifacts of earlier versions; publish it again", code="no_reference"
+            f"{artifact.folder} has no {FILE_NAME}; it was made by an older version, publish it again", code="no_reference"
         )
     return read_snapshot(artifact.read(FILE_NAME))
 

@@ -1,4 +1,4 @@
-"""Snapshots of drift statistics: read, merge, and hold against a reference. Plain JSON types, no numpy.
+"""Snapshots of drift statistics: read, merge and compare with a reference. Plain JSON types, no numpy.
 
     {"schema": "edgeline.drift/1", "model": "birds", "version": 3, "manifest_sha256": "9f...",
      "since": "2026-11-01T12:00:00+00:00", "until": "2026-11-02T12:00:00+00:00", "count": 8123,
@@ -6,12 +6,12 @@
                                    "count": 8123, "mean": 117.2, "variance": 904.1}, ...},
      "predicted": {"labels": ["wren", ...], "counts": [77, ...]}}
 
-A histogram has a bin more than edges: bin i counts the values from edge i-1 up to, but not including, edge i; the first and the
-last bin are open. Bins never depend on the data, so snapshots of any devices and times can be added. An artifact's own
-reference is of no version and no time: there `version`, `manifest_sha256`, `since` and `until` are null.
+A histogram has one bin more than edges: bin i counts the values from edge i-1 up to, but not including, edge i; the first and
+last bins are open. Bins never depend on the data, so snapshots of different devices and times can be added. An artifact's own
+reference has no version and no time: its `version`, `manifest_sha256`, `since` and `until` are null.
 
-Laws, each with a test: merging equals having observed together; its order does not matter; the distance of a snapshot to itself
-is 0, and it grows with a shift.
+Properties, each with a test: merging equals observing all images together, in any order; the distance of a snapshot to itself
+is 0 and grows with a shift.
 """
 
 import json
@@ -24,7 +24,7 @@ from edgeline.serve.errors import InputError
 
 SCHEMA = "edgeline.drift/1"
 MAX_BYTES = 16 * 2**20
-"""A larger file is refused unread; one with 20,000 labels has about 0.6 MiB."""
+"""A larger file is rejected before parsing; one with 20,000 labels has about 0.6 MiB."""
 
 _SHARES = [step / 20 for step in range(1, 20)]
 EDGES: dict[str, list[float]] = {
@@ -38,25 +38,25 @@ EDGES: dict[str, list[float]] = {
     "margin": [*_SHARES, 0.96, 0.97, 0.98, 0.99, 0.995, 0.999, 0.9999],
     "entropy": [0.0001, 0.001, 0.005, 0.01, 0.02, 0.03, 0.04, *_SHARES],
 }
-"""The inner edges of every statistic's bins: even steps, or of lengths and sizes even ratios; finest where models are sure."""
+"""The inner bin edges of every statistic: linear, or logarithmic for lengths and sizes; finest for confident predictions."""
 
 EMBEDDING_EDGES = [round(2 ** (step / 8), 5) for step in range(-16, 33)]
-"""Of `embedding`, the distance of an image's features from the training images', which only some artifacts can tell."""
+"""For `embedding`, the distance of an image's features from the training images', which only some artifacts have."""
 OF_A_VERSION = ("version", "manifest_sha256", "since", "until")
-"""What is null in an artifact's own reference."""
+"""Null in an artifact's own reference."""
 SMALLEST_GROUP = 5
-"""Counts that a cell of the reference needs for a comparison to mean something (Cochran 1954)."""
+"""Minimum count of a group of the reference for a meaningful comparison (Cochran 1954)."""
 GROUPS = 10
-"""Into about so many groups of equal weight the reference's bins are put together, as PSI is used to."""
+"""Approximate number of groups of equal weight that the reference's bins are combined into; usual for PSI."""
 Z_99 = 2.3263
-"""What a standard normal variable exceeds once in a hundred times."""
+"""99 % quantile of the standard normal distribution."""
 
 
 def read_snapshot(data: bytes) -> dict[str, Any]:
-    """Parse a snapshot, from wherever it came.
+    """Parse a snapshot from an untrusted source.
 
     Raises:
-        InputError: it is none; the message says what is wrong with it.
+        InputError: it is invalid; the message has the reason.
     """
     if len(data) > MAX_BYTES:
         raise _invalid(f"it has {len(data):,} bytes, the limit is {MAX_BYTES:,}")
@@ -74,18 +74,18 @@ def read_snapshot(data: bytes) -> dict[str, Any]:
 
 
 def merge(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The snapshot that one device would have taken, had it seen the images of all.
+    """The snapshot of one device that observed all of the images.
 
-    Count, mean and variance are added as in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing
-    sample variances" (1979).
+    Count, mean and variance are combined as in Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for
+    computing sample variances" (1979).
 
     Raises:
-        InputError: they are none, of different models or versions, or have different bins.
+        InputError: the list is empty, or they have different models, versions or bins.
     """
     if not snapshots:
-        raise InputError("there is no snapshot to merge", code="snapshot_invalid")
+        raise InputError("no snapshot to merge", code="snapshot_invalid")
     if any(snapshot["since"] is None for snapshot in snapshots):
-        raise InputError("an artifact's own reference is no snapshot of a device", code="snapshot_invalid")
+        raise InputError("an artifact's own reference is not a snapshot of a device", code="snapshot_invalid")
     first, *others = snapshots
     for other in others:
         for name in ("model", "version", "manifest_sha256"):
@@ -110,21 +110,21 @@ def merge(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def distance(snapshot: dict[str, Any], reference: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """How far every statistic of a snapshot is from a reference.
+    """The distance of every statistic of a snapshot from a reference.
 
-    The bins are first put together to about ten groups of equal weight in the reference, and one of those in which it has
-    nothing; of the predicted classes, those with fewer than five images become one. Then:
+    The bins are first combined into about ten groups of equal weight in the reference, and one group of its empty bins;
+    predicted classes with fewer than five images form one group. Then:
 
-    - `psi`, the population stability index (Siddiqi, "Credit Risk Scorecards", 2006, with its rule of thumb: under 0.1 nothing
-      changed, over 0.25 much did). Half a count is added to every group, or its logarithm might not be finite; to the group
-      without any as many as bins have just one, which is what Good (1953) expects there;
-    - `psi_by_chance`, which images of the very same kind exceed once in a hundred times, because both samples are finite: the
-      99 % point of chi-square times (1/n + 1/m) (Yurdakul, "Statistical Properties of Population Stability Index", 2018);
+    - `psi`, the population stability index (Siddiqi, "Credit Risk Scorecards", 2006, with its rule of thumb: below 0.1 no
+      change, above 0.25 a large change). Half a count is added to every group to keep its logarithm finite; to the group of
+      empty bins, the number of bins with exactly one count, which is its expected count according to Good (1953);
+    - `psi_by_chance`, which images of the same distribution exceed in one of a hundred cases, because both samples are finite:
+      the 99 % point of chi-square times (1/n + 1/m) (Yurdakul, "Statistical Properties of Population Stability Index", 2018);
     - `js`, the Jensen-Shannon distance: 0 for equal shares, 1 for disjoint ones (the square root of the divergence of Lin,
       "Divergence Measures Based on the Shannon Entropy", 1991, in bits; a metric by Endres and Schindelin, 2003).
 
     Returns:
-        For each statistic that both have values of, and for `predicted`: these three, `count`, and of numbers `mean` and
+        For each statistic with values in both, and for `predicted`: these three and `count`; for statistics also `mean` and
         `reference_mean`.
 
     Raises:
@@ -146,7 +146,7 @@ def distance(snapshot: dict[str, Any], reference: dict[str, Any]) -> dict[str, d
 
 
 def _groups_of_bins(counts: list[int]) -> list[tuple[list[int], float]]:
-    """Groups of bins, each with what is added to its count; the last one is of the bins in which the reference has nothing."""
+    """Groups of bins, each with the count to add; the last one has the bins that are empty in the reference."""
     enough = max(SMALLEST_GROUP, sum(counts) / GROUPS)
     groups: list[list[int]] = [[]]
     for index, count in enumerate(counts):
@@ -180,7 +180,7 @@ def _distances(seen: list[int], held: list[int], groups: list[tuple[list[int], f
 
 
 def _chi_square_99(freedom: int) -> float:
-    """The 99 % point of chi-square, by the cube root of Wilson and Hilferty (1931): good to 1 % from two degrees on."""
+    """The 99 % point of chi-square, by the cube root of Wilson and Hilferty (1931): accurate to 1 % from two degrees on."""
     if freedom < 1:
         return 0.0
     spread = 2 / (9 * freedom)
@@ -213,7 +213,7 @@ def _compare_bins(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 def _check(snapshot: dict[str, Any]) -> None:
-    """Raise whatever the first oddity leads to; the caller makes one error of it."""
+    """Raise any exception for an invalid snapshot; the caller turns it into an `InputError`."""
     if not isinstance(snapshot["model"], str):
         raise TypeError("model, which must be text")
     if any(snapshot[name] is not None for name in OF_A_VERSION):
@@ -244,7 +244,7 @@ def _whole(name: str, numbers: list[Any]) -> None:
 
 
 def _invalid(reason: str) -> InputError:
-    return InputError(f"this is no snapshot of drift statistics: {reason}", code="snapshot_invalid")
+    return InputError(f"not a snapshot of drift statistics: {reason}", code="snapshot_invalid")
 
 
 def _different(what: str) -> InputError:

@@ -1,10 +1,10 @@
-"""Keep the drift statistics of a running `edgeline predict` in a file, written anew every minute and at the end.
+"""Write the drift statistics of a running `edgeline predict` to a file, every minute and at the end.
 
-    with kept_snapshot(Path("drift.json"), tell) as note:
-        answer(classifier, picture, 5, note(classifier))
+    with drift_file(Path("drift.json"), report) as drift_for:
+        answer(classifier, picture, 5, drift_for(classifier))
 
-The file is replaced, never written to, so a reader finds one whole snapshot. When another version of the artifact takes over,
-the statistics start anew; those of the version before stay beside it as `drift.json.<version>`.
+The file is replaced atomically, so a reader always sees a complete snapshot. After a switch to another version of the artifact
+the statistics start again at zero; those of the previous version are kept next to it as `drift.json.<version>`.
 """
 
 import json
@@ -21,42 +21,42 @@ INTERVAL_S = 60.0
 
 
 @contextmanager
-def kept_snapshot(path: Path, tell: Callable[[str], None]) -> Iterator[Callable[[Classifier], Drift]]:
-    """Give a function from the classifier at hand to the statistics that observe it, and keep these in a file.
+def drift_file(path: Path, report: Callable[[str], None]) -> Iterator[Callable[[Classifier], Drift]]:
+    """Yield a function that returns the statistics of the current classifier, and write these to a file.
 
     Args:
         path: of the file; its folder exists.
-        tell: called with one line when it cannot be written, which ends nothing.
+        report: called with one line when it cannot be written; it is tried again later.
 
     Raises:
         OSError: it cannot be written at the end.
     """
-    kept = _Kept(path, tell)
-    kept.thread.start()
+    writer = _Writer(path, report)
+    writer.thread.start()
     try:
-        yield kept.drift_for
+        yield writer.drift_for
     finally:
-        kept.ended.set()
-        kept.thread.join()
-        kept.write()
+        writer.ended.set()
+        writer.thread.join()
+        writer.write()
 
 
-class _Kept:
-    """One file, and the statistics that belong into it."""
+class _Writer:
+    """A file and the statistics that are written to it."""
 
-    def __init__(self, path: Path, tell: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, report: Callable[[str], None]) -> None:
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._run, name="edgeline-drift", daemon=True)
         self._path = path
-        self._tell = tell
+        self._report = report
         self._classifier: Classifier | None = None
         self._drift: Drift | None = None
         self._written = 0
         self._lock = threading.Lock()
-        """Held while the file is written, and while other statistics become its own."""
+        """Held while the file is written or the statistics are exchanged."""
 
     def drift_for(self, classifier: Classifier) -> Drift:
-        """The statistics of a classifier; another one's, if there were any, are written for the last time."""
+        """Return the statistics of a classifier; those of a previous one are written a last time."""
         if self._drift is None or classifier is not self._classifier:
             with self._lock:
                 if self._drift is not None and self._classifier is not None:
@@ -66,7 +66,7 @@ class _Kept:
         return self._drift
 
     def write(self) -> None:
-        """Replace the file, if there is news."""
+        """Replace the file if the statistics have changed."""
         with self._lock:
             if self._drift is not None and (count := self._drift.count) != self._written:
                 _write(self._path, self._drift)
@@ -80,7 +80,7 @@ class _Kept:
         try:
             function(*args)
         except OSError as error:
-            self._tell(f"{self._path} cannot be written: {error.strerror}; it is tried again")
+            self._report(f"{self._path} cannot be written: {error.strerror}; trying again later")
 
 
 def _write(path: Path, drift: Drift) -> None:

@@ -9,7 +9,7 @@ from edgeline.serve.http.config import ServerConfig
 from edgeline.serve.inference.autotune import find_plan, load_plan, sample_image, save_plan
 from edgeline.serve.inference.sandbox import validate_in_subprocess
 from edgeline.serve.inference.scheduler import ConcurrencyPlan, Engine
-from edgeline.serve.runtime.session import usable_cores
+from edgeline.serve.runtime.cpu import usable_cores
 
 LOG = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ import numpy as np
 from edgeline.serve.artifact import golden
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.inference.scheduler import BATCHES, ConcurrencyPlan
-from edgeline.serve.runtime.graph_cache import is_ours
+from edgeline.serve.runtime.graph_cache import is_private
 from edgeline.serve.runtime.provenance import machine
 from edgeline.serve.runtime.session import load_onnxruntime
 
@@ -94,7 +94,7 @@ def _speed_ratio(
 
 def load_plan(classifier: Classifier, cores: int, cache: Path | None) -> ConcurrencyPlan | None:
     """Return the plan that was saved for this model on a machine like this; None if there is none that can be trusted."""
-    if cache is None or not is_ours(cache):
+    if cache is None or not is_private(cache):
         return None
     try:
         saved = json.loads((cache / _file_name(classifier, cores)).read_bytes())
@@ -111,7 +111,7 @@ def save_plan(plan: ConcurrencyPlan, classifier: Classifier, cores: int, cache: 
         return
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not is_ours(cache):
+        if not is_private(cache):
             return
         path = cache / _file_name(classifier, cores)
         partial = path.with_suffix(f".{os.getpid()}")

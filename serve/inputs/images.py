@@ -1,7 +1,7 @@
-"""Where `edgeline predict` gets its images from: paths on the command line, or paths and JPEGs through a pipe.
+"""Images of `edgeline predict`: paths on the command line, and paths through a pipe.
 
-Every source is an iterator of `Picture`. What cannot be read is a picture too, with the reason instead of bytes: it gets its
-line among the answers and costs the others nothing.
+Every source is an iterator of `Picture`. An image that cannot be read is a `Picture` with the error instead of bytes: it gets
+its own line in the output and does not affect the others.
 """
 
 import os
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 STDIN = "-"
 CHUNK_BYTES = 2**16
 MAX_PATH_BYTES = 2**15
-"""Systems end at 4,096; a longer line is no path."""
+"""Operating systems allow 4,096; a longer line is not a path."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One image on its way to the classifier."""
+    """An input image of the classifier."""
 
     where: dict[str, str | int]
     """`{"path": ...}`, or `{"frame": n}` counted from 1."""
     content: "bytes | Image.Image | InputError"
-    """A file's bytes, a camera's upright RGB picture, or why there is none."""
+    """A file's bytes, a camera's upright RGB image, or the error."""
 
 
 def from_paths(arguments: list[str], max_bytes: int) -> Iterator[Picture]:
-    """The images of a command line, folders as the files in them, `-` as the one on stdin."""
+    """The images of command-line arguments: files, folders with files, or `-` for one image on stdin."""
     for argument in arguments:
         folder = Path(argument)
         if argument == STDIN:
@@ -45,25 +45,25 @@ def from_paths(arguments: list[str], max_bytes: int) -> Iterator[Picture]:
             continue
         files = sorted(str(path) for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
         if not files:
-            reason = InputError("this folder holds no files", code="image_unreadable")
+            reason = InputError("this folder has no files", code="image_unreadable")
             yield Picture({"path": argument}, reason)
         for file in files:
             yield read_picture(file, max_bytes)
 
 
 def from_lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[Picture]:
-    """The images whose paths come one a line, as `find` writes them. Empty lines mean nothing."""
+    """The images whose paths are given one per line, as `find` writes them. Empty lines are ignored."""
     for line in _lines(chunks):
         path = os.fsdecode(line)
         if len(line) > MAX_PATH_BYTES:
-            reason = InputError(f"a line of over {MAX_PATH_BYTES:,} bytes is no path", code="image_unreadable")
+            reason = InputError(f"a line of over {MAX_PATH_BYTES:,} bytes is not a path", code="image_unreadable")
             yield Picture({"path": f"{path[:80]}..."}, reason)
         elif line:
             yield read_picture(path, max_bytes)
 
 
 def read_picture(path: str, max_bytes: int) -> Picture:
-    """Read an image file, but never much more than a limit."""
+    """Read an image file; a file over the limit is not read."""
     try:
         return Picture({"path": path}, _read(path, max_bytes))
     except InputError as error:
@@ -71,14 +71,14 @@ def read_picture(path: str, max_bytes: int) -> Picture:
 
 
 def stdin_chunks(stop: Stop) -> Iterator[bytes]:
-    """What comes through stdin, as soon as it is there, until its end or until the process is asked to end."""
+    """Read stdin as data arrives, until its end or until a stop is requested."""
     descriptor = sys.stdin.fileno()
     while stop.readable(descriptor) and (chunk := os.read(descriptor, CHUNK_BYTES)):
         yield chunk
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Split at line feeds; of a line that is too long for a path the beginning comes, once."""
+    """Split at line feeds; a line that is too long for a path is truncated."""
     held = b""
     for chunk in chunks:
         *ended, rest = (held[: MAX_PATH_BYTES + 1] + chunk).split(b"\n")

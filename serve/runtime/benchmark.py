@@ -1,8 +1,9 @@
-"""What a model costs on this machine: how long an image takes, what a fresh process takes to start, and its memory.
+"""What a model costs on this machine: time per image, start-up time of a fresh process, and memory.
 
-`python -m edgeline.serve.runtime.benchmark MODEL HEIGHT WIDTH FORMAT THREADS RUNS` prints what a fresh process takes to load a
-model and to answer once and again, as JSON; with a last argument `cannot-saturate` of an int8 model that needs no exact
-setting.
+    python -m edgeline.serve.runtime.benchmark MODEL FORMAT HEIGHT WIDTH RUNS OPTIONS
+
+prints as JSON how long a fresh process takes to load a model and for its first result. OPTIONS is a JSON object, see
+`serve.runtime.session.SessionOptions`.
 """
 
 import json
@@ -11,43 +12,36 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
-from edgeline.serve.runtime.backends import load_file
+from edgeline.serve.runtime.backends import backend, load_file, uses_onnxruntime
+from edgeline.serve.runtime.cpu import usable_cores
 from edgeline.serve.runtime.provenance import DEVICE, provenance, runtime_options
-from edgeline.serve.runtime.session import load_onnxruntime, usable_cores
+from edgeline.serve.runtime.session import SessionOptions, load_onnxruntime
 
 RUNS = 50
-RUNTIMES = {
-    "openvino": ("openvino",),
-    "litert": ("ai-edge-litert",),
-    "executorch": ("executorch", "torch"),
-    "coreml": ("coremltools",),
-}
-"""Distributions that run a format, beside those that every device has."""
-CANNOT_SATURATE = "cannot-saturate"
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds, one image at a time."""
+    """Milliseconds for one image at a time."""
 
     p50_ms: float
     """Model alone."""
     p95_ms: float
     preprocess_p50_ms: float
-    """Decoding and resizing the image that was measured."""
+    """Decoding and resizing the measured image."""
     runs: int
 
 
 def measure(session: Any, image: bytes, spec: PreprocessSpec, *, runs: int = RUNS) -> Latency:
-    """Time a session and the preprocessing apart, after a few runs to warm up.
+    """Time a session and the preprocessing separately, after a few warm-up runs.
 
     Args:
-        session: as `serve.runtime.session.create_session` gives it.
+        session: from `serve.runtime.session.create_session`.
         image: an image file's bytes.
         spec: its preprocessing.
         runs: how many of each are timed.
@@ -67,86 +61,86 @@ def measure(session: Any, image: bytes, spec: PreprocessSpec, *, runs: int = RUN
 
 
 def costs(
-    path: Path, format: str, image: bytes, spec: PreprocessSpec, *, variant: str, saturates: bool = True
+    path: Path, format: str, image: bytes, spec: PreprocessSpec, *, variant: str, **options: Unpack[SessionOptions]
 ) -> dict[str, Any]:
-    """Take all of a model's times here, and its memory.
+    """Measure a model's times and memory on this machine.
 
     Args:
-        path: the model's file; what belongs to it lies beside.
+        path: the model's file; its other files are in the same folder.
         format: as a manifest names it.
         image: an image file's bytes.
         spec: its preprocessing.
-        variant: its name in an artifact, for the command that takes them again.
-        saturates: as `serve.runtime.session.create_session` takes it.
+        variant: its name in an artifact, for the command that repeats the measurement.
+        options: how ONNX Runtime runs it; the number of threads is not used.
 
     Returns:
-        `latency`: a `Latency` as a dictionary on one thread, `threads_1`, and on as many as there are; `start`: `cold_start`;
-        `taken`: `serve.runtime.provenance.taken`.
+        `latency`: a `Latency` as a dictionary for one thread, `threads_1`, and for all usable cores; `start`: `cold_start`;
+        `measured_on`: `serve.runtime.provenance.provenance`.
     """
-    latency = {
-        f"threads_{threads}": asdict(measure(load_file(format, path, threads, saturates=saturates), image, spec))
-        for threads in dict.fromkeys((1, usable_cores()))
-    }
-    start_costs = cold_start(path, format, spec, saturates=saturates)
-    return {"latency": latency, "start": start_costs, "measured_on": times_provenance(variant, format, saturates=saturates)}
+    latency = {}
+    for threads in dict.fromkeys((1, usable_cores())):
+        session = load_file(format, path, **options | {"threads": threads})
+        latency[f"threads_{threads}"] = asdict(measure(session, image, spec))
+    start_costs = cold_start(path, format, spec, **options)
+    return {"latency": latency, "start": start_costs, "measured_on": times_provenance(variant, format, **options)}
 
 
-def times_provenance(variant: str, format: str, *, saturates: bool = True) -> dict[str, Any]:
-    """How a variant's times are taken here; see `serve.runtime.provenance.taken`."""
-    runtime = runtime_options(saturates) if format in ("onnx", "ort") else {"runtime": format}
-    options = {"batch": 1, "runs": RUNS, **runtime}
-    return provenance(times_command(variant), options, packages=(*DEVICE, *RUNTIMES.get(format, ())))
+def times_provenance(variant: str, format: str, **options: Unpack[SessionOptions]) -> dict[str, Any]:
+    """How a variant's times are measured on this machine; see `serve.runtime.provenance.provenance`."""
+    runtime = runtime_options(**options) if uses_onnxruntime(format) else {"runtime": format}
+    packages = (*DEVICE, *backend(format).packages)
+    return provenance(times_command(variant), {"batch": 1, "runs": RUNS, **runtime}, packages=packages)
 
 
 def times_command(variant: str) -> str:
-    """What to type to take a variant's times."""
+    """The command that measures a variant's times."""
     return f"edgeline check ARTIFACT --variant {variant} --time"
 
 
-def cold_start(path: Path, format: str, spec: PreprocessSpec, *, saturates: bool = True) -> dict[str, float]:
-    """Start a process that loads a model and answers once: milliseconds of each, and the most memory it held, in MB."""
-    arguments = start_arguments(path, format, spec, usable_cores(), runs=0)
-    command = [sys.executable, "-m", "edgeline.serve.runtime.benchmark", *arguments, *([] if saturates else [CANNOT_SATURATE])]
+def cold_start(path: Path, format: str, spec: PreprocessSpec, **options: Unpack[SessionOptions]) -> dict[str, float]:
+    """Start a process that loads a model and runs it once; see `start`."""
+    arguments = start_arguments(path, format, spec, runs=0, **options | {"threads": usable_cores()})
+    command = [sys.executable, "-m", "edgeline.serve.runtime.benchmark", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     return dict(json.loads(done.stdout))
 
 
-def start_arguments(path: Path, format: str, spec: PreprocessSpec, threads: int, *, runs: int) -> list[str]:
-    """What to start this module with."""
-    return [str(path), str(spec.height), str(spec.width), format, str(threads), str(runs)]
+def start_arguments(
+    path: Path, format: str, spec: PreprocessSpec, *, runs: int, **options: Unpack[SessionOptions]
+) -> list[str]:
+    """The command-line arguments of this module."""
+    return [str(path), format, str(spec.height), str(spec.width), str(runs), json.dumps(options)]
 
 
 def start(
-    path: Path, height: int, width: int, format: str, threads: int, *, runs: int = 0, saturates: bool = True
+    path: Path, format: str, size: tuple[int, int], *, runs: int = 0, **options: Unpack[SessionOptions]
 ) -> dict[str, float]:
-    """Import the runtime, load a model and answer black images.
+    """Import the runtime, load a model and run it on black images.
 
     Args:
-        path: the model's file; what belongs to it lies beside.
-        height: of its input.
-        width: of its input.
-        format: as a manifest names it. The import of another runtime than ONNX Runtime counts as loading.
-        threads: for one image.
-        runs: how many answers are timed after the first.
-        saturates: as `serve.runtime.session.create_session` takes it.
+        path: the model's file; its other files are in the same folder.
+        format: as a manifest names it. Importing a runtime other than ONNX Runtime counts as loading.
+        size: height and width of its input.
+        runs: how many runs after the first are timed.
+        options: how ONNX Runtime runs it.
 
     Returns:
-        Milliseconds of the import, the loading and the first answer, and this process's peak in MB; `p50_ms` and `p95_ms` of
-        later answers where any are asked for.
+        Milliseconds for the import, the loading and the first result, and this process's peak memory in MB; with `runs`, also
+        `p50_ms` and `p95_ms` of the later runs.
     """
     begin = time.perf_counter()
-    if format in ("onnx", "ort"):
+    if uses_onnxruntime(format):
         load_onnxruntime()
     imported = time.perf_counter()
-    model = load_file(format, path, threads, saturates=saturates)
+    model = load_file(format, path, **options)
     loaded = time.perf_counter()
-    black_1HW3 = np.zeros((1, height, width, 3), np.uint8)
+    black_1HW3 = np.zeros((1, *size, 3), np.uint8)
     model.run(["probabilities"], {"image": black_1HW3})
-    answered = time.perf_counter()
+    finished = time.perf_counter()
     found = {
         "import_ms": (imported - begin) * 1e3,
         "load_ms": (loaded - imported) * 1e3,
-        "first_answer_ms": (answered - loaded) * 1e3,
+        "first_answer_ms": (finished - loaded) * 1e3,
         "peak_mb": _peak_mb(),
     }
     if not runs:
@@ -160,9 +154,9 @@ def start(
 
 
 def _peak_mb() -> float:
-    """The most memory that this process held, in MB."""
+    """Peak memory of this process, in MB."""
     try:
-        # Not getrusage, which on Linux still counts the process that this one was forked from.
+        # Not getrusage, which on Linux also counts the process that this one was forked from.
         [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
         return int(line.split()[1]) * 1024 / 1e6
     except (OSError, ValueError):
@@ -172,6 +166,5 @@ def _peak_mb() -> float:
 
 
 if __name__ == "__main__":
-    file, height, width, kind, threads, runs, *options = sys.argv[1:]
-    risk = CANNOT_SATURATE not in options
-    print(json.dumps(start(Path(file), int(height), int(width), kind, int(threads), runs=int(runs), saturates=risk)))
+    model_file, model_format, height, width, count, given = sys.argv[1:]
+    print(json.dumps(start(Path(model_file), model_format, (int(height), int(width)), runs=int(count), **json.loads(given))))

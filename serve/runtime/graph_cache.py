@@ -1,17 +1,17 @@
-"""Optimized graphs kept on disk: ONNX Runtime takes half of its loading time to optimize the same graph the same way each time.
+"""Cache of optimized graphs on disk: ONNX Runtime spends half of its loading time on optimizing the same graph again.
 
-    kept = Optimized.of(cache, sha256, variant)      # None where nothing is kept
-    session = kept.load(threads)                     # None where there is nothing yet, or nothing that can be trusted
-    with kept.making(data, threads) as session:      # optimized anew; the next start finds it if this ends well
+    cached = CachedGraph.locate(cache, sha256, variant)   # None if this variant is not cached
+    session = cached.load(threads)                        # None if there is no valid file
+    with cached.create(data, threads) as session:         # optimize; the file is kept if the block succeeds
         ...
 
-A file is for one model file, runtime, processor and set of session settings: what ONNX Runtime makes of a graph at the level
-that ships holds layouts that only suit the processor at hand. Threads change nothing in it.
+A file belongs to one model file, runtime, processor and set of session options: at the optimization level in use, ONNX Runtime
+writes memory layouts that suit only the current processor. The number of threads does not matter.
 
-A folder that belongs to somebody else, or that others may write to, is not used: who can write there gives a wrong model.
-Beside each file lies its size and SHA-256, which are compared before any parser sees a byte, so a disk's errors and half a
-file are noticed; whatever does not fit is deleted and made anew. Nothing here raises for the disk's sake: without room the next
-start takes as long as this one. Golden samples are answered by what was loaded, wherever it came from.
+A folder that belongs to another user, or that others may write to, is not used: they could replace the model.
+The size and SHA-256 of each file are stored next to it and compared before it is parsed, so disk errors and partial files are
+noticed; a file that does not match is deleted and created again. Disk problems never raise: without a cache the next start is
+only slower. Golden samples are checked on every loaded session, cached or not.
 """
 
 import contextlib
@@ -26,64 +26,70 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from edgeline.serve.artifact.manifest import Variant
 from edgeline.serve.errors import ArtifactError
-from edgeline.serve.runtime.session import CPUINFO, create_session, load_onnxruntime, session_settings
+from edgeline.serve.runtime.cpu import CPUINFO, read_cpuinfo
+from edgeline.serve.runtime.provenance import runtime_options
+from edgeline.serve.runtime.session import SessionOptions, create_session, load_onnxruntime, options_for
 
 LOG = logging.getLogger(__name__)
 
 LAYOUT = 1
-"""Of these files; a change makes them all anew."""
+"""Version of the cached files; a change invalidates all of them."""
 PRECISIONS = ("float32", "int8")
-"""What was measured to load faster from here; see docs/adr/0017-optimized-graph-cache.md."""
-MOST_FILES = 16
-MOST_BYTES = 512 * 2**20
-"""The files that were not used for longest go first."""
+"""Those that load faster from the cache; measured in docs/adr/0017-optimized-graph-cache.md."""
+MAX_FILES = 16
+MAX_BYTES = 512 * 2**20
+"""Above these limits, the least recently used files are deleted."""
 ABANDONED_S = 3600.0
-"""After which a file that was not finished is nobody's."""
+"""Age after which an unfinished file is deleted."""
 PROCESSOR = (
     "vendor_id", "cpu family", "model", "model name", "stepping", "flags",
     "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features",
 )  # fmt: skip
-"""Lines of /proc/cpuinfo that say what a processor can do, on x86 and on ARM; the others change with time."""
+"""Fields of /proc/cpuinfo that identify a processor and its features, on x86 and on ARM; the others change over time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Optimized:
-    """The optimized graph of one model file, as it is or would be kept."""
+class CachedGraph:
+    """The optimized graph of one model file, whether or not it exists yet."""
 
     folder: Path
     key: str
-    saturates: bool
+    options: SessionOptions
 
     @classmethod
-    def of(cls, cache: Path | None, sha256: str, variant: Variant) -> Self | None:
-        """The place for a variant's graph; None where there is none, or where it is not kept.
+    def locate(cls, cache: Path | None, sha256: str, variant: Variant) -> Self | None:
+        """Return where a variant's graph is cached; None if it is not.
 
         Args:
-            cache: the folder that `edgeline serve --cache` names; made if it is not there.
+            cache: the folder of `edgeline serve --cache`; created if it does not exist.
             sha256: of the variant's file.
             variant: of an artifact.
         """
-        # A file in ORT's own format is optimized already; other runtimes have caches of their own.
+        # A file in ORT's own format is already optimized; other runtimes have their own caches.
         if cache is None or variant.format != "onnx" or variant.precision not in PRECISIONS:
             return None
-        processor = processor_line()
+        processor = processor_identity()
         if not processor:
-            return None  # a graph for a processor that is not known might be another's
+            return None  # a graph for an unknown processor might be used on another one
         folder = cache / "optimized"
         try:
             for each in (cache, folder):
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
-                if not is_ours(each):
-                    LOG.warning("%s is not used: it is no folder of this user's alone; chmod go-w it, or name another", each)
+                if not is_private(each):
+                    LOG.warning(
+                        "%s is not used: others may write to it; run chmod go-w, or choose another folder",
+                        each,
+                    )
                     return None
         except OSError as error:
-            LOG.info("optimized graphs are not kept: %s", error.strerror)
+            LOG.info("optimized graphs are not cached: %s", error.strerror)
             return None
-        return cls(folder, key_of(sha256, processor, variant.saturates), variant.saturates)
+        options = options_for(variant)
+        return cls(folder, cache_key(sha256, processor, **options), options)
 
     @property
     def file(self) -> Path:
@@ -92,24 +98,23 @@ class Optimized:
 
     @property
     def note(self) -> Path:
-        """Its size and SHA-256, as JSON; its time of change is when it was last used."""
+        """JSON file with its size and SHA-256; the modification time is that of its last use."""
         return self.folder / f"{self.key}.json"
 
     def load(self, threads: int | None = None) -> Any | None:
-        """A session of what is kept; None where there is none, or what is there is not what was kept."""
+        """Create a session from the cached graph; None if there is none, or if it is damaged."""
         try:
-            told = json.loads(self.note.read_bytes())
+            note = json.loads(self.note.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            self.discard(f"its note cannot be read: {error}")
+            self.discard(f"{self.note.name} cannot be read: {error}")
             return None
         try:
-            data = self.file.read_bytes() if self.file.lstat().st_size == told["size"] else b""
-            if hashlib.sha256(data).hexdigest() != told["sha256"]:
-                raise ArtifactError("it is not what was kept")
-            # It was optimized when it was made. Once more changes nothing here; on another day it might.
-            session = create_session(data, threads=threads, level="disable_all", saturates=self.saturates)
+            data = self.file.read_bytes() if self.file.lstat().st_size == note["size"] else b""
+            if hashlib.sha256(data).hexdigest() != note["sha256"]:
+                raise ArtifactError("size or SHA-256 do not match")
+            session = create_session(data, **self.options | {"threads": threads, "level": "disable_all"})
         except (OSError, ArtifactError, KeyError, TypeError) as error:
             self.discard(error)
             return None
@@ -118,13 +123,13 @@ class Optimized:
         return session
 
     @contextlib.contextmanager
-    def making(self, data: bytes, threads: int | None = None) -> Iterator[Any]:
-        """A session of the model itself; what it was optimized to is kept when the block ends without an error.
+    def create(self, data: bytes, threads: int | None = None) -> Iterator[Any]:
+        """Create a session from the model file; its optimized graph is cached when the block ends without an error.
 
         Raises:
             ArtifactError: the runtime cannot load the model.
         """
-        session, partial = self._make(data, threads)
+        session, partial = self._optimize(data, threads)
         try:
             yield session
         except BaseException:
@@ -132,43 +137,43 @@ class Optimized:
                 _remove(partial)
             raise
         if partial is not None:
-            self._keep(partial)
+            self._store(partial)
 
-    def _make(self, data: bytes, threads: int | None) -> tuple[Any, Path | None]:
-        """A session, and the file that its graph was written to where there is room for one."""
+    def discard(self, reason: object) -> None:
+        """Delete the cached files."""
+        LOG.warning("the optimized graph %s is created again: %s", self.file.name, reason)
+        _remove(self.note, self.file)
+
+    def _optimize(self, data: bytes, threads: int | None) -> tuple[Any, Path | None]:
+        """A session, and the temporary file with its graph, or None if it could not be written."""
         partial = None
         try:
             number, name = tempfile.mkstemp(prefix=f"{self.key}.", suffix=".partial", dir=self.folder)
             os.close(number)
             partial = Path(name)
-            return create_session(data, threads=threads, saturates=self.saturates, optimized=partial), partial
-        except (ArtifactError, OSError) as error:  # the disk, most likely; where it is the model, the same comes again
-            LOG.info("the optimized graph is not kept: %s", error)
+            return create_session(data, optimized=partial, **self.options | {"threads": threads}), partial
+        except (ArtifactError, OSError) as error:  # probably the disk; if it is the model, the error is raised again below
+            LOG.info("the optimized graph is not cached: %s", error)
             if partial is not None:
                 _remove(partial)
-        return create_session(data, threads=threads, saturates=self.saturates), None
+        return create_session(data, **self.options | {"threads": threads}), None
 
-    def _keep(self, partial: Path) -> None:
+    def _store(self, partial: Path) -> None:
         note = partial.with_suffix(".note")
         try:
             data = partial.read_bytes()
             note.write_text(json.dumps({"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}))
-            # Other processes may do this at once, with the same bytes. Should they differ, a note fits no file, and it is made
-            # anew. Nothing is flushed to the disk: what a power cut leaves is compared like all else.
+            # Other processes may do this at the same time, with the same bytes. If the bytes differ, file and note do not match
+            # and are created again. There is no fsync: what a power cut leaves behind is compared like everything else.
             partial.replace(self.file)
             note.replace(self.note)
         except OSError as error:
-            LOG.info("the optimized graph is not kept: %s", error)
+            LOG.info("the optimized graph is not cached: %s", error)
             _remove(partial, note)
         self._make_room()
 
-    def discard(self, reason: object) -> None:
-        """Delete what is kept."""
-        LOG.warning("the optimized graph %s is made anew: %s", self.file.name, reason)
-        _remove(self.note, self.file)
-
     def _make_room(self) -> None:
-        """Delete what was not used for longest, above `MOST_FILES` and `MOST_BYTES`, and what was left half done."""
+        """Delete the least recently used graphs above `MAX_FILES` and `MAX_BYTES`, and abandoned temporary files."""
         with contextlib.suppress(OSError):
             for path in self.folder.iterdir():
                 if path.suffix in (".partial", ".note") and time.time() - path.lstat().st_mtime > ABANDONED_S:
@@ -177,32 +182,28 @@ class Optimized:
             total = 0
             for index, path in enumerate(files):
                 total += path.lstat().st_size
-                if index >= MOST_FILES or (index > 0 and total > MOST_BYTES):
+                if index >= MAX_FILES or (index > 0 and total > MAX_BYTES):
                     _remove(path.with_suffix(".json"), path)
 
 
-def key_of(sha256: str, processor: str, saturates: bool) -> str:
-    """The name of a model file's optimized graph: of all that it depends on."""
+def cache_key(sha256: str, processor: str, **options: Unpack[SessionOptions]) -> str:
+    """The file name of a model file's optimized graph: a digest of everything that the graph depends on."""
     ort = load_onnxruntime()
     runtime = [ort.__version__, ort.get_build_info()]
-    told = [LAYOUT, sha256, runtime, platform.system(), processor, "all", session_settings(saturates)]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+    parts = [LAYOUT, sha256, runtime, platform.system(), processor, runtime_options(**options)]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def processor_line(cpuinfo: Path = CPUINFO) -> str:
-    """What the first processor is and can do; empty where the system does not tell."""
-    try:
-        lines = cpuinfo.read_text().partition("\n\n")[0].splitlines()
-    except OSError:
-        return ""
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+def processor_identity(cpuinfo: Path = CPUINFO) -> str:
+    """Identify the first processor and its features; empty if the system does not report them."""
+    fields = read_cpuinfo(cpuinfo)
     if not fields.keys() & {"flags", "Features"}:
         return ""
     return json.dumps([platform.machine(), *(fields.get(name) for name in PROCESSOR)])
 
 
-def is_ours(folder: Path) -> bool:
-    """Whether a path is a folder, and no link to one, that belongs to this user and that nobody else may write to."""
+def is_private(folder: Path) -> bool:
+    """Whether a path is a folder of this user, not a link to one, and no other user may write to it."""
     try:
         found = folder.lstat()
     except OSError:

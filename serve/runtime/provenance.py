@@ -1,30 +1,30 @@
-"""Where, when and with what a figure was taken, and the command that gives it again.
+"""Where, when and how figures were measured, and the command that repeats the measurement.
 
-A time says nothing without its processor, and int8 is another computation on x86 without VNNI. So every group of figures that
-edgeline writes carries what `taken` gives.
+A time means nothing without its processor, and int8 computes differently on x86 without VNNI. So every group of figures that
+edgeline writes has a `measured_on` with the result of `provenance`.
 """
 
 import importlib.metadata
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from edgeline.serve.runtime.session import CPUINFO, multiplies_exactly, session_settings, usable_cores
+from edgeline.serve.runtime.cpu import CPUINFO, multiplies_exactly, read_cpuinfo, usable_cores
+from edgeline.serve.runtime.session import DEFAULTS, PROVIDERS, SessionOptions, session_settings
 
 DEVICE = ("edgeline", "numpy", "pillow", "onnxruntime")
-"""Distributions that a device's answers and times depend on."""
+"""Distributions that a device's predictions and times depend on."""
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_int8", "asimdhp", "asimddp", "i8mm", "sve")
-"""What a processor may say of itself that matters for these kernels."""
+"""Processor features that matter for ONNX Runtime's kernels."""
 
 
 def provenance(command: str, options: dict[str, Any], *, packages: Sequence[str] = DEVICE) -> dict[str, Any]:
-    """Describe this moment on this machine, as JSON types.
+    """Describe the current run environment, as JSON types.
 
     Args:
-        command: what to type to take the figures again.
-        options: what they were taken with.
+        command: repeats the measurement.
+        options: settings of the measurement.
         packages: distributions whose versions matter.
     """
     versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
@@ -33,8 +33,8 @@ def provenance(command: str, options: dict[str, Any], *, packages: Sequence[str]
 
 
 def machine() -> dict[str, Any]:
-    """This machine, as far as figures depend on it; nothing that tells whose it is."""
-    fields = _cpuinfo(CPUINFO)
+    """This machine, as far as figures depend on it; nothing that identifies its owner."""
+    fields = read_cpuinfo(CPUINFO)
     flags = (fields.get("flags") or fields.get("Features") or "").split()
     return {
         "cpu": fields.get("model name") or platform.processor() or platform.machine(),
@@ -46,30 +46,22 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The profile of `export.target` that this machine has: `x86-vnni`, `x86-avx2` or `arm64`."""
+    """The `export.target` that this machine corresponds to: `x86-vnni`, `x86-avx2` or `arm64`."""
     if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
         return "arm64"
     return "x86-vnni" if multiplies_exactly(CPUINFO) else "x86-avx2"
 
 
-def runtime_options(saturates: bool = True) -> dict[str, Any]:
-    """How ONNX Runtime is run here, whatever the number of threads."""
-    return {"provider": "CPUExecutionProvider", "graph_optimization": "all", "session": dict(session_settings(saturates))}
+def runtime_options(**options: Unpack[SessionOptions]) -> dict[str, Any]:
+    """How ONNX Runtime runs a model on this machine, as JSON types; without the number of threads."""
+    level = (DEFAULTS | options)["level"]
+    return {"provider": PROVIDERS[0], "graph_optimization": level, "session": session_settings(**options)}
 
 
 def machine_line(machine: dict[str, Any]) -> str:
-    """A machine in words."""
+    """A machine on one line."""
     flags = f", {' '.join(machine['flags'])}" if machine["flags"] else ""
     return f"{machine['cpu']} ({machine['processor']}{flags}), {machine['cores']} cores, {machine['system']}"
-
-
-def _cpuinfo(path: Path) -> dict[str, str]:
-    """What the first processor says of itself."""
-    try:
-        lines = path.read_text().partition("\n\n")[0].splitlines()
-    except OSError:
-        return {}
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def _distribution() -> str:

@@ -22,7 +22,7 @@ from edgeline.serve.classifier import Classifier
 from edgeline.serve.preprocess import (
     EXIF_ORIENTATION,
     INTERPOLATIONS,
-    LYING,
+    SIDEWAYS,
     UPRIGHT,
     PreprocessSpec,
     fit,
@@ -284,7 +284,7 @@ def cases() -> Iterator[tuple[np.ndarray, tuple[int, int], int, int, PreprocessS
             interpolation=sorted(INTERPOLATIONS)[index // 3 % 3],
         )
         orientation = index % 10
-        scale = jpeg_scale(*((height, width) if orientation in LYING else (width, height)), spec)
+        scale = jpeg_scale(*((height, width) if orientation in SIDEWAYS else (width, height)), spec)
         levels = chance.integers(0, 256, (-(-height // scale), -(-width // scale), 3), dtype=np.uint8)
         yield levels if index % 4 else levels // 128 * 255, (width, height), scale, orientation, spec
 
@@ -311,7 +311,7 @@ def test_a_port_gives_the_very_pixels(program: str, request: pytest.FixtureReque
         given += " ".join(map(str, numbers)).encode() + b"\n" + picture_HW3.tobytes()
         image = Image.fromarray(picture_HW3)
         image = image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
-        size = (height, width) if orientation in LYING else (width, height)
+        size = (height, width) if orientation in SIDEWAYS else (width, height)
         scales.add(scale)
         expected.append(bytes([scale]))
         expected.append(fit(image, spec, reduced_box(*size, orientation, scale, spec)).tobytes())

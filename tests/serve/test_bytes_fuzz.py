@@ -205,5 +205,5 @@ BOMBS = {
 
 
 @pytest.mark.parametrize(("data", "code"), BOMBS.values(), ids=BOMBS)
-def test_a_bomb_is_refused_or_harmless(data: bytes, code: str) -> None:
+def test_a_bomb_is_rejected_or_harmless(data: bytes, code: str) -> None:
     assert set(pixels([data])) == {code}

@@ -41,7 +41,7 @@ def test_probabilities_sum_to_one(classifier: Classifier, photos: list[bytes]) -
         assert sum(prediction.probability for prediction in answer) == pytest.approx(1, abs=1e-6)
 
 
-def test_a_batch_over_the_limit_is_split_and_gives_what_single_images_give(classifier: Classifier, photos: list[bytes]) -> None:
+def test_a_batch_over_the_limit_is_split_and_equals_single_images(classifier: Classifier, photos: list[bytes]) -> None:
     assert classifier.variant.max_batch == 4
     many = photos * 3 + photos[:1]
     for together, alone in zip(classifier.predict(many), (classifier.predict([photo])[0] for photo in many), strict=True):
@@ -49,7 +49,7 @@ def test_a_batch_over_the_limit_is_split_and_gives_what_single_images_give(class
         np.testing.assert_allclose([p.probability for p in together], [p.probability for p in alone], rtol=0, atol=1e-6)
 
 
-def test_the_three_lines_of_its_module_run(artifact_template: Path, photos: list[bytes], capsys: Any) -> None:
+def test_the_example_of_its_module_runs(artifact_template: Path, photos: list[bytes], capsys: Any) -> None:
     lines = [line[4:] for line in (classifier_module.__doc__ or "").splitlines() if line.startswith("    ")]
     code = "\n".join(lines).replace("artifacts/store/digits", str(artifact_template.parent))
     assert len(lines) == 3
@@ -57,7 +57,7 @@ def test_the_three_lines_of_its_module_run(artifact_template: Path, photos: list
     assert capsys.readouterr().out.startswith("red 0.99")
 
 
-def test_no_images_get_no_answers(classifier: Classifier) -> None:
+def test_no_images_yield_no_predictions(classifier: Classifier) -> None:
     assert classifier.predict([]) == []
 
 
@@ -67,17 +67,17 @@ def test_equal_probabilities_are_ordered_by_index(classifier: Classifier) -> Non
 
 
 @pytest.mark.parametrize("top_k", [0, -1])
-def test_top_k_under_one_is_refused(classifier: Classifier, top_k: int) -> None:
+def test_top_k_under_one_is_rejected(classifier: Classifier, top_k: int) -> None:
     with pytest.raises(InputError, match="top_k must be at least 1"):
         classifier.predict([], top_k)
 
 
-def test_a_bad_image_raises(classifier: Classifier, photos: list[bytes]) -> None:
+def test_an_invalid_image_raises(classifier: Classifier, photos: list[bytes]) -> None:
     with pytest.raises(ImageError):
         classifier.predict([photos[0], b"text"])
 
 
-def test_an_unknown_variant_is_refused(artifact_template: Path) -> None:
+def test_an_unknown_variant_is_rejected(artifact_template: Path) -> None:
     with pytest.raises(ManifestError, match="no variant 'int4'"):
         Classifier.open(artifact_template, variant="int4")
 
@@ -115,24 +115,24 @@ BROKEN_CONTRACTS = [fix_the_batch, rename_the_input, drop_the_logits, take_float
 
 
 @pytest.mark.parametrize("edit", BROKEN_CONTRACTS, ids=lambda edit: edit.__name__.replace("_", " "))
-def test_a_graph_that_breaks_its_contract_is_refused(
+def test_a_graph_that_violates_its_contract_is_rejected(
     make_artifact: Callable[..., Path], seal: Seal, edit: Callable[[onnx.ModelProto], None]
 ) -> None:
     folder = edit_model(make_artifact(), seal, edit)
-    with pytest.raises(ArtifactError, match="its manifest promises") as refusal:
+    with pytest.raises(ArtifactError, match="the manifest specifies") as rejection:
         Classifier.open(folder)
-    assert refusal.value.code == "spec_mismatch"
+    assert rejection.value.code == "spec_mismatch"
 
 
-def test_a_label_too_many_is_refused(make_artifact: Callable[..., Path], seal: Seal) -> None:
+def test_an_additional_label_is_rejected(make_artifact: Callable[..., Path], seal: Seal) -> None:
     folder = make_artifact()
     (folder / "labels.txt").write_text("red\ngreen\nblue\ndark\npink\n")
     seal(folder, labels=["red", "green", "blue", "dark", "pink"])
-    with pytest.raises(ArtifactError, match="its manifest promises"):
+    with pytest.raises(ArtifactError, match="the manifest specifies"):
         Classifier.open(folder)
 
 
-def test_a_model_that_gives_no_number_is_refused(make_artifact: Callable[..., Path], seal: Seal, photos: list[bytes]) -> None:
+def test_a_model_that_returns_nan_is_rejected(make_artifact: Callable[..., Path], seal: Seal, photos: list[bytes]) -> None:
     def divide_by_zero(model: onnx.ModelProto) -> None:
         [scale] = [value for value in model.graph.initializer if value.name == "scale"]
         scale.CopyFrom(numpy_helper.from_array(np.array(0, np.float32), "scale"))
@@ -140,9 +140,9 @@ def test_a_model_that_gives_no_number_is_refused(make_artifact: Callable[..., Pa
     folder = edit_model(make_artifact(), seal, divide_by_zero)
     with pytest.raises(ArtifactError, match="not finite"):
         Classifier.open(folder)
-    with pytest.raises(ArtifactError) as refusal:
+    with pytest.raises(ArtifactError) as rejection:
         Classifier.open(folder, prove=False).predict(photos[:1])
-    assert refusal.value.code == "model_output_not_finite"
+    assert rejection.value.code == "model_output_not_finite"
 
 
 def test_an_artifact_may_be_moved(artifact_template: Path, tmp_path: Path, photos: list[bytes]) -> None:
@@ -150,7 +150,7 @@ def test_an_artifact_may_be_moved(artifact_template: Path, tmp_path: Path, photo
     assert Classifier.open(str(tmp_path / "on a card")).predict(photos[:1])[0][0].label == "red"
 
 
-def test_labels_swapped_that_no_golden_sample_shows_are_refused(make_artifact: Callable[..., Path], seal: Seal) -> None:
+def test_swapped_labels_without_golden_samples_are_rejected(make_artifact: Callable[..., Path], seal: Seal) -> None:
     def write_the_labels(model: onnx.ModelProto) -> None:
         model.metadata_props.add(key="edgeline.labels", value="red\ngreen\nblue\ndark")
 
@@ -161,6 +161,6 @@ def test_labels_swapped_that_no_golden_sample_shows_are_refused(make_artifact: C
     (folder / "golden" / "golden.json").write_text(json.dumps(golden))
     (folder / "labels.txt").write_text("red\ngreen\ndark\nblue\n")
     seal(folder, labels=["red", "green", "dark", "blue"])
-    with pytest.raises(ArtifactError, match="was exported for other labels, or for another order") as refusal:
+    with pytest.raises(ArtifactError, match="was exported with other labels than those of the manifest") as rejection:
         Classifier.open(folder)
-    assert refusal.value.code == "spec_mismatch"
+    assert rejection.value.code == "spec_mismatch"

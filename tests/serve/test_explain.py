@@ -1,4 +1,4 @@
-"""Why: what an artifact says of places adds up to its answers, and says where they are."""
+"""Class activation maps: they add up to the logits and show where a class is."""
 
 import io
 import json
@@ -14,12 +14,13 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from edgeline.export.graph.cam_outputs import add_outputs
+from edgeline.serve.artifact.training_features import read_features
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.cli.output import answer
 from edgeline.serve.drift.collector import BATCH, drift_of
 from edgeline.serve.drift.snapshot import distance
 from edgeline.serve.errors import ArtifactError, GoldenError, InputError
-from edgeline.serve.explain import read_features, region_of
+from edgeline.serve.explain import region_of
 from edgeline.serve.inputs.images import Picture, read_picture
 from edgeline.serve.preprocess import PreprocessSpec
 from tests.support.explaining import COLUMNS, ROWS, by_hand, explain_itself, mapped_model
@@ -47,21 +48,21 @@ def folder(explaining_template: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(explaining_template, tmp_path / "store" / "colors" / "1"))
 
 
-def test_the_evidence_is_what_the_linear_layer_makes_of_each_place(classifier: Classifier, photo: bytes) -> None:
+def test_the_map_is_the_linear_layer_applied_to_each_position(classifier: Classifier, photo: bytes) -> None:
     pixels_HW3 = classifier.pixels(photo)
     [evidence_Khw] = classifier.evidence(pixels_HW3[None])
     assert evidence_Khw.dtype == np.float32
     np.testing.assert_allclose(evidence_Khw, by_hand(pixels_HW3), atol=1e-5)
 
 
-def test_the_evidence_adds_up_to_the_logits(classifier: Classifier) -> None:
+def test_the_maps_add_up_to_the_logits(classifier: Classifier) -> None:
     noise_NHW3 = np.random.default_rng(0).integers(0, 256, (7, *SIZE, 3), np.uint8)
     outputs = classifier.run(noise_NHW3, explain=True)
     assert outputs.evidence_NKhw is not None
     np.testing.assert_allclose(outputs.evidence_NKhw.mean((2, 3)), outputs.logits_NK, atol=1e-5)
 
 
-def test_asking_why_changes_no_answer(classifier: Classifier, photo: bytes) -> None:
+def test_explaining_does_not_change_predictions(classifier: Classifier, photo: bytes) -> None:
     pixels_NHW3 = classifier.pixels(photo)[None]
     plain, explained = classifier.run(pixels_NHW3), classifier.run(pixels_NHW3, explain=True)
     assert plain.evidence_NKhw is None
@@ -69,7 +70,7 @@ def test_asking_why_changes_no_answer(classifier: Classifier, photo: bytes) -> N
         assert np.array_equal(getattr(plain, name), getattr(explained, name)), name
 
 
-def test_each_class_is_seen_where_it_is(classifier: Classifier, photo: bytes) -> None:
+def test_each_class_has_its_maximum_where_it_is(classifier: Classifier, photo: bytes) -> None:
     [explanation] = classifier.explain([photo], top_k=2)
     assert [each.label for each in explanation.predictions] in (["red", "blue"], ["blue", "red"])
     sides = {each.label: e_hw for each, e_hw in zip(explanation.predictions, explanation.evidence_Khw, strict=True)}
@@ -78,7 +79,7 @@ def test_each_class_is_seen_where_it_is(classifier: Classifier, photo: bytes) ->
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_region_is_of_the_upright_picture(orientation: int) -> None:
+def test_the_region_refers_to_the_upright_image(orientation: int) -> None:
     spec = PreprocessSpec(height=100, width=100, crop_fraction=0.5)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -90,14 +91,14 @@ def test_the_region_is_of_the_upright_picture(orientation: int) -> None:
     assert region_of(Image.new("RGB", (300, 200)), spec) == pytest.approx(expected)
 
 
-def test_an_artifact_that_cannot_say_why_says_so(artifact_template: Path, photo: bytes) -> None:
+def test_an_artifact_without_explanations_is_an_error(artifact_template: Path, photo: bytes) -> None:
     classifier = Classifier.open(artifact_template)
-    with pytest.raises(InputError, match=r"export\.explain = true") as refusal:
+    with pytest.raises(InputError, match=r"export\.explain = true") as rejection:
         classifier.explain([photo])
-    assert refusal.value.code == "explain_not_available"
+    assert rejection.value.code == "explain_not_available"
 
 
-def test_no_classes_cannot_be_asked_for(classifier: Classifier, photo: bytes) -> None:
+def test_top_k_under_one_is_rejected(classifier: Classifier, photo: bytes) -> None:
     with pytest.raises(InputError, match="at least 1"):
         classifier.explain([photo], top_k=0)
 
@@ -126,32 +127,30 @@ def planted(name: str, change: Any) -> Any:
     ],
     ids=["classes in another order", "no bias", "no temperature", "channels in another order"],
 )
-def test_evidence_of_other_answers_does_not_get_past_the_golden_samples(
-    folder: Path, seal: Any, name: str, change: Any
-) -> None:
+def test_golden_samples_reject_maps_that_do_not_add_up(folder: Path, seal: Any, name: str, change: Any) -> None:
     explain_itself(folder, seal, planted(name, change))
-    with pytest.raises(GoldenError, match="adds up to other logits"):
+    with pytest.raises(GoldenError, match="do not add up to the logits"):
         Classifier.open(folder)
 
 
-def test_a_graph_without_the_promised_outputs_is_refused(folder: Path, seal: Any) -> None:
+def test_a_graph_without_the_specified_outputs_is_rejected(folder: Path, seal: Any) -> None:
     (folder / "model.onnx").write_bytes(mapped_model().SerializeToString())
-    with pytest.raises(ArtifactError, match="evidence") as refusal:
+    with pytest.raises(ArtifactError, match="evidence") as rejection:
         Classifier.open(seal(folder))
-    assert refusal.value.code == "spec_mismatch"
+    assert rejection.value.code == "spec_mismatch"
 
 
-def test_outputs_that_the_manifest_does_not_promise_are_refused(folder: Path, seal: Any) -> None:
+def test_outputs_that_are_not_in_the_manifest_are_rejected(folder: Path, seal: Any) -> None:
     held = json.loads((folder / "manifest.json").read_text())
-    with pytest.raises(ArtifactError) as refusal:
+    with pytest.raises(ArtifactError) as rejection:
         Classifier.open(seal(folder, outputs=held["outputs"][:2]))
-    assert refusal.value.code == "spec_mismatch"
+    assert rejection.value.code == "spec_mismatch"
 
 
 # Device mode
 
 
-def test_a_line_says_why_where_it_is_asked_to(classifier: Classifier, photo: bytes, tmp_path: Path) -> None:
+def test_an_output_line_has_maps_on_request(classifier: Classifier, photo: bytes, tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(photo)
     picture = read_picture(str(tmp_path / "photo.png"), 2**24)
     line = json.loads(json.dumps(answer(classifier, picture, 2, explain=True)))
@@ -164,13 +163,13 @@ def test_a_line_says_why_where_it_is_asked_to(classifier: Classifier, photo: byt
     assert "evidence" not in plain["predictions"][0]
 
 
-def test_who_asks_an_artifact_that_cannot_say_is_answered_without(artifact_template: Path, photo: bytes) -> None:
+def test_without_maps_the_output_line_has_only_predictions(artifact_template: Path, photo: bytes) -> None:
     line = answer(Classifier.open(artifact_template), Picture({"frame": 1}, photo), 1, explain=True)
     assert line["predictions"][0].keys() == {"label", "probability", "index"}
     assert "explanation" not in line
 
 
-def test_the_command_says_why(explaining_template: Path, tmp_path: Path, photo: bytes, run: Any) -> None:
+def test_predict_explain_prints_maps(explaining_template: Path, tmp_path: Path, photo: bytes, run: Any) -> None:
     (tmp_path / "photo.png").write_bytes(photo)
     code, out, _ = run("predict", explaining_template, tmp_path / "photo.png", "--json", "--explain", "--top-k", "1")
     assert code == 0
@@ -179,19 +178,19 @@ def test_the_command_says_why(explaining_template: Path, tmp_path: Path, photo: 
     assert line["explanation"]["method"] == "cam"
 
 
-def test_the_command_tells_what_it_cannot_explain(
+def test_predict_explain_needs_an_artifact_with_maps(
     artifact_template: Path, explaining_template: Path, tmp_path: Path, photo: bytes, run: Any
 ) -> None:
     (tmp_path / "photo.png").write_bytes(photo)
-    code, out, told = run("predict", artifact_template, tmp_path / "photo.png", "--json", "--explain")
+    code, out, err = run("predict", artifact_template, tmp_path / "photo.png", "--json", "--explain")
     assert (code, out) == (1, "")
-    assert "[explain_not_available]" in told
-    code, _, told = run("predict", explaining_template, tmp_path / "photo.png", "--explain")
+    assert "[explain_not_available]" in err
+    code, _, err = run("predict", explaining_template, tmp_path / "photo.png", "--explain")
     assert code == 2
-    assert "--json" in told
+    assert "--json" in err
 
 
-def test_a_frame_has_a_region_too(classifier: Classifier, photo: bytes) -> None:
+def test_a_camera_frame_has_a_region(classifier: Classifier, photo: bytes) -> None:
     with Image.open(io.BytesIO(photo)) as picture:
         line = answer(classifier, Picture({"frame": 0}, picture.convert("RGB")), 1, explain=True)
     assert line["explanation"]["region"] == pytest.approx(list(region_of(photo, classifier.manifest.preprocess)))
@@ -200,25 +199,25 @@ def test_a_frame_has_a_region_too(classifier: Classifier, photo: bytes) -> None:
 # The distance of the features
 
 
-def test_pictures_of_another_kind_are_further_away(classifier: Classifier, explaining_template: Path) -> None:
-    kept = read_features(classifier.artifact)
-    assert kept is not None
+def test_images_of_another_kind_have_a_larger_distance(classifier: Classifier, explaining_template: Path) -> None:
+    features = read_features(classifier.artifact)
+    assert features is not None
     samples = sorted((explaining_template / "golden").glob("*.jpg"))
     usual_NC = np.concatenate([classifier.run(classifier.pixels(p.read_bytes())[None]).embedding_NC for p in samples])  # type: ignore[misc]
     white_NC = classifier.run(np.full((1, *SIZE, 3), 255, np.uint8)).embedding_NC
     assert white_NC is not None
-    assert np.sqrt(np.square(kept.distance(usual_NC)).mean()) == pytest.approx(1, abs=0.02)
-    assert kept.distance(white_NC)[0] > 2
+    assert np.sqrt(np.square(features.distance(usual_NC)).mean()) == pytest.approx(1, abs=0.02)
+    assert features.distance(white_NC)[0] > 2
 
 
-def test_a_feature_that_never_moved_is_no_news_when_it_rounds_otherwise(folder: Path, seal: Any) -> None:
+def test_rounding_of_a_constant_feature_is_a_small_distance(folder: Path, seal: Any) -> None:
     held = json.loads((folder / "embedding.json").read_text())
     held["variance"][0] = 0.0
     (folder / "embedding.json").write_text(json.dumps(held))
-    kept = read_features(Classifier.open(seal(folder)).artifact)
-    assert kept is not None
-    off_NC = (kept.mean_C + [1e-3, 0, 0])[None]
-    assert kept.distance(off_NC)[0] < 0.1
+    features = read_features(Classifier.open(seal(folder)).artifact)
+    assert features is not None
+    off_NC = (features.mean_C + [1e-3, 0, 0])[None]
+    assert features.distance(off_NC)[0] < 0.1
 
 
 def test_drift_has_the_distance_of_every_image(classifier: Classifier, photo: bytes) -> None:
@@ -228,15 +227,15 @@ def test_drift_has_the_distance_of_every_image(classifier: Classifier, photo: by
     assert outputs.embedding_NC is not None
     for _ in range(BATCH + 3):
         drift.observe(pixels_HW3, outputs.probabilities_NK[0], embedding_C=outputs.embedding_NC[0])
-    kept = read_features(classifier.artifact)
-    assert kept is not None
+    features = read_features(classifier.artifact)
+    assert features is not None
     found = drift.snapshot()["statistics"]["embedding"]
     assert found["count"] == BATCH + 3
-    assert found["mean"] == pytest.approx(kept.distance(outputs.embedding_NC)[0], rel=1e-6)
+    assert found["mean"] == pytest.approx(features.distance(outputs.embedding_NC)[0], rel=1e-6)
     assert found["variance"] == pytest.approx(0, abs=1e-9)
 
 
-def test_a_variant_without_features_counts_none_and_can_still_be_compared(classifier: Classifier, photo: bytes) -> None:
+def test_a_variant_without_features_has_no_distances_and_can_be_compared(classifier: Classifier, photo: bytes) -> None:
     drift = drift_of(classifier)
     pixels_HW3 = classifier.pixels(photo)
     drift.observe(pixels_HW3, classifier.probabilities(pixels_HW3[None])[0])
@@ -252,7 +251,7 @@ def test_a_variant_without_features_counts_none_and_can_still_be_compared(classi
     assert distances["brightness"]["count"] == 1
 
 
-def test_an_artifact_without_them_keeps_no_distance(artifact_template: Path) -> None:
+def test_an_artifact_without_features_has_no_distances(artifact_template: Path) -> None:
     classifier = Classifier.open(artifact_template)
     assert read_features(classifier.artifact) is None
     assert "embedding" not in drift_of(classifier).snapshot()["statistics"]
@@ -272,14 +271,14 @@ def test_an_artifact_without_them_keeps_no_distance(artifact_template: Path) -> 
     ],
     ids=["another schema", "too few", "negative", "null", "infinite", "beyond any double", "text", "a long schema"],
 )
-def test_features_that_cannot_be_are_refused(folder: Path, seal: Any, change: dict[str, Any]) -> None:
+def test_invalid_features_are_rejected(folder: Path, seal: Any, change: dict[str, Any]) -> None:
     held = json.loads((folder / "embedding.json").read_text()) | change
     (folder / "embedding.json").write_text(json.dumps(held))
-    with pytest.raises(ArtifactError, match=r"embedding\.json cannot be read") as refusal:
+    with pytest.raises(ArtifactError, match=r"embedding\.json cannot be read") as rejection:
         Classifier.open(seal(folder))
-    assert refusal.value.code == "features_invalid"
-    assert "\n" not in str(refusal.value)
-    assert len(str(refusal.value)) < 400
+    assert rejection.value.code == "features_invalid"
+    assert "\n" not in str(rejection.value)
+    assert len(str(rejection.value)) < 400
 
 
 ODD_OUTPUTS: dict[str, Callable[[list[dict[str, Any]]], object]] = {
@@ -296,18 +295,18 @@ ODD_OUTPUTS: dict[str, Callable[[list[dict[str, Any]]], object]] = {
 
 
 @pytest.mark.parametrize("change", ODD_OUTPUTS.values(), ids=ODD_OUTPUTS)
-def test_outputs_that_cannot_be_are_refused_in_one_line(
+def test_invalid_output_shapes_are_rejected_with_one_line(
     folder: Path, seal: Any, change: Callable[[list[dict[str, Any]]], object]
 ) -> None:
     outputs = json.loads((folder / "manifest.json").read_text())["outputs"]
     change(outputs)
-    with pytest.raises(ArtifactError, match="evidence") as refusal:
+    with pytest.raises(ArtifactError, match="evidence") as rejection:
         Classifier.open(seal(folder, outputs=outputs))
-    assert refusal.value.code == "spec_mismatch"
-    assert "\n" not in str(refusal.value)
+    assert rejection.value.code == "spec_mismatch"
+    assert "\n" not in str(rejection.value)
 
 
-def test_evidence_that_is_not_finite_is_not_given_out(folder: Path, seal: Any) -> None:
+def test_maps_that_are_not_finite_are_an_error(folder: Path, seal: Any) -> None:
     def only_where_it_is_white(model: onnx.ModelProto) -> None:
         """0 / 0 where all three colors are full, which no golden sample is."""
         last = next(each for each in model.graph.node if each.name == "explain.evidence")
@@ -327,6 +326,6 @@ def test_evidence_that_is_not_finite_is_not_given_out(folder: Path, seal: Any) -
     classifier = Classifier.open(explain_itself(folder, seal, model))
     white_1HW3 = np.full((1, *SIZE, 3), 255, np.uint8)
     assert np.isfinite(classifier.probabilities(white_1HW3)).all()
-    with pytest.raises(ArtifactError, match="not finite") as refusal:
+    with pytest.raises(ArtifactError, match="not finite") as rejection:
         classifier.run(white_1HW3, explain=True)
-    assert refusal.value.code == "model_output_not_finite"
+    assert rejection.value.code == "model_output_not_finite"

@@ -1,4 +1,4 @@
-"""A newer version takes over when it has proven itself, and only then."""
+"""A newer version is used only after it has passed its golden samples."""
 
 import json
 import shutil
@@ -14,14 +14,14 @@ from edgeline.serve.hot_reload import VersionWatcher
 MakeArtifact = Callable[..., Path]
 
 
-@pytest.fixture(name="told")
-def _told() -> list[str]:
+@pytest.fixture(name="reported")
+def _reported() -> list[str]:
     return []
 
 
-@pytest.fixture(name="follower")
-def following(make_artifact: MakeArtifact, told: list[str]) -> VersionWatcher:
-    return VersionWatcher(make_artifact().parent, Classifier.open, told.append)
+@pytest.fixture(name="watcher")
+def following(make_artifact: MakeArtifact, reported: list[str]) -> VersionWatcher:
+    return VersionWatcher(make_artifact().parent, Classifier.open, reported.append)
 
 
 def damage(folder: Path) -> Path:
@@ -32,112 +32,114 @@ def damage(folder: Path) -> Path:
     return folder
 
 
-def test_nothing_happens_while_there_is_nothing_newer(follower: VersionWatcher, told: list[str]) -> None:
-    before = follower.classifier
-    follower.look()
-    assert (follower.classifier, told) == (before, [])
+def test_without_a_newer_version_nothing_changes(watcher: VersionWatcher, reported: list[str]) -> None:
+    before = watcher.classifier
+    watcher.poll()
+    assert (watcher.classifier, reported) == (before, [])
 
 
-def test_a_newer_version_takes_over(follower: VersionWatcher, told: list[str], make_artifact: MakeArtifact) -> None:
+def test_a_newer_version_is_loaded(watcher: VersionWatcher, reported: list[str], make_artifact: MakeArtifact) -> None:
     make_artifact(version=3)
-    follower.look()
-    assert follower.classifier.manifest.version == 3
-    assert follower.classifier.proof is not None
+    watcher.poll()
+    assert watcher.classifier.manifest.version == 3
+    assert watcher.classifier.proof is not None
     make_artifact(version=2)
-    follower.look()
-    assert follower.classifier.manifest.version == 3
-    assert told == ["now answers with colors 3"]
+    watcher.poll()
+    assert watcher.classifier.manifest.version == 3
+    assert reported == ["switched to colors 3"]
 
 
-def test_one_that_does_not_prove_itself_is_told_of_once_and_the_old_one_kept(
-    follower: VersionWatcher, told: list[str], make_artifact: MakeArtifact
+def test_a_version_that_fails_its_golden_samples_is_reported_once_and_not_used(
+    watcher: VersionWatcher, reported: list[str], make_artifact: MakeArtifact
 ) -> None:
-    before = follower.classifier
+    before = watcher.classifier
     damage(make_artifact(version=2))
     for _ in range(3):
-        follower.look()
-    assert follower.classifier is before
-    assert len(told) == 1
-    assert told[0].startswith("keeps colors 1, the newer version cannot be used: model.onnx: ")
-    assert told[0].endswith("[digest_mismatch]")
+        watcher.poll()
+    assert watcher.classifier is before
+    assert len(reported) == 1
+    assert reported[0].startswith("still using colors 1, the newer version cannot be used: model.onnx: ")
+    assert reported[0].endswith("[digest_mismatch]")
     make_artifact(version=3)
-    follower.look()
-    assert follower.classifier.manifest.version == 3
+    watcher.poll()
+    assert watcher.classifier.manifest.version == 3
 
 
-def test_one_that_is_still_being_copied_takes_over_when_it_is_whole(
-    follower: VersionWatcher, told: list[str], make_artifact: MakeArtifact, tmp_path: Path
+def test_a_version_that_is_being_copied_is_used_once_it_is_complete(
+    watcher: VersionWatcher, reported: list[str], make_artifact: MakeArtifact, tmp_path: Path
 ) -> None:
     whole = make_artifact(version=2, store=tmp_path / "elsewhere")
-    target = follower.classifier.artifact.folder.parent / "2"
+    target = watcher.classifier.artifact.folder.parent / "2"
     for path in sorted(whole.rglob("*"), reverse=True):  # the manifest not last
         if path.is_file():
-            assert follower.classifier.manifest.version == 1
+            assert watcher.classifier.manifest.version == 1
             copied = target / path.relative_to(whole)
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copied)
-            follower.look()
-    assert follower.classifier.manifest.version == 2
-    assert told[-1] == "now answers with colors 2"
+            watcher.poll()
+    assert watcher.classifier.manifest.version == 2
+    assert reported[-1] == "switched to colors 2"
 
 
-def test_a_refused_one_is_not_opened_again_while_it_stays_as_it_is(make_artifact: MakeArtifact) -> None:
+def test_a_rejected_version_is_not_opened_again_while_its_files_are_unchanged(make_artifact: MakeArtifact) -> None:
     opened: list[Path] = []
 
     def open_classifier(path: Path) -> Classifier:
         opened.append(path)
         return Classifier.open(path)
 
-    follower = VersionWatcher(make_artifact().parent, open_classifier, lambda line: None)
+    watcher = VersionWatcher(make_artifact().parent, open_classifier, lambda line: None)
     damage(make_artifact(version=2))
     for _ in range(3):
-        follower.look()
+        watcher.poll()
     assert [path.name for path in opened] == ["1", "2"]
 
 
-def test_a_version_under_another_number_is_refused(follower: VersionWatcher, told: list[str]) -> None:
-    folder = follower.classifier.artifact.folder
+def test_a_version_with_another_number_in_its_manifest_is_rejected(watcher: VersionWatcher, reported: list[str]) -> None:
+    folder = watcher.classifier.artifact.folder
     shutil.copytree(folder, folder.parent / "2")
-    follower.look()
-    assert follower.classifier.manifest.version == 1
-    assert "version 2 holds the manifest of colors 1" in told[0]
+    watcher.poll()
+    assert watcher.classifier.manifest.version == 1
+    assert "version 2 has the manifest of colors 1" in reported[0]
 
 
-def test_a_store_that_goes_away_changes_nothing(follower: VersionWatcher, told: list[str]) -> None:
-    shutil.rmtree(follower.classifier.artifact.folder.parent)
-    follower.look()
-    assert follower.classifier.manifest.version == 1
-    assert told == []
+def test_a_store_that_disappears_changes_nothing(watcher: VersionWatcher, reported: list[str]) -> None:
+    shutil.rmtree(watcher.classifier.artifact.folder.parent)
+    watcher.poll()
+    assert watcher.classifier.manifest.version == 1
+    assert reported == []
 
 
-def test_it_begins_with_the_newest_that_proves_itself(make_artifact: MakeArtifact, told: list[str]) -> None:
+def test_it_starts_with_the_newest_valid_version(make_artifact: MakeArtifact, reported: list[str]) -> None:
     folder = make_artifact().parent
     make_artifact(version=2)
     broken = damage(make_artifact(version=3))
-    follower = VersionWatcher(folder, Classifier.open, told.append)
-    follower.look()
-    assert follower.classifier.manifest.version == 2
-    assert len(told) == 1
-    assert told[0].startswith("begins with colors 2, 3 cannot be used: model.onnx")
+    watcher = VersionWatcher(folder, Classifier.open, reported.append)
+    watcher.poll()
+    assert watcher.classifier.manifest.version == 2
+    assert len(reported) == 1
+    assert reported[0].startswith("using colors 2, version 3 cannot be used: model.onnx")
     shutil.rmtree(folder / "1")
     shutil.rmtree(folder / "2")
     with pytest.raises(ArtifactError, match=r"model\.onnx"):
-        VersionWatcher(broken.parent, Classifier.open, told.append)
+        VersionWatcher(broken.parent, Classifier.open, reported.append)
 
 
-def test_one_version_alone_cannot_be_followed(make_artifact: MakeArtifact) -> None:
-    with pytest.raises(ConfigError, match="name the folder above it"):
+def test_a_single_version_cannot_be_watched(make_artifact: MakeArtifact) -> None:
+    with pytest.raises(ConfigError, match="use its parent folder"):
         VersionWatcher(make_artifact(), Classifier.open, print)
 
 
-def test_its_thread_looks_by_itself_and_ends(make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_thread_polls_and_ends_on_close(make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
     changed = threading.Event()
     monkeypatch.setattr("edgeline.serve.hot_reload.INTERVAL_S", 0.01)
-    follower = VersionWatcher(make_artifact().parent, Classifier.open, lambda line: changed.set() if "now" in line else None)
-    follower.start()
+    watcher = VersionWatcher(
+        make_artifact().parent, Classifier.open, lambda line: changed.set() if "switched" in line else None
+    )
+    watcher.start()
     make_artifact(version=2)
     assert changed.wait(20)
-    follower.close()
-    assert json.loads((follower.classifier.artifact.folder / "manifest.json").read_text())["version"] == 2
+    watcher.close()
+    assert json.loads((watcher.classifier.artifact.folder / "manifest.json").read_text())["version"] == 2

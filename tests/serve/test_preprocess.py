@@ -73,23 +73,23 @@ MODES = {
 
 
 @pytest.mark.parametrize(("data", "expected"), MODES.values(), ids=MODES)
-def test_every_kind_of_picture_becomes_8_bit_rgb(data: bytes, expected: tuple[int, int, int]) -> None:
+def test_every_image_mode_becomes_8_bit_rgb(data: bytes, expected: tuple[int, int, int]) -> None:
     image = decode_image(data)
     assert (image.mode, image.size) == ("RGB", (9, 7))
     np.testing.assert_allclose(np.asarray(image, int), np.broadcast_to(expected, (7, 9, 3)), rtol=0, atol=2)
 
 
-def test_the_background_is_the_specs() -> None:
+def test_transparency_uses_the_background_of_the_spec() -> None:
     assert decode_image(encode(flat("RGBA", (0, 0, 0, 0))), background=(1, 2, 3)).getpixel((4, 4)) == (1, 2, 3)
 
 
-def test_an_mpo_photo_is_opened_as_its_first_picture() -> None:
+def test_an_mpo_photo_is_opened_as_its_first_image() -> None:
     data = encode(noise(30, 40), "MPO", save_all=True, append_images=[noise(60, 80)])
     assert Image.open(io.BytesIO(data)).format == "MPO"
     assert decode_image(data).size == (40, 30)
 
 
-# EXIF 2.32, table 6: which side of the upright picture the first row and the first column are.
+# EXIF 2.32, table 6: the side of the upright image on which the first row and the first column are.
 SIDES = {
     1: ("top", "left"),
     2: ("top", "right"),
@@ -118,7 +118,7 @@ def exif_of(orientation: int) -> Image.Exif:
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("orientation", SIDES)
-def test_every_exif_orientation_gives_the_same_upright_picture(orientation: int, kind: str) -> None:
+def test_every_exif_orientation_results_in_the_same_upright_image(orientation: int, kind: str) -> None:
     upright = np.asarray(noise(40, 64))
     options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
     data = encode(as_stored(upright, orientation), kind, exif=exif_of(orientation), **options)
@@ -176,7 +176,7 @@ def gif_header(width: int, height: int) -> bytes:
 BOMBS = {
     "PNG under Pillow's own warning": png_header(8000, 8000),
     "PNG that Pillow only warns of": png_header(13312, 13312),
-    "PNG that Pillow refuses": png_header(20032, 20032),
+    "PNG that Pillow rejects": png_header(20032, 20032),
     "PNG of 2^31 rows": png_header(1, 2**31 - 1),
     "JPEG": jpeg_header(65000, 65000),
     "BMP": bmp_header(40000, 40000),
@@ -185,15 +185,15 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
-def test_a_bomb_is_refused_from_its_header(data: bytes) -> None:
+def test_a_bomb_is_rejected_from_its_header(data: bytes) -> None:
     start = time.perf_counter()
-    with pytest.raises(ImageError, match="pixels") as refusal:
+    with pytest.raises(ImageError, match="pixels") as rejection:
         decode_image(data)
-    assert refusal.value.code == "image_too_large"
+    assert rejection.value.code == "image_too_large"
     assert time.perf_counter() - start < 1  # decoding the second one takes 2.6 s
 
 
-def test_the_limit_that_is_named_is_the_one_that_held() -> None:
+def test_the_error_names_the_limit_that_applied() -> None:
     with pytest.raises(ImageError, match="178,956,970"):
         decode_image(png_header(20032, 20032), limits=Limits(max_pixels=10**10))
 
@@ -204,7 +204,7 @@ def test_the_pixel_limit_itself_is_allowed() -> None:
         decode_image(encode(flat("RGB", RED)), limits=Limits(max_pixels=62))
 
 
-REFUSED = {
+REJECTED = {
     "empty": (b"", "image_empty"),
     "text": (b"hello", "not_an_image"),
     "html": (b"<html><body>no</body></html>", "not_an_image"),
@@ -218,18 +218,18 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("data", "code"), REFUSED.values(), ids=REFUSED)
-def test_a_bad_image_is_refused_by_its_code(data: bytes, code: str) -> None:
-    with pytest.raises(ImageError) as refusal:
+@pytest.mark.parametrize(("data", "code"), REJECTED.values(), ids=REJECTED)
+def test_a_bad_image_is_rejected_by_its_code(data: bytes, code: str) -> None:
+    with pytest.raises(ImageError) as rejection:
         decode_image(data)
-    assert refusal.value.code == code
-    assert "\n" not in str(refusal.value)
+    assert rejection.value.code == code
+    assert "\n" not in str(rejection.value)
 
 
-def test_too_many_bytes_are_refused_unread() -> None:
-    with pytest.raises(ImageError, match="101 bytes, the limit is 100") as refusal:
+def test_too_many_bytes_are_rejected_without_decoding() -> None:
+    with pytest.raises(ImageError, match="101 bytes, the limit is 100") as rejection:
         decode_image(bytes(101), limits=Limits(max_bytes=100))
-    assert refusal.value.code == "image_too_large"
+    assert rejection.value.code == "image_too_large"
 
 
 WHOLE = {
@@ -256,7 +256,7 @@ def test_a_truncated_file_is_an_error_and_never_a_gray_half(data: bytes) -> None
 
 
 @pytest.mark.parametrize("data", WHOLE.values(), ids=WHOLE)
-def test_whatever_lacks_only_its_last_bytes_is_refused_or_whole(data: bytes) -> None:
+def test_a_file_without_its_last_bytes_is_rejected_or_complete(data: bytes) -> None:
     expected = decode_image(data).tobytes()
     for missing in range(1, 30):
         try:
@@ -293,7 +293,7 @@ THIN = {"one pixel": (1, 1), "a row": (10_000, 1), "a column": (1, 10_000)}
 
 
 @pytest.mark.parametrize("size", THIN.values(), ids=THIN)
-def test_the_thinnest_pictures_are_answered(size: tuple[int, int]) -> None:
+def test_the_thinnest_images_are_accepted(size: tuple[int, int]) -> None:
     pixels = preprocess(encode(Image.new("RGB", size, RED)), SPEC)
     assert pixels.shape == (24, 32, 3)
     assert pixels.dtype == np.uint8
@@ -329,7 +329,7 @@ SIZES = {"shrinks": (90, 130), "grows": (13, 11), "mixed": (20, 300)}
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("name", KERNELS)
-def test_cutting_and_resizing_are_what_the_definition_says(name: str, size: tuple[int, int]) -> None:
+def test_crop_and_resize_match_their_definition(name: str, size: tuple[int, int]) -> None:
     spec = PreprocessSpec(height=24, width=32, interpolation=name, crop_fraction=0.8)
     picture = noise(*size)
     left, top, right, bottom = crop_box(picture.width, picture.height, spec)
@@ -338,7 +338,7 @@ def test_cutting_and_resizing_are_what_the_definition_says(name: str, size: tupl
     np.testing.assert_allclose(fit(picture, spec).astype(int), resample(across, 24, KERNELS[name]), rtol=0, atol=1)
 
 
-def test_nothing_outside_the_crop_is_seen() -> None:
+def test_nothing_outside_the_crop_has_an_influence() -> None:
     spec = PreprocessSpec(height=24, width=32, crop_fraction=0.5)
     picture = noise(120, 160)
     left, top, right, bottom = crop_box(160, 120, spec)
@@ -385,13 +385,13 @@ SCALES = {
 
 
 @pytest.mark.parametrize(("width", "height", "scale"), SCALES.values(), ids=SCALES)
-def test_a_picture_is_decoded_as_small_as_leaves_twice_the_models_input(width: int, height: int, scale: int) -> None:
+def test_an_image_is_decoded_at_the_smallest_size_above_twice_the_input(width: int, height: int, scale: int) -> None:
     assert jpeg_scale(width, height, SMALL) == scale
     assert jpeg_scale(width, height, replace(SMALL, jpeg_decoding="full")) == 1
 
 
 @pytest.mark.parametrize("height", [24, 32])
-def test_both_sides_must_be_left_twice_the_models(height: int) -> None:
+def test_both_sides_must_remain_twice_the_input(height: int) -> None:
     spec = PreprocessSpec(height=height, width=56 - height, crop_fraction=0.99)
     size = (48, 1000) if height == 32 else (1000, 48)
     left, top, right, bottom = crop_box(*size, spec)
@@ -400,7 +400,7 @@ def test_both_sides_must_be_left_twice_the_models(height: int) -> None:
 
 
 @given(sides, sides, specs)
-def test_no_larger_scale_would_leave_twice_the_models_input(width: int, height: int, spec: PreprocessSpec) -> None:
+def test_no_larger_scale_would_leave_twice_the_input(width: int, height: int, spec: PreprocessSpec) -> None:
     scale = jpeg_scale(width, height, spec)
     left, top, right, bottom = crop_box(width, height, spec)
     times = min((right - left) / spec.width, (bottom - top) / spec.height)
@@ -410,7 +410,7 @@ def test_no_larger_scale_would_leave_twice_the_models_input(width: int, height: 
 
 
 @given(sides, sides, st.sampled_from(sorted(SIDES)), st.sampled_from([1, 2, 4, 8]), specs)
-def test_the_box_lies_within_the_smaller_picture(
+def test_the_box_lies_within_the_reduced_image(
     width: int, height: int, orientation: int, scale: int, spec: PreprocessSpec
 ) -> None:
     left, top, right, bottom = reduced_box(width, height, orientation, scale, spec)
@@ -444,7 +444,7 @@ JPEGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("size", [(400, 300), (397, 299), (203, 151), (171, 801)], ids=str)
 @pytest.mark.parametrize(("mode", "options"), JPEGS.values(), ids=JPEGS)
-def test_scaled_decoding_shows_the_same_picture(mode: str, options: dict[str, Any], size: tuple[int, int]) -> None:
+def test_scaled_decoding_results_in_the_same_image(mode: str, options: dict[str, Any], size: tuple[int, int]) -> None:
     data = encode(photo_like(*size).convert(mode), "JPEG", quality=92, **options)
     scaled, full = preprocess(data, SMALL), preprocess(data, replace(SMALL, jpeg_decoding="full"))
     assert jpeg_scale(*size, SMALL) > 1
@@ -454,43 +454,43 @@ def test_scaled_decoding_shows_the_same_picture(mode: str, options: dict[str, An
 
 @pytest.mark.parametrize("size", [(400, 304), (397, 299), (299, 397)], ids=str)
 @pytest.mark.parametrize("orientation", SIDES)
-def test_a_turned_photo_is_scaled_and_cut_where_the_upright_one_is(orientation: int, size: tuple[int, int]) -> None:
+def test_a_rotated_photo_is_scaled_and_cropped_like_the_upright_one(orientation: int, size: tuple[int, int]) -> None:
     data = encode(as_stored(np.asarray(photo_like(*size)), orientation), "JPEG", quality=95, exif=exif_of(orientation))
     scaled, full = preprocess(data, SMALL), preprocess(data, replace(SMALL, jpeg_decoding="full"))
     assert scaled.tobytes() != full.tobytes(), "nothing was scaled"
-    assert levels_apart(scaled, full) < 1.5, "half a pixel of the smaller picture to the side would be 5"
+    assert levels_apart(scaled, full) < 1.5, "half a pixel of the reduced image to the side would be 5"
 
 
-def test_the_scale_is_chosen_for_the_upright_picture() -> None:
+def test_the_scale_is_chosen_for_the_upright_image() -> None:
     picture, spec = noise(400, 130), PreprocessSpec(height=60, width=20)
     data = encode(picture, "JPEG", exif=exif_of(6))
     assert (jpeg_scale(130, 400, spec), jpeg_scale(400, 130, spec)) == (2, 1)
     assert preprocess(data, spec).tobytes() == preprocess(data, replace(spec, jpeg_decoding="full")).tobytes()
 
 
-def test_the_first_picture_of_an_mpo_photo_is_scaled_too() -> None:
+def test_the_first_image_of_an_mpo_photo_is_scaled_too() -> None:
     picture = noise(300, 400)
     mpo = encode(picture, "MPO", save_all=True, append_images=[noise(60, 80)])
     np.testing.assert_array_equal(preprocess(mpo, SMALL), preprocess(encode(picture, "JPEG"), SMALL))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF"])
-def test_nothing_but_jpeg_is_scaled(kind: str) -> None:
+def test_only_jpeg_is_scaled(kind: str) -> None:
     data = encode(noise(300, 400), kind)
     np.testing.assert_array_equal(preprocess(data, SMALL), preprocess(data, replace(SMALL, jpeg_decoding="full")))
 
 
-def test_a_picture_is_decoded_whole_where_no_model_is_meant() -> None:
+def test_decode_image_decodes_at_full_size() -> None:
     assert decode_image(encode(noise(300, 400), "JPEG")).size == (400, 300)
 
 
-def test_pixels_are_counted_before_they_are_scaled_away() -> None:
+def test_the_pixel_limit_applies_to_the_full_size() -> None:
     with pytest.raises(ImageError, match=r"400 x 300 = 120,000 pixels, the limit is 119,999"):
         preprocess(encode(noise(300, 400), "JPEG"), SMALL, Limits(max_pixels=119_999))
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_truncated_jpeg_is_refused_when_it_is_scaled_too(progressive: bool) -> None:
+def test_a_truncated_jpeg_is_rejected_when_it_is_scaled_too(progressive: bool) -> None:
     data = encode(noise(300, 400), "JPEG", progressive=progressive)
     for length in [*(len(data) * percent // 100 for percent in range(1, 100)), len(data) - 30]:
         with pytest.raises(ImageError):
@@ -504,7 +504,7 @@ def test_a_spec_survives_json_and_keeps_its_digest() -> None:
     assert again.digest() == spec.digest()
 
 
-# As manifests and checkpoints held them, with the digest beside them, before there was another way than full decoding.
+# Specs with their digests from manifests and checkpoints that are older than scaled decoding.
 OLD = {
     "5ecd213a982d6f58f9c8617cd5878d24572b733d43c5b4ba6d88eb594b135cff": {
         "height": 224,
@@ -530,7 +530,7 @@ OLD = {
 
 
 @pytest.mark.parametrize("digest", OLD)
-def test_a_spec_from_before_scaled_decoding_decodes_in_full_and_keeps_its_digest(digest: str) -> None:
+def test_a_spec_older_than_scaled_decoding_decodes_in_full_and_keeps_its_digest(digest: str) -> None:
     spec = PreprocessSpec.from_dict(OLD[digest])
     assert spec.jpeg_decoding == "full"
     assert spec.to_dict() == OLD[digest]
@@ -549,13 +549,13 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_another_spec_has_another_digest(change: dict[str, Any]) -> None:
+def test_different_specs_have_different_digests(change: dict[str, Any]) -> None:
     plain = {"height": 224, "width": 224}
     assert PreprocessSpec(**plain | change).digest() != PreprocessSpec(**plain).digest()
 
 
-def test_all_problems_of_a_spec_are_told_at_once() -> None:
-    with pytest.raises(ManifestError) as refusal:
+def test_all_problems_of_a_spec_are_reported_at_once() -> None:
+    with pytest.raises(ManifestError) as rejection:
         PreprocessSpec(
             height=0,
             width=9999,
@@ -567,7 +567,7 @@ def test_all_problems_of_a_spec_are_told_at_once() -> None:
             jpeg_decoding="half",
         )
     for name in ("height", "width", "crop_fraction", "interpolation", "antialias", "color", "background", "jpeg_decoding"):
-        assert name in str(refusal.value)
+        assert name in str(rejection.value)
 
 
 BAD_SPECS: dict[str, Any] = {
@@ -581,7 +581,7 @@ BAD_SPECS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("data", BAD_SPECS.values(), ids=BAD_SPECS)
-def test_a_bad_spec_is_refused(data: Any) -> None:
+def test_a_bad_spec_is_rejected(data: Any) -> None:
     with pytest.raises(ManifestError, match="preprocess"):
         PreprocessSpec.from_dict(data)
 

@@ -16,7 +16,7 @@ from edgeline.serve.errors import ImageError
 from edgeline.serve.preprocess import (
     INTERPOLATIONS,
     JPEG_DECODINGS,
-    LYING,
+    SIDEWAYS,
     UPRIGHT,
     Limits,
     PreprocessSpec,
@@ -76,17 +76,17 @@ def in_mode(picture: Image.Image, mode: str) -> Image.Image:
     return picture.convert(mode)
 
 
-def refusal_of(data: bytes, limits: Limits = Limits()) -> ImageError | None:
+def rejection_of(data: bytes, limits: Limits = Limits()) -> ImageError | None:
     try:
         preprocess(data, PreprocessSpec(height=8, width=8), limits)
-    except ImageError as refusal:
-        return refusal
+    except ImageError as rejection:
+        return rejection
     return None
 
 
 @few
 @given(sizes, st.sampled_from(CASES), st.integers(1, 8), st.booleans(), specs, st.integers(0, 99))
-def test_any_picture_becomes_pixels_of_the_specs_size_and_each_time_the_same(
+def test_any_image_becomes_pixels_of_the_specs_size_deterministically(
     size: tuple[int, int], case: tuple[str, str], orientation: int, transparent: bool, spec: PreprocessSpec, seed: int
 ) -> None:
     kind, mode = case
@@ -100,20 +100,20 @@ def test_any_picture_becomes_pixels_of_the_specs_size_and_each_time_the_same(
 
 @few
 @given(sizes, st.sampled_from(["I", "F"]))
-def test_modes_of_no_known_range_are_refused_wherever_a_format_carries_them(size: tuple[int, int], mode: str) -> None:
+def test_modes_with_an_unknown_range_are_rejected_in_every_format(size: tuple[int, int], mode: str) -> None:
     picture = Image.new(mode, size)
     for kind in MODES:
         try:
             data = encode(picture, kind)
         except OSError:  # the format cannot hold it
             continue
-        refusal = refusal_of(data)  # none of PNG, which writes 32 bits as 16
-        assert refusal is None or refusal.code == "mode_not_supported"
+        rejection = rejection_of(data)  # none of PNG, which writes 32 bits as 16
+        assert rejection is None or rejection.code == "mode_not_supported"
 
 
 @few
 @given(sizes, st.sampled_from(ORIENTED), st.sampled_from(sorted(UPRIGHT)), specs, st.integers(0, 99))
-def test_a_picture_that_says_how_it_lies_gives_what_the_upright_one_gives(
+def test_an_image_with_an_orientation_equals_the_upright_one(
     size: tuple[int, int], kind: str, orientation: int, spec: PreprocessSpec, seed: int
 ) -> None:
     stored = noise(size, seed)
@@ -129,11 +129,11 @@ large = st.tuples(st.integers(1, 700), st.integers(1, 700))
 
 @few
 @given(large, st.sampled_from(MODES["JPEG"]), st.integers(1, 8), st.booleans(), specs)
-def test_a_jpeg_is_decoded_at_exactly_its_scale_and_else_as_ever(
+def test_a_jpeg_is_decoded_at_exactly_its_scale(
     size: tuple[int, int], mode: str, orientation: int, progressive: bool, spec: PreprocessSpec
 ) -> None:
     data = encode(in_mode(noise(size, 0), mode), "JPEG", orientation=orientation, progressive=progressive)
-    width, height = size[::-1] if orientation in LYING else size
+    width, height = size[::-1] if orientation in SIDEWAYS else size
     scale = jpeg_scale(width, height, spec)
     image, box = _decode(data, spec.background, Limits(), spec)
     assert (image.mode, image.size) == ("RGB", (-(-width // scale), -(-height // scale)))
@@ -163,7 +163,7 @@ def test_a_flat_color_stays_that_color(
 
 @few
 @given(sizes, st.tuples(levels, levels, levels), levels, specs)
-def test_what_is_transparent_is_mixed_with_the_background(
+def test_transparent_pixels_are_composited_on_the_background(
     size: tuple[int, int], color: tuple[int, int, int], alpha: int, spec: PreprocessSpec
 ) -> None:
     pixels = preprocess(encode(Image.new("RGBA", size, (*color, alpha)), "PNG"), spec)
@@ -174,7 +174,7 @@ def test_what_is_transparent_is_mixed_with_the_background(
 
 @few
 @given(sizes, specs, st.integers(0, 99))
-def test_the_mirror_image_gives_the_mirrored_pixels(size: tuple[int, int], spec: PreprocessSpec, seed: int) -> None:
+def test_a_mirrored_image_results_in_mirrored_pixels(size: tuple[int, int], spec: PreprocessSpec, seed: int) -> None:
     picture = noise(size, seed)
     left, _, right, _ = crop_box(picture.width, picture.height, spec)
     assume(left == picture.width - right)  # an odd rest puts the crop half a pixel beside the middle
@@ -193,14 +193,14 @@ def test_formats_without_loss_agree(size: tuple[int, int], spec: PreprocessSpec,
 
 @few
 @given(sizes, st.sampled_from(sorted(MODES)), st.integers(1, 2000), st.integers(1, 2000))
-def test_a_picture_is_decoded_exactly_where_it_is_within_the_limits(
+def test_an_image_is_decoded_exactly_if_it_is_within_the_limits(
     size: tuple[int, int], kind: str, max_pixels: int, max_bytes: int
 ) -> None:
     data = encode(Image.new("RGB", size), kind)
     within = size[0] * size[1] <= max_pixels and len(data) <= max_bytes
-    refusal = refusal_of(data, Limits(max_pixels=max_pixels, max_bytes=max_bytes))
-    assert (refusal is None) == within
-    assert refusal is None or refusal.code == "image_too_large"
+    rejection = rejection_of(data, Limits(max_pixels=max_pixels, max_bytes=max_bytes))
+    assert (rejection is None) == within
+    assert rejection is None or rejection.code == "image_too_large"
 
 
 Damage = Callable[[bytes], bytes]
@@ -210,14 +210,14 @@ Damage = Callable[[bytes], bytes]
 def damages(draw: st.DrawFn) -> Damage:
     """A few bytes changed, removed, doubled, and an end cut off."""
     edits = draw(st.lists(st.tuples(st.floats(0, 1), st.sampled_from("xdr"), st.binary(min_size=1, max_size=8)), max_size=6))
-    kept = draw(st.floats(0.1, 1))
+    cached = draw(st.floats(0.1, 1))
 
     def apply(data: bytes) -> bytes:
         changed = bytearray(data)
         for where, how, what in edits:
             at = int(where * len(changed))
             changed[at : at + len(what) * (how != "d")] = b"" if how == "r" else what
-        return bytes(changed[: max(1, int(kept * len(changed)))])
+        return bytes(changed[: max(1, int(cached * len(changed)))])
 
     return apply
 
@@ -232,12 +232,12 @@ def test_hostile_bytes_raise_nothing_but_image_errors(
     data = damage(encode(in_mode(noise(size, 0), mode), kind, **options))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Pillow warns of odd EXIF
-        refusal = refusal_of(data, Limits(max_pixels=200_000))
-    assert "\n" not in str(refusal)
+        rejection = rejection_of(data, Limits(max_pixels=200_000))
+    assert "\n" not in str(rejection)
 
 
 @pytest.mark.parametrize("kind", sorted(MODES))
-def test_the_table_of_modes_is_what_a_format_can_carry(kind: str) -> None:
+def test_the_table_of_modes_is_complete(kind: str) -> None:
     picture = noise((9, 7), 0)
     for mode in MODES[kind]:
         assert decode_image(encode(in_mode(picture, mode), kind)).size == (9, 7)

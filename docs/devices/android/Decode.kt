@@ -10,13 +10,13 @@ import java.nio.ByteBuffer
 private const val MAX_BYTES = 16L shl 20
 private const val MAX_PIXELS = 50_000_000L
 
-/** What the model is fed of a file: decoded, turned by its EXIF tag, cut and resized. */
+/** The model's input for a file: decoded, made upright by its EXIF tag, cropped and resized. */
 fun pixels(file: File, background: IntArray, spec: Spec): ByteArray {
     val bounds = boundsOf(file)
     val orientation = orientationOf(file)
     val width = if (orientation in 5..8) bounds.outHeight else bounds.outWidth
     val height = if (orientation in 5..8) bounds.outWidth else bounds.outHeight
-    // Of a JPEG, Android's decoder, too, computes fewer terms of the cosine transform, and rounds the size up.
+    // For a JPEG, Android's decoder also computes fewer terms of the cosine transform, and rounds the size up.
     val scale = if (bounds.outMimeType == "image/jpeg") jpegScale(width, height, spec) else 1
     val picture = decode(file, background, scale)
     check(picture.width == (bounds.outWidth + scale - 1) / scale && picture.height == (bounds.outHeight + scale - 1) / scale) {
@@ -25,7 +25,7 @@ fun pixels(file: File, background: IntArray, spec: Spec): ByteArray {
     return fit(upright(picture, orientation), reducedBox(width, height, orientation, scale, spec), spec)
 }
 
-/** A file's picture as it lies, at 1/[scale] of its size. Transparent pixels are laid on [background]. */
+/** The stored image at 1/[scale] of its size. Transparent pixels are composited on [background]. */
 fun decode(file: File, background: IntArray, scale: Int = 1): Picture {
     boundsOf(file)
     val options = BitmapFactory.Options().apply {
@@ -48,7 +48,7 @@ fun decode(file: File, background: IntArray, scale: Int = 1): Picture {
     return picture
 }
 
-/** Size and kind, from the header; throws where they are over the limits. */
+/** Size and format from the header; throws if they are over the limits. */
 private fun boundsOf(file: File): BitmapFactory.Options {
     require(file.length() <= MAX_BYTES) { "$file: too many bytes" }
     val bounds = BitmapFactory.Options().apply { inJustDecodeBounds = true }
@@ -57,5 +57,5 @@ private fun boundsOf(file: File): BitmapFactory.Options {
     return bounds
 }
 
-/** EXIF tag 0x0112; 1 where there is none. */
+/** EXIF tag 0x0112; 1 if it is missing. */
 fun orientationOf(file: File): Int = ExifInterface(file.path).getAttributeInt(ExifInterface.TAG_ORIENTATION, 1)

@@ -1,4 +1,4 @@
-// Have a device answer an artifact's golden samples; org.json is part of Android.
+// Check a device with an artifact's golden samples; org.json is part of Android.
 package edgeline
 
 import java.io.File
@@ -10,7 +10,7 @@ import org.json.JSONObject
 class Answer(val probabilities: FloatArray, val logits: FloatArray)
 
 class Manifest(val folder: File) {
-    // A file that may have been tampered with: first compare the size and SHA-256 that the manifest names.
+    // If a file may have been tampered with, first compare its size and SHA-256 with the manifest.
     private val json = JSONObject(File(folder, "manifest.json").readText())
     private val preprocess = json.getJSONObject("preprocess")
     val labels = json.getJSONArray("labels").let { all -> List(all.length()) { all.getString(it) } }
@@ -36,7 +36,7 @@ class Manifest(val folder: File) {
     fun pixels(file: File): ByteArray = pixels(file, background, spec)
 }
 
-/** Throws where a sample fails; its message names the half that differs. */
+/** Throws if a sample fails; the message shows which half differs. */
 fun prove(manifest: Manifest, variant: String, answer: (ByteArray) -> Answer) {
     val golden = JSONObject(File(manifest.folder, "golden/golden.json").readText())
     val own = golden.optJSONObject("variants")?.optJSONObject(variant)
@@ -78,6 +78,6 @@ private fun floats(json: JSONObject, name: String): FloatArray {
 
 private fun largestDifference(one: FloatArray, other: FloatArray): Double {
     check(one.size == other.size) { "another number of classes" }
-    // What is not a number makes the whole not a number, and that is never within a tolerance.
+    // NaN propagates to the result, which is then never within a tolerance.
     return one.indices.fold(0.0) { most, i -> max(most, abs(one[i].toDouble() - other[i])) }
 }

@@ -21,7 +21,7 @@ class LiteRtClassifier(model: File, spec: Spec, private val classes: Int) : Auto
         bytes.rewind()
         val probabilities = arrayOf(FloatArray(classes))
         val logits = arrayOf(FloatArray(classes))
-        // By name: the outputs' order in the file is another.
+        // By name: the order of the outputs in the file is different.
         val outputs = mapOf<String, Any>("probabilities" to probabilities, "logits" to logits)
         interpreter.runSignature(mapOf<String, Any>("image" to bytes), outputs)
         return Answer(probabilities[0], logits[0])

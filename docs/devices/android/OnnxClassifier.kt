@@ -11,7 +11,7 @@ import java.nio.ByteBuffer
 class OnnxClassifier(model: File, private val spec: Spec) : AutoCloseable {
     private val environment = OrtEnvironment.getEnvironment()
     private val session = OrtSession.SessionOptions().use { options ->
-        options.addConfigEntry("session.intra_op.allow_spinning", "0") // as it was proven
+        options.addConfigEntry("session.intra_op.allow_spinning", "0") // as verified
         options.addConfigEntry("optimization.disable_specified_optimizers", "WeightBiasQuantization")
         environment.createSession(model.readBytes(), options)
     }

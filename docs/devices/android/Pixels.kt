@@ -1,5 +1,5 @@
-// From a decoded picture to the pixels a model sees, equal to serve/preprocess.py bit for bit: upright, cut, resize.
-// Plain Kotlin. Android's own scaling does not smooth the same way and would not pass the golden samples.
+// From a decoded image to the model's input, bit-identical to serve/preprocess.py: make upright, crop, resize.
+// Plain Kotlin. Android's own scaling uses other filters and would fail the golden samples.
 package edgeline
 
 import kotlin.math.PI
@@ -11,21 +11,21 @@ import kotlin.math.min
 import kotlin.math.round
 import kotlin.math.sin
 
-/** `preprocess` of the manifest; [scaledJpegs] is whether `jpeg_decoding` is there and "scaled". */
+/** `preprocess` of the manifest; [scaledJpegs] is whether `jpeg_decoding` is present and "scaled". */
 class Spec(val height: Int, val width: Int, val cropFraction: Double, val interpolation: String, val scaledJpegs: Boolean)
 
-/** Rows from the top, three bytes a pixel: red, green, blue. */
+/** Rows from the top, three bytes per pixel: red, green, blue. */
 class Picture(val width: Int, val height: Int, val rgb: ByteArray)
 
 /** Edges of a rectangle, in pixels. */
 class Box(val left: Double, val top: Double, val right: Double, val bottom: Double)
 
-/** What the model is fed: the [box] of a picture that is upright. */
+/** The model's input: the [box] of an upright image. */
 fun fit(picture: Picture, box: Box, spec: Spec): ByteArray {
     val left = floor(box.left)
     val top = floor(box.top)
     val inside = Box(box.left - left, box.top - top, box.right - left, box.bottom - top)
-    // Across first, then down; the result in between is rounded to bytes, too.
+    // Horizontally first, then vertically; the intermediate result is rounded to bytes, too.
     val across = resizeOneWay(cut(picture, box), inside, spec.width, false, spec.interpolation)
     return resizeOneWay(across, inside, spec.height, true, spec.interpolation).rgb
 }
@@ -49,7 +49,7 @@ fun upright(from: Picture, orientation: Int): Picture {
     return Picture(width, height, rgb)
 }
 
-/** The centered rectangle of the model's aspect, in whole pixels of an upright picture of this size. */
+/** The centered rectangle of the model's aspect ratio, in whole pixels of an upright image of this size. */
 fun cropBox(width: Int, height: Int, spec: Spec): Box {
     val scale = min(width / spec.width.toDouble(), height / spec.height.toDouble()) * spec.cropFraction
     val across = max(1, round(spec.width * scale).toInt()) // halves to even
@@ -59,7 +59,7 @@ fun cropBox(width: Int, height: Int, spec: Spec): Box {
     return Box(left.toDouble(), top.toDouble(), (left + across).toDouble(), (top + down).toDouble())
 }
 
-/** What the sides of a JPEG are divided by, rounding up, as it is decoded; the size is that of the upright picture. */
+/** The divisor by which a JPEG is reduced while decoding; its sides are rounded up. The size is that of the upright image. */
 fun jpegScale(width: Int, height: Int, spec: Spec): Int {
     val box = cropBox(width, height, spec)
     val scales = if (spec.scaledJpegs) listOf(8, 4, 2) else listOf()
@@ -67,8 +67,8 @@ fun jpegScale(width: Int, height: Int, spec: Spec): Int {
 }
 
 /**
- * Where [cropBox] lies in the picture that was decoded at 1/[scale] and turned upright. The last stored row and column were
- * filled up to whole pixels; turned, they may be the first.
+ * [cropBox] in the upright image that was decoded at 1/[scale]. The last stored row and column were padded to whole pixels;
+ * rotated or mirrored, they may come first.
  */
 fun reducedBox(width: Int, height: Int, orientation: Int, scale: Int, spec: Spec): Box {
     val box = cropBox(width, height, spec)
@@ -93,7 +93,7 @@ fun cut(from: Picture, box: Box): Picture {
 
 private fun sinc(x: Double) = if (x == 0.0) 1.0 else sin(PI * x) / (PI * x)
 
-/** How far a filter reaches, and its weights. */
+/** A filter's radius and its weights. */
 private fun filterOf(name: String): Pair<Double, (Double) -> Double> = when (name) {
     "bilinear" -> 1.0 to { x -> max(0.0, 1 - abs(x)) }
     "bicubic" -> 2.0 to { signed ->
@@ -104,12 +104,12 @@ private fun filterOf(name: String): Pair<Double, (Double) -> Double> = when (nam
     else -> error("interpolation $name is not known; bilinear, bicubic and lanczos are")
 }
 
-private const val BITS = 22 // of the fraction: two of 32 bits are left for overshoot, eight for the value
+private const val BITS = 22 // fractional bits: of 32 bits, two are left for overshoot and eight for the value
 
-/** What one pixel of the result is summed up from. */
+/** The weighted input pixels of one output pixel. */
 private class Taps(val first: Int, val weights: IntArray)
 
-/** [from] pixels are there; those between the two edges become [to]. */
+/** Resize [from] pixels, of which those between the two edges become [to]. */
 private fun tapsOf(from: Int, firstEdge: Double, lastEdge: Double, to: Int, interpolation: String): List<Taps> {
     val (reach, weight) = filterOf(interpolation)
     val scale = (lastEdge - firstEdge) / to
@@ -135,7 +135,7 @@ private fun resizeOneWay(from: Picture, box: Box, size: Int, down: Boolean, inte
         val tap = taps[if (down) y else x]
         val start = 3 * (if (down) tap.first * from.width + x else y * from.width + tap.first)
         for (c in 0 until 3) {
-            var sum = 1 shl (BITS - 1) // a half, so that the shift rounds
+            var sum = 1 shl (BITS - 1) // one half, so that the shift rounds
             for (k in tap.weights.indices) sum += tap.weights[k] * (from.rgb[start + k * step + c].toInt() and 0xFF)
             rgb[3 * (y * width + x) + c] = (sum shr BITS).coerceIn(0, 255).toByte()
         }

@@ -1,4 +1,4 @@
-// From an image file's bytes to the pixels a model sees. C++17, libjpeg-turbo and stb_image; include it in one file only.
+// From an image file's bytes to the model's input. C++17, libjpeg-turbo and stb_image; include it in one file only.
 #pragma once
 #include <turbojpeg.h>
 
@@ -7,7 +7,7 @@
 #include <memory>
 
 #define STB_IMAGE_IMPLEMENTATION
-#define STBI_NO_JPEG  // libjpeg-turbo decodes to the same bytes as Pillow, which is built on it
+#define STBI_NO_JPEG  // Pillow uses libjpeg-turbo too, so the decoded bytes are the same
 #include <stb_image.h>
 
 #include "pixels.hpp"
@@ -20,7 +20,7 @@ constexpr size_t kMaxBytes = 16 << 20, kMaxPixels = 50'000'000;
 
 [[noreturn]] inline void fail(const std::string& what) { throw std::runtime_error(what); }
 
-inline int orientation_of(const Bytes& jpeg) {  // EXIF tag 0x0112; 1 where there is none or it makes no sense
+inline int orientation_of(const Bytes& jpeg) {  // EXIF tag 0x0112; 1 if it is missing or invalid
   bool big = true;
   const auto u8 = [&](size_t at) -> uint32_t { return at < jpeg.size() ? jpeg[at] : 0; };
   const auto u16 = [&](size_t at) { return big ? u8(at) << 8 | u8(at + 1) : u8(at + 1) << 8 | u8(at); };
@@ -50,10 +50,10 @@ inline Bytes jpeg_pixels(const Bytes& data, const Spec& spec) {
   const int orientation = orientation_of(data);
   const int upright_width = orientation >= 5 ? height : width, upright_height = orientation >= 5 ? width : height;
   const int scale = jpeg_scale(upright_width, upright_height, spec);
-  // The library takes the largest of its scales that gives no more than this size.
+  // The library chooses the largest of its scales that does not exceed this size.
   Picture picture{(width + scale - 1) / scale, (height + scale - 1) / scale, {}};
   picture.rgb.resize(size_t(3) * picture.width * picture.height);
-  // A warning is an error here: a truncated file would be gray from there on.
+  // A warning is an error here: the rest of a truncated file would be gray.
   if (tjDecompress2(decoder.get(), data.data(), data.size(), picture.rgb.data(), picture.width, 0, picture.height, TJPF_RGB, 0))
     fail(tjGetErrorStr2(decoder.get()));
   return fit(upright(picture, orientation), reduced_box(upright_width, upright_height, orientation, scale, spec), spec);
@@ -73,7 +73,7 @@ inline Picture decode(const Bytes& data, const std::array<int, 3>& background) {
   return picture;
 }
 
-inline Bytes pixels(const Bytes& data, const std::array<int, 3>& background, const Spec& spec) {  // what the model is fed
+inline Bytes pixels(const Bytes& data, const std::array<int, 3>& background, const Spec& spec) {  // the model's input
   if (is_jpeg(data)) return jpeg_pixels(data, spec);
   const Picture picture = decode(data, background);
   return fit(picture, crop_box(picture.width, picture.height, spec), spec);

@@ -1,5 +1,5 @@
-// Prove an artifact on this machine, then say what is on photos:  edgeline FOLDER VARIANT [PHOTO...]
-// C++17, ONNX Runtime 1.20 or newer, libjpeg-turbo, stb_image and nlohmann/json; README.md beside this file has the command.
+// Verify an artifact on this machine, then classify photos:  edgeline FOLDER VARIANT [PHOTO...]
+// C++17, ONNX Runtime 1.20 or newer, libjpeg-turbo, stb_image and nlohmann/json; see README.md for the command.
 #include <onnxruntime_cxx_api.h>
 
 #include <cstdlib>
@@ -23,11 +23,11 @@ Bytes read(const std::string& path) {
 
 // --- the model ------------------------------------------------------------------------------------------------------
 
-Ort::SessionOptions options() {  // those the model was proven with
+Ort::SessionOptions options() {  // those the model was verified with
   Ort::SessionOptions options;
   options.AddConfigEntry("session.intra_op.allow_spinning", "0");
   options.AddConfigEntry("optimization.disable_specified_optimizers", "WeightBiasQuantization");
-#if defined(__x86_64__)  // without VNNI, int8 products saturate unless told not to
+#if defined(__x86_64__)  // without VNNI, int8 products saturate without this setting
   if (!__builtin_cpu_supports("avx512vnni") && !__builtin_cpu_supports("avxvnni"))
     options.AddConfigEntry("session.x64quantprecision", "1");
 #endif
@@ -43,7 +43,7 @@ struct Classifier {
   Ort::Session session{nullptr};
 
   Classifier(const std::string& folder, const std::string& variant) : folder(folder), variant(variant) {
-    // A file that may have been tampered with: first compare the size and SHA-256 that the manifest names.
+    // If a file may have been tampered with, first compare its size and SHA-256 with the manifest.
     manifest = json::parse(read(folder + "/manifest.json"));
     if (manifest["schema"] != "edgeline.artifact/1") fail("another schema of artifact");
     const json& p = manifest["preprocess"];

@@ -1,5 +1,5 @@
-// From a decoded picture to the pixels a model sees, equal to serve/preprocess.py bit for bit: upright, cut, resize.
-// Needs nothing but C++17.
+// From a decoded image to the model's input, bit-identical to serve/preprocess.py: make upright, crop, resize.
+// Needs only C++17.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -15,14 +15,14 @@ struct Spec {  // `preprocess` of the manifest
   int height, width;
   double crop_fraction;
   std::string interpolation;
-  bool scaled_jpegs = false;  // whether `jpeg_decoding` is there and "scaled"
+  bool scaled_jpegs = false;  // whether `jpeg_decoding` is present and "scaled"
 };
 
 struct Box {  // edges of a rectangle, in pixels
   double left, top, right, bottom;
 };
 
-struct Picture {  // rows from the top, three bytes a pixel: red, green, blue
+struct Picture {  // rows from the top, three bytes per pixel: red, green, blue
   int width, height;
   std::vector<uint8_t> rgb;
 };
@@ -43,7 +43,7 @@ inline Picture upright(const Picture& from, int orientation) {  // the value of 
   return to;
 }
 
-// The centered rectangle of the model's aspect, in whole pixels of an upright picture of this size.
+// The centered rectangle of the model's aspect ratio, in whole pixels of an upright image of this size.
 inline Box crop_box(int width, int height, const Spec& spec) {
   const double scale = std::min(width / double(spec.width), height / double(spec.height)) * spec.crop_fraction;
   const int across = std::max(1, int(std::nearbyint(spec.width * scale)));
@@ -52,7 +52,7 @@ inline Box crop_box(int width, int height, const Spec& spec) {
   return {double(left), double(top), double(left + across), double(top + down)};
 }
 
-// What the sides of a JPEG are divided by, rounding up, as it is decoded; width and height are those of the upright picture.
+// The divisor by which a JPEG is reduced while decoding; its sides are rounded up. The size is that of the upright image.
 inline int jpeg_scale(int width, int height, const Spec& spec) {
   const Box box = crop_box(width, height, spec);
   if (spec.scaled_jpegs)
@@ -61,8 +61,8 @@ inline int jpeg_scale(int width, int height, const Spec& spec) {
   return 1;
 }
 
-// Where `crop_box` lies in the picture that was decoded at 1/scale and turned upright. The last stored row and column were
-// filled up to whole pixels; turned, they may be the first.
+// `crop_box` in the upright image that was decoded at 1/scale. The last stored row and column were padded to whole pixels;
+// rotated or mirrored, they may come first.
 inline Box reduced_box(int width, int height, int orientation, int scale, const Spec& spec) {
   const Box box = crop_box(width, height, spec);
   const bool from_right = orientation == 2 || orientation == 3 || orientation == 6 || orientation == 7;
@@ -84,7 +84,7 @@ inline Picture cut(const Picture& from, const Box& box) {  // the whole pixels t
 
 inline double sinc(double x) { return x == 0 ? 1 : std::sin(M_PI * x) / (M_PI * x); }
 
-inline std::pair<double, double (*)(double)> filter_of(const std::string& name) {  // how far it reaches, and its weights
+inline std::pair<double, double (*)(double)> filter_of(const std::string& name) {  // its radius and its weights
   if (name == "bilinear") return {1, [](double x) { return std::max(0.0, 1 - std::fabs(x)); }};
   if (name == "bicubic")
     return {2, [](double x) {
@@ -96,14 +96,14 @@ inline std::pair<double, double (*)(double)> filter_of(const std::string& name) 
   throw std::runtime_error("interpolation " + name + " is not known; bilinear, bicubic and lanczos are");
 }
 
-constexpr int kBits = 22;  // of the fraction: two of 32 bits are left for overshoot, eight for the value
+constexpr int kBits = 22;  // fractional bits: of 32 bits, two are left for overshoot and eight for the value
 
-struct Taps {  // what one pixel of the result is summed up from
+struct Taps {  // the weighted input pixels of one output pixel
   int first;
   std::vector<int32_t> weights;
 };
 
-// `from` pixels are there; those between `first_edge` and `last_edge` become `to`.
+// Resize `from` pixels, of which those between `first_edge` and `last_edge` become `to`.
 inline std::vector<Taps> taps_of(int from, double first_edge, double last_edge, int to, const std::string& interpolation) {
   const auto [reach, weight] = filter_of(interpolation);
   const double scale = (last_edge - first_edge) / to;
@@ -134,7 +134,7 @@ inline Picture resize_one_way(const Picture& from, const Box& box, int size, boo
       const Taps& t = taps[down ? y : x];
       const size_t start = down ? size_t(t.first) * from.width + x : size_t(y) * from.width + t.first;
       for (int c = 0; c < 3; c++) {
-        int32_t sum = 1 << (kBits - 1);  // a half, so that the shift rounds
+        int32_t sum = 1 << (kBits - 1);  // one half, so that the shift rounds
         for (size_t k = 0; k < t.weights.size(); k++) sum += t.weights[k] * from.rgb[3 * start + k * step + c];
         to.rgb[3 * (size_t(y) * to.width + x) + c] = uint8_t(std::clamp(sum >> kBits, 0, 255));
       }
@@ -142,11 +142,11 @@ inline Picture resize_one_way(const Picture& from, const Box& box, int size, boo
   return to;
 }
 
-inline std::vector<uint8_t> fit(const Picture& picture, const Box& box, const Spec& spec) {  // of an upright picture
+inline std::vector<uint8_t> fit(const Picture& picture, const Box& box, const Spec& spec) {  // of an upright image
   const Picture part = cut(picture, box);
   const double left = std::floor(box.left), top = std::floor(box.top);
   const Box inside{box.left - left, box.top - top, box.right - left, box.bottom - top};
-  // Across first, then down; the result in between is rounded to bytes, too.
+  // Horizontally first, then vertically; the intermediate result is rounded to bytes, too.
   const Picture across = resize_one_way(part, inside, spec.width, false, spec.interpolation);
   return resize_one_way(across, inside, spec.height, true, spec.interpolation).rgb;
 }

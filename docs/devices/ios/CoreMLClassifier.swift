@@ -9,7 +9,7 @@ final class CoreMLClassifier {
 
     init(compiled: URL, spec: Spec) throws {
         let configuration = MLModelConfiguration()
-        configuration.computeUnits = .cpuOnly  // prove this first, then .all
+        configuration.computeUnits = .cpuOnly  // check this first, then .all
         model = try MLModel(contentsOf: compiled, configuration: configuration)
         self.spec = spec
         guard let image = model.modelDescription.inputDescriptionsByName["image"]?.imageConstraint,
@@ -23,8 +23,8 @@ final class CoreMLClassifier {
         return Answer(probabilities: try floats(found, "probabilities"), logits: try floats(found, "logits"))
     }
 
-    /// The pixels as Core ML takes pictures: four bytes each, blue first. It is exactly the size that the model asks for, so
-    /// nothing is resized on the way.
+    /// The pixels in Core ML's format: four bytes each, blue first. The size is exactly that of the model's input, so nothing
+    /// is resized.
     private func buffer(_ pixels: [UInt8]) throws -> CVPixelBuffer {
         var made: CVPixelBuffer?
         CVPixelBufferCreate(nil, spec.width, spec.height, kCVPixelFormatType_32BGRA, nil, &made)

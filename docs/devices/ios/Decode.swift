@@ -3,7 +3,7 @@ import CoreGraphics
 import Foundation
 import ImageIO
 
-/// A file that is open, and what its header says; its picture lies as it is stored.
+/// An open file and its header; the image is not rotated yet.
 struct Photo {
     let name: String
     let source: CGImageSource
@@ -27,7 +27,7 @@ struct Photo {
     }
 }
 
-/// What the model is fed of a file: decoded, turned by its EXIF tag, cut and resized.
+/// The model's input for a file: decoded, made upright by its EXIF tag, cropped and resized.
 func modelPixels(of file: URL, background: [Int], spec: Spec) throws -> [UInt8] {
     let photo = try Photo(file)
     let lies = (5...8).contains(photo.orientation)
@@ -38,18 +38,18 @@ func modelPixels(of file: URL, background: [Int], spec: Spec) throws -> [UInt8] 
     return try fit(picture, box: box, spec: spec)
 }
 
-/// The picture as it is stored, at 1/scale of its size. Transparent pixels are laid on `background`.
+/// The stored image at 1/scale of its size. Transparent pixels are composited on `background`.
 func decode(_ photo: Photo, background: [Int], scale: Int = 1) throws -> Picture {
     let options: CFDictionary? = scale == 1 ? nil : [kCGImageSourceSubsampleFactor: scale] as CFDictionary
     guard CGImageSourceGetStatusAtIndex(photo.source, 0) == .statusComplete,
         let image = CGImageSourceCreateImageAtIndex(photo.source, 0, options)
     else { throw Failure(description: "\(photo.name): truncated or damaged") }
-    // Image I/O takes the factor for a hint. Another size would put the cut elsewhere.
+    // Image I/O treats the factor as a hint. With another size the crop would be misplaced.
     let (width, height) = ((photo.width + scale - 1) / scale, (photo.height + scale - 1) / scale)
     guard image.width == width, image.height == height
     else { throw Failure(description: "\(photo.name): decoded to another size than 1/\(scale)") }
 
-    // Drawn in the picture's own color space nothing is converted: the reference ignores profiles, too.
+    // Drawing in the image's own color space converts nothing: the reference ignores profiles, too.
     var space = CGColorSpaceCreateDeviceRGB()
     if let own = image.colorSpace, own.model == .rgb, own.supportsOutput { space = own }
     var rgba = [UInt8](repeating: 0, count: 4 * width * height)
@@ -66,7 +66,7 @@ func decode(_ photo: Photo, background: [Int], scale: Int = 1) throws -> Picture
     guard drawn else { throw Failure(description: "\(photo.name): cannot be drawn") }
     var picture = Picture(width: width, height: height, rgb: [UInt8](repeating: 0, count: 3 * width * height))
     for i in 0..<width * height {
-        let clear = 255 - Int(rgba[4 * i + 3])  // the colors are multiplied by alpha already
+        let clear = 255 - Int(rgba[4 * i + 3])  // the colors are already multiplied by alpha
         for c in 0..<3 { picture.rgb[3 * i + c] = UInt8(min(255, Int(rgba[4 * i + c]) + (background[c] * clear + 127) / 255)) }
     }
     return picture

@@ -1,4 +1,4 @@
-// Have a device answer an artifact's golden samples.
+// Check a device with an artifact's golden samples.
 import Foundation
 
 struct Answer {
@@ -27,7 +27,7 @@ struct Manifest: Decodable {
             interpolation: preprocess.interpolation, scaledJpegs: preprocess.jpeg_decoding == "scaled")
     }
 
-    /// Read the artifact in `folder`. A file that may have been tampered with: first compare the sizes and SHA-256s.
+    /// Read the artifact in `folder`. If a file may have been tampered with, first compare sizes and SHA-256s.
     static func read(_ folder: URL) throws -> Manifest {
         let data = try Data(contentsOf: folder.appendingPathComponent("manifest.json"))
         let manifest = try JSONDecoder().decode(Manifest.self, from: data)
@@ -59,7 +59,7 @@ private struct Golden: Decodable {
     let variants: [String: Tolerances]?
 }
 
-/// Throws where a sample fails; the message names the half that differs.
+/// Throws if a sample fails; the message shows which half differs.
 func prove(_ folder: URL, _ manifest: Manifest, variant: String, answer: ([UInt8]) throws -> Answer) throws {
     let data = try Data(contentsOf: folder.appendingPathComponent("golden/golden.json"))
     let golden = try JSONDecoder().decode(Golden.self, from: data)

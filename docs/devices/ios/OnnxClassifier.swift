@@ -11,7 +11,7 @@ final class OnnxClassifier {
         setenv("ORT_DISABLE_TELEMETRY", "1", 1)  // before the runtime starts
         environment = try ORTEnv(loggingLevel: .warning)
         let options = try ORTSessionOptions()
-        try options.addConfigEntry(withKey: "session.intra_op.allow_spinning", value: "0")  // as it was proven
+        try options.addConfigEntry(withKey: "session.intra_op.allow_spinning", value: "0")  // as verified
         try options.addConfigEntry(
             withKey: "optimization.disable_specified_optimizers", value: "WeightBiasQuantization")
         session = try ORTSession(env: environment, modelPath: model.path, sessionOptions: options)

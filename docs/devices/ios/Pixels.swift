@@ -1,8 +1,8 @@
-// From a decoded picture to the pixels a model sees, as serve/preprocess.py: upright, cut, resize. Plain Swift.
-// Core Graphics and vImage do not smooth the same way and would not pass the golden samples.
+// From a decoded image to the model's input, as serve/preprocess.py: make upright, crop, resize. Plain Swift.
+// Core Graphics and vImage use other filters and would fail the golden samples.
 import Foundation
 
-/// `preprocess` of the manifest; `scaledJpegs` is whether `jpeg_decoding` is there and "scaled".
+/// `preprocess` of the manifest; `scaledJpegs` is whether `jpeg_decoding` is present and "scaled".
 struct Spec {
     let height, width: Int
     let cropFraction: Double
@@ -15,7 +15,7 @@ struct Box {
     let left, top, right, bottom: Double
 }
 
-/// Rows from the top, three bytes a pixel: red, green, blue.
+/// Rows from the top, three bytes per pixel: red, green, blue.
 struct Picture {
     let width, height: Int
     var rgb: [UInt8]
@@ -25,12 +25,12 @@ struct Failure: Error, CustomStringConvertible {
     let description: String
 }
 
-/// What the model is fed: the box of a picture that is upright.
+/// The model's input: the box of an upright image.
 func fit(_ picture: Picture, box: Box, spec: Spec) throws -> [UInt8] {
     let left = box.left.rounded(.down)
     let top = box.top.rounded(.down)
     let inside = Box(left: box.left - left, top: box.top - top, right: box.right - left, bottom: box.bottom - top)
-    // Across first, then down; the result in between is rounded to bytes, too.
+    // Horizontally first, then vertically; the intermediate result is rounded to bytes, too.
     let cutOut = cut(picture, box: box)
     let across = try resizeOneWay(cutOut, inside, to: spec.width, down: false, interpolation: spec.interpolation)
     return try resizeOneWay(across, inside, to: spec.height, down: true, interpolation: spec.interpolation).rgb
@@ -57,7 +57,7 @@ func upright(_ from: Picture, orientation: Int) -> Picture {
     return Picture(width: width, height: height, rgb: rgb)
 }
 
-/// The centered rectangle of the model's aspect, in whole pixels of an upright picture of this size.
+/// The centered rectangle of the model's aspect ratio, in whole pixels of an upright image of this size.
 func cropBox(width: Int, height: Int, spec: Spec) -> Box {
     let scale = min(Double(width) / Double(spec.width), Double(height) / Double(spec.height)) * spec.cropFraction
     let across = max(1, Int((Double(spec.width) * scale).rounded(.toNearestOrEven)))
@@ -67,7 +67,7 @@ func cropBox(width: Int, height: Int, spec: Spec) -> Box {
     return Box(left: Double(left), top: Double(top), right: Double(left + across), bottom: Double(top + down))
 }
 
-/// What the sides of a JPEG are divided by, rounding up, as it is decoded; the size is that of the upright picture.
+/// The divisor by which a JPEG is reduced while decoding; its sides are rounded up. The size is that of the upright image.
 func jpegScale(width: Int, height: Int, spec: Spec) -> Int {
     let box = cropBox(width: width, height: height, spec: spec)
     let scales = spec.scaledJpegs ? [8, 4, 2] : []
@@ -76,8 +76,8 @@ func jpegScale(width: Int, height: Int, spec: Spec) -> Int {
     } ?? 1
 }
 
-/// Where `cropBox` lies in the picture that was decoded at 1/scale and turned upright. The last stored row and column were
-/// filled up to whole pixels; turned, they may be the first.
+/// `cropBox` in the upright image that was decoded at 1/scale. The last stored row and column were padded to whole pixels;
+/// rotated or mirrored, they may come first.
 func reducedBox(width: Int, height: Int, orientation: Int, scale: Int, spec: Spec) -> Box {
     let box = cropBox(width: width, height: height, spec: spec)
     let x = Double([2, 3, 6, 7].contains(orientation) ? (scale - width % scale) % scale : 0)
@@ -103,7 +103,7 @@ func cut(_ from: Picture, box: Box) -> Picture {
 
 private func sinc(_ x: Double) -> Double { x == 0 ? 1 : sin(Double.pi * x) / (Double.pi * x) }
 
-/// How far a filter reaches, and its weights.
+/// A filter's radius and its weights.
 private func filter(named name: String) throws -> (reach: Double, weight: (Double) -> Double) {
     switch name {
     case "bilinear":
@@ -121,15 +121,15 @@ private func filter(named name: String) throws -> (reach: Double, weight: (Doubl
     }
 }
 
-private let bits = 22  // of the fraction
+private let bits = 22  // fractional bits
 
-/// What one pixel of the result is summed up from.
+/// The weighted input pixels of one output pixel.
 private struct Taps {
     let first: Int
     let weights: [Int]
 }
 
-/// `from` pixels are there; those between the two edges become `to`.
+/// Resize `from` pixels, of which those between the two edges become `to`.
 private func taps(from: Int, edges: (Double, Double), to: Int, interpolation: String) throws -> [Taps] {
     let (reach, weight) = try filter(named: interpolation)
     let scale = (edges.1 - edges.0) / Double(to)
@@ -158,7 +158,7 @@ private func resizeOneWay(
             let tap = all[down ? y : x]
             let start = 3 * (down ? tap.first * from.width + x : y * from.width + tap.first)
             for c in 0..<3 {
-                var sum = 1 << (bits - 1)  // a half, so that the shift rounds
+                var sum = 1 << (bits - 1)  // one half, so that the shift rounds
                 for k in 0..<tap.weights.count { sum += tap.weights[k] * Int(from.rgb[start + k * step + c]) }
                 rgb[3 * (y * width + x) + c] = UInt8(min(max(sum >> bits, 0), 255))
             }

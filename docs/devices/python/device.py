@@ -1,4 +1,4 @@
-"""Prove an artifact on this machine, then say what is on photos; needs numpy, pillow and onnxruntime, but not edgeline.
+"""Verify an artifact on this machine, then classify photos; needs numpy, pillow and onnxruntime, but not edgeline.
 
 python device.py FOLDER VARIANT [PHOTO...]
 """
@@ -32,13 +32,13 @@ UPRIGHT = {
 
 
 def must(holds: bool, what: str) -> None:
-    """Stop unless it holds."""
+    """Stop with a message unless a condition holds."""
     if not holds:
         sys.exit(what)
 
 
 def read_manifest(folder: Path) -> dict:
-    """Read an artifact's manifest, and compare every file with it before any parser sees one."""
+    """Read an artifact's manifest and compare every file with it before it is parsed."""
     manifest = json.loads((folder / "manifest.json").read_bytes())
     must(manifest["schema"] == "edgeline.artifact/1", "another schema of artifact")
     for entry in manifest["files"]:
@@ -48,7 +48,7 @@ def read_manifest(folder: Path) -> dict:
 
 
 def crop_box(width: int, height: int, spec: dict) -> tuple[float, float, float, float]:
-    """The centered rectangle of the model's aspect, in whole pixels of an upright picture: left, top, right, bottom."""
+    """The centered rectangle of the model's aspect ratio, in whole pixels of an upright image: left, top, right, bottom."""
     scale = min(width / spec["width"], height / spec["height"]) * spec["crop_fraction"]
     across, down = max(1, round(spec["width"] * scale)), max(1, round(spec["height"] * scale))
     left, top = (width - across) // 2, (height - down) // 2
@@ -56,7 +56,7 @@ def crop_box(width: int, height: int, spec: dict) -> tuple[float, float, float, 
 
 
 def reduce(image: Image.Image, orientation: int, spec: dict) -> tuple[float, float, float, float] | None:
-    """Have a JPEG decoded at 1/8, 1/4 or 1/2 where twice the model's input is left; the rectangle in the smaller picture."""
+    """Decode a JPEG at 1/8, 1/4 or 1/2 if twice the model's input is left; the rectangle in the reduced image."""
     width, height = image.size[::-1] if orientation >= 5 else image.size
     left, top, right, bottom = crop_box(width, height, spec)
     times = min((right - left) // spec["width"], (bottom - top) // spec["height"])
@@ -64,13 +64,13 @@ def reduce(image: Image.Image, orientation: int, spec: dict) -> tuple[float, flo
     if scale == 1 or spec.get("jpeg_decoding", "full") == "full":
         return None
     image.draft(None, (image.width // scale, image.height // scale))
-    x = -width % scale if orientation in (2, 3, 6, 7) else 0  # the last column or row is filled up to a whole pixel
+    x = -width % scale if orientation in (2, 3, 6, 7) else 0  # the last column or row is padded to a whole pixel
     y = -height % scale if orientation in (3, 4, 7, 8) else 0
     return (left + x) / scale, (top + y) / scale, (right + x) / scale, (bottom + y) / scale
 
 
 def decode(data: bytes, spec: dict) -> tuple[Image.Image, tuple[float, float, float, float]]:
-    """An image file's upright 8-bit RGB picture, and what of it the model sees."""
+    """Decode an image file to upright 8-bit RGB; also the rectangle that the model sees."""
     must(len(data) <= MAX_BYTES, "too many bytes")
     image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "GIF", "BMP"))
     must(image.width * image.height <= MAX_PIXELS, "too many pixels")
@@ -82,12 +82,12 @@ def decode(data: bytes, spec: dict) -> tuple[Image.Image, tuple[float, float, fl
     turn = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION, 1))
     if turn is not None:
         info, image = image.info, image.transpose(turn)
-        image.info = info  # a palette's transparency is there
+        image.info = info  # holds the transparency of palette images
     return rgb_of(image, spec["background"]), box or crop_box(image.width, image.height, spec)
 
 
 def rgb_of(image: Image.Image, background: list[int]) -> Image.Image:
-    """A picture in 8-bit RGB."""
+    """Convert an image to 8-bit RGB."""
     if image.mode.startswith("I;16"):
         gray = np.asarray(image, dtype=np.uint16).astype(np.uint32)
         return Image.fromarray(((gray + 128) // 257).astype(np.uint8)).convert("RGB")
@@ -98,7 +98,7 @@ def rgb_of(image: Image.Image, background: list[int]) -> Image.Image:
 
 
 def pixels_of(data: bytes, spec: dict) -> np.ndarray:
-    """What the model sees of an image file: uint8 (height, width, 3)."""
+    """The model's input for an image file: uint8 (height, width, 3)."""
     picture, (left, top, right, bottom) = decode(data, spec)
     x, y = math.floor(left), math.floor(top)
     cut = picture.crop((x, y, math.ceil(right), math.ceil(bottom)))
@@ -107,13 +107,13 @@ def pixels_of(data: bytes, spec: dict) -> np.ndarray:
 
 
 def load(folder: Path, manifest: dict, variant: str) -> onnxruntime.InferenceSession:
-    """Load one of the artifact's variants, with the settings that it was proven with."""
+    """Load a variant of the artifact, with the settings that it was verified with."""
     files = {v["name"]: v["file"] for v in manifest["variants"] if v["format"] in ("onnx", "ort")}
     must(variant in files, f"no variant {variant}; there are {', '.join(files)}")
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("optimization.disable_specified_optimizers", "WeightBiasQuantization")
-    if platform.machine() in ("x86_64", "AMD64"):  # without VNNI, int8 products saturate unless told not to
+    if platform.machine() in ("x86_64", "AMD64"):  # without VNNI, int8 products saturate without this setting
         cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
         if not {"avx512_vnni", "avx_vnni", "amx_int8"} & set(cpuinfo.split()):
             options.add_session_config_entry("session.x64quantprecision", "1")
@@ -121,13 +121,13 @@ def load(folder: Path, manifest: dict, variant: str) -> onnxruntime.InferenceSes
 
 
 def answer(session: onnxruntime.InferenceSession, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The probabilities and logits of one picture."""
+    """The probabilities and logits of one image."""
     [probabilities], [logits] = session.run(["probabilities", "logits"], {"image": pixels[None]})
     return probabilities, logits
 
 
 def prove(folder: Path, manifest: dict, session: onnxruntime.InferenceSession, variant: str) -> None:
-    """Have this machine answer the golden samples."""
+    """Check the golden samples on this machine."""
     golden = json.loads((folder / "golden" / "golden.json").read_bytes())
     own = golden.get("variants", {}).get(variant)
     tolerance = (own or golden)["tolerance"]
@@ -149,7 +149,7 @@ def prove(folder: Path, manifest: dict, session: onnxruntime.InferenceSession, v
 
 
 def main(folder: str, variant: str, *photos: str) -> None:
-    """Prove, then name the best class of each photo."""
+    """Check the golden samples, then print the best class of each photo."""
     manifest = read_manifest(Path(folder))
     session = load(Path(folder), manifest, variant)
     prove(Path(folder), manifest, session, variant)

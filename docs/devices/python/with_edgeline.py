@@ -1,4 +1,4 @@
-"""Prove an artifact on this machine, then say what is on photos; needs `pip install edgeline` and nothing else.
+"""Verify an artifact on this machine, then classify photos; needs `pip install edgeline` and nothing else.
 
 python with_edgeline.py FOLDER VARIANT [PHOTO...]
 """
@@ -11,7 +11,7 @@ from edgeline.serve.errors import EdgelineError
 
 
 def main(folder: str, variant: str, *photos: str) -> None:
-    """Print what the golden samples showed, and the best class of each photo."""
+    """Print the result of the golden samples, and the best class of each photo."""
     classifier = Classifier.open(folder, variant=variant)  # every file's SHA-256, the graph's contract, the golden samples
     print(classifier.proof)
     for photo in photos:

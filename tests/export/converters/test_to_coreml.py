@@ -78,8 +78,8 @@ def test_a_package_does_not_run_on_other_systems(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert not_run_here("coreml") == WHY
     assert not_run_here("onnx") is None
-    with pytest.raises(ArtifactError, match=f"is not run here: {WHY}") as error:
-        load_file("coreml", tmp_path / FILE, 1)
+    with pytest.raises(ArtifactError, match=f"cannot run on this system: {WHY}") as error:
+        load_file("coreml", tmp_path / FILE)
     assert error.value.code == "not_run_here"
 
 

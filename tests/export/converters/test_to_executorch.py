@@ -35,7 +35,7 @@ needs_executorch = pytest.mark.skipif(
 def test_a_missing_runtime_names_the_extra(tmp_path: Path) -> None:
     (tmp_path / "model.pte").touch()
     with pytest.raises(MissingExtraError, match=r"'executorch': pip install 'edgeline\[executorch\]'"):
-        load_file("executorch", tmp_path / "model.pte", 1)
+        load_file("executorch", tmp_path / "model.pte")
 
 
 def test_a_program_is_one_file() -> None:
@@ -96,7 +96,7 @@ from pathlib import Path
 from edgeline.serve.runtime.backends import load_file
 
 path, threads = Path(sys.argv[1]), 1
-model = load_file("executorch", path, threads)
+model = load_file("executorch", path, threads=threads)
 images = np.random.default_rng(0).integers(0, 256, (8, 224, 224, 3), np.uint8)
 whole = model.run(["logits"], {"image": images})[0]
 with ThreadPoolExecutor(4) as pool:

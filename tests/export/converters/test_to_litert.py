@@ -50,7 +50,7 @@ def test_a_missing_runtime_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_
     (tmp_path / "model.tflite").touch()
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     with pytest.raises(MissingExtraError, match=r"'ai_edge_litert': pip install 'edgeline\[litert\]'$"):
-        load_file("litert", tmp_path / "model.tflite", 1)
+        load_file("litert", tmp_path / "model.tflite")
 
 
 def test_a_failed_installation_leaves_the_variant_out_with_the_reason(

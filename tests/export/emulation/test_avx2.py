@@ -44,7 +44,8 @@ def test_another_architecture_cannot_emulate_x86(tmp_path: Path, monkeypatch: py
 COMPARE = """
 import json, sys
 import numpy as np
-from edgeline.serve.runtime.session import create_session, multiplies_exactly
+from edgeline.serve.runtime.cpu import multiplies_exactly
+from edgeline.serve.runtime.session import create_session
 
 pixels_NHW3 = np.load(sys.argv[1])
 found = {"multiplies_exactly": multiplies_exactly()}

@@ -29,9 +29,9 @@ from edgeline.pipeline.data.samples import ADMITTED, Sample, read_image, read_pr
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.pretrained import Normalization
 from edgeline.pipeline.runs.run import Run
+from edgeline.serve.artifact.training_features import read_features
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import ConfigError, ExportError
-from edgeline.serve.explain import read_features
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
 from edgeline.serve.runtime.session import create_session
 from tests.support.faults.surgery import mutate

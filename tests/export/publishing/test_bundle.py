@@ -261,6 +261,6 @@ def test_a_device_without_torch_verifies_it_and_rejects_it_with_any_byte_changed
     for code, proven, same in found["manifest"]:
         assert (code == 1 and not proven) or not same, "a manifest that still proves is told apart by its digest"
     assert found["code"] == 0, found["said"]
-    assert re.search("photos 1 is proven on this machine", found["said"])
+    assert re.search("photos 1 is verified on this machine", found["said"])
     assert re.search("5 golden samples", found["said"])
     assert found["absent"] == []

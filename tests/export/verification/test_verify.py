@@ -27,7 +27,8 @@ from edgeline.pipeline.runs.receipts import result_digest
 from edgeline.pipeline.runs.run import Run, create_run
 from edgeline.serve.errors import ExportError, VerificationError
 from edgeline.serve.preprocess import PreprocessSpec
-from edgeline.serve.runtime.session import SETTINGS, usable_cores
+from edgeline.serve.runtime.cpu import usable_cores
+from edgeline.serve.runtime.session import SETTINGS
 
 Redo = Callable[[Path], None]
 TOO_STRICT = "verify.max_difference=1e-12"

@@ -8,7 +8,7 @@ from torch import nn
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.devices import autocast, choose_device, describe_device, memory_errors, one_thread, to_device
 from edgeline.serve.errors import ConfigError, TrainingError
-from edgeline.serve.runtime.session import usable_cores
+from edgeline.serve.runtime.cpu import usable_cores
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="shows what happens without a GPU")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -28,7 +28,7 @@ def golden_photo(artifact_template: Path) -> bytes:
     return (artifact_template / "golden" / "1.jpg").read_bytes()
 
 
-def test_a_file_has_the_very_figures_of_the_classifier(classifier: Classifier, photo: bytes) -> None:
+def test_a_file_has_the_numbers_of_the_classifier(classifier: Classifier, photo: bytes) -> None:
     line = answer(classifier, Picture({"path": "x.jpg"}, photo), top_k=3)
     times = line.pop("times")
     [expected] = classifier.predict([photo], top_k=3)
@@ -37,7 +37,7 @@ def test_a_file_has_the_very_figures_of_the_classifier(classifier: Classifier, p
     assert min(times.values()) > 0
 
 
-def test_a_frame_has_the_figures_of_a_file_of_the_same_pixels(classifier: Classifier, photo: bytes) -> None:
+def test_a_frame_has_the_numbers_of_a_file_with_the_same_pixels(classifier: Classifier, photo: bytes) -> None:
     from_file = answer(classifier, Picture({"frame": 1}, photo), top_k=2)
     from_camera = answer(classifier, Picture({"frame": 1}, decode_image(photo)), top_k=2)
     assert from_file["predictions"] == from_camera["predictions"]
@@ -51,33 +51,33 @@ BAD = {
 
 
 @pytest.mark.parametrize(("content", "code"), BAD.values(), ids=BAD)
-def test_a_bad_one_has_its_reason_in_place_of_figures(classifier: Classifier, content: bytes, code: str) -> None:
+def test_a_bad_image_has_the_error_instead_of_numbers(classifier: Classifier, content: bytes, code: str) -> None:
     line = answer(classifier, Picture({"frame": 7}, content), top_k=2)
     assert line.pop("error")
     assert line == {"frame": 7, **IDENTITY, "code": code}
 
 
-def test_a_number_that_is_not_finite_costs_one_line(artifact_template: Path, photo: bytes) -> None:
+def test_a_number_that_is_not_finite_affects_one_line(artifact_template: Path, photo: bytes) -> None:
     class Broken(Classifier):
         def run(self, pixels_NHW3: np.ndarray, *, explain: bool = False) -> Outputs:
-            raise ArtifactError("the model gave a probability that is not finite", code="model_output_not_finite")
+            raise ArtifactError("the model returned a probability that is not finite", code="model_output_not_finite")
 
     broken = Broken.open(artifact_template, prove=False)
     line = answer(broken, Picture({"frame": 1}, photo), top_k=1)
     assert line["code"] == "model_output_not_finite"
 
 
-def test_the_page_shows_the_lines_as_they_are(classifier: Classifier, photo: bytes) -> None:
+def test_the_documented_lines_are_the_actual_ones(classifier: Classifier, photo: bytes) -> None:
     page = (Path(__file__).resolve().parents[3] / "docs" / "predict.md").read_text(encoding="utf-8")
     good, bad = map(json.loads, page.partition("```json\n")[2].partition("```")[0].splitlines())
     answered = answer(classifier, Picture({"path": "x.jpg"}, photo), top_k=1)
-    refused = answer(classifier, Picture({"frame": 1}, b""), top_k=1)
-    assert (list(good), list(bad)) == (list(answered), list(refused))
+    rejected = answer(classifier, Picture({"frame": 1}, b""), top_k=1)
+    assert (list(good), list(bad)) == (list(answered), list(rejected))
     assert list(good["predictions"][0]) == list(answered["predictions"][0])
     assert good["times"].keys() == answered["times"].keys()
 
 
-def test_the_drift_takes_note_of_what_was_answered_and_of_nothing_else(classifier: Classifier, photo: bytes) -> None:
+def test_drift_records_only_classified_images(classifier: Classifier, photo: bytes) -> None:
     drift = drift_of(classifier)
     for content in (photo, b"hello", Image.new("RGB", (100, 50), (200, 40, 30))):
         answer(classifier, Picture({"frame": 1}, content), 1, drift)

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import pytest
 
-from edgeline.serve.runtime.graph_cache import processor_line
+from edgeline.serve.runtime.graph_cache import processor_identity
 
 ROOT = Path(__file__).resolve().parents[3]
 MAIN = [sys.executable, "-c", "from edgeline.flows.cli.main import main; main()"]
@@ -61,7 +61,7 @@ def golden_photos(artifact_template: Path) -> list[Path]:
 # Through a pipe
 
 
-def test_a_path_a_line_is_answered_before_the_next_one_comes(artifact_template: Path, photos: list[Path]) -> None:
+def test_each_path_is_classified_before_the_next_one_is_read(artifact_template: Path, photos: list[Path]) -> None:
     with started(artifact_template, "--stream", "lines") as process:
         assert process.stdin
         for photo, label in zip(photos, ["red", "green", "blue", "dark"], strict=True):
@@ -72,7 +72,7 @@ def test_a_path_a_line_is_answered_before_the_next_one_comes(artifact_template: 
         assert ended(process) == (0, b"", b"")
 
 
-def test_frames_are_answered_as_they_come_and_a_broken_one_by_its_number(artifact_template: Path, photos: list[Path]) -> None:
+def test_frames_are_classified_on_arrival_and_broken_ones_are_reported(artifact_template: Path, photos: list[Path]) -> None:
     frames = [photo.read_bytes() for photo in photos]
     with started(artifact_template, "-", "--stream", "mjpeg") as process:
         assert process.stdin
@@ -102,7 +102,7 @@ def test_a_signal_ends_a_silent_pipe_with_code_0(
 # A watched folder
 
 
-def test_files_are_answered_as_they_appear_until_a_signal(artifact_template: Path, photos: list[Path], tmp_path: Path) -> None:
+def test_new_files_are_classified_until_a_signal(artifact_template: Path, photos: list[Path], tmp_path: Path) -> None:
     folder = tmp_path / "incoming"
     folder.mkdir()
     shutil.copy(photos[0], folder / "first.jpg")
@@ -126,7 +126,7 @@ def test_files_are_answered_as_they_appear_until_a_signal(artifact_template: Pat
     assert set(before) == {"first.jpg", "broken.jpg", "second.jpg"}
 
 
-def test_a_signal_amid_many_images_leaves_whole_lines_and_code_0(
+def test_a_signal_among_many_images_leaves_complete_lines_and_code_0(
     artifact_template: Path, photos: list[Path], tmp_path: Path
 ) -> None:
     folder = tmp_path / "incoming"
@@ -153,7 +153,7 @@ def ended_reading(process: subprocess.Popen[bytes]) -> tuple[int, bytes, bytes]:
 # Newer versions
 
 
-def test_a_newer_version_answers_from_the_next_image_on(make_artifact: Any, photos: list[Path], tmp_path: Path) -> None:
+def test_a_newer_version_is_used_from_the_next_image_on(make_artifact: Any, photos: list[Path], tmp_path: Path) -> None:
     artifact = make_artifact().parent
     newer = make_artifact(version=2, store=tmp_path / "elsewhere")
     drift = tmp_path / "drift.json"
@@ -169,75 +169,73 @@ def test_a_newer_version_answers_from_the_next_image_on(make_artifact: Any, phot
 
         assert answered(photos[0])["version"] == 1
         os.rename(newer, artifact / "2")
-        assert process.stderr.readline() == b"edgeline: now answers with colors 2\n"
+        assert process.stderr.readline() == b"edgeline: switched to colors 2\n"
         assert answered(photos[1])["version"] == 2
         assert answered(photos[1])["version"] == 2
         assert ended(process, signal.SIGTERM) == (0, b"", b"")
-    kept = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("drift.json*")}
-    assert {name: (held["version"], held["count"]) for name, held in kept.items()} == {
+    cached = {path.name: json.loads(path.read_text()) for path in tmp_path.glob("drift.json*")}
+    assert {name: (held["version"], held["count"]) for name, held in cached.items()} == {
         "drift.json": (2, 2),
         "drift.json.1": (1, 1),
     }
 
 
-# What is not asked for costs nothing
+# Unused options
 
 
-def test_of_what_is_not_asked_for_nothing_is_imported(artifact_template: Path, photos: list[Path]) -> None:
+def test_unused_options_import_nothing(artifact_template: Path, photos: list[Path]) -> None:
     program = (
         "import sys; from edgeline.flows.cli import main as cli\n"
         "try: cli.main()\n"
-        "finally: print(sorted(name for name in sys.modules if name.startswith('serve.') or name == 'cv2'), file=sys.stderr)"
+        "finally: print(sorted(n for n in sys.modules if n.startswith('edgeline.serve.') or n == 'cv2'), file=sys.stderr)"
     )
     command = [sys.executable, "-c", program, "predict", str(artifact_template), str(photos[0])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    unused = ["drift", "snapshots", "snapshot_file", "drift_report", "watch", "camera", "mjpeg", "following"]
-    assert [name for name in unused if f"'serve.{name}'" in done.stderr] == []
+    unused = ["drift.", "inputs.folder_watcher", "inputs.camera", "inputs.mjpeg", "hot_reload"]
+    assert [name for name in unused if f"'edgeline.serve.{name}" in done.stderr] == []
     assert "cv2" not in done.stderr
     assert "edgeline.serve.cli.output" in done.stderr
 
 
 # Command lines
 
-REFUSED: dict[str, tuple[list[str], int, str]] = {
-    "images and a folder": (["x.jpg", "--watch", "."], 2, "IMAGE and --watch cannot go together"),
-    "two sources": (["--watch", ".", "--camera", "0"], 2, "--watch and --camera cannot go together"),
-    "an image and a stream": (["x.jpg", "--stream", "lines"], 2, "IMAGE and --stream cannot go together"),
+REJECTED: dict[str, tuple[list[str], int, str]] = {
+    "images and a folder": (["x.jpg", "--watch", "."], 2, "IMAGE and --watch cannot be combined"),
+    "two sources": (["--watch", ".", "--camera", "0"], 2, "--watch and --camera cannot be combined"),
+    "an image and a stream": (["x.jpg", "--stream", "lines"], 2, "IMAGE and --stream cannot be combined"),
     "an unknown framing": (["--stream", "zip"], 2, "'lines', 'mjpeg'"),
-    "nothing": ([], 2, "say which IMAGE"),
-    "existing files of an image": (["x.jpg", "--existing"], 2, "it belongs to --watch"),
-    "a pace of an image": (["x.jpg", "--every", "1"], 2, "it belongs to --watch and --camera"),
-    "one version to follow": (["x.jpg", "--follow"], 1, "name the folder above it"),
-    "statistics nowhere": (["x.jpg", "--drift", "/no/such/folder/d.json"], 1, "expected a path in a folder that is there"),
+    "nothing": ([], 2, "missing IMAGE"),
+    "existing files of an image": (["x.jpg", "--existing"], 2, "only valid with --watch"),
+    "a pace of an image": (["x.jpg", "--every", "1"], 2, "only valid with --watch and --camera"),
+    "one version to follow": (["x.jpg", "--follow"], 1, "use its parent folder"),
+    "statistics nowhere": (["x.jpg", "--drift", "/no/such/folder/d.json"], 1, "expected a path in an existing folder"),
     "statistics in place of a folder": (["x.jpg", "--drift", "."], 1, "cannot be a file"),
     "a camera without OpenCV": (["--camera", "0"], 1, "pip install 'edgeline[camera]'"),
 }
 
 
-@pytest.mark.parametrize(("arguments", "code", "says"), REFUSED.values(), ids=REFUSED)
-def test_what_makes_no_sense_is_told(
-    run: Run, artifact_template: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, says: str
+@pytest.mark.parametrize(("arguments", "code", "message"), REJECTED.values(), ids=REJECTED)
+def test_an_invalid_command_line_is_rejected(
+    run: Run, artifact_template: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, message: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     monkeypatch.setenv("COLUMNS", "200")
     found, out, err = run("predict", artifact_template, *arguments)
     assert (found, out) == (code, "")
-    assert says in err
+    assert message in err
     assert "Traceback" not in err
 
 
-def test_text_can_be_asked_for_where_json_is_the_default_and_json_where_it_is_not(
-    run: Run, artifact_template: Path, photos: list[Path]
-) -> None:
+def test_text_and_json_can_be_chosen_against_the_default(run: Run, artifact_template: Path, photos: list[Path]) -> None:
     assert run("predict", artifact_template, photos[0], "--top-k", 1, "--json")[1].startswith('{"path": ')
     with started(artifact_template, "--stream", "mjpeg", "--text") as process:
         assert process.communicate(photos[0].read_bytes() + b"\xff\xd8\xff", timeout=DEADLINE_S) == (
             b"frame 1: red 99.7%\n",
-            b"edgeline: frame 2: the frame is cut off or damaged: its markers end before the JPEG does [image_truncated]\n",
+            b"edgeline: frame 2: the frame is truncated or damaged: it has an invalid JPEG marker [image_truncated]\n",
         )
 
 
-def test_the_statistics_are_kept_at_the_end(run: Run, artifact_template: Path, photos: list[Path], tmp_path: Path) -> None:
+def test_the_statistics_are_written_at_the_end(run: Run, artifact_template: Path, photos: list[Path], tmp_path: Path) -> None:
     code, _, _ = run("predict", artifact_template, *photos, tmp_path / "absent.jpg", "--drift", tmp_path / "drift.json")
     assert code == 1
     snapshot = json.loads((tmp_path / "drift.json").read_text())
@@ -245,11 +243,11 @@ def test_the_statistics_are_kept_at_the_end(run: Run, artifact_template: Path, p
     assert [path.name for path in tmp_path.iterdir()] == ["drift.json"]
 
 
-def test_the_optimized_graph_is_kept_where_it_is_asked_for(
+def test_the_optimized_graph_is_cached_with_the_option(
     run: Run, artifact_template: Path, photos: list[Path], tmp_path: Path
 ) -> None:
     first = run("predict", artifact_template, *photos, "--cache", tmp_path / "cache")
-    kept = list((tmp_path / "cache" / "optimized").glob("*.onnx"))
-    assert len(kept) == bool(processor_line())
+    cached = list((tmp_path / "cache" / "optimized").glob("*.onnx"))
+    assert len(cached) == bool(processor_identity())
     assert run("predict", artifact_template, *photos, "--cache", tmp_path / "cache") == first
     assert run("predict", artifact_template, *photos) == first

@@ -46,11 +46,11 @@ def test_each_image_gets_a_readable_line(run: Run, artifact_template: Path, phot
     ]
 
 
-def test_one_class_is_named_without_runners_up(run: Run, artifact_template: Path, photos: Path) -> None:
+def test_with_top_k_1_only_one_class_is_printed(run: Run, artifact_template: Path, photos: Path) -> None:
     assert run("predict", artifact_template, photos / "b.jpg", "--top-k", 1)[1] == f"{photos}/b.jpg: red 99.7%\n"
 
 
-def test_json_has_an_object_a_line(run: Run, artifact_template: Path, photos: Path) -> None:
+def test_json_has_an_object_per_line(run: Run, artifact_template: Path, photos: Path) -> None:
     code, out, _ = run("predict", artifact_template.parent, photos / "b.jpg", "--json", "--top-k", 1)
     answer = json.loads(out)
     assert code == 0
@@ -66,7 +66,7 @@ def test_json_has_an_object_a_line(run: Run, artifact_template: Path, photos: Pa
     }
 
 
-def test_a_folder_means_its_files_in_order(run: Run, artifact_template: Path, photos: Path) -> None:
+def test_the_files_of_a_folder_are_classified_in_order(run: Run, artifact_template: Path, photos: Path) -> None:
     (photos / ".hidden.jpg").write_bytes(b"not looked at")
     (photos / "deeper").mkdir()
     (photos / "deeper" / "e.jpg").write_bytes(b"not looked at")
@@ -75,24 +75,24 @@ def test_a_folder_means_its_files_in_order(run: Run, artifact_template: Path, ph
     assert [Path(json.loads(line)["path"]).name for line in out.splitlines()] == ["a.jpg", "b.jpg", "c.jpeg", "d.png"]
 
 
-def test_stdin_is_an_image(run: Run, artifact_template: Path, photos: Path) -> None:
+def test_an_image_is_read_from_stdin(run: Run, artifact_template: Path, photos: Path) -> None:
     code, out, _ = run("predict", artifact_template, "-", "--top-k", 1, stdin=(photos / "b.jpg").read_bytes())
     assert (code, out) == (0, "-: red 99.7%\n")
 
 
-def test_a_bad_image_among_good_ones_is_told_and_the_rest_answered(run: Run, artifact_template: Path, photos: Path) -> None:
+def test_a_bad_image_is_reported_and_the_others_are_classified(run: Run, artifact_template: Path, photos: Path) -> None:
     (photos / "a.jpg").write_text("no image")
     (photos / "bb.jpg").touch()
     code, out, err = run("predict", artifact_template, photos, photos / "absent.jpg", "--top-k", 1)
     assert code == 1
     assert [line.rpartition(": ")[2] for line in out.splitlines()] == ["red 99.7%", "blue 99.8%", "dark 54.0%"]
-    told = err.splitlines()
-    assert len(told) == 3
-    assert told[0].startswith(f"edgeline: {photos}/a.jpg: ")
-    assert [line.rpartition(" ")[2] for line in told] == ["[not_an_image]", "[image_empty]", "[image_unreadable]"]
+    lines = err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith(f"edgeline: {photos}/a.jpg: ")
+    assert [line.rpartition(" ")[2] for line in lines] == ["[not_an_image]", "[image_empty]", "[image_unreadable]"]
 
 
-def test_a_bad_image_in_json_is_an_object_of_its_own(run: Run, artifact_template: Path, photos: Path) -> None:
+def test_a_bad_image_is_an_object_in_json(run: Run, artifact_template: Path, photos: Path) -> None:
     (photos / "a.jpg").write_text("no image")
     code, out, err = run("predict", artifact_template, photos / "a.jpg", photos / "b.jpg", "--json")
     bad, good = map(json.loads, out.splitlines())
@@ -102,14 +102,14 @@ def test_a_bad_image_in_json_is_an_object_of_its_own(run: Run, artifact_template
     assert good["predictions"][0]["label"] == "red"
 
 
-def test_an_empty_folder_is_not_taken_for_success(run: Run, artifact_template: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_is_an_error(run: Run, artifact_template: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     code, out, err = run("predict", artifact_template, tmp_path / "empty")
     assert (code, out) == (1, "")
-    assert "this folder holds no files" in err
+    assert "this folder has no files" in err
 
 
-def test_a_huge_file_is_refused_unread(run: Run, artifact_template: Path, tmp_path: Path) -> None:
+def test_a_huge_file_is_rejected_unread(run: Run, artifact_template: Path, tmp_path: Path) -> None:
     (tmp_path / "huge.jpg").touch()
     os.truncate(tmp_path / "huge.jpg", 2**40)
     code, _, err = run("predict", artifact_template, tmp_path / "huge.jpg")
@@ -137,7 +137,7 @@ def test_pillows_own_warnings_are_not_shown(run: Run, artifact_template: Path, t
     assert re.fullmatch(r"edgeline: \S+/large.png: .* the limit is 50,000,000 \[image_too_large\]\n", err)
 
 
-def test_a_hostile_file_name_stays_on_its_line(run: Run, artifact_template: Path, photos: Path) -> None:
+def test_a_malicious_file_name_stays_on_its_line(run: Run, artifact_template: Path, photos: Path) -> None:
     names = ["x\ny.jpg", "\x1b[31m.jpg", os.fsdecode(b"\xff.jpg")]
     for name in names:
         shutil.copy(photos / "b.jpg", photos / name)
@@ -152,7 +152,7 @@ def test_a_hostile_file_name_stays_on_its_line(run: Run, artifact_template: Path
     assert [json.loads(line)["path"].rpartition("/")[2] for line in out.splitlines()] == names
 
 
-REFUSED: dict[str, tuple[list[str], int]] = {
+REJECTED: dict[str, tuple[list[str], int]] = {
     "no artifact": (["/absent", "x.jpg"], 1),
     "an unknown variant": (["ARTIFACT", "x.jpg", "--variant", "int4"], 1),
     "no image": (["ARTIFACT"], 2),
@@ -161,8 +161,8 @@ REFUSED: dict[str, tuple[list[str], int]] = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "expected"), REFUSED.values(), ids=REFUSED)
-def test_what_makes_no_sense_is_told_without_a_traceback(
+@pytest.mark.parametrize(("arguments", "expected"), REJECTED.values(), ids=REJECTED)
+def test_an_invalid_command_line_is_rejected_without_a_traceback(
     run: Run, artifact_template: Path, arguments: list[str], expected: int
 ) -> None:
     code, out, err = run("predict", *(artifact_template if argument == "ARTIFACT" else argument for argument in arguments))
@@ -176,16 +176,16 @@ def test_what_makes_no_sense_is_told_without_a_traceback(
 # check
 
 
-def test_a_true_artifact_is_proven_with_its_measurements(run: Run, artifact_template: Path) -> None:
+def test_a_valid_artifact_is_verified_with_its_measurements(run: Run, artifact_template: Path) -> None:
     code, out, err = run("check", artifact_template)
     assert (code, err) == (0, "")
-    assert out.startswith("colors 1 is proven on this machine\n")
+    assert out.startswith("colors 1 is verified on this machine\n")
     assert "12, " in out
     assert "4 golden samples" in out
     assert "tolerated 0.001" in out
 
 
-def test_the_proof_in_json_has_the_numbers(run: Run, artifact_template: Path) -> None:
+def test_check_prints_the_numbers_as_json(run: Run, artifact_template: Path) -> None:
     code, out, _ = run("check", artifact_template.parent, "--json")
     report = json.loads(out)
     assert code == 0
@@ -195,12 +195,12 @@ def test_the_proof_in_json_has_the_numbers(run: Run, artifact_template: Path) ->
     assert 0 <= proof["max_difference"] < 1e-5
 
 
-def test_times_are_taken_where_they_are_asked_for(run: Run, artifact_template: Path) -> None:
+def test_times_are_measured_with_the_option(run: Run, artifact_template: Path) -> None:
     code, out, err = run("check", artifact_template, "--time")
     assert (code, err) == (0, "")
-    assert "ms an image (p50 / p95) with threads=1" in out
+    assert "ms per image (p50 / p95) with threads=1" in out
     assert "MB\n" in out
-    assert out.splitlines()[-1].startswith("  taken on ")
+    assert out.splitlines()[-1].startswith("  measured on ")
     [proof] = json.loads(run("check", artifact_template, "--time", "--json")[1])["variants"]
     assert proof.keys() >= {"samples", "latency", "start", "measured_on"}
 
@@ -211,16 +211,16 @@ def second_variant(folder: Path) -> list[dict[str, Any]]:
     return [*manifest["variants"], manifest["variants"][0] | {"name": "second", "file": "model.second.onnx"}]
 
 
-def test_every_variant_is_proven_unless_one_is_named(run: Run, make_artifact: Any, seal: Any) -> None:
+def test_every_variant_is_verified_unless_one_is_chosen(run: Run, make_artifact: Any, seal: Any) -> None:
     folder = make_artifact()
     seal(folder, variants=second_variant(folder))
-    proven = [proof["variant"] for proof in json.loads(run("check", folder, "--json")[1])["variants"]]
-    assert proven == ["onnx-fp32", "second"]
-    proven = [proof["variant"] for proof in json.loads(run("check", folder, "--json", "--variant", "second")[1])["variants"]]
-    assert proven == ["second"]
+    verified = [found["variant"] for found in json.loads(run("check", folder, "--json")[1])["variants"]]
+    assert verified == ["onnx-fp32", "second"]
+    verified = [found["variant"] for found in json.loads(run("check", folder, "--json", "--variant", "second")[1])["variants"]]
+    assert verified == ["second"]
 
 
-def test_a_bad_second_variant_fails_the_proof(run: Run, make_artifact: Any, seal: Any) -> None:
+def test_a_bad_second_variant_fails_the_check(run: Run, make_artifact: Any, seal: Any) -> None:
     folder = make_artifact()
     variants = second_variant(folder)
     (folder / "model.second.onnx").write_bytes(b"no model")
@@ -231,7 +231,7 @@ def test_a_bad_second_variant_fails_the_proof(run: Run, make_artifact: Any, seal
     assert "[model_unloadable]" in err
 
 
-def test_a_damaged_artifact_is_not_proven(run: Run, make_artifact: Any) -> None:
+def test_a_damaged_artifact_is_not_verified(run: Run, make_artifact: Any) -> None:
     folder = make_artifact()
     data = bytearray((folder / "model.onnx").read_bytes())
     data[100] ^= 1
@@ -246,7 +246,7 @@ def test_a_damaged_artifact_is_not_proven(run: Run, make_artifact: Any) -> None:
     assert (code, err, report["proven"], report["code"]) == (1, "", False, "digest_mismatch")
 
 
-def test_the_manifests_own_digest_is_told(run: Run, artifact_template: Path) -> None:
+def test_the_digest_of_the_manifest_is_printed(run: Run, artifact_template: Path) -> None:
     import hashlib
 
     digest = hashlib.sha256((artifact_template / "manifest.json").read_bytes()).hexdigest()
@@ -257,16 +257,16 @@ def test_the_manifests_own_digest_is_told(run: Run, artifact_template: Path) -> 
 
 
 @pytest.mark.parametrize("command", ["predict", "check", "serve"])
-def test_help_teaches_with_an_example(run: Run, command: str) -> None:
+def test_help_has_an_example(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0
     assert f"edgeline {command} artifacts/store/" in out
 
 
-def test_the_defaults_of_serve_are_those_of_the_decoder() -> None:
+def test_the_defaults_of_serve_are_those_of_preprocess() -> None:
     defaults = {name: parameter.default for name, parameter in inspect.signature(serve_command.serve).parameters.items()}
     assert (defaults["max_bytes"], defaults["max_pixels"]) == (Limits().max_bytes, Limits().max_pixels)
-    assert serve_command.MOST_PIXELS == PILLOW_MAX_PIXELS
+    assert serve_command.PILLOW_MAX_PIXELS == PILLOW_MAX_PIXELS
 
 
 # Forms of the model that this machine has no runtime for
@@ -286,13 +286,13 @@ PACKAGE = [
     f"model.mlpackage/{n}"
     for n in ("Manifest.json", *(f"Data/com.apple.CoreML/{m}" for m in ("model.mlmodel", "weights/weight.bin")))
 ]
-# Each: the variant's name, its format, its files, what is said, and the code of the error where it is asked for.
+# Each: the variant's name, its format, its files, the message, and the error code if it is chosen explicitly.
 NOT_RUN = {
     "of another system": pytest.param(
         "coreml-fp16",
         "coreml",
         PACKAGE,
-        "model.mlpackage/Manifest.json is not run here: Core ML runs on macOS and iOS; prove and run it there",
+        "model.mlpackage/Manifest.json cannot run on this system: Core ML runs on macOS and iOS; check and run it there",
         "not_run_here",
         marks=pytest.mark.skipif(sys.platform == "darwin", reason="Core ML runs here"),
     ),
@@ -307,28 +307,28 @@ NOT_RUN = {
 }
 
 
-@pytest.mark.parametrize(("name", "format", "files", "said", "code"), NOT_RUN.values(), ids=NOT_RUN)
-def test_check_tells_what_is_not_run_here_and_proves_the_others(
-    run: Run, make_artifact: Any, seal: Any, name: str, format: str, files: list[str], said: str, code: str
+@pytest.mark.parametrize(("name", "format", "files", "message", "code"), NOT_RUN.values(), ids=NOT_RUN)
+def test_check_reports_variants_that_cannot_run_and_verifies_the_others(
+    run: Run, make_artifact: Any, seal: Any, name: str, format: str, files: list[str], message: str, code: str
 ) -> None:
     folder = with_variant(make_artifact(), seal, name, format, files)
     exit_code, out, err = run("check", folder)
     assert (exit_code, err) == (0, "")
-    assert f"  {name}  not run here, and so not proven: {said}\n" in out
-    assert "  onnx-fp32  takes and gives what the manifest names" in out
+    assert f"  {name}  not run, and so not verified: {message}\n" in out
+    assert "  onnx-fp32  inputs and outputs match the manifest" in out
     _, out, _ = run("check", folder, "--json")
-    assert json.loads(out)["variants"][1] == {"variant": name, "not_run": said}
+    assert json.loads(out)["variants"][1] == {"variant": name, "not_run": message}
 
 
-@pytest.mark.parametrize(("name", "format", "files", "said", "code"), NOT_RUN.values(), ids=NOT_RUN)
-def test_check_fails_where_what_is_not_run_here_is_asked_for(
-    run: Run, make_artifact: Any, seal: Any, name: str, format: str, files: list[str], said: str, code: str
+@pytest.mark.parametrize(("name", "format", "files", "message", "code"), NOT_RUN.values(), ids=NOT_RUN)
+def test_check_fails_if_the_chosen_variant_cannot_run(
+    run: Run, make_artifact: Any, seal: Any, name: str, format: str, files: list[str], message: str, code: str
 ) -> None:
     folder = with_variant(make_artifact(), seal, name, format, files)
-    assert run("check", folder, "--variant", name) == (1, "", f"edgeline: {said} [{code}]\n")
+    assert run("check", folder, "--variant", name) == (1, "", f"edgeline: {message} [{code}]\n")
 
 
-def test_check_still_fails_where_a_file_of_what_is_not_run_here_was_changed(run: Run, make_artifact: Any, seal: Any) -> None:
+def test_check_fails_if_a_file_of_a_variant_that_cannot_run_was_changed(run: Run, make_artifact: Any, seal: Any) -> None:
     folder = with_variant(make_artifact(), seal, "executorch-fp32", "executorch", ["model.pte"])
     (folder / "model.pte").write_bytes(b"another runtimes'")
     code, _, err = run("check", folder)

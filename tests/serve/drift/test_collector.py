@@ -14,7 +14,7 @@ from edgeline.serve.drift.collector import BATCH, Drift, drift_of, origin_of
 IDENTITY = {"model": "letters", "version": 2, "manifest_sha256": None}
 
 
-def test_the_figures_are_those_of_the_image_and_its_answer() -> None:
+def test_the_statistics_are_those_of_the_image_and_its_prediction() -> None:
     drift = Drift(("a", "b", "c", "d"), 224, 224, **IDENTITY)
     pixels = np.random.default_rng(0).integers(60, 120, (224, 224, 3), dtype=np.uint8)
     probabilities = np.array([0.05, 0.6, 0.25, 0.1], np.float32)
@@ -40,7 +40,7 @@ def test_the_figures_are_those_of_the_image_and_its_answer() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (12, 16), (224, 224), (240, 240), (7, 1000), (333, 512)])
-def test_every_column_and_color_is_met(shape: tuple[int, int]) -> None:
+def test_every_column_and_color_is_sampled(shape: tuple[int, int]) -> None:
     height, width = shape
     drift = Drift(("a", "b"), height, width, **IDENTITY)
     for color in range(3):
@@ -52,7 +52,7 @@ def test_every_column_and_color_is_met(shape: tuple[int, int]) -> None:
     assert held["variance"] < 2
 
 
-def test_certainty_has_no_entropy_and_doubt_all_of_it() -> None:
+def test_entropy_is_0_for_certainty_and_1_for_equal_probabilities() -> None:
     drift = Drift(("a", "b", "c"), 8, 8, **IDENTITY)
     pixels = np.zeros((8, 8, 3), np.uint8)
     drift.observe(pixels, np.array([0, 1, 0], np.float32))
@@ -63,7 +63,7 @@ def test_certainty_has_no_entropy_and_doubt_all_of_it() -> None:
     assert held["margin"]["mean"] == pytest.approx(0.5)
 
 
-def test_threads_lose_no_image() -> None:
+def test_concurrent_threads_lose_no_image() -> None:
     drift = Drift(("a", "b"), 8, 8, **IDENTITY)
     each, threads = 5 * BATCH + 3, 8
     started = threading.Barrier(threads + 1)
@@ -108,7 +108,7 @@ def test_memory_does_not_grow_with_the_images() -> None:
     assert peak < 2_000_000
 
 
-def test_a_classifiers_statistics_name_its_very_manifest(artifact_template: Path) -> None:
+def test_a_classifiers_statistics_name_its_manifest(artifact_template: Path) -> None:
     import hashlib
 
     classifier = Classifier.open(artifact_template)
@@ -118,6 +118,6 @@ def test_a_classifiers_statistics_name_its_very_manifest(artifact_template: Path
     assert snapshot["count"] == 0
 
 
-def test_an_images_origin_is_what_its_file_says(artifact_template: Path) -> None:
+def test_an_images_origin_is_read_from_its_header(artifact_template: Path) -> None:
     photo = (artifact_template / "golden" / "0.jpg").read_bytes()
     assert origin_of(photo) == {"width": 40, "height": 30, "size_bytes": len(photo)}

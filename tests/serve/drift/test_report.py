@@ -47,14 +47,14 @@ def snapshots_of(artifact: Path, tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def test_the_same_kind_of_images_has_not_drifted(artifact: Path, field: Callable[..., Path]) -> None:
+def test_images_of_the_same_distribution_have_not_drifted(artifact: Path, field: Callable[..., Path]) -> None:
     report = compare([field(1), field(2)], artifact.parent)
     assert (report["model"], report["version"], report["count"], report["reference_count"]) == ("colors", 1, 300, 200)
     assert report["drifted"] == []
     assert report["statistics"].keys() >= {"brightness", "contrast", "top", "margin", "entropy", "predicted"}
 
 
-def test_brighter_images_are_named_as_what_drifted(artifact: Path, field: Callable[..., Path]) -> None:
+def test_brighter_images_have_drifted_in_brightness(artifact: Path, field: Callable[..., Path]) -> None:
     report = compare([field(1, 160)], artifact)
     assert report["drifted"] == ["brightness"]
     found = report["statistics"]["brightness"]
@@ -62,37 +62,37 @@ def test_brighter_images_are_named_as_what_drifted(artifact: Path, field: Callab
     assert found["mean"] > 150 > 110 > found["reference_mean"]
 
 
-def test_a_limit_under_chance_is_chance(artifact: Path, field: Callable[..., Path]) -> None:
+def test_the_limit_is_at_least_chance(artifact: Path, field: Callable[..., Path]) -> None:
     report = compare([field(1)], artifact, limit=0)
     assert all(found["psi"] > 0 for found in report["statistics"].values() if found["count"] and found["js"])
     assert report["drifted"] == []
 
 
-def test_snapshots_of_another_manifest_are_refused(artifact: Path, field: Callable[..., Path], make_artifact: Any) -> None:
+def test_snapshots_of_another_manifest_are_rejected(artifact: Path, field: Callable[..., Path], make_artifact: Any) -> None:
     path = field(1)
     held = json.loads(path.read_text())
     path.write_text(json.dumps(held | {"manifest_sha256": "0" * 64}))
-    with pytest.raises(InputError, match="another manifest") as refusal:
+    with pytest.raises(InputError, match="another manifest") as rejection:
         compare([path], artifact)
-    assert refusal.value.code == "snapshots_differ"
+    assert rejection.value.code == "snapshots_differ"
 
 
-def test_an_artifact_without_a_reference_says_so(artifact_template: Path, field: Callable[..., Path]) -> None:
-    with pytest.raises(ArtifactError, match="carries no statistics.json") as refusal:
+def test_an_artifact_without_a_reference_is_an_error(artifact_template: Path, field: Callable[..., Path]) -> None:
+    with pytest.raises(ArtifactError, match="has no statistics.json") as rejection:
         compare([field(1)], artifact_template)
-    assert refusal.value.code == "no_reference"
+    assert rejection.value.code == "no_reference"
 
 
-def test_a_file_that_is_none_is_named(artifact: Path, tmp_path: Path) -> None:
+def test_an_invalid_file_is_named(artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(InputError, match="own reference is no snapshot of a device"):
+    with pytest.raises(InputError, match="own reference is not a snapshot of a device"):
         compare([artifact / FILE_NAME], artifact)
-    for name, says in {"x.json": "must be an object with the schema", "absent.json": "cannot be read: No such file"}.items():
-        with pytest.raises(InputError, match=f"{name}.*{says}"):
+    for name, message in {"x.json": "must be an object with the schema", "absent.json": "cannot be read: No such file"}.items():
+        with pytest.raises(InputError, match=f"{name}.*{message}"):
             compare([tmp_path / name], artifact)
 
 
-def test_the_command_shows_a_table_and_fails_only_if_it_is_asked_to(
+def test_the_command_prints_a_table_and_fails_only_with_the_option(
     run: Run, artifact: Path, field: Callable[..., Path]
 ) -> None:
     bright = field(1, 160)
@@ -107,7 +107,7 @@ def test_the_command_shows_a_table_and_fails_only_if_it_is_asked_to(
     assert run("drift", field(2), "--artifact", artifact, "--fail-over", 0.25)[0] == 0
 
 
-def test_the_command_gives_the_report_as_json(run: Run, artifact: Path, field: Callable[..., Path]) -> None:
+def test_the_command_prints_the_report_as_json(run: Run, artifact: Path, field: Callable[..., Path]) -> None:
     code, out, _ = run("drift", field(1, 160), field(2, 160), "--artifact", artifact, "--json", "--fail-over", 0.25)
     report = json.loads(out)
     assert (code, report["count"], report["limit"]) == (1, 300, 0.25)

@@ -45,7 +45,7 @@ SEEDS = st.lists(st.integers(0, 10**6), max_size=2 * BATCH)
 
 @settings(max_examples=30)
 @given(SEEDS, SEEDS, SEEDS)
-def test_merging_equals_having_observed_together_in_any_order(one: list[int], two: list[int], three: list[int]) -> None:
+def test_merging_equals_observing_together_in_any_order(one: list[int], two: list[int], three: list[int]) -> None:
     together = provenance(one + two + three)
     parts = [provenance(one), provenance(two), provenance(three)]
     assert same(merge(parts), together)
@@ -87,7 +87,7 @@ def test_the_distance_grows_with_the_shift(seed: int) -> None:
     assert found[3]["brightness"]["psi"] > 1 > found[3]["brightness"]["psi_by_chance"]
 
 
-def test_chance_alone_seldom_exceeds_what_is_told_of_it_even_of_few_images() -> None:
+def test_chance_rarely_exceeds_psi_by_chance_even_with_few_images() -> None:
     """One pair in a hundred may, of the very same kind; of 60 pairs and their statistics, five in a hundred are too many."""
     reference = provenance(list(range(60)))
     found = [distance(provenance(list(range(start, start + 200))), reference) for start in range(1000, 13000, 200)]
@@ -96,7 +96,7 @@ def test_chance_alone_seldom_exceeds_what_is_told_of_it_even_of_few_images() -> 
     assert sum(over) / len(over) < 0.05
 
 
-def test_what_the_reference_never_saw_is_seen_even_if_all_of_it_is_alike() -> None:
+def test_values_outside_a_constant_reference_are_detected() -> None:
     def of_width(width: int) -> dict[str, Any]:
         drift = Drift(LABELS, 8, 8, **IDENTITY)
         for _ in range(100):
@@ -122,21 +122,21 @@ def other_bins(snapshot: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def test_different_bins_labels_or_models_are_refused() -> None:
+def test_different_bins_labels_or_models_are_rejected() -> None:
     snapshot = provenance([1, 2])
     for act in (lambda a, b: merge([a, b]), distance):
         with pytest.raises(InputError, match="different bins of contrast"):
             act(snapshot, other_bins(snapshot))
         with pytest.raises(InputError, match="different labels"):
             act(snapshot, provenance([1], labels=("a", "b", "d")))
-    with pytest.raises(InputError, match="different version 2 and 3") as refusal:
+    with pytest.raises(InputError, match="different version 2 and 3") as rejection:
         merge([snapshot, provenance([1], version=3)])
-    assert refusal.value.code == "snapshots_differ"
+    assert rejection.value.code == "snapshots_differ"
     with pytest.raises(InputError, match="no snapshot"):
         merge([])
 
 
-def test_a_snapshot_reads_back_as_it_was_written() -> None:
+def test_a_snapshot_survives_a_round_trip() -> None:
     for seeds in ([], [1], list(range(100))):
         snapshot = provenance(seeds)
         assert read_snapshot(json.dumps(snapshot, allow_nan=False).encode()) == snapshot
@@ -152,7 +152,7 @@ def changed(path: str, value: Any) -> bytes:
     return json.dumps(snapshot).encode()
 
 
-REFUSED = {
+REJECTED = {
     "no JSON": b"hello",
     "a list": b"[]",
     "nested too deeply": b"[" * 200_000,
@@ -178,12 +178,12 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("data", REFUSED.values(), ids=REFUSED)
-def test_what_is_no_snapshot_is_refused_in_one_line(data: bytes) -> None:
-    with pytest.raises(InputError, match="this is no snapshot of drift statistics") as refusal:
+@pytest.mark.parametrize("data", REJECTED.values(), ids=REJECTED)
+def test_an_invalid_snapshot_is_rejected_with_one_line(data: bytes) -> None:
+    with pytest.raises(InputError, match="not a snapshot of drift statistics") as rejection:
         read_snapshot(data)
-    assert refusal.value.code == "snapshot_invalid"
-    assert "\n" not in str(refusal.value)
+    assert rejection.value.code == "snapshot_invalid"
+    assert "\n" not in str(rejection.value)
 
 
 SNAPSHOT = provenance([1])
@@ -196,6 +196,6 @@ VALUES = st.recursive(
 
 @settings(max_examples=100)
 @given(VALUES, st.sampled_from(sorted(SNAPSHOT)))
-def test_any_value_in_any_place_is_read_or_refused(value: Any, place: str) -> None:
+def test_any_value_in_any_field_is_accepted_or_rejected(value: Any, place: str) -> None:
     with contextlib.suppress(InputError):
         read_snapshot(json.dumps({**SNAPSHOT, place: value}).encode())

@@ -10,7 +10,7 @@ import pytest
 
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.drift import snapshot_writer as snapshot_file
-from edgeline.serve.drift.snapshot_writer import kept_snapshot
+from edgeline.serve.drift.snapshot_writer import drift_file
 
 
 @pytest.fixture(name="classifier", scope="module")
@@ -26,7 +26,7 @@ def count_in(path: Path) -> int:
     return int(json.loads(path.read_text())["count"])
 
 
-def test_it_is_written_while_images_come(classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_written_during_processing(classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, written, counts = tmp_path / "drift.json", threading.Event(), []
     real = snapshot_file._write
 
@@ -37,7 +37,7 @@ def test_it_is_written_while_images_come(classifier: Classifier, tmp_path: Path,
 
     monkeypatch.setattr(snapshot_file, "INTERVAL_S", 0.001)
     monkeypatch.setattr(snapshot_file, "_write", write)
-    with kept_snapshot(path, print) as note:
+    with drift_file(path, print) as note:
         for _ in range(3):
             written.clear()
             observe(note(classifier))
@@ -47,30 +47,30 @@ def test_it_is_written_while_images_come(classifier: Classifier, tmp_path: Path,
 
 
 def test_without_images_there_is_no_file(tmp_path: Path) -> None:
-    with kept_snapshot(tmp_path / "drift.json", print):
+    with drift_file(tmp_path / "drift.json", print):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_written_is_told_and_tried_again(
+def test_a_failed_write_is_reported_and_tried_again(
     classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told, heard = [], threading.Event()
+    reported, called = [], threading.Event()
 
-    def tell(line: str) -> None:
-        told.append(line)
-        heard.set()
+    def report(line: str) -> None:
+        reported.append(line)
+        called.set()
 
     monkeypatch.setattr(snapshot_file, "INTERVAL_S", 0.01)
     folder = tmp_path / "away"
-    with kept_snapshot(folder / "drift.json", tell) as note:
+    with drift_file(folder / "drift.json", report) as note:
         observe(note(classifier))
-        assert heard.wait(20)
+        assert called.wait(20)
         folder.mkdir()
-    assert told[0] == f"{folder}/drift.json cannot be written: No such file or directory; it is tried again"
+    assert reported[0] == f"{folder}/drift.json cannot be written: No such file or directory; trying again later"
     assert count_in(folder / "drift.json") == 1
 
 
-def test_what_cannot_be_written_at_the_end_is_an_error(classifier: Classifier, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file"), kept_snapshot(tmp_path / "away" / "drift.json", print) as note:
+def test_a_failed_write_at_the_end_is_an_error(classifier: Classifier, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"), drift_file(tmp_path / "away" / "drift.json", print) as note:
         observe(note(classifier))

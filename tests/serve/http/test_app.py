@@ -462,7 +462,7 @@ def swap_labels(folder: Path) -> None:
 DAMAGES = {
     "a damaged model": (damage_model, "digest_mismatch", "model.onnx"),
     "a damaged manifest": (damage_manifest, "manifest_invalid", "not JSON"),
-    "an extra file": (add_a_file, "artifact_invalid", "1 holds files that its manifest does not name: extra"),
+    "an extra file": (add_a_file, "artifact_invalid", "1 has files that are not in its manifest: extra"),
     "no artifact": (remove_all, "artifact_invalid", "no artifact at 1"),
 }
 

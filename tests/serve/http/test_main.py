@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from edgeline.serve.runtime.graph_cache import processor_line
+from edgeline.serve.runtime.graph_cache import processor_identity
 from tests.support.processes import DEADLINE_S, MAIN, ROOT, connect, line_of, read_all, started, wait_until_ready
 
 
@@ -81,7 +81,7 @@ def test_after_sigkill_it_restarts_on_the_same_port(followed: Any, tmp_path: Pat
         assert read_all(idle) == b""
 
 
-@pytest.mark.skipif(not processor_line(), reason="graphs are kept only where the processor is known")
+@pytest.mark.skipif(not processor_identity(), reason="graphs are kept only where the processor is known")
 def test_a_start_caches_the_optimized_graph_and_a_reload_does_not(followed: Any, tmp_path: Path) -> None:
     store, publish = followed
     options = ("--cache", str(tmp_path / "cache"), "--runners", "1")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from edgeline.serve.errors import InputError, MissingExtraError
-from edgeline.serve.inputs.camera import film_frames, from_camera, live_frames, load_cv2
+from edgeline.serve.inputs.camera import from_camera, live_frames, load_cv2, video_frames
 from edgeline.serve.inputs.images import Picture
 from edgeline.serve.inputs.shutdown import Stop
 
@@ -20,7 +20,7 @@ needs_cv2 = pytest.mark.skipif(find_spec("cv2") is None, reason="OpenCV is not i
 
 
 @pytest.fixture(name="stop")
-def never_asked() -> Any:
+def never_requested() -> Any:
     reader, writer = os.pipe()
     yield Stop(reader)
     os.close(reader)
@@ -28,7 +28,7 @@ def never_asked() -> Any:
 
 
 class Camera:
-    """Gives the frames that the test lets it see, and the number of each as its shade of blue."""
+    """Produces a frame when the test allows it; its number is its shade of blue."""
 
     def __init__(self) -> None:
         self.light: queue.Queue[bool] = queue.Queue()
@@ -37,7 +37,7 @@ class Camera:
 
     def read(self) -> tuple[bool, Any]:
         if self.number:
-            self.light.task_done()  # who asks for another frame is done with the one before
+            self.light.task_done()  # the reader has finished the previous frame
         if not self.light.get(timeout=20):
             return False, None
         self.number += 1
@@ -55,7 +55,7 @@ def level(picture: Picture) -> tuple[int, ...]:
     return picture.content.getpixel((0, 0))  # type: ignore[return-value]
 
 
-def test_the_newest_frame_wins_and_blue_is_blue(stop: Stop) -> None:
+def test_live_frames_are_the_newest_and_rgb(stop: Stop) -> None:
     camera = Camera()
     frames = live_frames(camera, "0", every_s=0, stop=stop)
     camera.light.put(True)
@@ -67,27 +67,27 @@ def test_the_newest_frame_wins_and_blue_is_blue(stop: Stop) -> None:
     newest = next(frames)
     assert (newest.where, level(newest)) == ({"frame": 6}, (0, 0, 6))
     camera.light.put(False)
-    with pytest.raises(InputError, match="gives no more frames") as refusal:
+    with pytest.raises(InputError, match="has stopped") as rejection:
         next(frames)
-    assert refusal.value.code == "camera_stopped"
+    assert rejection.value.code == "camera_stopped"
     assert camera.released
 
 
-def test_a_camera_that_says_nothing_is_given_up(stop: Stop) -> None:
+def test_a_silent_camera_is_an_error(stop: Stop) -> None:
     camera = Camera()
-    with pytest.raises(InputError, match="the camera 7 gave no frame for 0.05 s"):
+    with pytest.raises(InputError, match="the camera 7 has not produced a frame for 0.05 s"):
         next(live_frames(camera, "7", every_s=0, stop=stop, silence_s=0.05))
     camera.light.put(False)
 
 
-def test_a_camera_whose_driver_fails_is_given_up(stop: Stop) -> None:
+def test_a_failing_camera_driver_is_an_error(stop: Stop) -> None:
     camera = Camera()
     camera.read = lambda: 1 / 0  # type: ignore[assignment, return-value]
-    with pytest.raises(InputError, match="gives no more frames"):
+    with pytest.raises(InputError, match="has stopped"):
         next(live_frames(camera, "7", every_s=0, stop=stop))
 
 
-def test_a_frame_of_another_kind_is_told_in_its_place(stop: Stop) -> None:
+def test_an_unsupported_frame_is_reported_in_its_place(stop: Stop) -> None:
     camera = Camera()
     camera.read = lambda: (True, np.zeros((6, 8), np.uint16))  # type: ignore[method-assign]
     picture = next(live_frames(camera, "7", every_s=0, stop=stop))
@@ -96,30 +96,30 @@ def test_a_frame_of_another_kind_is_told_in_its_place(stop: Stop) -> None:
 
 
 @pytest.mark.parametrize(("every_s", "expected"), [(0, [1, 2, 3, 4, 5, 6]), (0.08, [1, 3, 5]), (0.1, [1, 4, 6]), (9, [1])])
-def test_of_a_film_every_frame_comes_whose_time_has_come(stop: Stop, every_s: float, expected: list[int]) -> None:
+def test_a_video_file_yields_every_due_frame(stop: Stop, every_s: float, expected: list[int]) -> None:
     camera = Camera()
     for seen in (True,) * 6 + (False,):
         camera.light.put(seen)
-    frames = film_frames(camera, "film", every_s=every_s, stop=stop, clock=0)
+    frames = video_frames(camera, "film", every_s=every_s, stop=stop, clock=0)
     assert [frame.where["frame"] for frame in frames] == expected
     assert camera.released
 
 
-def test_a_film_without_a_frame_is_no_success(stop: Stop) -> None:
+def test_a_video_file_without_frames_is_an_error(stop: Stop) -> None:
     camera = Camera()
     camera.light.put(False)
-    with pytest.raises(InputError, match="film holds no frame"):
-        list(film_frames(camera, "film", every_s=0, stop=stop, clock=0))
+    with pytest.raises(InputError, match="film has no frame"):
+        list(video_frames(camera, "film", every_s=0, stop=stop, clock=0))
 
 
-def test_without_opencv_the_extra_is_named(stop: Stop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_opencv_the_error_names_the_extra(stop: Stop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'edgeline\[camera\]'"):
         next(from_camera("0", every_s=0, stop=stop))
 
 
 @needs_cv2
-def test_a_film_is_read_in_its_colors(stop: Stop, tmp_path: Path) -> None:
+def test_a_video_file_is_read_in_its_colors(stop: Stop, tmp_path: Path) -> None:
     cv2 = load_cv2()
     path = tmp_path / "film.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (64, 48))
@@ -134,8 +134,8 @@ def test_a_film_is_read_in_its_colors(stop: Stop, tmp_path: Path) -> None:
 
 @needs_cv2
 @pytest.mark.parametrize("source", ["97", "/dev/no-such-camera", "setup"])
-def test_a_camera_that_is_not_there_is_said_in_one_line(stop: Stop, source: str, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError, match=f"the camera {source} cannot be opened") as refusal:
+def test_a_missing_camera_is_reported_in_one_line(stop: Stop, source: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match=f"the camera {source} cannot be opened") as rejection:
         next(from_camera(source, every_s=0, stop=stop))
-    assert refusal.value.code == "camera_unusable"
+    assert rejection.value.code == "camera_unusable"
     assert capfd.readouterr() == ("", "")

@@ -1,4 +1,4 @@
-"""Paths through a pipe, one a line."""
+"""Paths through a pipe, one per line."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ def read(text: bytes, size: int = 7, limit: int = LIMIT) -> list[Picture]:
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
 @pytest.mark.parametrize("end", [b"", b"\n", b"\n\n"])
-def test_every_line_is_a_path_whatever_the_chunks(folder: Path, size: int, end: bytes) -> None:
+def test_every_line_is_a_path_for_any_chunk_size(folder: Path, size: int, end: bytes) -> None:
     names = [b"a", b"b c", b"\xff"]
     text = b"\n".join(os.fsencode(folder) + b"/" + name for name in names) + end
     pictures = read(text, size)
@@ -33,7 +33,7 @@ def test_every_line_is_a_path_whatever_the_chunks(folder: Path, size: int, end: 
     assert pictures[1].where == {"path": f"{folder}/b c"}
 
 
-def test_what_cannot_be_read_is_told_in_its_place(folder: Path) -> None:
+def test_unreadable_files_are_reported_in_their_place(folder: Path) -> None:
     (folder / "large").write_bytes(bytes(LIMIT + 1))
     names = ["a", "absent", "", "large", ".", "nul\0", "b c"]
     pictures = read("\n".join(f"{folder}/{name}" if name else "" for name in names).encode() + b"\n-")
@@ -42,7 +42,7 @@ def test_what_cannot_be_read_is_told_in_its_place(folder: Path) -> None:
     assert codes == ["", unreadable, "image_too_large", unreadable, unreadable, "", unreadable], "- is a path here"
 
 
-def test_an_endless_line_is_told_of_once_and_not_kept(folder: Path) -> None:
+def test_an_endless_line_is_reported_once_and_truncated(folder: Path) -> None:
     line = b"x" * (20 * MAX_PATH_BYTES)
     pictures = read(line + b"\n" + os.fsencode(folder) + b"/a", 2**16)
     assert [len(str(picture.where["path"])) for picture in pictures] == [83, len(f"{folder}/a")]
@@ -50,13 +50,13 @@ def test_an_endless_line_is_told_of_once_and_not_kept(folder: Path) -> None:
     assert pictures[1].content == b"a"
 
 
-def test_no_lines_are_no_pictures() -> None:
+def test_empty_input_yields_no_pictures() -> None:
     assert read(b"") == []
     assert read(b"\n\n") == []
 
 
-def test_a_file_is_never_held_longer_than_it_is_answered(folder: Path) -> None:
-    """One is read when it is asked for, so a list of a million costs no memory."""
+def test_files_are_read_one_at_a_time(folder: Path) -> None:
+    """A list of a million paths costs no memory."""
     pictures = from_lines([os.fsencode(folder) + b"/a\n" + os.fsencode(folder) + b"/b c\n"], LIMIT)
     assert next(pictures).content == b"a"
     shutil.rmtree(folder)

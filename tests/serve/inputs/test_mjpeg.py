@@ -1,4 +1,4 @@
-"""JPEGs in a stream are told apart by their markers, and what is damaged costs itself only."""
+"""JPEGs in a stream are separated by their markers, and damage affects a single frame."""
 
 import io
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ LIMIT = 100_000
 
 
 def jpeg(seed: int, *, progressive: bool = False, thumbnail: bytes = b"", restart: int = 0) -> bytes:
-    """A JPEG of noise, so that its compressed data holds many stuffed bytes."""
+    """A JPEG of noise, so that its compressed data has many stuffed bytes."""
     pixels = np.random.default_rng(seed).integers(0, 256, (80, 104, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x010E] = b"\0" + thumbnail if thumbnail else "frame"
@@ -37,13 +37,13 @@ FRAMES = [
 
 
 def contents(stream: bytes, size: int = 1000, limit: int = LIMIT) -> list[bytes | str]:
-    """What comes of a stream in chunks of a size: bytes, or the code of an error; numbered without a gap."""
+    """The frames of a stream in chunks of a size: bytes, or the code of an error; numbered without a gap."""
     pictures = list(from_mjpeg((stream[at : at + size] for at in range(0, len(stream), size)), limit))
     assert [picture.where["frame"] for picture in pictures] in (list(range(1, len(pictures) + 1)), [0])
     return [p.content.code if isinstance(p.content, InputError) else bytes(p.content) for p in pictures]  # type: ignore[arg-type]
 
 
-def test_the_frames_of_these_tests_hold_what_they_are_meant_to() -> None:
+def test_the_frames_of_these_tests_have_the_intended_markers() -> None:
     assert FRAMES[0].count(b"\xff\x00") > 3
     assert FRAMES[1].count(b"\xff\xda") > 3
     assert b"\xff\xd3" in FRAMES[2]
@@ -54,14 +54,14 @@ def test_the_frames_of_these_tests_hold_what_they_are_meant_to() -> None:
 
 @pytest.mark.parametrize("between", [b"", b"\0" * 7, b"\r\n--edge\r\nContent-Type: image/jpeg\r\n\r\n", b"\xff"])
 @pytest.mark.parametrize("size", [1, 2, 999, 10**6])
-def test_every_frame_comes_whole_whatever_the_chunks_and_what_lies_between(size: int, between: bytes) -> None:
+def test_every_frame_is_complete_for_any_chunk_size_and_bytes_between_frames(size: int, between: bytes) -> None:
     assert contents(between.join([b"", *FRAMES, b""]), size) == FRAMES
 
 
-def test_a_frame_comes_with_its_last_byte() -> None:
+def test_a_frame_is_returned_with_its_last_byte() -> None:
     def chunks() -> Iterator[bytes]:
         yield FRAMES[0]
-        raise AssertionError("asked for more than the first frame")
+        raise AssertionError("read more than the first frame")
 
     assert next(from_mjpeg(chunks(), LIMIT)).content == FRAMES[0]
 
@@ -71,32 +71,32 @@ BROKEN = {
     "cut in its header": (FRAMES[0][:200], "image_truncated"),
     "cut after its first marker": (FRAMES[0][:3], "image_truncated"),
     "cut by the last two bytes": (FRAMES[0][:-2], "image_truncated"),
-    "a length that reaches over the next frame": (b"\xff\xd8\xff\xdb\xff\xff" + FRAMES[0][6:], "image_truncated"),
+    "a length that spans the next frame": (b"\xff\xd8\xff\xdb\xff\xff" + FRAMES[0][6:], "image_truncated"),
     "a length of nothing": (b"\xff\xd8\xff\xe0\x00\x00" + FRAMES[0][6:], "image_truncated"),
-    "a marker that there is none of": (FRAMES[0][:-200] + b"\xff\x2a" + FRAMES[0][-198:], "image_truncated"),
+    "an unknown marker": (FRAMES[0][:-200] + b"\xff\x2a" + FRAMES[0][-198:], "image_truncated"),
     "a table that ends in the next frame": (b"\xff\xd8\xff\xdb\x00\x18" + bytes(20), "image_truncated"),
     "a scan without components": (b"\xff\xd8\xff\xda\x00\x02", "image_truncated"),
-    "a scan's length that reaches over the next frame": (b"\xff\xd8\xff\xda\x40\x00" + bytes(20), "image_truncated"),
+    "a scan's length that spans the next frame": (b"\xff\xd8\xff\xda\x40\x00" + bytes(20), "image_truncated"),
 }
 
 
 @pytest.mark.parametrize(("broken", "code"), BROKEN.values(), ids=BROKEN)
 @pytest.mark.parametrize("size", [1, 777, 10**6])
-def test_a_broken_frame_costs_itself_only(broken: bytes, code: str, size: int) -> None:
+def test_a_broken_frame_affects_only_itself(broken: bytes, code: str, size: int) -> None:
     stream = FRAMES[1] + broken + FRAMES[2] + FRAMES[3] + broken
     assert contents(stream, size) == [FRAMES[1], code, FRAMES[2], FRAMES[3], code]
 
 
 @given(at=st.integers(2, len(FRAMES[0]) - 1), level=st.integers(0, 255))
-def test_any_damaged_byte_costs_no_frame_that_comes_two_later(at: int, level: int) -> None:
-    """Not even one in the frame behind it, but where chance makes a false segment end on the right byte."""
+def test_a_damaged_byte_never_affects_the_second_next_frame(at: int, level: int) -> None:
+    """Usually not even the next one, unless by chance an invalid segment ends on the right byte."""
     damaged = bytearray(FRAMES[0])
     damaged[at] = level
     found = contents(bytes(damaged) + FRAMES[1] + FRAMES[2] + FRAMES[3])
     assert found[-2:] == FRAMES[2:4]
 
 
-def test_a_frame_over_the_limit_is_dropped_on_the_way() -> None:
+def test_a_frame_over_the_limit_is_dropped_on_arrival() -> None:
     large = FRAMES[0][:-2] + b"\x11" * 400_000 + b"\xff\xd9"
     assert contents(FRAMES[1] + large + FRAMES[2]) == [FRAMES[1], "image_too_large", FRAMES[2]]
     with_comments = FRAMES[0][:2] + (b"\xff\xfe\xff\xff" + b"c" * 65533) * 8 + FRAMES[0][2:]
@@ -123,5 +123,5 @@ def test_memory_is_bounded_under_an_endless_stream_without_frames(start: bytes) 
 
 
 @pytest.mark.parametrize("stream", [b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n" + bytes(5000)])
-def test_a_stream_without_any_jpeg_says_so(stream: bytes) -> None:
+def test_a_stream_without_a_jpeg_is_an_error(stream: bytes) -> None:
     assert contents(stream) == ["not_an_image"]

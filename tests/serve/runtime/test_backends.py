@@ -1,14 +1,32 @@
+"""Loading variants by their format."""
+
 import io
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
+from edgeline.pipeline.config import VariantName
 from edgeline.serve.errors import ArtifactError, MissingExtraError
-from edgeline.serve.runtime.backends import Model, files_of, load_file, receive, send
+from edgeline.serve.runtime.backends import (
+    BACKENDS,
+    Model,
+    backend,
+    files_of,
+    load_file,
+    not_run_here,
+    receive,
+    send,
+    uses_onnxruntime,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_an_array_comes_out_of_a_pipe_as_it_went_in() -> None:
+def test_an_array_is_unchanged_after_a_pipe() -> None:
     pipe = io.BytesIO()
     arrays = [np.arange(24, dtype=np.uint8).reshape(1, 2, 4, 3), np.array([[0.25, 0.75]], np.float32)]
     for array in arrays:
@@ -22,7 +40,7 @@ def test_an_array_comes_out_of_a_pipe_as_it_went_in() -> None:
     assert receive(pipe) is None
 
 
-def test_objects_are_not_taken_out_of_a_pipe() -> None:
+def test_pickled_objects_are_rejected_from_a_pipe() -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     pipe = io.BytesIO(len(buffer.getvalue()).to_bytes(8, "little") + buffer.getvalue())
@@ -30,7 +48,7 @@ def test_objects_are_not_taken_out_of_a_pipe() -> None:
         receive(pipe)
 
 
-def test_a_model_answers_with_what_is_asked_for_in_that_order() -> None:
+def test_a_model_returns_the_named_outputs_in_that_order() -> None:
     model = Model(lambda pixels_NHW3: (np.full((1, 2), 0.5, np.float32), pixels_NHW3[:, 0, 0, :2].astype(np.float32)))
     image = np.full((1, 4, 4, 3), 7, np.uint8)
     logits_NK, probabilities_NK = model.run(["logits", "probabilities"], {"image": image})
@@ -39,33 +57,58 @@ def test_a_model_answers_with_what_is_asked_for_in_that_order() -> None:
 
 FILES = {
     "one file": ("onnx", "model.onnx", ("model.onnx",)),
-    "OpenVINO's weights lie beside": ("openvino", "model.int8.xml", ("model.int8.xml", "model.int8.bin")),
+    "OpenVINO, with its weights": ("openvino", "model.int8.xml", ("model.int8.xml", "model.int8.bin")),
 }
 
 
 @pytest.mark.parametrize(("format", "file", "expected"), FILES.values(), ids=FILES)
-def test_the_files_of_a_variant_are_known_by_its_format(format: str, file: str, expected: tuple[str, ...]) -> None:
+def test_a_format_determines_the_files_of_a_variant(format: str, file: str, expected: tuple[str, ...]) -> None:
     assert files_of(format, file) == expected
 
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Path:
-    """A model's files, with nothing in them."""
+    """Empty files of a model."""
     (tmp_path / "model.xml").touch()
     (tmp_path / "model.bin").touch()
     return tmp_path / "model.xml"
 
 
-def test_a_runtime_that_is_not_installed_is_named_with_its_extra(empty: Path) -> None:
+def test_the_error_for_a_missing_runtime_names_its_extra(empty: Path) -> None:
     with pytest.raises(MissingExtraError, match=r"'openvino': pip install 'edgeline\[openvino\]'"):
-        load_file("openvino", empty, 1)
+        load_file("openvino", empty)
 
 
-def test_a_format_of_a_newer_edgeline_is_refused_by_its_name(empty: Path) -> None:
-    with pytest.raises(ArtifactError, match="is of the format 'tpu', this edgeline knows onnx, ort, openvino"):
-        load_file("tpu", empty, 1)
+def test_an_unknown_format_is_rejected_by_its_name(empty: Path) -> None:
+    with pytest.raises(ArtifactError, match="unknown format 'tpu': this version of edgeline supports onnx, ort, openvino"):
+        load_file("tpu", empty)
 
 
-def test_onnx_runtimes_own_formats_are_loaded_by_it(empty: Path) -> None:
+def test_onnx_files_are_loaded_by_onnx_runtime(empty: Path) -> None:
     with pytest.raises(ArtifactError, match="cannot load the model"):
-        load_file("onnx", empty, 1)
+        load_file("onnx", empty)
+
+
+OTHER_RUNTIMES = [format for format, found in BACKENDS.items() if found.open is not None]
+
+
+@pytest.mark.parametrize("format", OTHER_RUNTIMES)
+def test_every_other_runtime_has_an_extra_with_its_packages(format: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extra = project["optional-dependencies"][format]
+    assert {requirement.partition(">=")[0] for requirement in extra} == set(backend(format).packages)
+
+
+def test_every_variant_that_can_be_exported_has_a_backend() -> None:
+    assert {name.partition("-")[0] for name in get_args(VariantName)} <= BACKENDS.keys()
+
+
+@pytest.mark.parametrize("read", [backend, uses_onnxruntime, not_run_here, lambda format: files_of(format, "model")])
+def test_an_unknown_format_is_an_error_everywhere(read: Callable[[str], object]) -> None:
+    with pytest.raises(ArtifactError, match="unknown format 'tpu'") as rejection:
+        read("tpu")
+    assert rejection.value.code == "format_unknown"
+
+
+def test_only_onnx_runtimes_formats_are_run_by_it() -> None:
+    assert [format for format in BACKENDS if uses_onnxruntime(format)] == ["onnx", "ort"]

@@ -6,7 +6,7 @@ import pytest
 
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.benchmark import cold_start, costs
-from edgeline.serve.runtime.session import usable_cores
+from edgeline.serve.runtime.cpu import usable_cores
 
 SPEC = PreprocessSpec(height=12, width=16)
 

@@ -1,4 +1,4 @@
-"""What is said of where a figure was taken: enough to take it again, and nothing of whose machine it was."""
+"""The run environment of figures: enough to repeat the measurement, and nothing that identifies the owner."""
 
 import json
 import os
@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from edgeline.serve.runtime import provenance as provenance_module
+from edgeline.serve.runtime.cpu import usable_cores
 from edgeline.serve.runtime.provenance import DEVICE, machine, machine_line, processor, provenance, runtime_options
-from edgeline.serve.runtime.session import EXACT, SETTINGS, usable_cores
+from edgeline.serve.runtime.session import EXACT, SETTINGS
 
 
-def test_a_figure_says_when_on_what_and_how_it_was_taken() -> None:
+def test_provenance_has_date_machine_versions_and_options() -> None:
     found = json.loads(json.dumps(provenance("edgeline check ARTIFACT", {"batch": 1})))
     assert (found["command"], found["options"]) == ("edgeline check ARTIFACT", {"batch": 1})
     assert abs(datetime.fromisoformat(found["date"]) - datetime.now(UTC)) < timedelta(minutes=1)
@@ -23,14 +25,14 @@ def test_a_figure_says_when_on_what_and_how_it_was_taken() -> None:
     assert found["machine"]["cpu"]
 
 
-def test_other_packages_are_named_where_they_matter() -> None:
+def test_versions_of_other_packages_can_be_added() -> None:
     assert "torch" in provenance("x", {}, packages=("torch",))["versions"]
 
 
-def test_nothing_tells_whose_machine_it_is() -> None:
-    said = json.dumps(provenance("edgeline check ARTIFACT", runtime_options()))
+def test_provenance_does_not_identify_the_owner() -> None:
+    text = json.dumps(provenance("edgeline check ARTIFACT", runtime_options()))
     for private in (socket.gethostname(), str(Path.home()), os.getcwd()):
-        assert private not in said
+        assert private not in text
 
 
 MACHINES = {
@@ -41,12 +43,12 @@ MACHINES = {
 
 
 @pytest.mark.parametrize(("architecture", "cpuinfo", "profile", "flags"), MACHINES.values(), ids=MACHINES)
-def test_a_machine_is_known_by_what_int8_depends_on(
+def test_a_machine_has_a_profile_for_int8(
     architecture: str, cpuinfo: str, profile: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nmodel name : Some CPU\n{cpuinfo}\nprocessor : 1\n")
     monkeypatch.setattr(platform, "machine", lambda: architecture)
-    monkeypatch.setattr(provenance, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(provenance_module, "CPUINFO", tmp_path / "cpuinfo")
     found = machine()
     assert (found["cpu"], found["processor"], found["flags"]) == ("Some CPU", profile, flags)
     assert machine_line(found).startswith(f"Some CPU ({profile}, {' '.join(flags)}), ")

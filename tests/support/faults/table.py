@@ -98,8 +98,8 @@ FAULTS: tuple[Fault, ...] = (
     *(
         Fault("preprocessing", plant, "preprocessing_fingerprint", PIXELS + words)
         for plant, words in (
-            (preprocessing.ignored_exif, "exif_rotated … turned or mirrored, as if its EXIF orientation were not read"),
-            (preprocessing.exchanged_red_and_blue, "scene … red and blue are exchanged"),
+            (preprocessing.ignored_exif, "exif_rotated … rotated or mirrored, as if its EXIF orientation were ignored"),
+            (preprocessing.exchanged_red_and_blue, "scene … red and blue are swapped"),
             (preprocessing.bilinear_for_bicubic, "scene … its crop and its filter"),
             (preprocessing.nearest_for_bicubic, "huge … its crop and its filter"),
             (preprocessing.no_antialias, "huge … its crop and its filter"),
@@ -114,17 +114,17 @@ FAULTS: tuple[Fault, ...] = (
     Fault("preprocessing", preprocessing.shrunk_in_two_steps, "preprocessing_fingerprint", PIXELS + "huge", on_device=False),
     Fault("preprocessing", preprocessing.clipped_16_bits, "preprocessing_fingerprint", PIXELS + "gray_16_bit", on_device=False),
     Fault("preprocessing", preprocessing.dropped_alpha, "preprocessing_fingerprint", PIXELS + "alpha", on_device=False),
-    Fault("preprocessing", artifact.another_filter, "check", "this machine's preprocessing gives other pixels"),
-    Fault("preprocessing", artifact.another_crop, "check", "this machine's preprocessing gives other pixels"),
+    Fault("preprocessing", artifact.another_filter, "check", "preprocessing on this machine produces different pixels"),
+    Fault("preprocessing", artifact.another_crop, "check", "preprocessing on this machine produces different pixels"),
     Fault("preprocessing", artifact.pictures_as_blue_green_red, "check", "preprocess: color must be 'RGB', got 'BGR'"),
     *(
         Fault("labels", plant, "check", words)
         for plant, words in (
-            (artifact.labels_shifted_by_one, "was exported for other labels, or for another order of them"),
+            (artifact.labels_shifted_by_one, "was exported with other labels than those of the manifest, or in another order"),
             (artifact.labels_shifted_by_one_and_the_models_own_removed, "they are not in the model's order"),
-            (artifact.a_labels_file_in_another_order, "labels.txt does not list the labels that the manifest names"),
-            (artifact.a_label_twice, "labels named twice: bark"),
-            (artifact.a_label_too_many, "its manifest promises"),
+            (artifact.a_labels_file_in_another_order, "labels.txt does not list the labels of the manifest"),
+            (artifact.a_label_twice, "duplicate labels: bark"),
+            (artifact.a_label_too_many, "the manifest specifies"),
         )
     ),
     *(
@@ -176,8 +176,8 @@ FAULTS: tuple[Fault, ...] = (
         for plant, words in (
             (artifact.a_schema_of_the_future, "manifest.json has schema 'edgeline.artifact/2'"),
             (artifact.a_variant_that_names_another_file, "variant onnx-fp32: model.onxx is not among the files"),
-            (artifact.an_accuracy_that_is_not_a_number, "it holds NaN, which JSON does not have"),
-            (artifact.a_size_that_is_not_the_models, "its manifest promises …240, 240, 3"),
+            (artifact.an_accuracy_that_is_not_a_number, "it contains NaN, which is not valid JSON"),
+            (artifact.a_size_that_is_not_the_models, "the manifest specifies …240, 240, 3"),
             (artifact.a_tolerance_that_tolerates_all, "golden/golden.json cannot be read: tolerance must be a number"),
         )
     ),
@@ -185,12 +185,12 @@ FAULTS: tuple[Fault, ...] = (
         Fault("files", plant, "check", words)
         for plant, words in (
             (artifact.one_bit, "model.onnx: … bytes with sha256 … copy the artifact again"),
-            (artifact.a_model_cut_short, "model.onnx: 1,000 bytes, the manifest names"),
+            (artifact.a_model_cut_short, "model.onnx: 1,000 bytes, the manifest has"),
             (artifact.a_file_that_is_missing, "card.md: No such file"),
-            (artifact.a_file_too_many, "holds files that its manifest does not name: golden/extra.png"),
-            (artifact.a_link_for_a_file, "model.onnx is a link; an artifact holds plain files only"),
-            (artifact.two_golden_pictures_exchanged, "this machine's preprocessing gives other pixels"),
-            (artifact.the_model_of_an_older_run, "the model or the runtime computes something else here"),
+            (artifact.a_file_too_many, "has files that are not in its manifest: golden/extra.png"),
+            (artifact.a_link_for_a_file, "model.onnx is a link; an artifact has only plain files"),
+            (artifact.two_golden_pictures_exchanged, "preprocessing on this machine produces different pixels"),
+            (artifact.the_model_of_an_older_run, "the model or the runtime computes something else on this machine"),
         )
     ),
 )
