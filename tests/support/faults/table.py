@@ -100,12 +100,12 @@ FAULTS: tuple[Fault, ...] = (
         for plant, words in (
             (preprocessing.ignored_exif, "exif_rotated … rotated or mirrored, as if its EXIF orientation were ignored"),
             (preprocessing.exchanged_red_and_blue, "scene … red and blue are swapped"),
-            (preprocessing.bilinear_for_bicubic, "scene … its crop and its filter"),
-            (preprocessing.nearest_for_bicubic, "huge … its crop and its filter"),
-            (preprocessing.no_antialias, "huge … its crop and its filter"),
-            (preprocessing.squashed_without_a_crop, "scene … its crop and its filter"),
-            (preprocessing.the_whole_shorter_side, "scene … its crop and its filter"),
-            (preprocessing.cut_a_pixel_beside, "scene … its crop and its filter"),
+            (preprocessing.bilinear_for_bicubic, "scene … the crop and the resize filter"),
+            (preprocessing.nearest_for_bicubic, "huge … the crop and the resize filter"),
+            (preprocessing.no_antialias, "huge … the crop and the resize filter"),
+            (preprocessing.squashed_without_a_crop, "scene … the crop and the resize filter"),
+            (preprocessing.the_whole_shorter_side, "scene … the crop and the resize filter"),
+            (preprocessing.cut_a_pixel_beside, "scene … the crop and the resize filter"),
         )
     ),
     Fault(
@@ -121,7 +121,7 @@ FAULTS: tuple[Fault, ...] = (
         Fault("labels", plant, "check", words)
         for plant, words in (
             (artifact.labels_shifted_by_one, "was exported with other labels than those of the manifest, or in another order"),
-            (artifact.labels_shifted_by_one_and_the_models_own_removed, "they are not in the model's order"),
+            (artifact.labels_shifted_by_one_and_the_models_own_removed, "not in the model's order"),
             (artifact.a_labels_file_in_another_order, "labels.txt does not list the labels of the manifest"),
             (artifact.a_label_twice, "duplicate labels: bark"),
             (artifact.a_label_too_many, "the manifest specifies"),
