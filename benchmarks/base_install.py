@@ -1,7 +1,7 @@
 """The device's install: the built wheel and its pinned requirements in a fresh environment, no extras.
 
-Measures the size on disk, the time to import the classifier, and from nothing to the first answer, in processes of their
-own; and shows that `edgeline check` and `edgeline predict` work there and torch does not exist.
+Measures the size on disk, the time to import the classifier, and the time of a cold start to the first prediction, in separate
+processes; and checks that `edgeline check` and `edgeline predict` work there without torch.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--artifacts", default="artifacts", help="where the digits' artifact is, or will be made")
+    parser.add_argument("--artifacts", default="artifacts", help="where the artifact of the digits is, or will be made")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
     run, steps = run_pipeline(load_config(data="digits", artifacts=arguments.artifacts))

@@ -1,4 +1,4 @@
-"""What every benchmark needs: some data, and one closing line of JSON."""
+"""Shared by the benchmarks: data, separate environments, and the final line of JSON."""
 
 import json
 import subprocess
@@ -13,24 +13,24 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def photos(name: str) -> str:
-    """The path of a folder of real photos, or the embedded digits where there is none."""
+    """Return the path of a folder of real photos, or `digits` if it does not exist."""
     return str(SHARED / name) if (SHARED / name).is_dir() else "digits"
 
 
 def report(benchmark: str, **figures: Any) -> None:
-    """Print the closing line."""
+    """Print the final JSON line."""
     script = Path(sys.argv[0]).resolve().relative_to(Path(__file__).resolve().parents[1])
     how = provenance(f"python {script.as_posix()}", runtime_options(), packages=(*DEVICE, "torch"))
     print(json.dumps({"benchmark": benchmark, **figures, **how}))
 
 
 def install(folder: Path, *packages: str, overrides: tuple[str, ...] = ()) -> Path:
-    """Make an environment of its own for packages that are not this project's; returns its Python.
+    """Create a separate environment for packages that are not dependencies of this project; returns its Python.
 
     Args:
-        folder: where it goes; what is there already is used as it is.
-        packages: as pip takes them.
-        overrides: requirements that win over what the packages ask for.
+        folder: of the environment; an existing one is used unchanged.
+        packages: as for pip.
+        overrides: requirements that take precedence over those of the packages.
     """
     python, uv = folder / "bin" / "python", Path(sys.executable).with_name("uv")
     if not python.exists():

@@ -2,8 +2,8 @@
 
     python benchmarks/device.py [--seconds 30]
 
-Watching is timed in a process of its own, from when it has seen the folder, with nothing happening there; then with a file a
-second. The last line is one JSON document.
+Watching is measured in a separate process, after its first look at the folder: once with an unchanged folder, then with a new
+file every second. The last line is one JSON document.
 """
 
 import argparse
@@ -31,14 +31,14 @@ from edgeline.serve.inputs.folder_watcher import WatchOptions, watch
 
 
 def used():
-    # Not ru_maxrss, which a process has from the one that started it.
+    # Not ru_maxrss, which a process inherits from its parent.
     now = resource.getrusage(resource.RUSAGE_SELF)
     held = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return now.ru_utime + now.ru_stime, int(held)
 
 
 class For:
-    # Ends a watch after some seconds, and takes the figures from its first pause on.
+    # Ends a watch after some seconds, and measures from its first pause on.
     def __init__(self, stop, seconds):
         self.requested, self.seconds, self.stop, self.begun = False, seconds, stop, None
 
@@ -58,7 +58,7 @@ print(found, used()[0] - watching.begun[0], used()[1] - before_kb)
 
 
 def watching(files: int, seconds: float, *, arriving: bool) -> dict[str, float]:
-    """CPU and memory of watching a folder of that many files."""
+    """Return CPU and memory of watching a folder with this many files."""
     with tempfile.TemporaryDirectory() as folder:
         for index in range(files):
             open(os.path.join(folder, f"{index:08d}.jpg"), "w").close()
@@ -80,7 +80,7 @@ def watching(files: int, seconds: float, *, arriving: bool) -> dict[str, float]:
 
 
 def microseconds(function: Callable[[], object], count: int) -> float:
-    """Of one call, the best of five rounds."""
+    """Return microseconds of one call, the best of five rounds."""
     rounds = []
     for _ in range(5):
         start = time.perf_counter()
@@ -91,7 +91,7 @@ def microseconds(function: Callable[[], object], count: int) -> float:
 
 
 def observing(classes: int) -> float:
-    """Microseconds an observed image, everything included."""
+    """Return microseconds per recorded image, including all statistics."""
     drift = Drift(tuple(map(str, range(classes))), 224, 224, model="m", version=1, manifest_sha256=None)
     chance = np.random.default_rng(0)
     pixels = chance.integers(0, 256, (224, 224, 3), dtype=np.uint8)

@@ -1,8 +1,8 @@
-"""What saying why costs: an artifact that explains itself beside the same one that does not, runs in turn.
+"""The cost of class activation maps: an artifact with them compared with the same one without, measured in turn.
 
-Each artifact must have been made with `export.explain = true`; by default one is made of the real photos of `../shared/data`
-where that folder is there, of the embedded digits elsewhere. Of every ONNX variant the two outputs are taken out again for the
-plain one. Times are medians of one image on one thread, as ratios to the plain file's run.
+Each artifact must have been made with `export.explain = true`; by default one is made from the real photos in
+`../shared/data` if that folder exists, else from the embedded digits. For comparison, the two additional outputs are removed
+from a copy of each ONNX variant. Times are medians of one image on one thread, as ratios to those of the plain copy.
 """
 
 import argparse
@@ -47,14 +47,14 @@ def main() -> None:
 
 
 def made(work: Path) -> Path:
-    """An artifact that explains itself."""
+    """Make an artifact with class activation maps."""
     config = load_config(None, ["export.explain=true"], data=photos("hymenoptera"), artifacts=str(work), name="explain")
     _, steps = run_pipeline(config)
     return steps[-1].folder
 
 
 def untrained(classes: int) -> bytes:
-    """A file of many classes; no time depends on what its weights say."""
+    """Export a model with many classes; its weights do not affect the times."""
     network, spec = build("efficientnet_lite0", "imagenet", classes=classes)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")
@@ -63,11 +63,11 @@ def untrained(classes: int) -> bytes:
 
 
 def measure(model: bytes, side: int) -> dict[str, float]:
-    """Milliseconds of the plain file's run, and the others' ratios to it."""
+    """Return milliseconds of the plain file, and the ratios of the others to it."""
     pixels_1HW3 = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
 
     def run(model: bytes, names: list[str]) -> Callable[[], list[np.ndarray]]:
-        # A session each: weights that the run before has just read are warm.
+        # One session each, or the weights would still be in the processor's cache from the run before.
         session = create_session(model, threads=1)
         return lambda: list(session.run(names, {"image": pixels_1HW3}))
 

@@ -61,8 +61,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(PAIRS), choices=list(PAIRS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--openvino", action="store_true", help="time ultralytics' int8 export for OpenVINO too")
-    parser.add_argument("--environment", type=Path, help="keep ultralytics' environment here, and use it again")
-    parser.add_argument("--artifacts", help="keep the runs here instead of in a temporary folder")
+    parser.add_argument("--environment", type=Path, help="keep ultralytics' environment in this folder and reuse it")
+    parser.add_argument("--artifacts", help="keep the runs in this folder instead of a temporary one")
     parser.add_argument("--set", action="append", default=[], help="settings, as for edgeline run")
     arguments = parser.parse_args()
     if (SHARED / "weights" / "torch").is_dir():
@@ -74,14 +74,14 @@ def main() -> None:
             arguments.environment or Path(temporary, "environment"),
             *(ULTRALYTICS, "onnxslim", "opencv-python-headless", *same),
             *(("openvino", "nncf") if arguments.openvino else ()),
-            overrides=("opencv-python; sys_platform == 'never'",),  # it wants a screen's libraries
+            overrides=("opencv-python; sys_platform == 'never'",),  # needs the libraries of a desktop
         )
-        # Nothing is fetched, nothing is installed, nothing is sent, and no file is left in the home folder.
+        # No downloads, no installation, no telemetry, and no files in the home folder.
         closed = {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false", "YOLO_CONFIG_DIR": f"{temporary}/settings"}
         for model in arguments.models:
             settings = [f"export.variants={json.dumps(VARIANTS)}", *arguments.set]
             artifacts = arguments.artifacts or f"{temporary}/artifacts"
-            name = f"benchmark-exports-{model}".replace("_", "-")  # what is published under it is removed every round
+            name = f"benchmark-exports-{model}".replace("_", "-")  # what it publishes is removed in every round
             config = load_config(None, settings, data=arguments.data, model=model, name=name, artifacts=artifacts)
             run, _ = prepare(config)
             execute("train", run)
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def lay_out(prepared: Prepared, calibrating: int, folder: Path) -> None:
-    """Copy the photos as ultralytics wants them: `val` are the ones to calibrate on, `test` the ones held out."""
+    """Copy the photos into the layout of ultralytics: `val` has those for calibration, `test` the held-out ones."""
     splits = {"train": prepared.of("train"), "val": choose_calibration(prepared.of("train"), calibrating)}
     splits["test"] = prepared.of("test")
     for split, samples in splits.items():
@@ -112,8 +112,8 @@ def lay_out(prepared: Prepared, calibrating: int, folder: Path) -> None:
 
 
 def compare(run: Run, model: str, theirs: Any, rounds: int, folder: Path) -> dict[str, Any]:
-    """Time both in turn, then tell what they wrote and what they checked of it."""
-    print(f"{model} beside ultralytics' {PAIRS[model]}", flush=True)
+    """Time both in turn, then list the files that they wrote and what they checked."""
+    print(f"{model} compared with ultralytics' {PAIRS[model]}", flush=True)
     ours_s, theirs_s, steps = [], [], []
     for number in range(rounds):
         for step in STEPS[:-1]:
@@ -131,7 +131,7 @@ def compare(run: Run, model: str, theirs: Any, rounds: int, folder: Path) -> dic
         print(
             f"  round {number + 1}: edgeline {ours.seconds:.1f} s ({parts}); ultralytics {other.seconds:.1f} s ({their_parts})"
         )
-    row = {"model": model, "beside": PAIRS[model], "versions": wrote["versions"]}
+    row = {"model": model, "peer": PAIRS[model], "versions": wrote["versions"]}
     row |= {"edgeline_s": statistics.median(ours_s), "ultralytics_s": statistics.median(theirs_s), "steps_s": steps}
     row["ratio"] = statistics.median(a / b for a, b in zip(ours_s, theirs_s, strict=True))
     answers = theirs("answer")
@@ -149,8 +149,8 @@ def compare(run: Run, model: str, theirs: Any, rounds: int, folder: Path) -> dic
     table.append(("multiply-adds", *(f"{count / 1e6:.0f} million" for count in row["multiply_adds"])))
     table.append(("files", ", ".join(["float32", *VARIANTS]), ", ".join(wrote["files"])))
     table.append(("float32 against PyTorch", f"{n} images, 3 batch sizes, max {verification['max_difference']:.0e}", "no"))
-    table.append(("int8 against float32", f"{ours_int8['judged_images']} images to choose, {n} to pass", "no"))
-    table.append(("published file answers again", "golden images", "no"))
+    table.append(("int8 against float32", f"{ours_int8['validation_images']} images to choose, {n} to pass", "no"))
+    table.append(("published file passes a self-test", "golden images", "no"))
     table.append(("one weight is NaN", *row["nan_weight"]))
     for title, key, form in (
         ("int8: accuracy drop, points", "drop_points", "{:.2f}"),
@@ -164,11 +164,11 @@ def compare(run: Run, model: str, theirs: Any, rounds: int, folder: Path) -> dic
 
 
 def read_int8(run: Run) -> dict[str, Any]:
-    """The figures of edgeline's own verification of its int8."""
+    """Return the figures of edgeline's own verification of its int8 file."""
     found = json.loads((run.step("variants") / "variants.json").read_text())["int8"]
     entries = json.loads((run.step("verify") / "verification.json").read_text())["variants"]
     entry = next(e for e in entries if e["name"] == "onnx-int8")
-    figures = {"judged_images": found["judged_on"]["images"], "passed": entry["passed"], "problems": entry["problems"]}
+    figures = {"validation_images": found["judged_on"]["images"], "passed": entry["passed"], "problems": entry["problems"]}
     if entry["passed"]:
         figures |= {"drop_points": entry["accuracy"]["drop_points"], "agreement": entry["similarity"]["top1_agreement"]}
         figures["time_ratio"] = 1 / found["speedup"]
@@ -184,7 +184,7 @@ def multiply_adds(run: Run) -> int:
 
 
 def export_with_nan(run: Run) -> str:
-    """The result of exporting a checkpoint with a weight that is NaN."""
+    """Return what happens on exporting a checkpoint with a weight that is NaN."""
     with tempfile.TemporaryDirectory() as temporary:
         broken = Run(Path(shutil.copytree(run.folder, Path(temporary, "run"))), run.config)
         path = broken.step("train") / "checkpoint.safetensors"

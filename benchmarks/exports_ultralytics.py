@@ -1,7 +1,7 @@
-"""The other half of `exports.py`: runs where ultralytics is, and edgeline is not. Each job leaves `<job>.json`.
+"""The part of `exports.py` that runs in the environment of ultralytics, without edgeline. Each job writes `<job>.json`.
 
-`train` makes a checkpoint (one epoch: its weights only have to be some), `export` is what is timed, `answer` runs the files
-that it wrote, `nan` exports a checkpoint with one weight that is no number.
+`train` makes a checkpoint (in one epoch: any weights will do), `export` is the part that is timed, `answer` runs the exported
+files, `nan` exports a checkpoint with one weight that is NaN.
 """
 
 import json
@@ -19,7 +19,7 @@ from ultralytics import YOLO
 from ultralytics.data.augment import classify_transforms
 
 SIZE = 224
-# MobileNetV2 less its last convolution, which is the first of ultralytics' classifier, with SiLU for ReLU6.
+# MobileNetV2 without its last convolution, which ultralytics' classifier has instead, with SiLU in place of ReLU6.
 MOBILENET_V2 = """
 nc: 1000
 backbone:
@@ -42,7 +42,7 @@ def train(folder: Path, model: str) -> dict:
 
 
 def export(folder: Path, model: str, openvino: bool) -> dict:
-    """float32 first and aside: the int8 export writes a float32 file of the same name, and deletes it."""
+    """Export and time; float32 is renamed first, because the int8 export writes a file of that name and deletes it."""
     seconds = {}
     int8 = {"quantize": 8, "data": str(folder / "photos"), "split": "val"}
     jobs = {"ONNX float32": {"format": "onnx", "dynamic": True}, "ONNX int8": {"format": "onnx", "dynamic": True} | int8}
@@ -88,9 +88,9 @@ def nan(folder: Path, model: str) -> dict:
     yolo.save(folder / "nan.pt")
     try:
         YOLO(folder / "nan.pt").export(imgsz=SIZE, format="onnx")
-    except Exception as error:  # whatever it says, it is a refusal
-        return {"outcome": f"refused: {error}"}
-    return {"outcome": "exported without a word"}
+    except Exception as error:  # any error counts as a rejection
+        return {"outcome": f"rejected: {error}"}
+    return {"outcome": "exported without an error"}
 
 
 def main() -> None:

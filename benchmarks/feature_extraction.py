@@ -1,7 +1,7 @@
 """From image files to features, compared with the bare forward pass over tensors that are already in memory.
 
-There are two bare passes, alternating with ours: the network as it was loaded, and the same with its batch norms folded,
-which ours runs too. Median of all rounds.
+Two bare passes are measured, alternating with ours: the network as loaded, and with its batch norms folded, which is the one
+that edgeline runs. Median of all rounds.
 """
 
 import argparse

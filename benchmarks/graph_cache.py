@@ -1,10 +1,10 @@
-"""What keeping the optimized graph gains at a start.
+"""How much faster a start is with a cached optimized graph.
 
-For float32 and int8 of one artifact, each in a process of its own, in turn, median of `--rounds`: the model optimized anew,
-the same with its graph written, and the graph that was kept, read as ONNX (which ships) and as ORT format, optimized no more or
-once more. Then a whole `Classifier.open` without and with a cache. Digests say whether logits and probabilities of the golden
-pixels are equal to the last bit. Last, `edgeline serve` from its process to its line that says ready, with and without, in
-pairs: `--starts` of each, because the difference is smaller than the noise of one.
+For float32 and int8 of one artifact, each in a separate process, in turn, median of `--rounds`: the model optimized at the
+start, the same and the graph written, and the cached graph, read as ONNX (which ships) and as ORT format, with and without
+optimizing it again. Then a whole `Classifier.open` without and with a cache. Equal digests mean that logits and probabilities
+of the golden pixels are equal to the last bit. Last, `edgeline serve` from its start to its `ready` line, without and with a
+cache, in pairs: `--starts` of them, because the difference is smaller than the noise of a single one.
 """
 
 import argparse
@@ -30,14 +30,14 @@ from edgeline.serve.runtime.provenance import provenance  # noqa: E402
 from edgeline.serve.runtime.session import load_onnxruntime, session_options  # noqa: E402
 
 WAYS = {
-    "anew": (None, "all"),
-    "anew, written": ("ONNX", "all"),
-    "anew, written as ORT": ("ORT", "all"),
-    "kept": ("ONNX", "disable_all"),
-    "kept, optimized again": ("ONNX", "all"),
-    "kept as ORT": ("ORT", "disable_all"),
+    "optimized": (None, "all"),
+    "optimized, written": ("ONNX", "all"),
+    "optimized, written as ORT": ("ORT", "all"),
+    "cached": ("ONNX", "disable_all"),
+    "cached, optimized again": ("ONNX", "all"),
+    "cached as ORT": ("ORT", "disable_all"),
 }
-OPENED = {"opened": False, "opened, kept": True}
+OPENED = {"opened": False, "opened, cached": True}
 
 
 def main() -> None:
@@ -58,11 +58,11 @@ def main() -> None:
             for number in range(-1, arguments.rounds):
                 for way in found:
                     command = [sys.executable, __file__, str(arguments.artifact), "--one", way, variant, folder]
-                    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-                    found[way] += [told] if number >= 0 else []
-        for way, told in found.items():
-            row = {key: round(statistics.median(each[key] for each in told), 1) for key in ("ms", "rss_mb")}
-            rows[f"{variant} {way}"] = row | {"digests": sorted({each["digest"] for each in told})}
+                    result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+                    found[way] += [result] if number >= 0 else []
+        for way, results in found.items():
+            row = {key: round(statistics.median(each[key] for each in results), 1) for key in ("ms", "rss_mb")}
+            rows[f"{variant} {way}"] = row | {"digests": sorted({each["digest"] for each in results})}
             print(f"  {variant} {way}: {rows[f'{variant} {way}']}", flush=True)
         rows[f"{variant} served"] = starts(arguments.artifact, variant, arguments.starts)
         print(f"  {variant} served: {rows[f'{variant} served']}", flush=True)
@@ -71,17 +71,18 @@ def main() -> None:
 
 
 def starts(artifact: Path, variant: str, pairs: int) -> dict:
-    """Start the server in pairs, without a cache and with one that has been filled: ms, and what a pair differs by."""
+    """Start the server in pairs, without and with a filled cache; return milliseconds, and the difference within pairs."""
     with tempfile.TemporaryDirectory() as folder:
         start(artifact, variant, folder)
         found = [(start(artifact, variant, os.devnull), start(artifact, variant, folder)) for _ in range(pairs)]
-    anew, kept = (round(statistics.median(each), 1) for each in zip(*found, strict=True))
+    optimized, cached = (round(statistics.median(each), 1) for each in zip(*found, strict=True))
     gains = [without - with_it for without, with_it in found]
-    return {"anew_ms": anew, "kept_ms": kept, "gain_ms": round(statistics.median(gains), 1), "won": sum(g > 0 for g in gains)}
+    figures = {"optimized_ms": optimized, "cached_ms": cached, "gain_ms": round(statistics.median(gains), 1)}
+    return figures | {"won": sum(gain > 0 for gain in gains)}
 
 
 def start(artifact: Path, variant: str, cache: str) -> float:
-    """Start the server, stop it as soon as it says that it is ready; ms until then."""
+    """Start the server and stop it when it reports that it is ready; return milliseconds until then."""
     command = [str(Path(sys.executable).with_name("edgeline")), "serve", str(artifact), "--variant", variant, "--port", "0"]
     command += ["--runners", "2", "--threads", "1", "--cache", cache]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -95,7 +96,7 @@ def start(artifact: Path, variant: str, cache: str) -> float:
 
 
 def measure(path: Path, way: str, name: str, folder: str) -> dict:
-    """Load one variant in one way: ms, resident MB afterwards, and what it answers."""
+    """Load one variant in one way; return milliseconds, resident MB afterwards, and a digest of its outputs."""
     ort = load_onnxruntime()
     artifact = open_artifact(path)
     variant = artifact.manifest.variant(name)
@@ -105,12 +106,12 @@ def measure(path: Path, way: str, name: str, folder: str) -> dict:
         ms, session = (time.perf_counter() - begun) * 1e3, classifier._session
     else:
         format, level = WAYS[way]
-        kept = Path(folder, f"{name}.{format}")
+        cached = Path(folder, f"{name}.{format}")
         options = session_options(threads=1, level=level, saturates=variant.saturates)
-        if way.startswith("anew") and format is not None:
-            options.optimized_model_filepath = str(kept)
+        if way.startswith("optimized") and format is not None:
+            options.optimized_model_filepath = str(cached)
             options.add_session_config_entry("session.save_model_format", format)
-        data = kept.read_bytes() if way.startswith("kept") else artifact.read(variant.file)
+        data = cached.read_bytes() if way.startswith("cached") else artifact.read(variant.file)
         begun = time.perf_counter()
         session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         ms = (time.perf_counter() - begun) * 1e3

@@ -1,6 +1,6 @@
-"""The other half of `int8_rivals.py`: runs where OpenVINO and NNCF are, and torch and edgeline's `export` are not.
+"""The part of `int8_rivals.py` that runs in the environment of OpenVINO and NNCF, without torch and `edgeline.export`.
 
-Takes a folder with edgeline's ONNX files and the pixels; leaves every model's answers, sizes and times there.
+Reads edgeline's ONNX files and the pixels from a folder, and writes every model's outputs, sizes and times to it.
 """
 
 import json
@@ -25,16 +25,16 @@ WAYS = {
     "NNCF mixed": MIXED,
     "NNCF mixed, full bias": MIXED | {"fast_bias_correction": False},
 }
-# float32 wherever a layer is not int8: on some processors OpenVINO would take bfloat16 by itself.
+# float32 wherever a layer is not int8: on some processors OpenVINO's default is bfloat16.
 OPTIONS = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
 TIMED_RUNS = 100
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    calibration, judged = np.load(folder / "calibration.npy"), np.load(folder / "judged.npy")
+    calibration, measured = np.load(folder / "calibration.npy"), np.load(folder / "measured.npy")
     dataset = nncf.Dataset([{"image": pixels_HW3[None]} for pixels_HW3 in calibration])
-    # Converted, not only read: where the biases are not folded into constants, NNCF silently corrects none.
+    # Converted, not only read: NNCF silently corrects no bias that is not folded into a constant.
     reference = ov.convert_model(folder / "float32.onnx")
     models: dict[str, Run] = {path.stem: in_onnxruntime(path) for path in sorted(folder.glob("*.onnx"))}
     sizes = {path.stem: path.stat().st_size for path in folder.glob("*.onnx")}
@@ -56,15 +56,15 @@ def main() -> None:
     models[name], sizes[name] = in_onnxruntime(folder / f"{name}.onnx", plain=True), (folder / f"{name}.onnx").stat().st_size
 
     for name, run in models.items():
-        probabilities, logits = zip(*(run(pixels_HW3[None]) for pixels_HW3 in judged), strict=True)
+        probabilities, logits = zip(*(run(pixels_HW3[None]) for pixels_HW3 in measured), strict=True)
         np.savez(folder / f"{name}.npz", probabilities=np.concatenate(probabilities), logits=np.concatenate(logits))
-    found = {"p50_ms": in_turn(models, judged[:1]), "bytes": sizes, "seconds": seconds}
+    found = {"p50_ms": in_turn(models, measured[:1]), "bytes": sizes, "seconds": seconds}
     found["versions"] = {package: version(package) for package in ("openvino", "nncf", "onnxruntime")}
     (folder / "others.json").write_text(json.dumps(found))
 
 
 def in_onnxruntime(path: Path, plain: bool = False) -> Run:
-    """With edgeline's settings; or at the runtime's own, as a file of NNCF's would be run."""
+    """Return a function that runs a file with edgeline's settings, or with the runtime's defaults if `plain`."""
     session = create_session(path.read_bytes(), threads=1)
     if plain:
         options = load_onnxruntime().SessionOptions()
@@ -84,14 +84,14 @@ def in_openvino(model: ov.CompiledModel) -> Run:
 
 
 def in_turn(models: dict[str, Run], pixels_1HW3: np.ndarray) -> dict[str, float]:
-    """Median milliseconds of one image, the models taking turns."""
+    """Return median milliseconds of one image, measured in turn."""
     times: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(-5, TIMED_RUNS):
         for name, run in models.items():
             start = time.perf_counter()
             run(pixels_1HW3)
             times[name] += [time.perf_counter() - start] * (turn >= 0)
-    return {name: float(np.median(taken)) * 1e3 for name, taken in times.items()}
+    return {name: float(np.median(seconds)) * 1e3 for name, seconds in times.items()}
 
 
 if __name__ == "__main__":

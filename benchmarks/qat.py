@@ -1,6 +1,6 @@
 """int8 with fine-tuned weights compared with int8 that is only rounded: similarity to float32 on the test split, and time.
 
-By default the digits at 64 pixels on MobileNetV2, whose int8 form fails the thresholds. `--run` uses an exported run instead.
+By default the digits at 64 pixels on MobileNetV2, whose int8 variant fails the thresholds; `--run` takes an exported run.
 """
 
 import argparse

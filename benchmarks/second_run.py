@@ -1,4 +1,4 @@
-"""`edgeline run`, again with nothing changed, and again after one photo was added: seconds, and what was redone."""
+"""`edgeline run`, again with nothing changed, and again after one photo was added: seconds, and the repeated steps."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ EDGELINE = str(Path(sys.executable).with_name("edgeline"))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--data", default=photos("hymenoptera"), help="a folder of class folders, or of train/ and val/ of them"
+        "--data", default=photos("hymenoptera"), help="a folder with one folder per class, or with train/ and val/ of these"
     )
     parser.add_argument("--no-prefect", action="store_true")
     arguments = parser.parse_args()
@@ -57,13 +57,13 @@ def main() -> None:
 
 
 def code_digests(cache: Path) -> float:
-    """Milliseconds that a fresh process takes to find the code digest of every step."""
+    """Return milliseconds that a fresh process needs for the code digest of every step."""
     done = subprocess.run([sys.executable, "-c", DIGESTS, str(cache)], check=True, capture_output=True, text=True)
     return 1000 * float(done.stdout)
 
 
 def timed(title: str, command: list[str]) -> dict[str, object]:
-    """Run the line and tell how long it took and which steps were reused."""
+    """Run the pipeline; return how long it took and which steps were reused."""
     with Clock() as clock:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     steps = {

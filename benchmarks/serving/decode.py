@@ -1,8 +1,8 @@
 """Compare scaled with full decoding of JPEGs: whether predictions stay the same, and how much time it saves.
 
 Agreement: real photos are enlarged to the sizes of phone photos, saved as JPEG, preprocessed both ways, and classified by the
-same float32 network. There are three judges: EfficientNet-Lite0 with its own 1,000 ImageNet classes, which are so similar that
-many photos are near ties, and two networks that the pipeline trained, on its test photos. A flip at a small margin between the
+same float32 network. Three classifiers are used: EfficientNet-Lite0 with its own 1,000 ImageNet classes, which are so similar
+that many photos are near ties, and two networks that the pipeline trained, on its test photos. A flip at a small margin between the
 two best classes means little, so flips above a margin are counted separately. As a yardstick, the 1,000 classes are also
 compared with full decoding of the same photo saved with the next lower quality.
 
@@ -43,9 +43,9 @@ QUALITIES = (88, 90, 92)
 CLEAR = 0.05
 """Difference of the two best probabilities from which a prediction is not a near tie; golden samples need as much."""
 TRAINED = {"flowers17": 0.5, "hymenoptera": 0.2}
-"""Data of the trained judges, and the share of the test split where the data has none."""
+"""Data of the trained classifiers, and the share of the test split where the data has none."""
 
-Judge = tuple[str, bytes, PreprocessSpec, list[Path]]
+TrainedModel = tuple[str, bytes, PreprocessSpec, list[Path]]
 
 
 def main() -> None:
@@ -54,22 +54,23 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=3, help="how often each photo is enlarged")
     parser.add_argument("--sides", type=int, nargs="*", default=SIDES, help="longer sides of enlarged photos, in turn")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of the time measurements")
-    parser.add_argument("--artifacts", help="keep the trained judges in this folder instead of a temporary one")
+    parser.add_argument("--artifacts", help="keep the trained classifiers in this folder instead of a temporary one")
     arguments = parser.parse_args()
     model, spec = export_with_own_classes("efficientnet_lite0")
     photos = sorted((SHARED / "imagenet_sample").glob("*.JPEG"))
     speed = times(model, spec, photos[5], arguments.rounds)
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        for name in arguments.judges:
+        for name in arguments.classifiers:
             own = name == "imagenet"
-            judge = ("imagenet, 1000 classes", model, spec, photos) if own else train(name, arguments.artifacts or temporary)
-            rows.append(agreement(judge, arguments.sides, arguments.each, yardstick=own))
+            folder = arguments.artifacts or temporary
+            classifier = ("imagenet, 1000 classes", model, spec, photos) if own else train(name, folder)
+            rows.append(agreement(classifier, arguments.sides, arguments.each, yardstick=own))
     report("serve_decode", agreement=rows, speed=speed)
 
 
-def train(name: str, artifacts: str) -> Judge:
-    """Train a judge with the pipeline; return it with its test photos."""
+def train(name: str, artifacts: str) -> TrainedModel:
+    """Train a classifier with the pipeline; return it with its test photos."""
     settings = [f"prepare.test_share={TRAINED[name]}"]
     run, _ = prepare(load_config(None, settings, data=str(SHARED / name), artifacts=artifacts))
     for step in ("train", "evaluate", "export"):
@@ -80,9 +81,9 @@ def train(name: str, artifacts: str) -> Judge:
     return f"{name}, {classes} classes", model, spec, [Path(sample.path) for sample in samples]
 
 
-def agreement(judge: Judge, sides: Sequence[int], each: int, *, yardstick: bool) -> dict[str, Any]:
+def agreement(classifier: TrainedModel, sides: Sequence[int], each: int, *, yardstick: bool) -> dict[str, Any]:
     """Return how often the best class is the same with scaled and with full decoding."""
-    name, model, spec, photos = judge
+    name, model, spec, photos = classifier
     full, answer = replace(spec, jpeg_decoding="full"), answering(model)
     same, differences, largest, flips, other_quality = [], [], 0, [], []
     for i, photo in ((i, photo) for i, photo in enumerate(photos) for _ in range(each)):
@@ -104,7 +105,7 @@ def agreement(judge: Judge, sides: Sequence[int], each: int, *, yardstick: bool)
             other_quality.append(expected.argmax() == other.argmax())
     low, high = wilson_interval(sum(same), len(same))
     row = {
-        "judge": name,
+        "classifier": name,
         "comparisons": len(same),
         "photos": len(photos),
         "sides": sides,
