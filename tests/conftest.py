@@ -1,4 +1,4 @@
-"""Fixtures for every layer: a small, true artifact, made without training."""
+"""Fixtures for every layer: a small, valid artifact, made without training."""
 
 import hashlib
 import io
@@ -75,7 +75,7 @@ def color_model() -> bytes:
 
 
 def reseal(folder: Path, **changes: Any) -> Path:
-    """Write the manifest of what lies in an artifact's folder, with changes: what a publisher does, or an able forger."""
+    """Write a manifest of the files in an artifact's folder, with changes, as a publisher or a capable forger would."""
     held = json.loads((folder / "manifest.json").read_text()) | changes
     paths = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json")
     held["files"] = [
@@ -93,7 +93,7 @@ def reseal(folder: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def artifact_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole artifact in `<store>/colors/1`; copy it before changing anything."""
+    """A complete artifact in `<store>/colors/1`; copy it before changing anything."""
     folder = tmp_path_factory.mktemp("template") / "colors" / "1"
     (folder / "golden").mkdir(parents=True)
     model = color_model()
@@ -120,13 +120,13 @@ def artifact_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def seal() -> Callable[..., Path]:
-    """`seal(folder, **manifest_fields)`: write the manifest of what lies in the folder, as if that had been published."""
+    """`seal(folder, **manifest_fields)`: write a manifest of the folder's files, as if they had been published."""
     return reseal
 
 
 @pytest.fixture
 def make_artifact(artifact_template: Path, tmp_path: Path) -> MakeArtifact:
-    """A factory of artifacts of one's own: `make_artifact(name="colors", version=1, **manifest_fields)`, its folder."""
+    """`make_artifact(name="colors", version=1, **manifest_fields)`: the folder of a new artifact."""
 
     def make(name: str = "colors", version: int = 1, store: Path | None = None, **fields: Any) -> Path:
         folder = (store or tmp_path / "store") / name / str(version)

@@ -98,7 +98,7 @@ DEFERRED = {
     # A step that is reused is recognized before torch is imported.
     "flows.steps": {"export.publishing.publish", "export.publishing.store"},
     "flows.fit": "any",
-    # Needs an extra of its own, and is asked for by an option.
+    # Needs an extra, and only with an option.
     "serve.http.main": {"serve.http.observability.tracing"},
     "export.publishing.publish": {"export.publishing.bundle"},
     # The child process limits its own memory before it loads ONNX Runtime.

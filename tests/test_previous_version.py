@@ -1,4 +1,4 @@
-"""Run folders and artifacts that the version before wrote: they open, or are made again; never a traceback."""
+"""Run folders and artifacts of the previous version: they open, or are made again; never a traceback."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from edgeline import Classifier
 FIXTURES = Path(__file__).parent / "fixtures" / "version_0_1"
 OLD_RUN = "tints-d032c7013b40"
 OLD_FOLDER = "/tmp/legacy"
-"""Where it was made; its table of samples holds absolute paths."""
+"""The folder it was made in; its table of samples contains absolute paths."""
 SETTINGS = ["train.epochs=3", "publish.golden=2", "export.variants=[]", "preprocess.size=32"]
 
 
@@ -47,7 +47,7 @@ def test_an_old_artifact_opens_and_passes_its_golden_samples(old: Path) -> None:
     assert classifier.predict([photo])[0][0].label == "cold"
 
 
-def test_the_device_commands_take_an_old_artifact(old: Path) -> None:
+def test_the_device_commands_accept_an_old_artifact(old: Path) -> None:
     checked = edgeline("check", "artifacts/store/tints", folder=old)
     assert checked.returncode == 0, checked.stderr
     predicted = edgeline("predict", "artifacts/store/tints", "photos/warm/1.png", "--json", folder=old)

@@ -1,4 +1,4 @@
-"""What a device installs: the built wheel with its pinned requirements, in an environment of its own."""
+"""What a device installs: the built wheel with its pinned requirements, in a separate environment."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow
-def test_the_wheel_with_the_devices_requirements_alone_proves_and_answers(make_artifact, tmp_path: Path) -> None:
+def test_the_wheel_with_its_pinned_requirements_verifies_and_predicts(make_artifact, tmp_path: Path) -> None:
     venv, python = tmp_path / "venv", tmp_path / "venv" / "bin" / "python"
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],

@@ -2,12 +2,12 @@
 
 Agreement: real photos are enlarged to the sizes of phone photos, saved as JPEG, preprocessed both ways, and classified by the
 same float32 network. Three classifiers are used: EfficientNet-Lite0 with its own 1,000 ImageNet classes, which are so similar
-that many photos are near ties, and two networks that the pipeline trained, on its test photos. A flip at a small margin between the
-two best classes means little, so flips above a margin are counted separately. As a yardstick, the 1,000 classes are also
+that many photos are near ties, and two networks that the pipeline trained, on its test photos. A flip at a small margin between
+the two best classes means little, so flips above a margin are counted separately. As a yardstick, the 1,000 classes are also
 compared with full decoding of the same photo saved with the next lower quality.
 
 Speed: preprocessing, and whole predictions of one thread (decode, preprocess, run), in turn, as medians over paired rounds. The
-large photo gets a sensor's noise, so that it compresses like a phone's. `--judges` without a name measures the times only.
+large photo gets a sensor's noise, so that it compresses like a phone's. `--classifiers` without a name measures the times only.
 """
 
 import argparse

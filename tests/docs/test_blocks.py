@@ -75,13 +75,13 @@ NOT_EXECUTED: dict[str, list[str]] = {
 def workspace(
     artifact_template: Path, seal: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[], Path]:
-    """`workspace()`: a new folder with what pages take for granted: a store, photos, the code for devices."""
+    """`workspace()`: a new folder with what pages assume: a store, photos, the code for devices."""
     template = tmp_path_factory.mktemp("docs")
     store = template / "artifacts" / "store"
     for name, labels in LABELS.items():
         folder = store / name / "1"
         shutil.copytree(artifact_template, folder)
-        if name == "insects":  # this one explains itself
+        if name == "insects":  # this one has class activation maps
             explain_itself(folder, seal)
         relabel(folder, labels)
         seal(folder, name=name, labels=list(labels))
@@ -107,7 +107,7 @@ def workspace(
 
 
 def relabel(folder: Path, labels: Sequence[str]) -> None:
-    """Give the classes of an artifact other names."""
+    """Rename the classes of an artifact."""
     path = folder / "golden" / "golden.json"
     golden = json.loads(path.read_text())
     for sample, label in zip(golden["samples"], labels, strict=True):
@@ -117,7 +117,7 @@ def relabel(folder: Path, labels: Sequence[str]) -> None:
 
 
 def statistics(folder: Path, images: Path) -> bytes:
-    """A baseline for drift, of some images."""
+    """A drift baseline of a few images."""
     command = [Path(sys.executable).with_name("edgeline"), "predict", folder, *images.glob("*.jpg"), "--json", "--drift"]
     subprocess.run([*command, folder / "statistics.json"], stdout=subprocess.DEVNULL, check=True, cwd=ROOT)
     counted = json.loads((folder / "statistics.json").read_text())

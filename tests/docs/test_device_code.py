@@ -1,4 +1,4 @@
-"""The code for devices in docs/devices, run: it proves what holds, names what does not, and gives the very same pixels."""
+"""Run the code in docs/devices: golden samples pass, faults are named, and pixels are identical."""
 
 import hashlib
 import json
@@ -45,11 +45,11 @@ RUNTIME = ("com.github.asus4.onnxruntime@0.4.9", "e59788788818fdde1b2e522e766a21
 KOTLIN = ("kotlin-compiler@2.4.20", "c23dab400d7ce5ea8b6c909947c0ca5454189e4bb1108695b5f464500e5e950f")
 
 Port = Callable[..., subprocess.CompletedProcess[str]]
-"""`port(folder, variant, *photos)`: how it ended and what it said."""
+"""`port(folder, variant, *photos)`: its exit code and output."""
 
 
 def need(*programs: str, files: tuple[Path, ...] = ()) -> None:
-    """Skip, and say what is missing."""
+    """Skip with a reason if a program is missing."""
     missing = [program for program in programs if not shutil.which(program)]
     missing += [str(path) for path in files if not path.exists()]
     if missing:
@@ -75,7 +75,7 @@ def fetch(package: tuple[str, str], folder: Path, wanted: str) -> Path:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for compilers and what they make; some hundred MB, so nothing of it is kept."""
+    """A folder for compilers and their output; hundreds of MB, so it is deleted afterwards."""
     folder = tmp_path_factory.mktemp("workshop")
     yield folder
     shutil.rmtree(folder)
@@ -154,7 +154,7 @@ def java(workshop: Path, android_runtime: Path) -> list[str]:
     (kotlin / "bin" / "kotlinc").chmod(0o755)
     done = subprocess.run(
         [kotlin / "bin" / "kotlinc", "-d", program, "-include-runtime", "-cp", classes, *sources],
-        env={**os.environ, "JAVA_OPTS": "-Xmx1g -XX:TieredStopAtLevel=1"},  # quick to start is what a compiler needs here
+        env={**os.environ, "JAVA_OPTS": "-Xmx1g -XX:TieredStopAtLevel=1"},  # a compiler should start quickly here
         capture_output=True,
         text=True,
     )
@@ -164,7 +164,7 @@ def java(workshop: Path, android_runtime: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def kotlin(java: list[str], workshop: Path) -> Port:
-    """The golden check in Kotlin; the model, which needs Android, answers from here."""
+    """The golden check in Kotlin; this process stands in for the model, which needs Android."""
 
     def run(folder: Path, variant: str) -> subprocess.CompletedProcess[str]:
         classifier = Classifier.open(folder, variant=variant, prove=False)
@@ -199,7 +199,7 @@ def port(request: pytest.FixtureRequest) -> Port:
 
 
 @pytest.mark.parametrize("port", [*PYTHON, *SLOW], indirect=True)
-def test_every_variant_of_a_published_artifact_is_proven(port: Port, finished: Any) -> None:
+def test_every_variant_of_a_published_artifact_is_verified(port: Port, finished: Any) -> None:
     variants = Manifest.from_json((finished.artifact / "manifest.json").read_bytes()).variants
     assert len(variants) == 5
     for variant in variants:
@@ -208,7 +208,7 @@ def test_every_variant_of_a_published_artifact_is_proven(port: Port, finished: A
 
 
 @pytest.mark.parametrize("port", [*PYTHON, SLOW[0]], indirect=True)
-def test_a_photo_is_answered_as_edgeline_answers_it(port: Port, finished: Any) -> None:
+def test_a_photo_gets_the_prediction_of_edgeline(port: Port, finished: Any) -> None:
     [photo, *_] = sorted((finished.artifact / "golden").glob("*.turned.jpg"))
     [[best]] = Classifier.open(finished.artifact, variant="ort-int8").predict([photo.read_bytes()], top_k=1)
     path, label, probability = port(finished.artifact, "ort-int8", photo).stdout.splitlines()[-1].split("\t")
@@ -216,7 +216,7 @@ def test_a_photo_is_answered_as_edgeline_answers_it(port: Port, finished: Any) -
 
 
 @pytest.mark.parametrize("port", [*PYTHON, *SLOW], indirect=True)
-def test_a_golden_sample_that_is_decoded_scaled_is_proven(port: Port, make_artifact: Any) -> None:
+def test_a_golden_sample_that_is_decoded_scaled_is_verified(port: Port, make_artifact: Any) -> None:
     folder = make_artifact()
     spec = Manifest.from_json((folder / "manifest.json").read_bytes()).preprocess
     with Image.open(folder / "golden" / "3.jpg") as large:
@@ -231,7 +231,7 @@ def change_pixels(folder: Path, _: dict[str, Any]) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
-    "red and blue exchanged": (change_pixels, r"golden/0\.jpg: .*other pixels"),
+    "red and blue swapped": (change_pixels, r"golden/0\.jpg: .*other pixels"),
     "another probability": (
         lambda _, golden: golden["samples"][1]["probabilities"].__setitem__(0, 0.4),
         r"golden/1\.jpg: (a probability differs|other probabilities)",
@@ -246,7 +246,7 @@ FAULTS: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
 
 @pytest.mark.parametrize("port", [*PYTHON, *SLOW], indirect=True)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_does_not_hold_is_named(port: Port, fault: str, make_artifact: Any, seal: Any) -> None:
+def test_a_fault_is_named(port: Port, fault: str, make_artifact: Any, seal: Any) -> None:
     folder = make_artifact()
     path = folder / "golden" / "golden.json"
     golden = json.loads(path.read_text())
@@ -258,7 +258,7 @@ def test_what_does_not_hold_is_named(port: Port, fault: str, make_artifact: Any,
     assert re.search(message, done.stderr), done.stderr
 
 
-def test_a_file_that_was_changed_is_refused_without_edgeline_too(without_edgeline: Port, make_artifact: Any) -> None:
+def test_a_changed_file_is_rejected_without_edgeline_too(without_edgeline: Port, make_artifact: Any) -> None:
     folder = make_artifact()
     (folder / "labels.txt").write_text("green\nred\nblue\ndark\n")
     done = without_edgeline(folder, "onnx-fp32")
@@ -269,9 +269,9 @@ def test_a_file_that_was_changed_is_refused_without_edgeline_too(without_edgelin
 
 
 def cases() -> Iterator[tuple[np.ndarray, tuple[int, int], int, int, PreprocessSpec]]:
-    """Pictures without any smoothness, so that each rounding shows: the size, the scale, the turn, the cut and the filter vary.
+    """Pictures of noise, so that any rounding shows; size, scale, orientation, crop and filter vary.
 
-    Of each the stored picture at the scale of a JPEG, its full width and height, the scale, its orientation, and the spec.
+    Yields the stored picture at a JPEG scale, its full width and height, the scale, its orientation, and the spec.
     """
     chance = np.random.default_rng(7)
     for index in range(90):
@@ -281,7 +281,7 @@ def cases() -> Iterator[tuple[np.ndarray, tuple[int, int], int, int, PreprocessS
             height=max(1, int(model_width * chance.uniform(0.3, 1.5))),
             width=model_width,
             crop_fraction=float(chance.uniform(0.1, 1)) if index % 2 else 0.875,
-            interpolation=sorted(INTERPOLATIONS)[index // 3 % 3],
+            interpolation=sorted(INTERPOLATIONS)[index // 3 % len(INTERPOLATIONS)],
         )
         orientation = index % 10
         scale = jpeg_scale(*((height, width) if orientation in SIDEWAYS else (width, height)), spec)
@@ -304,7 +304,7 @@ def kotlin_pixels(java: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("program", ["cpp_pixels", pytest.param("kotlin_pixels", marks=pytest.mark.slow)])
-def test_a_port_gives_the_very_pixels(program: str, request: pytest.FixtureRequest) -> None:
+def test_a_port_produces_identical_pixels(program: str, request: pytest.FixtureRequest) -> None:
     given, expected, scales = bytearray(), [], set()
     for picture_HW3, (width, height), scale, orientation, spec in cases():
         numbers = (width, height, scale, orientation, spec.width, spec.height, repr(spec.crop_fraction), spec.interpolation)

@@ -67,13 +67,13 @@ def _load(path: Path) -> Any:
     return module
 
 
-def test_the_page_of_settings_is_the_one_the_code_writes() -> None:
+def test_the_page_of_settings_is_generated_from_the_code() -> None:
     from edgeline.pipeline.config_reference import config_markdown
 
     assert (DOCS / "config.md").read_text(encoding="utf-8") == config_markdown()
 
 
-def test_the_page_of_commands_is_the_one_their_help_gives() -> None:
+def test_the_page_of_commands_is_generated_from_their_help() -> None:
     written = _load(DOCS / "make_commands.py").commands_markdown()
     assert (DOCS / "commands.md").read_text(encoding="utf-8") == written, "run: make docs"
 

@@ -1,7 +1,7 @@
-"""One small run of the whole line on pictures like photos, which all tests of this layer share.
+"""One small run of the whole pipeline on pictures like photos, shared by all tests of this layer.
 
-The three kinds of picture are easy to tell apart, so the model is sure: its probabilities on held-out pictures are 0 and 1
-but for a millionth. That is the case in which a fault of its weights is hardest to see.
+The three kinds of picture are easy to distinguish, so the model is confident: its probabilities on held-out pictures are 0 and
+1 up to a millionth. In this case a fault of its weights is hardest to detect.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ SETTINGS = [
     "publish.golden=5",
     "verify.max_batch=16",
     "export.calibration_images=24",
-    "export.min_speedup=0",  # other tests may hold this machine up
+    "export.min_speedup=0",  # other tests may slow this machine down
     f"export.variants={json.dumps(VARIANTS)}",
 ]
 
@@ -73,7 +73,7 @@ def save_photo(path: Path, image: Image.Image, orientation: int = 1) -> None:
 
 
 def write_photos(folder: Path) -> Path:
-    """A data folder: a third PNG, the others JPEG with EXIF orientation and a place; no two pictures alike."""
+    """A data folder: a third PNG, the others JPEG with EXIF orientation and location; no two pictures are equal."""
     for label in LABELS:
         (folder / label).mkdir(parents=True)
         for index in range(EACH):
@@ -87,7 +87,7 @@ def write_photos(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that is done, and the artifact it published. Shared: who changes a folder copies it first."""
+    """A finished run and the artifact it published. Shared: tests that change a folder copy it first."""
 
     run: Run
     artifact: Path
@@ -106,14 +106,14 @@ class Finished:
 
     @property
     def settings(self) -> list[str]:
-        """What it was asked for on the command line."""
+        """Its options on the command line."""
         return SETTINGS
 
     def copy_step(self, name: str, target: Path) -> None:
         shutil.copytree(self.run.step(name), target)
 
     def copy(self, artifacts: Path) -> Run:
-        """The run in a folder of its own, with a store of its own."""
+        """A copy of the run in another folder, with its own store."""
         config = self.config.model_copy(update={"artifacts": str(artifacts)})
         folder = config.runs / self.run.folder.name
         shutil.copytree(self.run.folder, folder)
@@ -169,12 +169,12 @@ def thresholds(finished: Finished) -> VerifyConfig:
 
 @pytest.fixture
 def run(finished: Finished, tmp_path: Path) -> Run:
-    """The run in a folder of this test's own."""
+    """A copy of the run for this test."""
     return finished.copy(tmp_path / "artifacts")
 
 
 def redo(step: Path) -> None:
-    """Write a step's receipt again: as if what lies there now were what it had made."""
+    """Rewrite a step's receipt, as if it had produced the files that are there now."""
     receipt = json.loads((step / "receipt.json").read_text())
     paths = [path for path in step.rglob("*") if path.is_file() and path.name != "receipt.json"]
     receipt["files"] = {
@@ -189,13 +189,13 @@ def redo(step: Path) -> None:
 
 @pytest.fixture(name="redo")
 def redo_fixture() -> Callable[[Path], None]:
-    """`redo(step_folder)`: hide from every hash that a step's result was changed."""
+    """`redo(step_folder)`: correct every hash after a step's result was changed."""
     return redo
 
 
 @pytest.fixture
 def artifact(finished: Finished, tmp_path: Path) -> Path:
-    """The published artifact in a folder of this test's own, its files writable."""
+    """A copy of the published artifact for this test, with writable files."""
     folder = tmp_path / "published" / "photos" / "1"
     shutil.copytree(finished.artifact, folder, copy_function=shutil.copyfile)
     return folder

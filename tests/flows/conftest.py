@@ -1,4 +1,4 @@
-"""A Prefect API for the tests of the flows, and one small run of the whole line that they share."""
+"""A Prefect API for the tests of the flows, and one small run of the whole pipeline that they share."""
 
 import random
 import shutil
@@ -21,7 +21,7 @@ from tests.support.shared_results import shared_result
 COLORS = {"warm": (200, 60, 40), "cold": (40, 70, 200)}
 EACH = 20
 TINY = ["model=timm:test_efficientnet", "weights=none", "preprocess.size=32"]
-"""A network of 0.4 MB with random weights: the steps are tested here, not what they learn."""
+"""A network of 0.4 MB with random weights: the steps are tested here, not training."""
 DATABASE = "prefect.db"
 DEADLINE_S = 60
 
@@ -30,7 +30,7 @@ Value = TypeVar("Value")
 
 @pytest.fixture(scope="session")
 def wait_for() -> Callable[[Callable[[], Value | None]], Value]:
-    """`wait_for(ask)`: ask again and again until the answer is something, and return it."""
+    """`wait_for(ask)`: call a function until it returns something, and return that."""
 
     def wait(ask: Callable[[], Value | None], deadline_s: float = DEADLINE_S) -> Value:
         deadline = time.monotonic() + deadline_s
@@ -72,14 +72,14 @@ def prefect_server(migrated_home: Callable[[], Path]) -> Iterator[EmbeddedServer
 
 @pytest.fixture
 def prefect_api(prefect_server: EmbeddedServer) -> Iterator[str]:
-    """The URL of an API, which is the configured one as long as the test runs."""
+    """The URL of an API that is configured for the duration of the test."""
     with prefect_server.settings():
         yield prefect_server.url
 
 
 @pytest.fixture(scope="session")
 def finished_folder(request: pytest.FixtureRequest) -> Path:
-    """`tints/` with photos, and `artifacts/` of a run that is done."""
+    """`tints/` with photos, and `artifacts/` of a finished run."""
 
     def build(folder: Path) -> None:
         run_pipeline(configure(write_photos(folder / "tints"), folder / "artifacts"))
@@ -95,7 +95,7 @@ def photos(finished_folder: Path) -> Path:
 
 
 def write_photos(folder: Path) -> Path:
-    """Two classes of small pictures, no two alike."""
+    """Two classes of small, different pictures."""
     chance = random.Random(0)
     for label, color in COLORS.items():
         (folder / label).mkdir(parents=True)
@@ -108,25 +108,25 @@ def write_photos(folder: Path) -> Path:
 
 
 def configure(photos: Path, artifacts: Path) -> PipelineConfig:
-    """What makes a run short."""
+    """Settings that make a run short."""
     settings = ["train.epochs=3", "publish.golden=2", "export.variants=[]", *TINY]
     return load_config(None, settings, data=str(photos), artifacts=str(artifacts))
 
 
 @pytest.fixture(scope="session")
 def small_config(photos: Path) -> Callable[[Path], PipelineConfig]:
-    """`small_config(artifacts)`: what makes a run short."""
+    """`small_config(artifacts)`: a configuration whose run is short."""
     return lambda artifacts: configure(photos, artifacts)
 
 
 @pytest.fixture(scope="session")
 def finished(finished_folder: Path, small_config: Callable[[Path], PipelineConfig]) -> PipelineConfig:
-    """A configuration whose run is done and published; shared, so tests that change its folders copy them."""
+    """The configuration of a published run; shared, so tests that change its folders copy them."""
     return small_config(finished_folder / "artifacts")
 
 
 @pytest.fixture
 def unpublished(finished: PipelineConfig, tmp_path: Path) -> PipelineConfig:
-    """A configuration whose run is done, in folders of its own, but not published."""
+    """The configuration of a finished but unpublished run, in separate folders."""
     shutil.copytree(Path(finished.artifacts) / "runs", tmp_path / "runs")
     return finished.model_copy(update={"artifacts": str(tmp_path)})

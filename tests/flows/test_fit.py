@@ -1,4 +1,4 @@
-"""Training from Python: results, errors, and what it does without."""
+"""Training from Python: results, errors, and packages that it does not need."""
 
 import subprocess
 import sys
@@ -132,7 +132,7 @@ def test_progress_is_printed_in_a_terminal_only(
     monkeypatch.setattr(steps, "run_pipeline", prepare_only)
     edgeline.fit(photos, artifacts=tmp_path)
     assert capsys.readouterr().err == ""
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # rich takes standard error for a terminal
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")  # makes rich treat standard error as a terminal
     edgeline.fit(photos, artifacts=tmp_path)
     err = capsys.readouterr().err
     assert "prepare" in err

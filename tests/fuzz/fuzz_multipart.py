@@ -1,4 +1,4 @@
-"""Whatever a multipart body holds, reading it gives files or an InputError."""
+"""Any multipart body is read as files or rejected with an InputError."""
 
 import sys
 
@@ -14,7 +14,7 @@ BODY = b'--B\r\nContent-Disposition: form-data; name="f"; filename="a.jpg"\r\nCo
 
 
 def once(data: bytes) -> None:
-    """The first byte says what the rest is: a body, the inside of a form, or a Content-Type."""
+    """The first byte selects what the rest is: a body, the inside of a form, or a Content-Type."""
     kind, rest = data[:1], data[1:]
     try:
         if kind < b"U":

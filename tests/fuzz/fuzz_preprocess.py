@@ -1,4 +1,4 @@
-"""Whatever bytes are given for an image, they become pixels of the model's shape or an ImageError."""
+"""Any bytes become pixels of the model's shape or raise an ImageError."""
 
 import io
 import sys
@@ -28,7 +28,7 @@ SEEDS = [seed_of(kind, mode) for kind in KINDS for mode in ("RGB", "L", "P" if k
 
 
 def once(data: bytes) -> None:
-    """Bytes as they are, or a good file that they overwrite in up to eight places."""
+    """The bytes themselves, or a valid file that they overwrite in up to eight places."""
     if len(data) < 2:
         return
     image = data[2:]

@@ -1,4 +1,4 @@
-"""Whatever a V2 request holds, reading it gives tensors that fit the model or an InputError."""
+"""Any V2 request is read as tensors that fit the model or rejected with an InputError."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ FORMS = [
 
 
 def once(data: bytes) -> None:
-    """The first three bytes choose model, framing, encoding and a good form whose text the rest changes."""
+    """The first three bytes choose model, framing, encoding and a valid form whose text is changed by the rest."""
     if len(data) < 4:
         return
     choice, at, header, rest = data[0], data[1], data[2], data[3:]

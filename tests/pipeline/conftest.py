@@ -1,4 +1,4 @@
-"""Small, real things to train on: pictures of three shapes, networks, and one whole trained and evaluated run."""
+"""Small data to train on: pictures of three shapes, networks, and one complete trained and evaluated run."""
 
 import copy
 import hashlib
@@ -91,7 +91,7 @@ def lite0_template() -> tuple[Network, PreprocessSpec]:
 
 @pytest.fixture
 def lite0(lite0_template: tuple[Network, PreprocessSpec]) -> Network:
-    """EfficientNet-Lite0 with its ImageNet weights and a fresh head; its own copy for each test."""
+    """EfficientNet-Lite0 with its ImageNet weights and a new head; a separate copy for each test."""
     return copy.deepcopy(lite0_template[0])
 
 
@@ -105,7 +105,7 @@ def small_template() -> Network:
 
 
 def _settle(network: Network) -> None:
-    """Fit the norms' statistics to some noise, without which the signal of random weights dies out on its way."""
+    """Fit the statistics of the norms to noise; without them the signal of random weights vanishes."""
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     usual = [norm.momentum for norm in norms]
     for norm in norms:
@@ -119,13 +119,13 @@ def _settle(network: Network) -> None:
 
 @pytest.fixture
 def small(small_template: Network) -> Network:
-    """A small network with random weights, the same ones each time; its own copy for each test."""
+    """A small network with random weights, the same each time; a separate copy for each test."""
     return copy.deepcopy(small_template)
 
 
 @pytest.fixture
 def spec() -> PreprocessSpec:
-    """Small pictures: every network here pools over whatever is left of them."""
+    """Small pictures: every network here pools over any size."""
     return SPEC
 
 
@@ -137,7 +137,7 @@ def cache(tmp_path: Path) -> ContentCache:
 
 @pytest.fixture
 def many_threads() -> Iterator[None]:
-    """Whatever a test does to the number of threads is undone."""
+    """Restores the number of threads after the test."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -145,7 +145,7 @@ def many_threads() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def make_run(shapes: Prepared) -> Callable[..., Run]:
-    """`make_run(artifacts, prepared=shapes, **options)`: a run whose prepare step is done."""
+    """`make_run(artifacts, prepared=shapes, **options)`: a run whose prepare step is finished."""
 
     def make(artifacts: Path, prepared: Prepared = shapes, **options: Any) -> Run:
         overrides = [f"train.{key}={value}" for key, value in options.pop("train", {}).items()]

@@ -3,15 +3,15 @@ import pytest
 from edgeline.pipeline.progress import track, waiting
 
 
-def test_items_pass_unchanged_and_nothing_is_drawn_where_nobody_watches(capfd: pytest.CaptureFixture[str]) -> None:
+def test_items_pass_unchanged_and_nothing_is_printed_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     assert list(track(iter("abc"), "reading images", 3)) == ["a", "b", "c"]
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_terminal_is_shown_a_bar_on_standard_error(
+def test_a_terminal_gets_a_progress_bar_on_standard_error(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich treat this as a terminal
     assert list(track(iter("abc"), "reading images", 6, step=2)) == ["a", "b", "c"]
     output, bar = capfd.readouterr()
     assert output == ""
@@ -19,11 +19,11 @@ def test_a_terminal_is_shown_a_bar_on_standard_error(
     assert "6/6" in bar
 
 
-def test_waiting_is_said_on_a_terminal_alone(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_is_shown_in_a_terminal_only(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with waiting("loading"):
         pass
     assert capfd.readouterr() == ("", "")
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich treat this as a terminal
     with waiting("loading"):
         pass
     output, status = capfd.readouterr()

@@ -1,4 +1,4 @@
-"""A real server for the HTTP tests: on a free port of 127.0.0.1, in a thread, stopped from outside."""
+"""A real server for the HTTP tests, in a thread, on a free port of 127.0.0.1."""
 
 import contextlib
 import io
@@ -46,11 +46,11 @@ class WatchedFastPath(FastPath):
 
     def __init__(self, service: Service, tokens: Tokens | None) -> None:
         super().__init__(service, tokens)
-        self.taken: list[bool] = []
+        self.handled: list[bool] = []
 
     def __call__(self, request: Request) -> bool:
-        self.taken.append(super().__call__(request))
-        return self.taken[-1]
+        self.handled.append(super().__call__(request))
+        return self.handled[-1]
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Site:
     service: Service
     server: Server
     fast: list[bool]
-    """Of each request that was offered to the fast path, whether it was handled there."""
+    """Whether the fast path handled each request that it received."""
 
     def connect(self) -> socket.socket:
         """A plain connection, for requests that no client library would send."""
@@ -138,7 +138,7 @@ def _serving(
     try:
         assert started.wait(DEADLINE_S)
         with httpx.Client(base_url=url, timeout=DEADLINE_S) as client:
-            site = Site(url, client, service, server, [] if fast is None else fast.taken)
+            site = Site(url, client, service, server, [] if fast is None else fast.handled)
             if wait:
                 site.wait_until_loaded()
             yield site
@@ -165,7 +165,7 @@ def site(artifact_template: Path) -> Iterator[Site]:
 
 @pytest.fixture(scope="session")
 def explaining_template(artifact_template: Path, seal: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole artifact that explains itself, in `<store>/colors/1`: its map is the picture, 3 x 4 places."""
+    """A complete artifact with class activation maps, in `<store>/colors/1`: its map is the picture, 3 x 4 positions."""
     from tests.support.explaining import explain_itself
 
     folder = tmp_path_factory.mktemp("explaining") / "colors" / "1"
@@ -204,7 +204,7 @@ def _relabeled(folder: Path, labels: Sequence[str], evaluation: object, card: st
 
 @pytest.fixture
 def relabeled(make_artifact: Callable[..., Path], seal: Callable[..., Path]) -> Callable[..., Path]:
-    """`relabeled(labels, evaluation=None, card=None)`: the colors by other names; those after the fourth never win."""
+    """`relabeled(labels, evaluation=None, card=None)`: the colors renamed; classes after the fourth are never predicted."""
 
     def make(labels: Sequence[str], evaluation: object = None, card: str | None = None) -> Path:
         folder = _relabeled(make_artifact(), labels, evaluation, card)

@@ -1,4 +1,4 @@
-"""Mutants of good bodies, tensors and image files: whatever is wrong with them, only InputError and ImageError leave."""
+"""Mutants of valid bodies, tensors and image files raise InputError and ImageError only."""
 
 import gzip
 import io
@@ -50,7 +50,7 @@ TOKENS += [b'"data"', b'"shape"', b'"binary_data_size"', b"\xff" * 8, b"9" * 300
 
 
 def damaged(chance: random.Random, data: bytes) -> bytes:
-    """Some places exchanged for other bytes, for tokens or for nothing; perhaps an end missing or doubled."""
+    """Some places replaced by other bytes, tokens or nothing; perhaps the end missing or doubled."""
     changed = bytearray(data)
     for _ in range(chance.choice([1, 1, 2, 5])):
         at = chance.randrange(len(changed) + 1)
@@ -62,7 +62,7 @@ def damaged(chance: random.Random, data: bytes) -> bytes:
 
 
 def outcomes(call: Callable[[bytes], object], inputs: list[bytes], allowed: type[InputError] = InputError) -> Counter[str]:
-    """How often each code was given, and "" for an answer; any other exception leaves."""
+    """The number of errors by code, and of results under ""; other exceptions propagate."""
     found = Counter[str]()
     for data in inputs:
         try:

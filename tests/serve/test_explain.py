@@ -104,7 +104,7 @@ def test_top_k_under_one_is_rejected(classifier: Classifier, photo: bytes) -> No
 
 
 def planted(name: str, change: Any) -> Any:
-    """The model with another value of one of its tensors, for the evidence alone."""
+    """The model with one tensor of its maps changed."""
     model = add_outputs(mapped_model(), *SIZE)
     [tensor] = [each for each in model.graph.initializer if each.name == name]
     own = numpy_helper.from_array(np.ascontiguousarray(change(numpy_helper.to_array(tensor))), f"explain.{name}")
@@ -286,7 +286,7 @@ ODD_OUTPUTS: dict[str, Callable[[list[dict[str, Any]]], object]] = {
     "no shape": lambda outputs: outputs[2].update(shape=None),
     "nothing behind the batch": lambda outputs: outputs[2].update(shape=["batch"]),
     "one place too few": lambda outputs: outputs[2].update(shape=["batch", 4, 12]),
-    "places that are no numbers": lambda outputs: outputs[2].update(shape=["batch", 4, "h", "w"]),
+    "dimensions that are not numbers": lambda outputs: outputs[2].update(shape=["batch", 4, "h", "w"]),
     "another number of classes": lambda outputs: outputs[2].update(shape=["batch", 5, 3, 4]),
     "a flag": lambda outputs: outputs[3].update(shape=["batch", True]),
     "evidence alone": lambda outputs: outputs.pop(3),
@@ -308,7 +308,7 @@ def test_invalid_output_shapes_are_rejected_with_one_line(
 
 def test_maps_that_are_not_finite_are_an_error(folder: Path, seal: Any) -> None:
     def only_where_it_is_white(model: onnx.ModelProto) -> None:
-        """0 / 0 where all three colors are full, which no golden sample is."""
+        """0 / 0 for white pixels, which no golden sample has."""
         last = next(each for each in model.graph.node if each.name == "explain.evidence")
         last.output[0] = "sound"
         model.graph.node.extend(

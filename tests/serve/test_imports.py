@@ -1,4 +1,4 @@
-"""What starting on a device costs: the static layer test cannot see what a dependency drags in."""
+"""Imports of a start on a device, including those of dependencies, which the static layer test does not see."""
 
 import json
 import subprocess

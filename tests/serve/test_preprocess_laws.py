@@ -107,7 +107,7 @@ def test_modes_with_an_unknown_range_are_rejected_in_every_format(size: tuple[in
             data = encode(picture, kind)
         except OSError:  # the format cannot hold it
             continue
-        rejection = rejection_of(data)  # none of PNG, which writes 32 bits as 16
+        rejection = rejection_of(data)  # not PNG, which writes 32 bits as 16
         assert rejection is None or rejection.code == "mode_not_supported"
 
 
@@ -119,9 +119,9 @@ def test_an_image_with_an_orientation_equals_the_upright_one(
     stored = noise(size, seed)
     options = LOSSLESS.get(kind, {"quality": 95})
     spec = replace(spec, jpeg_decoding="full")
-    said = encode(stored, kind, orientation=orientation, **options)
+    encoded = encode(stored, kind, orientation=orientation, **options)
     upright = decode_image(encode(stored, kind, **options)).transpose(UPRIGHT[orientation])
-    np.testing.assert_array_equal(preprocess(said, spec), fit(upright, spec))
+    np.testing.assert_array_equal(preprocess(encoded, spec), fit(upright, spec))
 
 
 large = st.tuples(st.integers(1, 700), st.integers(1, 700))
@@ -177,7 +177,7 @@ def test_transparent_pixels_are_composited_on_the_background(
 def test_a_mirrored_image_results_in_mirrored_pixels(size: tuple[int, int], spec: PreprocessSpec, seed: int) -> None:
     picture = noise(size, seed)
     left, _, right, _ = crop_box(picture.width, picture.height, spec)
-    assume(left == picture.width - right)  # an odd rest puts the crop half a pixel beside the middle
+    assume(left == picture.width - right)  # an odd rest puts the crop half a pixel off the center
     mirrored = fit(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), spec)
     np.testing.assert_allclose(mirrored.astype(int), fit(picture, spec)[:, ::-1].astype(int), rtol=0, atol=1)
 
@@ -208,7 +208,7 @@ Damage = Callable[[bytes], bytes]
 
 @st.composite
 def damages(draw: st.DrawFn) -> Damage:
-    """A few bytes changed, removed, doubled, and an end cut off."""
+    """A few bytes changed, removed or doubled, and the end cut off."""
     edits = draw(st.lists(st.tuples(st.floats(0, 1), st.sampled_from("xdr"), st.binary(min_size=1, max_size=8)), max_size=6))
     cached = draw(st.floats(0.1, 1))
 

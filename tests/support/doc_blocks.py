@@ -3,9 +3,9 @@
 Conventions of a page:
 
 - `bash` and `python` blocks are executed, each page's in one folder, in order; each must end with exit code 0.
-- A `text` or `json` block directly behind one is its output. It is compared with what was printed, numbers and digests
+- A `text` or `json` block directly after one is its output. It is compared with what was printed, numbers and digests
   replaced. A line that is just `...` stands for any number of lines.
-- `<!-- not executed: REASON -->` directly before a block says why it is not.
+- `<!-- not executed: REASON -->` directly before a block gives the reason why it is not.
 - A block that begins with `edgeline serve` keeps running while the rest of the page is executed, on a free port that takes the
   place of 8000.
 """
@@ -41,7 +41,7 @@ class Block:
     language: str
     code: str
     line: int
-    """Its place in the page, from 1."""
+    """Its position in the page, from 1."""
     reason: str | None
     """Why it is not executed."""
     output: str | None = None

@@ -1,4 +1,4 @@
-"""An artifact that explains itself, small enough to be reckoned by hand: colors, told from the mean of 3 x 4 places."""
+"""A small artifact with class activation maps that can be computed by hand: colors from the mean of 3 x 4 positions."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ TEMPERATURE = np.array(0.8, np.float32)
 
 
 def mapped_model() -> onnx.ModelProto:
-    """Each place's mean color, averaged, and one linear layer: what a network of this kind is, without its convolutions."""
+    """The average of the mean color at each position, and one linear layer: such a network without its convolutions."""
     classes = len(BIAS_K)
     nodes = [
         helper.make_node("Cast", ["image"], ["levels"], to=TensorProto.FLOAT),
@@ -48,13 +48,13 @@ def mapped_model() -> onnx.ModelProto:
 
 
 def by_hand(pixels_HW3: np.ndarray) -> np.ndarray:
-    """The evidence for one image, float64 (K, h, w)."""
+    """The activation maps of one image, float64 (K, h, w)."""
     cells = pixels_HW3.reshape(ROWS, CELL, COLUMNS, CELL, 3).mean((1, 3)) / 255
     return np.moveaxis((cells @ WEIGHTS_CK.astype(np.float64) + BIAS_K) / TEMPERATURE, -1, 0)
 
 
 def explain_itself(folder: Path, seal: Callable[..., Path], model: onnx.ModelProto | None = None) -> Path:
-    """Exchange the model of an artifact for one that explains itself, with golden samples of its own."""
+    """Replace the model of an artifact by one with class activation maps, and its golden samples."""
     model = model or add_outputs(mapped_model(), ROWS * CELL, COLUMNS * CELL)
     data = model.SerializeToString()
     (folder / "model.onnx").write_bytes(data)

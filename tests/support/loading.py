@@ -29,7 +29,7 @@ class TestLoader:
         validate_in_subprocess(path, max_pixels=self.max_pixels)
 
     def on_first(self, classifier: Classifier) -> Classifier:
-        """Start what answers."""
+        """Start the model."""
         self.start()
         return classifier
 

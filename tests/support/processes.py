@@ -27,11 +27,11 @@ def line_of(stream: IO[str] | None) -> str:
 def started(
     artifact: Path, *options: str, main: list[str] = MAIN, scheme: str = "http"
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run `edgeline serve --port 0` and give the process and its URL; killed at the end if it still runs."""
-    plan = [] if "--threads" in options or "--cache" in options else ["--runners", "2"]  # nothing to be found out
+    """Run `edgeline serve --port 0` and yield the process and its URL; killed at the end if it still runs."""
+    plan = [] if "--threads" in options or "--cache" in options else ["--runners", "2"]  # nothing to be measured
     pipe = subprocess.PIPE
     with contextlib.ExitStack() as stack:
-        if "--cache" not in options:  # what a test's server keeps is not for the user's own
+        if "--cache" not in options:  # a test must not write to the user's cache
             options = "--cache", stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)), *options
         command = [*main, "serve", str(artifact), "--port", "0", *plan, *options]
         process = stack.enter_context(subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True))

@@ -1,12 +1,12 @@
-"""Publishes a small artifact again and again, as a process of its own, and has something go wrong at every turn.
+"""Publishes a small artifact again and again in a separate process, with a fault at each system call in turn.
 
-    python publisher.py publish STORE TEMPLATE CONTENT...        one publication a content, as soon as it reads a line
-    python publisher.py FAULT FOLDER TEMPLATE [first]            prints what each fault left behind, as JSON
+    python publisher.py publish STORE TEMPLATE CONTENT...        publishes each content after reading a line
+    python publisher.py FAULT FOLDER TEMPLATE [first]            prints the result of each fault as JSON
 
-FAULT is `kill`, `EIO` (one call fails) or `ENOSPC` (every call from then on fails). A call is whatever asks the system for
-something in the store: to open, make, rename, remove, list, lock or flush something, and to write the second half of a file.
-For each of them in turn a store is made, empty with `first` and else with one version, a child process publishes into it and
-has its fault at that call, and then another child publishes the same without any.
+FAULT is `kill`, `EIO` (one call fails) or `ENOSPC` (every call from then on fails). Calls are all system calls on the store:
+opening, creating, renaming, removing, listing, locking and flushing, and writing the second half of a file. For each of them a
+store is created, empty with `first`, else with one version; a child process publishes to it with the fault at that call, and
+then another child publishes the same without a fault.
 """
 
 import errno
@@ -32,7 +32,7 @@ CALLS = {
 
 
 def writer(template: Path, content: str) -> Callable[[Path, int], None]:
-    """What `publish_folder` calls: copies a template, each file in two halves, and writes a manifest for it."""
+    """Return the function for `publish_folder`: it copies a template, each file in two halves, and writes a manifest."""
 
     def write(folder: Path, version: int) -> None:
         manifest = json.loads((template / "manifest.json").read_text())
@@ -50,7 +50,7 @@ def writer(template: Path, content: str) -> Callable[[Path, int], None]:
 
 
 def plant(fault: str, at: int, folder: Path) -> None:
-    """Have the `at`-th call of this process that concerns the store go wrong. There is no way back."""
+    """Make the `at`-th call of this process on the store fail. Cannot be undone."""
     seen = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -69,38 +69,38 @@ def plant(fault: str, at: int, folder: Path) -> None:
     sys.addaudithook(hook)
 
 
-def in_child(action: Callable[[], object], told: Path) -> str:
-    """Run something in a process of its own, and return what it came to."""
+def in_child(action: Callable[[], object], outcome: Path) -> str:
+    """Run a function in a child process, and return its outcome."""
     if (child := os.fork()) == 0:
         try:
             action()
-            said = "done"
+            result = "done"
         except EdgelineError as error:
-            said = f"{type(error).__name__}: {error}"
+            result = f"{type(error).__name__}: {error}"
         except BaseException:
-            said = traceback.format_exc()
-        descriptor = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.write(descriptor, said.encode())
+            result = traceback.format_exc()
+        descriptor = os.open(outcome, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.write(descriptor, result.encode())
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    return "killed" if os.WIFSIGNALED(status) else told.read_text()
+    return "killed" if os.WIFSIGNALED(status) else outcome.read_text()
 
 
 def shown(folder: Path) -> list[str]:
-    """What readers find: the contents of the versions, each of them whole."""
+    """The contents of all versions; each must be complete."""
     artifacts = [open_artifact(folder / str(version)) for version in versions(folder)]
     return [artifact.manifest.provenance["content_sha256"] for artifact in artifacts]
 
 
 def main(fault: str, root: Path, template: Path, *, first: bool) -> list[dict[str, Any]]:
     load_onnxruntime()  # once, rather than in every child
-    # A killed process loses nothing that it handed to the system, so only the call matters here, and not the waiting.
+    # A killed process loses nothing that the kernel has accepted, so flushing is not needed here.
     os.fsync = lambda descriptor: sys.audit("os.fsync", descriptor)
     base = root / "base"
     base.mkdir()
     if not first:
         old = base / "store" / "colors"
-        in_child(lambda: publish_folder(old, "old", writer(template, "old")), root / "told")
+        in_child(lambda: publish_folder(old, "old", writer(template, "old")), root / "outcome")
         (old / ".staging-1-left").mkdir()
         (old / ".staging-1-left" / "labels.txt").write_text("re")
     found = []
@@ -115,11 +115,11 @@ def main(fault: str, root: Path, template: Path, *, first: bool) -> list[dict[st
             plant(fault, at, folder.parent)
             publish(folder)
 
-        outcome = in_child(publish_badly, root / "told")
+        outcome = in_child(publish_badly, root / "outcome")
         if not (call := root / str(at) / "call").exists():
             return found
         entry = {"call": call.read_text(), "outcome": outcome, "shown": shown(folder)}
-        entry |= {"then": in_child(publish, root / "told"), "then_shown": shown(folder)}
+        entry |= {"then": in_child(publish, root / "outcome"), "then_shown": shown(folder)}
         found.append(entry | {"left": sorted(path.name for path in folder.iterdir())})
         shutil.rmtree(root / str(at))
     raise AssertionError("it never ends")

@@ -22,7 +22,7 @@ WAIT_S = 20.0
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 MEDIUM = 3 * 2**20 - 4096
-"""Bytes of an answer whose last piece, as answers are written, is a large one."""
+"""The size of a response whose last piece is large."""
 PATIENT = ConnectionLimits()
 
 
@@ -32,7 +32,7 @@ def post(body: bytes, path: bytes = b"/echo", more: bytes = b"") -> bytes:
 
 @dataclass
 class App:
-    """Responds with the request that it got; some paths misbehave on purpose."""
+    """Responds with the request; some paths misbehave on purpose."""
 
     seen: list[str] = field(default_factory=list)
     messages: int = 0
@@ -42,7 +42,7 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         self.seen.append(path)
-        if path == "/deaf":  # answers without reading
+        if path == "/deaf":  # responds without reading
             await self.reply(send, b"deaf")
         elif path == "/wait":
             try:
@@ -66,7 +66,7 @@ class App:
             await send({"type": "http.response.body", "body": b"short"})
         elif path == "/split":
             await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"a\r\nSet-Cookie: b")]})
-        elif path == "/listen":  # answers while it waits for the client's end, as starlette's streams do
+        elif path == "/listen":  # responds while it waits for the disconnect, as starlette's streams do
             listening = asyncio.create_task(self.listen(receive))
             await asyncio.sleep(0)
             await self.reply(send, b"listened")
@@ -120,7 +120,7 @@ class Place:
 
 def read_all(connection: socket.socket) -> bytes:
     pieces: list[bytes] = []
-    with contextlib.suppress(ConnectionError):  # a reset after the answer takes nothing back
+    with contextlib.suppress(ConnectionError):  # a reset after the response does not matter
         pieces.extend(iter(lambda: connection.recv(65536), b""))
     return b"".join(pieces)
 

@@ -1,8 +1,8 @@
-"""Costly things that many tests read: built once for all workers, and found again by the next run of the suite.
+"""Costly results that many tests read: built once for all workers, and reused by the next run of the suite.
 
 A result is addressed by its name, its inputs, the code that produces it (`edgeline.pipeline.runs.code_digest`), the file of its
-fixture and the versions of the libraries, so an edit that can matter builds it again. It lies in pytest's cache folder, which
-`make clean` and `pytest --cache-clear` empty. Tests that change a result copy it first.
+fixture and the versions of the libraries, so an edit that can matter builds it again. It is stored in pytest's cache folder,
+which `make clean` and `pytest --cache-clear` empty. Tests that change a result copy it first.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ COMPLETE = ".complete"
 def shared_result(
     config: pytest.Config, name: str, build: Callable[[Path], None], *, code: tuple[str, ...], inputs: Mapping[str, Any]
 ) -> Path:
-    """The folder of a result, built under a lock where it does not exist yet.
+    """Return the folder of a result, which is built under a lock if it does not exist.
 
     Args:
         config: of the test session; its cache folder is used.

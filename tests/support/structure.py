@@ -1,4 +1,4 @@
-"""The structure of the code: modules a room, sizes, parameters and import cycles.
+"""The structure of the code: modules per room, sizes, parameters and import cycles.
 
     python -m tests.support.structure [ROOT]
 
@@ -35,12 +35,12 @@ class Module:
 
     @property
     def room(self) -> str:
-        """The folder it lies in, dotted."""
+        """Its folder, dotted."""
         return self.name.rpartition(".")[0]
 
 
 def read_modules(root: Path = ROOT) -> dict[str, Module]:
-    """Every module of the four packages by its name, but for `__init__.py`."""
+    """Every module of the four packages by its name, except `__init__.py`."""
     modules = {}
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):

@@ -38,7 +38,7 @@ def test_only_serve_is_exposed_to_an_environment() -> None:
 
 @pytest.fixture
 def own_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Treats ONNX Runtime as another runtime, in an environment that is this Python's."""
+    """Treats ONNX Runtime as another runtime, in the environment of this Python."""
     monkeypatch.setitem(environments.PACKAGES, "onnx", ())
     monkeypatch.setattr(environments, "environment", lambda *_: Path(sys.executable))
 

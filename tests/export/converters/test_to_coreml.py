@@ -168,7 +168,7 @@ CHANGED: dict[str, Callable[[], list[np.ndarray]]] = {
         conv=WEIGHTS["conv"] * np.where(np.arange(216) == 7, 1.01, 1).reshape(8, 3, 3, 3)
     ),
     "channels in another order": lambda: rounded(conv=WEIGHTS["conv"][::-1]),
-    "a number that is none": lambda: rounded(conv=WEIGHTS["conv"] * np.nan),
+    "a number that is NaN": lambda: rounded(conv=WEIGHTS["conv"] * np.nan),
     "another shape": lambda: rounded(conv=WEIGHTS["conv"][:, :, :1]),
     "left out": lambda: rounded()[1:],
 }

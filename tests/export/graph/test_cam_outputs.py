@@ -19,7 +19,7 @@ from edgeline.export.graph.cam_outputs import add_outputs, plain, remove_outputs
 from edgeline.export.graph.contract import check_graph
 from edgeline.export.graph.to_onnx import CalibratedModel, GraphOptions, export
 from edgeline.export.quantization.static_int8 import INTEGER_OPERATORS, optimized_graph
-from edgeline.export.thresholds import PRECISIONS
+from edgeline.export.tolerances import PRECISIONS
 from edgeline.export.verification.context import VerificationContext
 from edgeline.export.verification.explanations import compare_maps, expected_maps, pytorch_maps
 from edgeline.export.verification.verify import verify
@@ -85,7 +85,7 @@ def node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
 
 
 def exchange(model: onnx.ModelProto, user: str, place: int, change: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Give one input of an added node, a constant, other numbers."""
+    """Change the numbers of a constant that an added node reads."""
     used = node(model, user)
     [tensor] = [each for each in model.graph.initializer if each.name == used.input[place]]
     value = np.ascontiguousarray(change(numpy_helper.to_array(tensor)))
@@ -94,7 +94,7 @@ def exchange(model: onnx.ModelProto, user: str, place: int, change: Callable[[np
 
 
 def before(model: onnx.ModelProto, name: str, kind: str, *more: str, **attributes: Any) -> None:
-    """Put another node before what is given out."""
+    """Insert another node before an output."""
     last = node(model, name)
     added = helper.make_node(kind, [last.output[0] + "_before", *more], [last.output[0]], **attributes)
     last.output[0] += "_before"
@@ -114,7 +114,7 @@ def earlier_map(model: onnx.ModelProto) -> None:
 
 
 FAULTS: dict[str, tuple[Change, str]] = {
-    "rows and columns exchanged": (lambda m: before(m, "evidence", "Transpose", perm=[0, 1, 3, 2]), "not PyTorch's"),
+    "rows and columns swapped": (lambda m: before(m, "evidence", "Transpose", perm=[0, 1, 3, 2]), "not PyTorch's"),
     "classes in another order": (lambda m: exchange(m, "reshape", 0, lambda w: w[::-1]), "does not add up"),
     "no bias": (lambda m: exchange(m, "conv", 2, np.zeros_like), "does not add up"),
     "no temperature": (lambda m: exchange(m, "evidence", 1, np.ones_like), "does not add up"),
@@ -148,7 +148,7 @@ def test_maps_are_verified_where_the_run_has_them(
     assert good.passed
     assert good.explanation is not None
     assert good.explanation.sqnr_db > 100
-    bad = verify(replace(context, model=mutate(explained, FAULTS["rows and columns exchanged"][0])))
+    bad = verify(replace(context, model=mutate(explained, FAULTS["rows and columns swapped"][0])))
     assert not bad.passed
     assert "its evidence is not PyTorch's" in " ".join(bad.problems)
 
@@ -196,17 +196,17 @@ def test_the_maps_of_a_classifier_without_a_bias_add_up(tiny: Callable[[], Calib
 
 
 def test_a_last_map_of_one_place_is_rejected(tiny: Callable[[], CalibratedModel], tmp_path: Path) -> None:
-    spec = PreprocessSpec(height=4, width=4)  # the convolution leaves one place of it
+    spec = PreprocessSpec(height=4, width=4)  # the convolution reduces it to one position
     with pytest.raises(ConfigError, match="one place"):
         export(tiny(), spec, tmp_path / "model.onnx", GraphOptions(classes=3, opset=18, explain=True))
 
 
-# The line
+# The pipeline
 
 
 @pytest.fixture(name="published", scope="module")
 def a_run_that_explains(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The finished run, from the export on once more, for an artifact that explains itself."""
+    """The finished run, repeated from the export step on, for an artifact with class activation maps."""
     run = finished.copy(tmp_path_factory.mktemp("explaining"))
     config = run.config.model_copy(update={"export": run.config.export.model_copy(update={"explain": True})})
     run = Run(run.folder, config)

@@ -1,4 +1,4 @@
-"""The static half of the gate: each way of breaking the graph contract is refused by its name."""
+"""The static checks: each violation of the graph contract is rejected with its cause."""
 
 from collections.abc import Callable
 

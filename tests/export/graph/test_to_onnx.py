@@ -1,4 +1,4 @@
-"""The exported file keeps the graph contract, tells nothing of the machine, and is the same each time."""
+"""The exported file keeps the graph contract, contains nothing about the machine, and is the same each time."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -63,7 +63,7 @@ def test_it_has_standard_operators_only_and_its_pooling_is_one_of_them(graph: on
 
 def test_it_is_one_file(finished: Any) -> None:
     assert sorted(path.name for path in finished.run.step("export").iterdir()) == ["model.onnx", "receipt.json"]
-    create_session(finished.model)  # from bytes, so nothing beside it is read
+    create_session(finished.model)  # from bytes, so no other file is read
 
 
 def test_it_passes_its_own_check(finished: Any, spec: PreprocessSpec) -> None:
@@ -77,7 +77,7 @@ def test_it_contains_nothing_about_the_machine_that_made_it(finished: Any, photo
 
 
 def noted(message: Any) -> Iterator[str]:
-    """Every doc string and metadata entry anywhere in a message, the model's own metadata aside."""
+    """Every doc string and metadata entry anywhere in a message, except the model's own metadata."""
     for field, value in message.ListFields():
         if field.name == "metadata_props" and not isinstance(message, onnx.ModelProto):
             yield str(value)
@@ -167,7 +167,7 @@ class ByContent(nn.Module):
 
 
 class SixDeep(nn.Module):
-    """Asks for an operator that ONNX has not."""
+    """Uses an operator that ONNX does not have."""
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.special.bessel_j0(images).mean((2, 3))

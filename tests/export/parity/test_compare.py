@@ -13,7 +13,7 @@ from edgeline.serve.errors import VerificationError
 
 THRESHOLDS = VerifyConfig()
 WIDE = THRESHOLDS.model_copy(update={"max_difference": 0.5, "margin": 0.01})
-"""Wider than any setting may be, so that only a flipped best class breaks them."""
+"""Wider than any setting allows, so that only a change of the best class fails."""
 
 
 def softmax(logits_NK: np.ndarray) -> np.ndarray:
@@ -146,9 +146,9 @@ NOT_FINITE = {
         PLAIN,
         "PyTorch returns NaN or infinite probabilities or logits for image 1",
     ),
-    "a logit of PyTorch without end": (spoil(np.inf, logits=True), PLAIN, "PyTorch returns NaN .* for image 1"),
+    "an infinite logit of PyTorch": (spoil(np.inf, logits=True), PLAIN, "PyTorch returns NaN .* for image 1"),
     "NaN from the file": (PLAIN, spoil(np.nan, logits=False), "the file returns NaN .* for image 1"),
-    "a logit of the file without end": (PLAIN, spoil(-np.inf, logits=True), "the file returns NaN .* for image 1"),
+    "an infinite logit of the file": (PLAIN, spoil(-np.inf, logits=True), "the file returns NaN .* for image 1"),
     "NaN from both": (spoil(np.nan, logits=True), spoil(np.nan, logits=True), "PyTorch returns NaN .*the file returns NaN"),
     "infinity from both": (
         spoil(np.inf, logits=True),

@@ -152,7 +152,7 @@ def test_neither_the_order_of_the_images_nor_that_of_the_classes_matters(
     for name in ("sqnr_db", "cosine", "kl", "max_difference", "top1_agreement", "clear_agreement", "top5_agreement", "flips"):
         assert getattr(mixed, name) == pytest.approx(getattr(plain, name), rel=1e-6, abs=1e-9)
     mixed = compare_outputs(*(outputs(logits_NK[:, columns]) for logits_NK in pair))
-    for name in ("sqnr_db", "cosine", "kl", "max_difference"):  # equal logits are ordered by their place
+    for name in ("sqnr_db", "cosine", "kl", "max_difference"):  # equal logits are ordered by their index
         assert getattr(mixed, name) == pytest.approx(getattr(plain, name), rel=1e-5, abs=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""The reference for drift in an artifact is what a device would have taken of the test split."""
+"""The drift baseline of an artifact equals what a device would have recorded on the test split."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Golden samples show what a device may do wrong, tell nothing about who took them, and stay small."""
+"""Golden samples reveal faults of a device, contain nothing about the photographer, and stay small."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ GPS = 0x8825
 
 
 class MeanColor(nn.Module):
-    """As good a backbone as any, and one can tell beforehand what it makes of a picture."""
+    """A backbone whose outputs can be predicted."""
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         return images_NCHW.mean((2, 3))
@@ -49,7 +49,7 @@ def textured(color: tuple[int, int, int], seed: int, size: tuple[int, int] = (90
 
 
 def picture(path: Path) -> Image.Image:
-    """A picture that keeps no file open."""
+    """A picture without an open file."""
     return Image.open(io.BytesIO(path.read_bytes()))
 
 
@@ -86,7 +86,7 @@ Keep = Callable[..., Sample]
 
 @pytest.fixture(name="write")
 def writing(colors: CalibratedModel, tmp_path: Path) -> Callable[..., tuple[Path, list[dict[str, Any]]]]:
-    """`write(samples, **settings)`: the artifact's folder and what `golden.json` says of its samples."""
+    """`write(samples, **settings)`: the artifact's folder and the samples in `golden.json`."""
 
     def make(samples: list[Sample], **settings: Any) -> tuple[Path, list[dict[str, Any]]]:
         folder = tmp_path / f"artifact-{len(list(tmp_path.iterdir()))}"
@@ -174,7 +174,7 @@ def test_the_readme_of_an_artifact_has_the_tolerances_of_every_variant_and_names
     assert f"| `{Path(golden['samples'][0]['file']).name}` | lies on its side" in page
 
 
-# What they tell of their origin.
+# What they reveal about their origin.
 
 
 def place() -> Image.Exif:
@@ -220,7 +220,7 @@ def test_published_photos_of_a_run_have_no_place(finished: Any) -> None:
         assert dict(picture(path).getexif()) == ({EXIF_ORIENTATION: 6} if ".turned." in path.name else {})
 
 
-# How much room they take.
+# Their size.
 
 
 @pytest.mark.parametrize(("kind", "options"), [("JPEG", {}), ("PNG", {"compress_level": 1})], ids=["JPEG", "PNG"])
@@ -270,7 +270,7 @@ def test_transparency_is_flattened_as_in_preprocessing(write: Write, keep: Keep)
     )
 
 
-# Which are chosen.
+# Which photos are chosen.
 
 
 def test_samples_are_chosen_from_as_many_classes_as_possible(keep: Keep) -> None:

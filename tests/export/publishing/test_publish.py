@@ -1,4 +1,4 @@
-"""Only what is still what was verified is published, and what cannot prove itself is not, whoever redid its hashes."""
+"""Only unchanged, verified results are published, and no artifact that fails its self-test, even with correct hashes."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ Redo = Callable[[Path], None]
 
 
 def another_head(run: Run) -> bytes:
-    """The run's file with a head that another training could have made."""
+    """The run's file with a head that another training could have produced."""
     graph = onnx.load(run.step("export") / "model.onnx")
     [head] = [tensor for tensor in graph.graph.initializer if tensor.name == "network.head.1.weight"]
     weights = numpy_helper.to_array(head)
@@ -43,7 +43,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(held))
 
 
-# What is published.
+# Published results.
 
 
 def test_a_run_becomes_a_version_that_passes_its_self_test(finished: Any, run: Run) -> None:
@@ -87,7 +87,7 @@ def test_another_name_is_published_under_it(run: Run) -> None:
     assert content_digest(other) != content_digest(run)
 
 
-# What is not.
+# Results that are not published.
 
 
 def no_verification(run: Run, redo: Redo) -> None:
@@ -200,7 +200,7 @@ def test_results_that_were_not_verified_are_not_published(
 
 
 def test_an_older_model_with_every_record_forged_fails_its_self_test(run: Run, redo: Redo) -> None:
-    """Nothing is left that a hash could tell, so PyTorch's answers have to."""
+    """No hash reveals the swap, so PyTorch's outputs must."""
     a_model_swapped_with_its_receipt_and_its_digest(run, redo)
     digest = result_digest(run.step("export"))
     edit(run.step("verify") / "verification.json", lambda held: held["inputs"].update(export=digest))
@@ -230,12 +230,12 @@ publish(open_run(Path(sys.argv[1])))
 
 
 def test_a_run_whose_publisher_was_killed_is_not_published_and_can_be_published_again(run: Run) -> None:
-    """`test_store.py` kills a small publication at every moment; this is a whole one."""
+    """`test_store.py` kills the publication of a small artifact at every call; this one is complete."""
     ended = subprocess.run([sys.executable, "-c", KILLED, str(run.folder)], cwd=ROOT, capture_output=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     folder = run.config.store / "photos"
     [left] = [path for path in folder.iterdir() if path.name != ".lock"]
-    assert open_artifact(left).manifest.version == 1, "it was whole, and had not its name yet"
+    assert open_artifact(left).manifest.version == 1, "it was complete, but not renamed yet"
     assert (names(run.config.store), versions(folder)) == ([], [])
     assert publish(run).folder == folder / "1"
     assert sorted(path.name for path in folder.iterdir()) == [".lock", "1"]
@@ -249,6 +249,6 @@ def test_a_step_that_was_never_run_is_named(run: Run) -> None:
 
 def test_a_store_that_cannot_be_written_is_named(run: Run) -> None:
     run.config.store.parent.mkdir(exist_ok=True)
-    run.config.store.write_text("this is no folder")
+    run.config.store.write_text("not a folder")
     with pytest.raises(StoreError, match="store.*cannot be written: .*; nothing was published"):
         publish(run)

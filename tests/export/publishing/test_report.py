@@ -1,4 +1,4 @@
-"""The pages for people: whatever a label or a file is called, a page is text, and it needs nothing but itself."""
+"""Report and card: any label or file name is shown as text, and the pages load nothing from outside."""
 
 import json
 from html.parser import HTMLParser
@@ -19,7 +19,7 @@ HOSTILE = (
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: its elements, what they refer to, and its text."""
+    """A page as a browser would parse it: its elements, their links, and its text."""
 
     def __init__(self, source: str) -> None:
         super().__init__()

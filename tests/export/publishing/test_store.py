@@ -1,4 +1,4 @@
-"""A version appears whole or not at all, whatever happens and whoever else publishes; nothing published ever changes."""
+"""A version appears complete or not at all, even with faults and concurrent publishers; published files never change."""
 
 import errno
 import hashlib
@@ -27,7 +27,7 @@ writer = runpy.run_path(str(PUBLISHER))["writer"]
 
 @pytest.fixture(name="template", scope="module")
 def small_artifact(artifact_template: Path, tmp_path_factory: pytest.TempPathFactory, seal: Callable[..., Path]) -> Path:
-    """An artifact of as few files as there can be, with one golden sample."""
+    """An artifact with as few files as possible and one golden sample."""
     folder = tmp_path_factory.mktemp("small")
     for name in ("manifest.json", "labels.txt", "model.onnx", "golden/golden.json", "golden/0.jpg", "golden/0.png"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -45,12 +45,12 @@ def of_a_name(tmp_path: Path) -> Path:
 
 @pytest.fixture(name="publish")
 def publisher(folder: Path, template: Path) -> Callable[[str], tuple[Path, bool]]:
-    """`publish(content)`: the folder it is published in, and whether it was there."""
+    """`publish(content)`: the folder it is published in, and whether it existed."""
     return lambda content: publish_folder(folder, content, writer(template, content))
 
 
 def tree(folder: Path) -> dict[str, tuple[str, int, int]]:
-    """Every file below a folder: its content, its mode and when it was written."""
+    """Every file below a folder: its content, mode and modification time."""
     return {
         str(path.relative_to(folder)): (
             hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -80,7 +80,7 @@ def test_publishing_the_same_content_returns_its_version(publish: Any, folder: P
 
 
 def test_the_content_of_an_older_version_becomes_a_new_one(publish: Any, folder: Path) -> None:
-    """Going back is a step forward for whoever takes the newest."""
+    """Devices load the newest version, so a rollback must be a new one."""
     for content in ("a", "b", "a"):
         publish(content)
     assert versions(folder) == [1, 2, 3]
@@ -165,7 +165,7 @@ def test_a_publisher_without_the_lock_takes_the_number_and_nothing_is_lost(folde
 
 def test_a_store_that_is_a_file_is_rejected(publish: Any, folder: Path) -> None:
     folder.parent.parent.mkdir(exist_ok=True)
-    folder.parent.write_text("this is no folder")
+    folder.parent.write_text("not a folder")
     with pytest.raises(StoreError, match=r"cannot be written: (Not a directory|File exists) .*; nothing was published"):
         publish("a")
 
@@ -181,7 +181,7 @@ def test_a_staged_folder_is_not_a_version(folder: Path, template: Path) -> None:
     assert seen == [([], [], True)]
 
 
-# Several publishers at once.
+# Concurrent publishers.
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -192,7 +192,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
 
 
 def at_once(publishers: list[subprocess.Popen[str]]) -> list[Any]:
-    """Wait until every publisher is ready, and only then let them go."""
+    """Wait until every publisher is ready, then start them together."""
     for publisher in publishers:
         assert publisher.stdout is not None
         assert publisher.stdout.readline() == "ready\n"
@@ -233,7 +233,7 @@ def test_concurrent_publishers_of_the_same_content_get_the_same_version(tmp_path
     assert versions(tmp_path / "colors") == [1]
 
 
-# A fault at every call to the system.
+# A fault at every system call.
 
 Found = list[dict[str, Any]]
 
@@ -241,14 +241,14 @@ Found = list[dict[str, Any]]
 def faults(tmp_path: Path, template: Path, *arguments: str) -> Found:
     kind, *more = arguments
     found = finish(start(kind, tmp_path, template, *more))
-    assert len(found) > 50, "there are dozens of calls"
+    assert len(found) > 50, "dozens of calls are expected"
     calls = {entry["call"] for entry in found}
     assert calls >= {"open", "write", "os.chmod", "os.mkdir", "os.rename", "os.fsync", "fcntl.flock", "os.scandir"}
     return list(found)
 
 
 def until_the_rename(found: Found) -> int:
-    """How many calls there are until the version has its name, the renaming itself among them."""
+    """The number of calls up to the rename of the version, inclusive."""
     [rename] = [index for index, entry in enumerate(found) if entry["call"] == "os.rename"]
     return rename + 1
 
@@ -272,7 +272,7 @@ def test_an_error_of_any_call_is_reported_and_publishes_nothing(tmp_path: Path, 
     [_, staging, *_] = [index for index, entry in enumerate(found) if entry["call"] == "os.mkdir"]
     for index, entry in enumerate(found):
         if index < staging and entry["outcome"] == "done":
-            # What went wrong was reading or clearing away something old; the new version is there, whole.
+            # Reading or deleting something old failed; the new version is complete.
             assert entry["shown"] == ["old", "new"], entry
         elif index < count:
             assert re.match(r"(Store|Artifact)Error: .*Input/output error", entry["outcome"]), entry

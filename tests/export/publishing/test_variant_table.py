@@ -1,4 +1,4 @@
-"""The table of a model and its variants: every figure in its column, and the reason of what does not ship."""
+"""The table of a model and its variants: every figure in its column, and the reason why a variant does not ship."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A small network of MobileNet's kind on pieces of the shared photos, one channel of it so large that rounding hurts."""
+"""A small network like MobileNet on crops of the shared photos, with one channel so large that rounding does harm."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -43,7 +43,7 @@ from edgeline.serve.runtime.session import create_session
 SPEC = PreprocessSpec(height=32, width=32, crop_fraction=1.0)
 PLANTED = 24.0
 RECIPE = Recipe(per_channel=False)
-"""One scale for all channels: the planted one leaves the others few of the 256 numbers."""
+"""One scale for all channels: the large channel leaves few of the 256 values to the others."""
 
 
 class Residual(nn.Module):
@@ -60,7 +60,7 @@ class Residual(nn.Module):
 
 @pytest.fixture(scope="module")
 def samples(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
-    """Pieces of the photos: 6 of each, in an order that mixes the kinds."""
+    """Crops of the photos: 6 of each, in an order that mixes the classes."""
     folder = tmp_path_factory.mktemp("pieces")
     found = []
     for number, path in enumerate(sorted(photos.rglob("*.*"))):
@@ -78,7 +78,7 @@ def samples(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Samp
 
 @pytest.fixture(scope="module")
 def pixels(samples: list[Sample]) -> np.ndarray:
-    """Of images that nothing is tuned or calibrated on."""
+    """Figures on images that are not used for tuning or calibration."""
     return next(stream_pixels(samples[-64:], SPEC, 64))
 
 
@@ -100,7 +100,7 @@ class Case:
 
 
 def small_network(pixels: np.ndarray) -> Network:
-    """Not trained on anything, yet its logits differ from image to image, as a trained one's do."""
+    """Untrained, but its logits differ between images, as those of a trained network do."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6(), Residual(16, 48), Residual(16, 48)]
     layers += [nn.Conv2d(16, 64, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
@@ -112,7 +112,7 @@ def small_network(pixels: np.ndarray) -> Network:
         network.eval()
         network.head[1].weight *= 3 / logits_NK.std(0).mean()  # type: ignore[operator]
         network.head[1].bias -= network(torch.from_numpy(pixels)).mean(0)  # type: ignore[operator]
-        # One depthwise channel gives more, and the layer behind it takes it back: the same network, harder to round.
+        # One depthwise channel is scaled up and the next layer scales it back: the same network, harder to round.
         _, _, _, depthwise, norm, _, after, _ = network.backbone[3].layers  # type: ignore[index, union-attr, misc]
         norm.weight[5] *= PLANTED
         norm.bias[5] *= PLANTED
@@ -130,7 +130,7 @@ def case(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Cas
     calibration = train[:24]
     ranges = measure_ranges(ready, stream_pixels(calibration, SPEC, 8), "minmax")
     means = input_means(ready, stream_pixels(calibration, SPEC, 8))
-    # A network of few layers bears a larger rate.
+    # A network of few layers tolerates a larger rate.
     tuning = Tuning(reference=path.read_bytes(), deployed=deployed, spec=SPEC, samples=train, learning_rate=1e-3)
     return Case(deployed, path.read_bytes(), ready, ranges, means, tuning)
 

@@ -89,7 +89,7 @@ LENIENT = Int8Thresholds(min_sqnr_db=5, min_agreement=0.5, min_clear_agreement=0
 
 @pytest.fixture(scope="module")
 def kept() -> dict[Any, Any]:
-    """What was measured and quantized once, for every test of this file."""
+    """Measured and quantized once for all tests of this file."""
     return {}
 
 
@@ -113,7 +113,7 @@ def choose(
             monkeypatch.setattr(search, name, call)
 
         monkeypatch.setattr(search, "time_in_turn", timed)
-        # Percentiles and entropies take half a minute: here the extremes stand for them.
+        # Percentiles and entropies take half a minute: minimum and maximum stand in for them.
         once("measure_ranges", lambda ready, batches, _: measure_ranges(ready, batches, "minmax"), lambda _: ())
         once("quantize", quantize, lambda arguments: (arguments[2],))
         once("integer_share", integer_share, lambda arguments: (arguments[1],))
@@ -178,7 +178,7 @@ def test_for_old_x86_only_recipes_that_cannot_saturate_pass(choose: Choose) -> N
 
 @pytest.fixture
 def lossy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every recipe loses two points, as far as the labels say."""
+    """Every recipe loses two points according to the labels."""
     drop = AccuracyDrop(
         reference_top1=1,
         top1=0.98,

@@ -1,4 +1,4 @@
-"""The int8 files of the shared run, and graphs of a few nodes where a fact must be provoked."""
+"""The int8 files of the shared run, and small graphs for cases that it does not contain."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -53,7 +53,7 @@ def holding(weights: np.ndarray) -> bytes:
     return bytes(model.SerializeToString())
 
 
-# Two products of one sign fit up to weights that add up to 128.
+# Two products of the same sign fit if the weights add up to at most 128.
 near = st.one_of(st.integers(63, 66), st.integers(-66, -63))
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(1, 2), st.integers(1, 2))
 integers = st.one_of(
@@ -64,7 +64,7 @@ integers = st.one_of(
 @settings(max_examples=150, derandomize=True)
 @given(integers)
 def test_a_file_saturates_exactly_where_some_pair_of_products_does_not_fit_into_16_bits(weights: np.ndarray) -> None:
-    """As `vpmaddubsw` adds them, for whatever two weights of a channel meet, and whatever bytes they meet."""
+    """As `vpmaddubsw` adds them, for any two weights of a channel and any bytes."""
     sums = [
         byte * int(one) + other_byte * int(other)
         for channel in weights.reshape(len(weights), -1)

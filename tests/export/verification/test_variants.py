@@ -148,7 +148,7 @@ def test_the_reference_is_measured_like_its_variants(finished: Any, report: dict
 
 
 def spoiled(run: Run, int8: bytes, redo: Any) -> None:
-    """Leave a run two variants, one of them with a fault."""
+    """Reduce a run to two variants, one of them with a fault."""
     folder = run.step("variants")
     report = json.loads((folder / "variants.json").read_text())
     (folder / "variants.json").write_text(json.dumps(report | {"variants": report["variants"][:2]}))

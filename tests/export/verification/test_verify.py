@@ -1,4 +1,4 @@
-"""The report of a run, what a run that fails leaves behind, and that an export of another model is rejected."""
+"""The report of a run, the files of a failed run, and the rejection of another model's export."""
 
 import copy
 import hashlib
@@ -189,7 +189,7 @@ def test_the_pipeline_stops_where_verification_fails(
     assert not config.store.exists()
 
 
-# An export of something else, with every hash redone.
+# An export of another model, with every hash corrected.
 
 
 def test_a_file_of_another_checkpoint_is_rejected_by_its_metadata(run: Run, redo: Redo) -> None:

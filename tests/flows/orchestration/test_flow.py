@@ -28,7 +28,7 @@ def client(prefect_api: str) -> Any:
 
 
 def task_states(client: SyncPrefectClient, run_id: Any) -> dict[str, str]:
-    """Of the tasks that have ended. They reach the database a little after the flow itself."""
+    """The states of finished tasks; they reach the database shortly after the flow's own."""
     runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
     return {run.name: run.state_name for run in runs if run.state and run.state.is_final()}
 

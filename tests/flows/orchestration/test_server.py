@@ -32,7 +32,7 @@ PLACES: dict[str, tuple[dict[str, str], dict[str, str], str]] = {
     "other settings only": ({"PREFECT_LOGGING_LEVEL": "INFO"}, {}, "None True"),
 }
 
-# Loaded by every Python that has it on its path, the embedded server's too.
+# Loaded by every Python that has it on its path, including the embedded server's.
 WATCH = """
 import os, sys
 
@@ -85,7 +85,7 @@ def test_settings_that_prefect_cannot_read_are_an_error(tmp_path: Path, environm
 
 @pytest.fixture
 def closed_port() -> Iterator[int]:
-    """A port that is reserved, but not listened on."""
+    """A port that is bound, but not listening."""
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         yield holder.getsockname()[1]
@@ -102,7 +102,7 @@ def test_an_unreachable_server_is_reported_in_one_line(closed_port: int) -> None
     )
 
 
-UNUSABLE = {"no URL": "nonsense", "a port that is none": "http://127.0.0.1:99999999/api"}
+UNUSABLE = {"no URL": "nonsense", "an invalid port": "http://127.0.0.1:99999999/api"}
 
 
 @pytest.mark.parametrize("url", UNUSABLE.values(), ids=UNUSABLE)
@@ -148,7 +148,7 @@ def test_without_a_server_an_embedded_one_is_used_and_nothing_leaves_the_machine
     environment = inherited | {"HOME": str(tmp_path), "PYTHONPATH": str(tmp_path / "watch"), "NOTES": str(tmp_path / "notes")}
     for name in ("DO_NOT_TRACK", "CI"):
         environment.pop(name, None)
-    # Prefect's client reports its use only where it sees a terminal.
+    # Prefect's client sends telemetry only from a terminal.
     terminal, output = pty.openpty()
     command = [sys.executable, "-c", RUN, unpublished.model_dump_json()]
     done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.PIPE, text=True)

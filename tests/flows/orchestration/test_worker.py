@@ -117,7 +117,7 @@ def test_a_deployment_runs_on_schedule_and_publishes(
     environment: dict[str, str], client: SyncPrefectClient, photos: Path, wait_for: Any, tmp_path: Path
 ) -> None:
     edgeline = str(Path(sys.executable).with_name("edgeline"))
-    folder = photos.parent  # what is relative is relative to here
+    folder = photos.parent  # relative paths refer to this folder
     options = ("--data", photos.name, "--artifacts", str(tmp_path), "--set", "train.epochs=3", "--cron", "* * * * *")
     output = call(edgeline, "deploy", *options, environment=environment, folder=folder)
     assert "prefect worker start --pool edgeline" in output

@@ -114,8 +114,8 @@ FOLDER_ERRORS = {
         "unknown_label",
         "'c' in val, 'd' in test",
     ),
-    "a class in other capitals": (["Cat/1.jpg", "cat/1.jpg", "dog/1.jpg"], "label_collision", "'Cat' and 'cat'"),
-    "a class in other capitals in another split": (
+    "a class in another case": (["Cat/1.jpg", "cat/1.jpg", "dog/1.jpg"], "label_collision", "'Cat' and 'cat'"),
+    "a class in another case in another split": (
         ["train/Cat/1.jpg", "train/dog/1.jpg", "val/cat/1.jpg"],
         "label_collision",
         "'Cat' and 'cat'",
@@ -262,6 +262,6 @@ REAL = {"hymenoptera": ("splits", 398, 2), "flowers17": ("folders", 1360, 17), "
 @pytest.mark.parametrize(("name", "layout", "files", "classes"), [(n, *r) for n, r in REAL.items()], ids=REAL)
 def test_real_data_is_found(tmp_path: Path, name: str, layout: str, files: int, classes: int) -> None:
     if not (SHARED / name).is_dir():
-        pytest.skip(f"no {SHARED / name}: real photos lie beside the repository only where somebody put them")
+        pytest.skip(f"no {SHARED / name}: the real photos are not part of the repository")
     source = find_source(str(SHARED / name), tmp_path)
     assert (source.layout, len(source.files), len(source.labels)) == (layout, files, classes)

@@ -98,7 +98,7 @@ def test_photos_become_samples(data: Path) -> None:
 
 
 def test_the_summary_counts_everything(data: Path) -> None:
-    (data / "README.txt").write_text("not an image, beside the classes")
+    (data / "README.txt").write_text("not an image, next to the classes")
     (data / "cat" / "notes.txt").write_text("not an image")
     (data / "cat" / "broken.jpg").write_bytes(b"not an image")
     (data / "cat" / ".hidden.jpg").write_bytes(b"skipped")

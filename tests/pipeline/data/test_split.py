@@ -11,7 +11,7 @@ BOTH: dict[Split, float] = {"test": 0.2, "val": 0.2}
 
 
 def singles(**classes: int) -> dict[str, dict[str, int]]:
-    """Images that are each a group of their own."""
+    """Images that each form a group."""
     return {f"{label}{number}": {label: 1} for label, count in classes.items() for number in range(count)}
 
 

@@ -148,7 +148,7 @@ def inverted_cmyk(monkeypatch: pytest.MonkeyPatch) -> None:
 COLORED = {"noise", "one_pixel", "strip", "huge", "scene", "exif_rotated", "cmyk", "alpha", "palette_alpha"}
 FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = {
     "the EXIF tag ignored": (ignored_exif, {"exif_rotated"}),
-    "red and blue exchanged": (bgr, COLORED),
+    "red and blue swapped": (bgr, COLORED),
     "bilinear, not bicubic": (bilinear, {"noise", "strip", "huge", "palette_alpha"}),
     "no antialiasing": (no_antialias, set(NAMES) - {"black", "white", "one_pixel"}),
     "no crop": (no_crop, set(NAMES) - {"black", "white", "one_pixel", "strip"}),

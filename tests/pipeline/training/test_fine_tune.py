@@ -51,7 +51,7 @@ def state_of(module: nn.Module) -> State:
 
 
 def changed(before: State, module: nn.Module) -> set[str]:
-    """The names of the tensors that are not what they were, to the bit."""
+    """The names of the tensors that have changed in any bit."""
     return {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
 
 
@@ -300,7 +300,7 @@ def test_an_interrupted_training_ends_with_the_same_weights_as_an_uninterrupted_
 
 @pytest.fixture
 def epochs_trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The epochs whose batches were asked for."""
+    """The epochs whose batches were read."""
     epochs: list[int] = []
     original = fine_tune.training_batches
 
@@ -369,7 +369,7 @@ def truncate(path: Path) -> None:
 
 def flip_a_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 16  # amid the tensors, where torch.load notices nothing
+    data[len(data) // 2] ^= 16  # within the tensors, where torch.load detects nothing
     path.write_bytes(data)
 
 

@@ -1,4 +1,4 @@
-"""Golden samples catch what hashes cannot: an artifact that is whole and still wrong, or a machine that differs."""
+"""Golden samples reveal what hashes cannot: a complete but wrong artifact, or a machine that computes differently."""
 
 import io
 import json
@@ -172,15 +172,15 @@ UNREADABLE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "samples missing": (lambda d: d.pop("samples"), "samples"),
     "no tolerance": (lambda d: d.pop("tolerance"), "tolerance"),
     "a tolerance that is not finite": (lambda d: d.update(pixel_tolerance=float("nan")), "pixel_tolerance must be a number"),
-    "a tolerance without end": (lambda d: d.update(tolerance=float("inf")), "tolerance must be a number"),
+    "an infinite tolerance": (lambda d: d.update(tolerance=float("inf")), "tolerance must be a number"),
     "a sample without a label": (lambda d: d["samples"][0].pop("label"), "must have file, pixels, label"),
     "a sample that is text": (lambda d: d.update(samples=["golden/0.jpg"]), "cannot be read"),
     "probabilities that are text": (lambda d: d["samples"][0].update(probabilities=["high"]), "cannot be read"),
-    "a probability that is no number": (
+    "a probability that is NaN": (
         lambda d: d["samples"][0].update(probabilities=[float("nan"), 0, 0, 0]),
         "one of the probabilities is not finite",
     ),
-    "a logit without end": (
+    "an infinite logit": (
         lambda d: d["samples"][0].update(logits=[float("inf"), 0, 0, 0]),
         "one of the logits is not finite",
     ),
@@ -210,7 +210,7 @@ def test_a_sample_outside_the_artifact_is_not_read(folder: Path, seal: Seal) -> 
 
 
 def with_own_answers(folder: Path, seal: Seal, shift: float, **tolerances: float) -> None:
-    """Give the variant `onnx-fp32` its own expected outputs, all shifted, as if it had another file."""
+    """Give the variant `onnx-fp32` its own expected outputs, all shifted, as if its file differed."""
 
     def change(data: dict[str, Any]) -> None:
         data["variants"] = {"onnx-fp32": tolerances}

@@ -1,4 +1,4 @@
-"""The laws of a manifest."""
+"""Manifests: the schema, unknown fields, paths and labels."""
 
 import json
 from collections.abc import Callable

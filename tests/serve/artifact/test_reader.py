@@ -1,4 +1,4 @@
-"""Every damage to an artifact is found before a parser sees a byte of it."""
+"""Any damage to an artifact is found before any of it is parsed."""
 
 import hashlib
 import json

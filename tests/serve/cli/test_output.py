@@ -1,4 +1,4 @@
-"""A line about an image has the figures that `Classifier.predict` gives."""
+"""A line about an image has the figures that `Classifier.predict` returns."""
 
 import json
 from dataclasses import asdict

@@ -45,7 +45,7 @@ def label_of(line: dict[str, Any]) -> str:
 
 
 def ended(process: subprocess.Popen[bytes], number: signal.Signals | None = None) -> tuple[int, bytes, bytes]:
-    """Send a signal, or close stdin, and return the exit code and what is left of stdout and stderr."""
+    """Send a signal, or close stdin, and return the exit code and the rest of stdout and stderr."""
     if number is not None:
         process.send_signal(number)
         assert process.wait(DEADLINE_S) is not None
@@ -206,10 +206,10 @@ REJECTED: dict[str, tuple[list[str], int, str]] = {
     "an unknown framing": (["--stream", "zip"], 2, "'lines', 'mjpeg'"),
     "nothing": ([], 2, "missing IMAGE"),
     "existing files of an image": (["x.jpg", "--existing"], 2, "only valid with --watch"),
-    "a pace of an image": (["x.jpg", "--every", "1"], 2, "only valid with --watch and --camera"),
-    "one version to follow": (["x.jpg", "--follow"], 1, "use its parent folder"),
+    "an interval for an image": (["x.jpg", "--every", "1"], 2, "only valid with --watch and --camera"),
+    "a single version to watch": (["x.jpg", "--follow"], 1, "use its parent folder"),
     "statistics nowhere": (["x.jpg", "--drift", "/no/such/folder/d.json"], 1, "expected a path in an existing folder"),
-    "statistics in place of a folder": (["x.jpg", "--drift", "."], 1, "cannot be a file"),
+    "a folder as the file of statistics": (["x.jpg", "--drift", "."], 1, "cannot be a file"),
     "a camera without OpenCV": (["--camera", "0"], 1, "pip install 'edgeline[camera]'"),
 }
 

@@ -1,4 +1,4 @@
-"""What is observed, and what observing costs in memory and threads."""
+"""Recorded statistics, their memory, and concurrent recording."""
 
 import math
 import threading

@@ -1,4 +1,4 @@
-"""Snapshots of devices against what the artifact was judged on, as a command and as a function."""
+"""Snapshots of devices compared with an artifact's baseline, as a command and as a function."""
 
 import json
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def with_reference(make_artifact: Any, seal: Any) -> Path:
 
 @pytest.fixture(name="field")
 def snapshots_of(artifact: Path, tmp_path: Path) -> Callable[..., Path]:
-    """`field(seed, level)`: the file of a device that saw 150 images of that brightness."""
+    """`field(seed, level)`: a snapshot file of a device with 150 images of that brightness."""
     classifier = Classifier.open(artifact)
 
     def write(seed: int, level: int = 100) -> Path:

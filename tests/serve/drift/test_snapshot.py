@@ -1,4 +1,4 @@
-"""The laws of drift statistics: they add up, in any order, and their distances are distances."""
+"""Drift statistics: they can be merged in any order, and their distances behave like distances."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ IDENTITY = {"model": "letters", "version": 2, "manifest_sha256": "0" * 64}
 
 
 def provenance(seeds: list[int], shift: int = 0, labels: tuple[str, ...] = LABELS, **identity: Any) -> dict[str, Any]:
-    """A snapshot of images that the seeds make, the brighter the larger the shift."""
+    """A snapshot of images generated from the seeds; a larger shift makes them brighter."""
     drift = Drift(labels, 8, 8, **{**IDENTITY, **identity})
     for seed in seeds:
         chance = np.random.default_rng(seed)
@@ -30,7 +30,7 @@ def provenance(seeds: list[int], shift: int = 0, labels: tuple[str, ...] = LABEL
 
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Equal but for the times and the last bits of means and variances."""
+    """Equal except for the times and the last bits of means and variances."""
     for name, held in one["statistics"].items():
         for figure in ("mean", "variance"):
             if other["statistics"][name][figure] != pytest.approx(held[figure], rel=1e-9, abs=1e-9):
@@ -83,12 +83,12 @@ def test_the_distance_grows_with_the_shift(seed: int) -> None:
     for one, other in pairwise(found):
         assert one["brightness"]["psi"] < other["brightness"]["psi"]
         assert one["brightness"]["js"] < other["brightness"]["js"]
-        assert one["height"]["psi"] <= other["height"]["psi"], "as far as can be, once no value is one of the reference's"
+        assert one["height"]["psi"] <= other["height"]["psi"], "the largest distance, as no value occurs in the reference"
     assert found[3]["brightness"]["psi"] > 1 > found[3]["brightness"]["psi_by_chance"]
 
 
 def test_chance_rarely_exceeds_psi_by_chance_even_with_few_images() -> None:
-    """One pair in a hundred may, of the very same kind; of 60 pairs and their statistics, five in a hundred are too many."""
+    """Of equal distributions, one pair in a hundred may exceed it; with 60 pairs, five in a hundred are too many."""
     reference = provenance(list(range(60)))
     found = [distance(provenance(list(range(start, start + 200))), reference) for start in range(1000, 13000, 200)]
     over = [entry["psi"] > entry["psi_by_chance"] for entries in found for name, entry in entries.items() if name != "height"]
@@ -163,17 +163,17 @@ REJECTED = {
     "a true version": changed("version", True),
     "no version": changed("version", None),
     "no manifest": changed("manifest_sha256", None),
-    "a mean that is no number": changed("statistics/width/mean", float("nan")),
+    "a mean that is NaN": changed("statistics/width/mean", float("nan")),
     "an infinite variance": changed("statistics/width/variance", float("inf")),
     "a negative variance": changed("statistics/width/variance", -1.0),
     "edges that fall": changed("statistics/width/edges", EDGES["width"][::-1]),
     "a bin too few": changed("statistics/width/counts", [3]),
     "counts that are fractions": changed("predicted/counts", [1.0, 1.0, 1.0]),
     "a label too many": changed("predicted/labels", ["a", "b", "c", "d"]),
-    "labels that are no text": changed("predicted/labels", [1, 2, 3]),
+    "labels that are not text": changed("predicted/labels", [1, 2, 3]),
     "no time": changed("since", "yesterday"),
     "a time without a zone": changed("until", "2026-11-01T12:00:00"),
-    "statistics that are none": changed("statistics", {"width": 3}),
+    "invalid statistics": changed("statistics", {"width": 3}),
     "too large": b" " * (16 * 2**20 + 1),
 }
 

@@ -1,4 +1,4 @@
-"""A file of drift statistics is whole at every moment, and written while the program runs."""
+"""The file of drift statistics is complete at any time, and written while the program runs."""
 
 import json
 import threading
@@ -42,7 +42,7 @@ def test_the_file_is_written_during_processing(classifier: Classifier, tmp_path:
             written.clear()
             observe(note(classifier))
             assert written.wait(20)
-    assert counts == [1, 2, 3], "without news nothing is written"
+    assert counts == [1, 2, 3], "nothing is written without new images"
     assert [found.name for found in tmp_path.iterdir()] == ["drift.json"]
 
 

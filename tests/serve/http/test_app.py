@@ -138,7 +138,7 @@ REJECTED: dict[str, tuple[dict[str, Any], int, str]] = {
     "a plain form": ({"data": {"a": "b"}}, 422, "not_an_image"),
     "gzip": ({"content": zlib.compress(png()), "headers": {"Content-Encoding": "gzip"}}, 415, "content_encoding_not_supported"),
     "65 files": ({"files": [("f", ("a", b"a"))] * 65}, 400, "multipart_invalid"),
-    "a field beside the file": ({"files": {"f": ("a", b"a")}, "data": {"top_k": "1"}}, 400, "multipart_invalid"),
+    "a field next to the file": ({"files": {"f": ("a", b"a")}, "data": {"top_k": "1"}}, 400, "multipart_invalid"),
     "no boundary": ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "multipart_invalid"),
     "unterminated": (
         {
@@ -269,7 +269,7 @@ def test_an_endless_body_is_cut_off(site: Any) -> None:
             while time.monotonic() < deadline:
                 connection.sendall(piece)
                 sent += len(piece)
-    assert time.monotonic() < deadline, "the server goes on reading"
+    assert time.monotonic() < deadline, "the server continues to read"
     assert sent > Limits().max_bytes
 
 

@@ -23,7 +23,7 @@ from tests.support.processes import DEADLINE_S, MAIN, ROOT, connect, line_of, re
 
 @pytest.fixture
 def followed(make_artifact: Any, seal: Callable[..., Path], tmp_path: Path) -> tuple[Path, Callable[..., None]]:
-    """A name's folder with version 1, and a function that publishes another, with a text in its model if it is to differ."""
+    """A name's folder with version 1, and a function that publishes another, optionally with a different model."""
     store = tmp_path / "published" / "colors"
     store.mkdir(parents=True)
 
@@ -81,7 +81,7 @@ def test_after_sigkill_it_restarts_on_the_same_port(followed: Any, tmp_path: Pat
         assert read_all(idle) == b""
 
 
-@pytest.mark.skipif(not processor_identity(), reason="graphs are kept only where the processor is known")
+@pytest.mark.skipif(not processor_identity(), reason="graphs are cached only if the processor is known")
 def test_a_start_caches_the_optimized_graph_and_a_reload_does_not(followed: Any, tmp_path: Path) -> None:
     store, publish = followed
     options = ("--cache", str(tmp_path / "cache"), "--runners", "1")
@@ -178,19 +178,19 @@ def test_metrics_of_an_exposed_server_are_on_loopback_only(artifact_template: Pa
 
 
 def test_the_measured_plan_is_reused_at_the_second_start(artifact_template: Path, tmp_path: Path) -> None:
-    said = []
+    errors = []
     for _ in range(2):
         with started(artifact_template, "--cache", str(tmp_path / "cache")) as (process, url):
             wait_until_ready(url)
             process.send_signal(signal.SIGTERM)
             assert process.wait(DEADLINE_S) == 0
-            said.append(process.stderr.read() if process.stderr else "")
-    assert "found in" in said[0]
-    assert "found in" not in said[1]
+            errors.append(process.stderr.read() if process.stderr else "")
+    assert "found in" in errors[0]
+    assert "found in" not in errors[1]
 
 
 REJECTED: dict[str, tuple[list[str], str]] = {
-    "a token file that is not there": (["--tokens", "absent"], "the token file absent cannot be read: No such file"),
+    "a missing token file": (["--tokens", "absent"], "the token file absent cannot be read: No such file"),
     "a certificate without its key": (["--certificate", "a.pem"], "TLS needs both --certificate and --key"),
     "a file that is not a certificate": (["--certificate", "README.md", "--key", "README.md"], "cannot be used: .*PEM files"),
 }

@@ -1,4 +1,4 @@
-"""Drift statistics of a server: every answer is recorded, and they are served wherever the metrics are."""
+"""Drift statistics of a server: every answer is recorded, and they are served next to the metrics."""
 
 import asyncio
 import gc

@@ -301,7 +301,7 @@ def test_a_closing_engine_answers_the_images_it_admitted(blocked: Blocked, photo
     assert len(asyncio.run(scenario())) == 4
 
 
-def test_a_bug_in_a_runner_reaches_the_one_who_tasks_and_the_runner_goes_on(
+def test_an_exception_in_a_worker_reaches_the_caller_and_the_worker_continues(
     classifier: Classifier, photos: list[bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(engine: Engine) -> None:

@@ -1,4 +1,4 @@
-"""Frames of a camera: of objects with OpenCV's methods, and of a film that OpenCV reads, where it is installed."""
+"""Frames of a camera: from objects with OpenCV's methods, and from a video file if OpenCV is installed."""
 
 import os
 import queue
@@ -28,7 +28,7 @@ def never_requested() -> Any:
 
 
 class Camera:
-    """Produces a frame when the test allows it; its number is its shade of blue."""
+    """Produces a frame when the test allows it; its shade of blue is its number."""
 
     def __init__(self) -> None:
         self.light: queue.Queue[bool] = queue.Queue()

@@ -54,7 +54,7 @@ def test_a_file_is_not_returned_while_it_is_written_to(site: Site) -> None:
     for now in range(4):
         site.write("a", "x" * now)
         assert site.poll(now) == []
-    site.write("a", "yyy", 12345)  # as long as before, at another time
+    site.write("a", "yyy", 12345)  # the same length, another time
     assert site.poll(4) == []
     assert site.poll(5) == ["a"]
 
@@ -127,7 +127,7 @@ def test_a_file_modified_while_the_folder_was_missing_is_returned_again(
 ) -> None:
     monkeypatch.setattr(
         "edgeline.serve.inputs.folder_watcher.RECHECKED", 0
-    )  # as in a folder of so many files that the turn of this one is far
+    )  # as in a folder of so many files that this one is checked much later
     os.rename(site.folder, tmp_path / "elsewhere")
     assert site.poll(0) == []
     (tmp_path / "elsewhere" / "before").write_text("the same inode, another text")
@@ -160,7 +160,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def test_an_unchanged_folder_is_not_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for index in range(RECHECKED + 100):
         (tmp_path / str(index)).touch()
-    os.utime(tmp_path, (10**9, 10**9))  # long ago, so its time can be believed
+    os.utime(tmp_path, (10**9, 10**9))  # long ago, so its time is reliable
     site = Site(tmp_path)
     counted = calls(monkeypatch)
     assert site.poll(0) == []

@@ -1,4 +1,4 @@
-"""What a model costs here: every figure is there, of the right process."""
+"""Benchmarks of a model: every figure is present and from the right process."""
 
 from pathlib import Path
 
@@ -16,9 +16,7 @@ def model(artifact_template: Path) -> Path:
     return artifact_template / "model.onnx"
 
 
-def test_times_are_of_one_thread_and_of_all_with_the_command_that_takes_them_again(
-    model: Path, artifact_template: Path
-) -> None:
+def test_times_are_measured_with_one_and_all_threads_and_name_their_command(model: Path, artifact_template: Path) -> None:
     found = costs(model, "onnx", (artifact_template / "golden" / "0.jpg").read_bytes(), SPEC, variant="onnx-fp32")
     assert list(found["latency"]) == list(dict.fromkeys(["threads_1", f"threads_{usable_cores()}"]))
     for latency in found["latency"].values():
@@ -28,7 +26,7 @@ def test_times_are_of_one_thread_and_of_all_with_the_command_that_takes_them_aga
 
 
 @pytest.mark.parametrize("saturates", [True, False])
-def test_a_cold_start_is_a_process_of_its_own(model: Path, saturates: bool) -> None:
+def test_a_cold_start_is_measured_in_a_separate_process(model: Path, saturates: bool) -> None:
     started = cold_start(model, "onnx", SPEC, saturates=saturates)
     assert started.keys() == {"import_ms", "load_ms", "first_answer_ms", "peak_mb"}
     assert 20 < started["peak_mb"] < 400

@@ -37,7 +37,7 @@ def batch_norm_in_training_mode(graph: Graph) -> None:
 
 
 def answers_that_depend_on_the_batch(graph: Graph) -> None:
-    """Each logit is drawn towards the batch's mean, of which a batch of one shows nothing."""
+    """Each logit is pulled towards the mean of the batch, which a batch of one does not show."""
     division = only(graph, "Div", "logits")
     logits = division.input[0]
     graph.graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "fault_axis"))

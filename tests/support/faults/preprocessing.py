@@ -54,11 +54,11 @@ def the_whole_shorter_side(patch: Patch) -> None:
 
 
 def cut_a_pixel_beside(patch: Patch) -> None:
-    def beside(width: int, height: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:
+    def off_by_one(width: int, height: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:
         left, top, right, bottom = BOX(width, height, spec)
         return left + 1, top + 1, right + 1, bottom + 1
 
-    patch.setattr(preprocess, "crop_box", beside)
+    patch.setattr(preprocess, "crop_box", off_by_one)
 
 
 def resized_before_the_cut(patch: Patch) -> None:

@@ -15,7 +15,7 @@ LINEAR = "getitem_141"
 
 
 def read_otherwise(graph: Graph, parameter: int, change: Callable[[np.ndarray], Any]) -> None:
-    """Give one DequantizeLinear a scale (1) or zero point (2) of its own."""
+    """Replace the scale (1) or zero point (2) of one DequantizeLinear."""
     [node] = [n for n in graph.graph.node if n.name == f"{LINEAR}_DequantizeLinear"]
     old = numpy_helper.to_array(initializer(graph, node.input[parameter]))
     graph.graph.initializer.append(numpy_helper.from_array(np.asarray(change(old)).astype(old.dtype), "fault"))
@@ -81,7 +81,7 @@ def the_scale_of_a_bias_doubled(graph: Graph) -> None:
 
 
 def biases_of_other_channels(graph: Graph) -> None:
-    """The scales still agree, so only running it shows this one."""
+    """The scales still agree, so only running the file reveals this fault."""
     rewrite(graph, f"{BLOCK}.conv_dw.weight_bias_quantized", lambda v: np.roll(v, 7))
 
 
@@ -106,7 +106,7 @@ def softmax_quantized(graph: Graph) -> None:
 
 
 def leave_float(graph: Graph, reference: bytes) -> None:
-    """No fault, but the set-up of one: a layer that was left out of quantization, as `Recipe.exclude` does it."""
+    """Not a fault, but the preparation of one: a layer that is left out of quantization, as by `Recipe.exclude`."""
     name = f"{BLOCK}.conv_dw.weight"
     source = onnx.load_model_from_string(reference)
     [conv] = [n for n in graph.graph.node if f"{name}_DequantizeLinear_Output" in n.input]

@@ -23,7 +23,7 @@ PNG_HEADERS = {"Inference-Header-Content-Length": "0", "Accept": "application/js
 
 
 class Several:
-    """Models that are there and not there: birds 1 and 3, fish not yet loaded. Each names its version in its answers."""
+    """Loaded and missing models: birds 1 and 3; fish is not loaded yet. Each returns its version in its responses."""
 
     def __init__(self, birds: dict[int, Classifier]) -> None:
         self.birds = birds

@@ -1,4 +1,4 @@
-"""Strict JSON: what Python's parser would let pass is the caller's fault here."""
+"""Strict JSON: what Python's parser tolerates is an error of the client."""
 
 import json
 import tracemalloc

@@ -206,7 +206,9 @@ PARTS = {"a part": ("bytes=3-9", 206), "all of it": ("bytes=0-", 206), "nothing 
 
 
 @pytest.mark.parametrize(("header", "status"), PARTS.values(), ids=PARTS)
-def test_a_part_of_a_file_is_codesas_it_is_told(site: Any, openapi: dict[str, Any], header: str, status: int) -> None:
+def test_the_reply_to_a_range_request_matches_the_document(
+    site: Any, openapi: dict[str, Any], header: str, status: int
+) -> None:
     reply = site.client.get("/artifacts/colors/1/manifest.json", headers={"Range": header})
     assert reply.status_code == status
     described = of_reply(openapi, "/artifacts/{name}/{version}/{path}", "get", status)

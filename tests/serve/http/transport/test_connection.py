@@ -268,7 +268,7 @@ REJECTED: dict[str, tuple[bytes, int, str]] = {
     "a target without a slash": (b"GET x HTTP/1.1\r\nHost: x\r\n\r\n", 400, ""),
     "CONNECT": (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", 400, ""),
     "bytes over 127 in the target": (b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n", 400, ""),
-    "an escape that is no UTF-8": (b"GET /%ff HTTP/1.1\r\nHost: x\r\n\r\n", 400, ""),
+    "an escape that is not UTF-8": (b"GET /%ff HTTP/1.1\r\nHost: x\r\n\r\n", 400, ""),
     "a TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), 400, ""),
     "random bytes": (bytes(itertools.islice(itertools.cycle(range(7, 250, 13)), 500)), 400, ""),
     "a header of 20 kB": (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", 431, "headers_too_large"),
@@ -314,7 +314,7 @@ def test_an_endless_head_is_cut_off(place: Place, part: bytes) -> None:
         connection.sendall(part)
         while time.monotonic() < until:
             sent += connection.send(b"a" * 4096)
-    assert time.monotonic() < until, "the server goes on reading"
+    assert time.monotonic() < until, "the server continues to read"
 
 
 def test_garbage_after_a_request_ends_the_connection_after_its_response(place: Place) -> None:
@@ -490,12 +490,12 @@ def test_of_many_pipelined_requests_a_few_are_read_ahead_and_all_are_answered(si
 LEFT_BEHIND = {
     "idle": (GET, "/a"),
     "answered for good": (LAST, "/last"),
-    "refused": (post(b"", b"/a") + b"nonsense\r\n\r\n", "/a"),
+    "rejected": (post(b"", b"/a") + b"nonsense\r\n\r\n", "/a"),
     "worked for": (GET_WAIT, "/wait"),
-    "worked for, half of another in line": (GET_WAIT + post(bytes(50_000))[:-1], "/wait"),
+    "one in progress, half of another queued": (GET_WAIT + post(bytes(50_000))[:-1], "/wait"),
     "a small body to come": (post(bytes(100))[:-1], ""),
     "a large body to come": (post(bytes(90_000))[:-1], "/echo"),
-    "an answer not taken": (GET.replace(b"/a", b"/large"), "/large"),
+    "a response that is not read": (GET.replace(b"/a", b"/large"), "/large"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Many clients at once: how many there may be, which are evicted, and what the others receive."""
+"""Many clients at once: the limit, which are evicted, and what the others receive."""
 
 import asyncio
 import contextlib
@@ -117,13 +117,13 @@ def test_a_burst_of_new_clients_evicts_only_silent_ones() -> None:
 
 def test_a_dropped_connection_cannot_be_evicted_again() -> None:
     async def scenario() -> None:
-        taken: list[Request] = []
-        async with on_this_loop(fast_path=lambda request: not taken.append(request)) as place:
+        handled: list[Request] = []
+        async with on_this_loop(fast_path=lambda request: not handled.append(request)) as place:
             place.connect(GET)
-            await place.until(lambda: taken)
+            await place.until(lambda: handled)
             [connection] = place.connections.open
             connection.drop()
-            taken[0].reply(200, [(b"content-length", b"0")], b"")
+            handled[0].reply(200, [(b"content-length", b"0")], b"")
             assert not place.connections.silent
             assert not place.connections.slow
 
