@@ -52,13 +52,13 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def of(gate: str, *, on_device: bool = False) -> Any:
-    """The faults that one gate must catch, or those of them that golden samples must see too."""
+    """The faults that a check must catch, or those of them that golden samples must reveal too."""
     chosen = [fault for fault in FAULTS if fault.gate == gate and (fault.on_device or not on_device)]
     return pytest.mark.parametrize("fault", chosen, ids=[fault.name for fault in chosen])
 
 
 class Remembering(CalibratedModel):
-    """PyTorch's side, which computes an answer once: no fault of these touches it."""
+    """PyTorch's outputs, computed once: none of these faults affects them."""
 
     def __init__(self, deployed: CalibratedModel) -> None:
         super().__init__(deployed.network, deployed.temperature)
@@ -144,7 +144,7 @@ def pixels(held_out: list[Sample], spec: PreprocessSpec) -> np.ndarray:
     return np.stack([preprocess.preprocess(data, spec) for data in files])
 
 
-# The table.
+# The table of faults.
 
 
 def test_the_table_has_at_least_25_distinct_faults_and_three_in_each_area() -> None:
@@ -180,7 +180,7 @@ def test_an_artifact_without_a_fault_passes(artifact: Path, check: Check) -> Non
     assert "is verified on this machine" in said
 
 
-# Faults, each at its gate.
+# Faults, each with its check.
 
 
 @of("reference")
@@ -282,7 +282,7 @@ def test_a_layer_that_the_file_leaves_float_and_the_runtime_quantizes_is_named(
 def test_probabilities_rounded_to_half_precision_are_rejected(
     finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, thresholds: VerifyConfig
 ) -> None:
-    """Zeros and ones survive any rounding, so the model is made less sure first."""
+    """Zeros and ones survive any rounding, so the model is made less confident first."""
     temperature = 100 * deployed.temperature
     unsure = mutate(finished.model, lambda graph: rewrite(graph, divisor(graph), lambda _: temperature))
     less_sure = Remembering(CalibratedModel(deployed.network, temperature))

@@ -67,7 +67,7 @@ def a_label_too_many(folder: Path, seal: Seal) -> None:
 # Metadata.
 
 
-def a_schema_of_the_future(folder: Path, seal: Seal) -> None:
+def a_newer_schema(folder: Path, seal: Seal) -> None:
     change(folder, schema="edgeline.artifact/2")
 
 
@@ -96,7 +96,7 @@ def pictures_as_blue_green_red(folder: Path, seal: Seal) -> None:
     change(folder, preprocess=read(folder)["preprocess"] | {"color": "BGR"})
 
 
-def a_tolerance_that_tolerates_all(folder: Path, seal: Seal) -> None:
+def an_unlimited_tolerance(folder: Path, seal: Seal) -> None:
     golden = json.loads((folder / "golden" / "golden.json").read_text())
     (folder / "golden" / "golden.json").write_text(json.dumps(golden | {"tolerance": float("inf")}))
     seal(folder)
@@ -111,7 +111,7 @@ def one_bit(folder: Path, seal: Seal) -> None:
     (folder / "model.onnx").write_bytes(data)
 
 
-def a_model_cut_short(folder: Path, seal: Seal) -> None:
+def a_truncated_model(folder: Path, seal: Seal) -> None:
     os.truncate(folder / "model.onnx", 1000)
 
 
@@ -123,12 +123,12 @@ def a_file_too_many(folder: Path, seal: Seal) -> None:
     (folder / "golden" / "extra.png").touch()
 
 
-def a_link_for_a_file(folder: Path, seal: Seal) -> None:
+def a_link_in_place_of_a_file(folder: Path, seal: Seal) -> None:
     (folder / "model.onnx").rename(folder.parent / "elsewhere")
     (folder / "model.onnx").symlink_to(folder.parent / "elsewhere")
 
 
-def two_golden_pictures_exchanged(folder: Path, seal: Seal) -> None:
+def two_golden_pictures_swapped(folder: Path, seal: Seal) -> None:
     one, other = (
         folder / sample["file"] for sample in json.loads((folder / "golden" / "golden.json").read_text())["samples"][1:3]
     )

@@ -17,7 +17,7 @@ def symmetric_padding(graph: Graph) -> None:
                 attribute.ints[:2] = attribute.ints[2:]
 
 
-def activations_without_their_cap(graph: Graph) -> None:
+def activations_without_their_upper_bound(graph: Graph) -> None:
     name = next(node.input[2] for node in graph.graph.node if node.op_type == "Clip")
     rewrite(graph, name, lambda _: 1e4)
 
@@ -36,7 +36,7 @@ def batch_norm_in_training_mode(graph: Graph) -> None:
     norm.output.extend(["fault_mean_out", "fault_var_out"])
 
 
-def answers_that_depend_on_the_batch(graph: Graph) -> None:
+def outputs_that_depend_on_the_batch(graph: Graph) -> None:
     """Each logit is pulled towards the mean of the batch, which a batch of one does not show."""
     division = only(graph, "Div", "logits")
     logits = division.input[0]
@@ -62,7 +62,7 @@ def softmax_over_the_batch(graph: Graph) -> None:
     only(graph, "Softmax").attribute[0].CopyFrom(helper.make_attribute("axis", 0))
 
 
-def outputs_exchanged(graph: Graph) -> None:
+def outputs_swapped(graph: Graph) -> None:
     names = {"logits": "probabilities", "probabilities": "logits"}
     for node in graph.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
@@ -73,7 +73,7 @@ def temperature_ignored(graph: Graph) -> None:
     rewrite(graph, divisor(graph), np.ones_like)
 
 
-def temperature_ignored_in_the_logits_alone(graph: Graph) -> None:
+def temperature_ignored_in_the_logits_only(graph: Graph) -> None:
     division, softmax = only(graph, "Div", "logits"), only(graph, "Softmax")
     division.output[0] = softmax.input[0] = "fault_scaled"
     graph.graph.node.append(helper.make_node("Identity", [division.input[0]], ["logits"]))

@@ -17,7 +17,7 @@ def ignored_exif(patch: Patch) -> None:
     patch.setattr(preprocess, "UPRIGHT", {})
 
 
-def exchanged_red_and_blue(patch: Patch) -> None:
+def swapped_red_and_blue(patch: Patch) -> None:
     patch.setattr(preprocess, "fit", lambda image, spec, box: FIT(image, spec, box)[..., ::-1])
 
 
@@ -53,7 +53,7 @@ def the_whole_shorter_side(patch: Patch) -> None:
     patch.setattr(preprocess, "crop_box", crop_box)
 
 
-def cut_a_pixel_beside(patch: Patch) -> None:
+def crop_off_by_one_pixel(patch: Patch) -> None:
     def off_by_one(width: int, height: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:
         left, top, right, bottom = BOX(width, height, spec)
         return left + 1, top + 1, right + 1, bottom + 1
@@ -61,7 +61,7 @@ def cut_a_pixel_beside(patch: Patch) -> None:
     patch.setattr(preprocess, "crop_box", off_by_one)
 
 
-def resized_before_the_cut(patch: Patch) -> None:
+def resized_before_the_crop(patch: Patch) -> None:
     def fit(image: Image.Image, spec: PreprocessSpec, box: Box | None) -> np.ndarray:
         scale = spec.height / spec.crop_fraction / min(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)

@@ -14,7 +14,7 @@ LINEAR = "getitem_141"
 """A convolution's output that no activation follows."""
 
 
-def read_otherwise(graph: Graph, parameter: int, change: Callable[[np.ndarray], Any]) -> None:
+def change_dequantize(graph: Graph, parameter: int, change: Callable[[np.ndarray], Any]) -> None:
     """Replace the scale (1) or zero point (2) of one DequantizeLinear."""
     [node] = [n for n in graph.graph.node if n.name == f"{LINEAR}_DequantizeLinear"]
     old = numpy_helper.to_array(initializer(graph, node.input[parameter]))
@@ -30,12 +30,12 @@ def an_activations_scale_doubled(graph: Graph) -> None:
     rewrite(graph, "hardtanh_5_scale", lambda v: 2 * v)
 
 
-def a_zero_point_read_otherwise_than_written(graph: Graph) -> None:
-    read_otherwise(graph, 2, lambda v: v + 1)
+def a_zero_point_that_differs_between_write_and_read(graph: Graph) -> None:
+    change_dequantize(graph, 2, lambda v: v + 1)
 
 
-def a_scale_read_otherwise_than_written(graph: Graph) -> None:
-    read_otherwise(graph, 1, lambda v: 1.1 * v)
+def a_scale_that_differs_between_write_and_read(graph: Graph) -> None:
+    change_dequantize(graph, 1, lambda v: 1.1 * v)
 
 
 def a_convolutions_output_without_its_scale(graph: Graph) -> None:
@@ -85,11 +85,11 @@ def biases_of_other_channels(graph: Graph) -> None:
     rewrite(graph, f"{BLOCK}.conv_dw.weight_bias_quantized", lambda v: np.roll(v, 7))
 
 
-def the_pictures_zero_point_128_for_127(graph: Graph) -> None:
+def the_input_zero_point_128_for_127(graph: Graph) -> None:
     rewrite(graph, "div_zero_point", lambda v: v + 1)
 
 
-def the_pictures_scale_of_other_weights(graph: Graph) -> None:
+def the_input_scale_of_other_weights(graph: Graph) -> None:
     rewrite(graph, "div_scale", lambda v: v * 128 / 57.63)
 
 

@@ -54,16 +54,16 @@ FAULTS: tuple[Fault, ...] = (
         for plant, words in (
             (graph.rows_for_columns, FIRST + "backbone.conv_stem"),
             (graph.symmetric_padding, FIRST + "backbone.conv_stem"),
-            (graph.activations_without_their_cap, FIRST + "backbone.blocks.0.0.conv_dw"),
+            (graph.activations_without_their_upper_bound, FIRST + "backbone.blocks.0.0.conv_dw"),
             (graph.maximum_for_average, FIRST + "head.1"),
             (graph.batch_norm_in_training_mode, FIRST + "head.1"),
             (graph.no_softmax, "do not sum to 1 … is the softmax missing"),
-            (graph.outputs_exchanged, "do not sum to 1 … is the softmax missing"),
+            (graph.outputs_swapped, "do not sum to 1 … is the softmax missing"),
             (graph.temperature_ignored, DIFFERS),
-            (graph.temperature_ignored_in_the_logits_alone, DIFFERS),
+            (graph.temperature_ignored_in_the_logits_only, DIFFERS),
         )
     ),
-    Fault("graph", graph.answers_that_depend_on_the_batch, "reference", DIFFERS, on_device=False),
+    Fault("graph", graph.outputs_that_depend_on_the_batch, "reference", DIFFERS, on_device=False),
     Fault("graph", graph.softmax_over_the_batch, "reference", "do not sum to 1", on_device=False),
     Fault("graph", graph.the_batch_fixed, "reference", "image has the fixed batch 1, it must be free"),
     Fault("graph", graph.a_batch_that_the_exporter_froze_inside, "reference", "Reshape", on_device=False),
@@ -81,7 +81,7 @@ FAULTS: tuple[Fault, ...] = (
             (weights.the_sign_bit_of_one_weight, FIRST + "backbone.conv_stem"),
             (weights.weights_rounded_to_half_precision, FIRST + "backbone.conv_stem"),
             (
-                weights.the_same_answer_for_every_image,
+                weights.the_same_output_for_every_image,
                 "returns the same output for every image…" + FIRST[len(DIFFERS) :] + "head.1",
             ),
             (weights.a_weight_that_is_not_a_number, "weights that are not finite: network.head.1.weight"),
@@ -99,17 +99,17 @@ FAULTS: tuple[Fault, ...] = (
         Fault("preprocessing", plant, "preprocessing_fingerprint", PIXELS + words)
         for plant, words in (
             (preprocessing.ignored_exif, "exif_rotated … rotated or mirrored, as if its EXIF orientation were ignored"),
-            (preprocessing.exchanged_red_and_blue, "scene … red and blue are swapped"),
+            (preprocessing.swapped_red_and_blue, "scene … red and blue are swapped"),
             (preprocessing.bilinear_for_bicubic, "scene … the crop and the resize filter"),
             (preprocessing.nearest_for_bicubic, "huge … the crop and the resize filter"),
             (preprocessing.no_antialias, "huge … the crop and the resize filter"),
             (preprocessing.squashed_without_a_crop, "scene … the crop and the resize filter"),
             (preprocessing.the_whole_shorter_side, "scene … the crop and the resize filter"),
-            (preprocessing.cut_a_pixel_beside, "scene … the crop and the resize filter"),
+            (preprocessing.crop_off_by_one_pixel, "scene … the crop and the resize filter"),
         )
     ),
     Fault(
-        "preprocessing", preprocessing.resized_before_the_cut, "preprocessing_fingerprint", PIXELS + "scene", on_device=False
+        "preprocessing", preprocessing.resized_before_the_crop, "preprocessing_fingerprint", PIXELS + "scene", on_device=False
     ),
     Fault("preprocessing", preprocessing.shrunk_in_two_steps, "preprocessing_fingerprint", PIXELS + "huge", on_device=False),
     Fault("preprocessing", preprocessing.clipped_16_bits, "preprocessing_fingerprint", PIXELS + "gray_16_bit", on_device=False),
@@ -139,10 +139,13 @@ FAULTS: tuple[Fault, ...] = (
                 INT8 + "hardtanh_5 is quantized from 0 to … its Clip is bounded by 0 and 6",
             ),
             (
-                quantization.a_zero_point_read_otherwise_than_written,
+                quantization.a_zero_point_that_differs_between_write_and_read,
                 INT8 + "getitem_141_DequantizeLinear reads … with zero point",
             ),
-            (quantization.a_scale_read_otherwise_than_written, INT8 + "getitem_141_DequantizeLinear reads … with scale"),
+            (
+                quantization.a_scale_that_differs_between_write_and_read,
+                INT8 + "getitem_141_DequantizeLinear reads … with scale",
+            ),
             (quantization.a_convolutions_output_without_its_scale, "Node (getitem_141_DequantizeLinear)'s input 1"),
             (quantization.a_scale_that_is_not_a_number, "weights that are not finite: hardtanh_5_scale"),
             (
@@ -161,10 +164,10 @@ FAULTS: tuple[Fault, ...] = (
             ),
             (quantization.biases_of_other_channels, "layers to diverge is backbone.blocks.4.0.conv_dw"),
             (
-                quantization.the_pictures_zero_point_128_for_127,
+                quantization.the_input_zero_point_128_for_127,
                 INT8 + "the image's bytes are read with zero point 128 … mean 127",
             ),
-            (quantization.the_pictures_scale_of_other_weights, INT8 + "the image's bytes are read with … scale 0.01735"),
+            (quantization.the_input_scale_of_other_weights, INT8 + "the image's bytes are read with … scale 0.01735"),
             (
                 quantization.softmax_quantized,
                 INT8 + "fault_real is quantized (fault_Dequantize); temperature and softmax stay float",
@@ -174,22 +177,22 @@ FAULTS: tuple[Fault, ...] = (
     *(
         Fault("metadata", plant, "check", words)
         for plant, words in (
-            (artifact.a_schema_of_the_future, "manifest.json has schema 'edgeline.artifact/2'"),
+            (artifact.a_newer_schema, "manifest.json has schema 'edgeline.artifact/2'"),
             (artifact.a_variant_that_names_another_file, "variant onnx-fp32: model.onxx is not among the files"),
             (artifact.an_accuracy_that_is_not_a_number, "it contains NaN, which is not valid JSON"),
             (artifact.a_size_that_is_not_the_models, "the manifest specifies …240, 240, 3"),
-            (artifact.a_tolerance_that_tolerates_all, "golden/golden.json cannot be read: tolerance must be a number"),
+            (artifact.an_unlimited_tolerance, "golden/golden.json cannot be read: tolerance must be a number"),
         )
     ),
     *(
         Fault("files", plant, "check", words)
         for plant, words in (
             (artifact.one_bit, "model.onnx: … bytes with sha256 … copy the artifact again"),
-            (artifact.a_model_cut_short, "model.onnx: 1,000 bytes, the manifest has"),
+            (artifact.a_truncated_model, "model.onnx: 1,000 bytes, the manifest has"),
             (artifact.a_file_that_is_missing, "card.md: No such file"),
             (artifact.a_file_too_many, "has files that are not in its manifest: golden/extra.png"),
-            (artifact.a_link_for_a_file, "model.onnx is a link; an artifact has only plain files"),
-            (artifact.two_golden_pictures_exchanged, "preprocessing on this machine produces different pixels"),
+            (artifact.a_link_in_place_of_a_file, "model.onnx is a link; an artifact has only plain files"),
+            (artifact.two_golden_pictures_swapped, "preprocessing on this machine produces different pixels"),
             (artifact.the_model_of_an_older_run, "the model or the runtime computes something else on this machine"),
         )
     ),

@@ -56,7 +56,7 @@ def weights_rounded_to_half_precision(graph: Graph) -> None:
             rewrite(graph, tensor.name, lambda w: w.astype(np.float16))
 
 
-def the_same_answer_for_every_image(graph: Graph) -> None:
+def the_same_output_for_every_image(graph: Graph) -> None:
     rewrite(graph, HEAD, np.zeros_like)
 
 
