@@ -7,7 +7,7 @@ the two best classes means little, so flips above a margin are counted separatel
 compared with full decoding of the same photo saved with the next lower quality.
 
 Speed: preprocessing, and whole predictions of one thread (decode, preprocess, run), in turn, as medians over paired rounds. The
-large photo gets a sensor's noise, so that it compresses like a phone's. `--classifiers` without a name measures the times only.
+large photo gets a sensor's noise, so that it compresses like a phone's. `--judges` without a name measures the times only.
 """
 
 import argparse
@@ -45,7 +45,7 @@ CLEAR = 0.05
 TRAINED = {"flowers17": 0.5, "hymenoptera": 0.2}
 """Data of the trained classifiers, and the share of the test split where the data has none."""
 
-TrainedModel = tuple[str, bytes, PreprocessSpec, list[Path]]
+Judge = tuple[str, bytes, PreprocessSpec, list[Path]]
 
 
 def main() -> None:
@@ -61,15 +61,14 @@ def main() -> None:
     speed = times(model, spec, photos[5], arguments.rounds)
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        for name in arguments.classifiers:
+        for name in arguments.judges:
             own = name == "imagenet"
-            folder = arguments.artifacts or temporary
-            classifier = ("imagenet, 1000 classes", model, spec, photos) if own else train(name, folder)
-            rows.append(agreement(classifier, arguments.sides, arguments.each, yardstick=own))
+            judge = ("imagenet, 1000 classes", model, spec, photos) if own else train(name, arguments.artifacts or temporary)
+            rows.append(agreement(judge, arguments.sides, arguments.each, yardstick=own))
     report("serve_decode", agreement=rows, speed=speed)
 
 
-def train(name: str, artifacts: str) -> TrainedModel:
+def train(name: str, artifacts: str) -> Judge:
     """Train a classifier with the pipeline; return it with its test photos."""
     settings = [f"prepare.test_share={TRAINED[name]}"]
     run, _ = prepare(load_config(None, settings, data=str(SHARED / name), artifacts=artifacts))
@@ -81,9 +80,9 @@ def train(name: str, artifacts: str) -> TrainedModel:
     return f"{name}, {classes} classes", model, spec, [Path(sample.path) for sample in samples]
 
 
-def agreement(classifier: TrainedModel, sides: Sequence[int], each: int, *, yardstick: bool) -> dict[str, Any]:
+def agreement(judge: Judge, sides: Sequence[int], each: int, *, yardstick: bool) -> dict[str, Any]:
     """Return how often the best class is the same with scaled and with full decoding."""
-    name, model, spec, photos = classifier
+    name, model, spec, photos = judge
     full, answer = replace(spec, jpeg_decoding="full"), answering(model)
     same, differences, largest, flips, other_quality = [], [], 0, [], []
     for i, photo in ((i, photo) for i, photo in enumerate(photos) for _ in range(each)):
@@ -105,7 +104,7 @@ def agreement(classifier: TrainedModel, sides: Sequence[int], each: int, *, yard
             other_quality.append(expected.argmax() == other.argmax())
     low, high = wilson_interval(sum(same), len(same))
     row = {
-        "classifier": name,
+        "judge": name,
         "comparisons": len(same),
         "photos": len(photos),
         "sides": sides,

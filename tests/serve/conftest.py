@@ -46,11 +46,11 @@ class WatchedFastPath(FastPath):
 
     def __init__(self, service: Service, tokens: Tokens | None) -> None:
         super().__init__(service, tokens)
-        self.handled: list[bool] = []
+        self.taken: list[bool] = []
 
     def __call__(self, request: Request) -> bool:
-        self.handled.append(super().__call__(request))
-        return self.handled[-1]
+        self.taken.append(super().__call__(request))
+        return self.taken[-1]
 
 
 @dataclass
@@ -138,7 +138,7 @@ def _serving(
     try:
         assert started.wait(DEADLINE_S)
         with httpx.Client(base_url=url, timeout=DEADLINE_S) as client:
-            site = Site(url, client, service, server, [] if fast is None else fast.handled)
+            site = Site(url, client, service, server, [] if fast is None else fast.taken)
             if wait:
                 site.wait_until_loaded()
             yield site

@@ -54,11 +54,11 @@ def the_whole_shorter_side(patch: Patch) -> None:
 
 
 def crop_off_by_one_pixel(patch: Patch) -> None:
-    def off_by_one(width: int, height: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:
+    def beside(width: int, height: int, spec: PreprocessSpec) -> tuple[int, int, int, int]:
         left, top, right, bottom = BOX(width, height, spec)
         return left + 1, top + 1, right + 1, bottom + 1
 
-    patch.setattr(preprocess, "crop_box", off_by_one)
+    patch.setattr(preprocess, "crop_box", beside)
 
 
 def resized_before_the_crop(patch: Patch) -> None:

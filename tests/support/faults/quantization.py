@@ -14,7 +14,7 @@ LINEAR = "getitem_141"
 """A convolution's output that no activation follows."""
 
 
-def change_dequantize(graph: Graph, parameter: int, change: Callable[[np.ndarray], Any]) -> None:
+def read_otherwise(graph: Graph, parameter: int, change: Callable[[np.ndarray], Any]) -> None:
     """Replace the scale (1) or zero point (2) of one DequantizeLinear."""
     [node] = [n for n in graph.graph.node if n.name == f"{LINEAR}_DequantizeLinear"]
     old = numpy_helper.to_array(initializer(graph, node.input[parameter]))
@@ -31,11 +31,11 @@ def an_activations_scale_doubled(graph: Graph) -> None:
 
 
 def a_zero_point_that_differs_between_write_and_read(graph: Graph) -> None:
-    change_dequantize(graph, 2, lambda v: v + 1)
+    read_otherwise(graph, 2, lambda v: v + 1)
 
 
 def a_scale_that_differs_between_write_and_read(graph: Graph) -> None:
-    change_dequantize(graph, 1, lambda v: 1.1 * v)
+    read_otherwise(graph, 1, lambda v: 1.1 * v)
 
 
 def a_convolutions_output_without_its_scale(graph: Graph) -> None:

@@ -115,22 +115,22 @@ def test_a_built_wheel_has_every_file_of_the_page(tmp_path: Path) -> None:
 def test_the_model_route_has_evaluation_card_and_self_test(
     serving: Any, relabeled: Callable[..., Path], evaluated: Callable[..., Any]
 ) -> None:
-    described = model_of(serving, relabeled(LABELS, evaluated(CONFUSION, LABELS), "# Colors\n\nFour of them.\n"))
-    assert (described["model"], described["version"], described["variant"], described["labels"]) == (
+    told = model_of(serving, relabeled(LABELS, evaluated(CONFUSION, LABELS), "# Colors\n\nFour of them.\n"))
+    assert (told["model"], told["version"], told["variant"], told["labels"]) == (
         "colors",
         1,
         "onnx-fp32",
         LABELS,
     )
-    assert (described["preprocess"]["height"], described["preprocess"]["width"]) == (12, 16)
-    assert described["card"] == "# Colors\n\nFour of them.\n"
-    assert described["proof"]["samples"] == 4
-    assert described["remarks"] == []
-    assert described["evaluation"]["top1"].keys() == {"value", "low", "high", "correct", "total"}
-    assert (described["evaluation"]["top1"]["correct"], described["evaluation"]["top1"]["total"]) == (29, 32)
-    assert [one["support"] for one in described["evaluation"]["classes"]] == [10, 10, 7, 5]
+    assert (told["preprocess"]["height"], told["preprocess"]["width"]) == (12, 16)
+    assert told["card"] == "# Colors\n\nFour of them.\n"
+    assert told["proof"]["samples"] == 4
+    assert told["remarks"] == []
+    assert told["evaluation"]["top1"].keys() == {"value", "low", "high", "correct", "total"}
+    assert (told["evaluation"]["top1"]["correct"], told["evaluation"]["top1"]["total"]) == (29, 32)
+    assert [one["support"] for one in told["evaluation"]["classes"]] == [10, 10, 7, 5]
     cells = [(0, 0, 9), (0, 1, 1), (1, 1, 8), (1, 3, 2), (2, 2, 7), (3, 3, 5)]
-    assert [tuple(cell) for cell in described["evaluation"]["confusion"]] == cells
+    assert [tuple(cell) for cell in told["evaluation"]["confusion"]] == cells
 
 
 def test_the_page_reads_what_the_pipeline_writes(serving: Any, relabeled: Callable[..., Path]) -> None:
@@ -145,18 +145,18 @@ def test_the_page_reads_what_the_pipeline_writes(serving: Any, relabeled: Callab
     ]
     logits_NK = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 1, 1, 2, 3]] * 5
     held = evaluate(logits_NK, samples, LABELS, temperature=1.0, bins=5).model_dump(mode="json", by_alias=True)
-    described = model_of(serving, relabeled(LABELS, held))
-    assert described["remarks"] == []
-    assert described["evaluation"]["confusion"] == [[0, 0, 1], [0, 1, 1], [1, 1, 2], [2, 2, 2], [3, 3, 2]]
+    told = model_of(serving, relabeled(LABELS, held))
+    assert told["remarks"] == []
+    assert told["evaluation"]["confusion"] == [[0, 0, 1], [0, 1, 1], [1, 1, 2], [2, 2, 2], [3, 3, 2]]
 
 
 def test_an_artifact_without_evaluation_and_card_still_has_a_page(make_artifact: Any, seal: Any, serving: Any) -> None:
     folder = make_artifact()
     (folder / "card.md").unlink()
     seal(folder)
-    described = model_of(serving, folder)
-    assert (described["evaluation"], described["card"], described["remarks"]) == (None, None, [])
-    assert described["labels"] == LABELS
+    told = model_of(serving, folder)
+    assert (told["evaluation"], told["card"], told["remarks"]) == (None, None, [])
+    assert told["labels"] == LABELS
 
 
 def without(*path: Any) -> Callable[[dict[str, Any]], None]:
@@ -199,7 +199,7 @@ STRANGE: dict[str, Callable[[dict[str, Any]], None]] = {
 SHAPE = "evaluation.json does not match edgeline.evaluation/1, or has other labels"
 
 
-def description_of(folder: Path) -> Any:
+def told_of(folder: Path) -> Any:
     return json.loads(page.facts(Classifier.open(folder, prove=False)))
 
 
@@ -220,8 +220,8 @@ def test_a_malformed_evaluation_is_left_out_with_a_remark(
     held = evaluated(CONFUSION, LABELS)
     page._checked(held, tuple(LABELS))
     change(held)
-    described = description_of(with_file("evaluation.json", json.dumps(held).encode()))
-    assert (described["evaluation"], described["remarks"]) == (None, [SHAPE])
+    told = told_of(with_file("evaluation.json", json.dumps(held).encode()))
+    assert (told["evaluation"], told["remarks"]) == (None, [SHAPE])
 
 
 NO_JSON = {
@@ -237,8 +237,8 @@ NO_JSON = {
 
 @pytest.mark.parametrize("data", NO_JSON.values(), ids=NO_JSON)
 def test_an_evaluation_that_is_not_a_json_object_is_left_out(with_file: Callable[..., Path], data: bytes) -> None:
-    described = description_of(with_file("evaluation.json", data))
-    assert (described["evaluation"], described["remarks"]) == (None, [SHAPE])
+    told = told_of(with_file("evaluation.json", data))
+    assert (told["evaluation"], told["remarks"]) == (None, [SHAPE])
 
 
 LIMITS = {"card.md": "MAX_CARD_BYTES", "evaluation.json": "MAX_EVALUATION_BYTES"}
@@ -250,28 +250,28 @@ def test_a_file_over_the_pages_limit_is_not_read(
 ) -> None:
     folder = with_file(name, b" " * 1001)
     monkeypatch.setattr(page, limit, 1000)
-    described = description_of(folder)
-    assert described[name.partition(".")[0]] is None
-    assert described["remarks"] == [f"{name} has 1,001 bytes, the page shows at most 1,000"]
+    told = told_of(folder)
+    assert told[name.partition(".")[0]] is None
+    assert told["remarks"] == [f"{name} has 1,001 bytes, the page shows at most 1,000"]
 
 
 def test_a_card_that_is_not_utf_8_is_shown_with_replacement_characters(with_file: Callable[..., Path]) -> None:
-    assert description_of(with_file("card.md", b"a\xffb"))["card"] == "a\ufffdb"
+    assert told_of(with_file("card.md", b"a\xffb"))["card"] == "a\ufffdb"
 
 
 def test_metrics_that_are_infinite_are_left_out(with_file: Callable[..., Path]) -> None:
     folder = with_file("card.md", b"")
     manifest = (folder / "manifest.json").read_text().replace('"accuracy": 1.0', '"accuracy": 1e999')
     (folder / "manifest.json").write_text(manifest)
-    described = description_of(folder)
-    assert (described["metrics"], len(described["remarks"])) == ({}, 1)
+    told = told_of(folder)
+    assert (told["metrics"], len(told["remarks"])) == ({}, 1)
 
 
 def test_labels_and_cards_in_any_script_are_unchanged(serving: Any, relabeled: Callable[..., Path]) -> None:
     labels = ["</script><script>alert(1)</script>", "\u05ea\u05e4\u05d5\u05d7", "\U0001f34e & co", "x" * 3000]
     card = "<img src=x onerror=alert(1)> \u202e"
-    described = model_of(serving, relabeled(labels, card=card))
-    assert (described["labels"], described["card"]) == (labels, card)
+    told = model_of(serving, relabeled(labels, card=card))
+    assert (told["labels"], told["card"]) == (labels, card)
 
 
 def test_a_file_that_changed_since_it_was_opened_is_not_shown(make_artifact: Any, serving: Any) -> None:

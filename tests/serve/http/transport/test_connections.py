@@ -117,13 +117,13 @@ def test_a_burst_of_new_clients_evicts_only_silent_ones() -> None:
 
 def test_a_dropped_connection_cannot_be_evicted_again() -> None:
     async def scenario() -> None:
-        handled: list[Request] = []
-        async with on_this_loop(fast_path=lambda request: not handled.append(request)) as place:
+        taken: list[Request] = []
+        async with on_this_loop(fast_path=lambda request: not taken.append(request)) as place:
             place.connect(GET)
-            await place.until(lambda: handled)
+            await place.until(lambda: taken)
             [connection] = place.connections.open
             connection.drop()
-            handled[0].reply(200, [(b"content-length", b"0")], b"")
+            taken[0].reply(200, [(b"content-length", b"0")], b"")
             assert not place.connections.silent
             assert not place.connections.slow
 

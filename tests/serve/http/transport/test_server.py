@@ -143,8 +143,8 @@ def test_listening_to_this_machine_prints_no_warning(artifact_template: Path) ->
 
 
 def test_a_port_in_use_is_one_line(artifact_template: Path) -> None:
-    with listen("127.0.0.1", 0) as occupied:
-        port = str(occupied.getsockname()[1])
+    with listen("127.0.0.1", 0) as taken:
+        port = str(taken.getsockname()[1])
         command = [*MAIN, "serve", str(artifact_template), "--port", port]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
     assert (ended.returncode, ended.stdout) == (1, "")
