@@ -62,7 +62,7 @@ class MeasuredOn(Record):
 
     date: str
     command: str
-    """Gives the figures again."""
+    """The command that repeats the measurement."""
     machine: dict[str, Any]
     versions: dict[str, str]
     options: dict[str, Any]

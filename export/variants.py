@@ -1,4 +1,4 @@
-"""The step after the export: make the further variants that a run asks for, each from the reference file.
+"""The step after the export: make the other variants that are configured, each from the reference file.
 
 `variants.json` lists what was made, or why not. Whether a variant passes is decided afterwards, by
 `export.verification.verify`.

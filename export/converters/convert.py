@@ -1,4 +1,4 @@
-"""Write a variant in another runtime's format, by that runtime's own converter in an environment of its own.
+"""Write a variant in another runtime's format, with that runtime's converter in a separate environment.
 
 A converter is a script, `to_<format>.py`, that imports nothing of edgeline. Its arguments are a folder with its sources, the
 precision and the path to write. Its output is not trusted: the release gate runs it.

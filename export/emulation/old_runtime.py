@@ -2,7 +2,7 @@
 
     python -m edgeline.export.emulation.old_runtime artifacts/store/digits 1.15.0
 
-An artifact promises to run on `export.min_runtime` and later releases; this checks it. The environment gets that release, a
+An artifact must run on `export.min_runtime` and later releases; this checks it. The environment gets that release, a
 compatible NumPy, Pillow and `edgeline.serve`, whose own self-test runs there.
 """
 
@@ -54,7 +54,7 @@ def check_on_release(artifact: Path, release: str) -> list[dict[str, Any]]:
         numpy = "numpy<2" if release_number(release) < FIRST_WITH_NUMPY_2 else "numpy"
         packages = [f"onnxruntime=={release}", numpy, "pillow"]
         _run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages], release, "be installed")
-        # A path of its own, because packages next to `serve` must not be importable in this environment.
+        # A separate path, because packages next to `serve` must not be importable in this environment.
         link_device_package(Path(folder, "alone"))
         code = f"import sys; sys.path.insert(0, {str(Path(folder, 'alone'))!r})\n{SELF_TEST}"
         output = _run([python, "-I", "-c", code, str(opened.folder), *names], release, "reproduce the golden samples")

@@ -50,8 +50,8 @@ def add_outputs(model: ModelProto, height: int, width: int) -> ModelProto:
     temperature = next((node for node in path if node.op_type == "Div"), None)
     size = helper.make_tensor(PREFIX + "size", TensorProto.INT64, [4], [0, 0, 1, 1])
     graph.initializer.append(size)
-    # A quantized tensor is read a second time, by a DequantizeLinear of its own: with two readers the first would no longer
-    # be merged into the integer operator behind it.
+    # A quantized tensor is read a second time, by a separate DequantizeLinear: with two readers the first would no longer
+    # be merged into the next integer operator.
     map_NChw, features_NC, weight_KC, *bias_K = (
         _read_again(graph, producers, name) for name in (pooling.input[0], *linear.input)
     )

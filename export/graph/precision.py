@@ -1,4 +1,4 @@
-"""Write the reference, or its int8 variant, in another form that computes the same, or almost the same.
+"""Write the reference, or its int8 variant, in another form that computes the same or almost the same.
 
 `halve` stores the weights in half precision; `to_ort` writes ONNX Runtime's own format.
 """

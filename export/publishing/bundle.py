@@ -75,7 +75,7 @@ def write_bundle(run: Run, folder: Path, verification: VerificationReport, *, ve
         shutil.copyfile(run.step(step) / name, folder / name)
     if file_digest(folder / file_names.MODEL) != verification.model_sha256:
         raise VerificationError("the ONNX file changed while it was packaged; publish again", code="not_verified")
-    # A variant that cannot run here ships with its remark: what could be checked of it passed.
+    # A variant that cannot run here ships with a note; everything that can be checked here has passed.
     shipped = list(verification.shipped)
     for variant in shipped:
         _copy_variant(run.step("variants"), folder, variant)

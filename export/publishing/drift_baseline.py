@@ -36,7 +36,7 @@ BATCH = 16
 def write_baseline(folder: Path, run: Run, checkpoint: Checkpoint) -> None:
     """Write an artifact's `statistics.json`, and its `embedding.json` if it has embeddings.
 
-    The same bytes on one machine, whenever and under whatever version it is published.
+    On one machine the bytes do not depend on the time or the version.
 
     Raises:
         DataError: an image is missing or has changed.

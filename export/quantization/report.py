@@ -34,11 +34,11 @@ class TriedRecipe(Record):
     similarity: OutputSimilarity
     accuracy: AccuracyDrop
     p50_ms: float | None = None
-    """Of one image on one thread; only of recipes that hold."""
+    """Of one image on one thread; only of recipes that passed."""
 
 
 class QatReport(Record):
-    """How fine-tuning under int8 rounding went; `failed` alone where it could not be done."""
+    """Result of fine-tuning with int8 rounding; only `failed` if it was not possible."""
 
     epochs: int | None = None
     images: int | None = None
@@ -58,7 +58,7 @@ class Int8Report(Record):
     tried: tuple[TriedRecipe, ...]
     tuning: QatReport | None = None
     chosen: str | None = None
-    """The recipe; None where none is worth shipping, and `why` is the reason."""
+    """The recipe; None if none is worth shipping, for the reason in `why`."""
     why: str | None = None
     float32_p50_ms: float | None = None
     speedup: float | None = None

@@ -110,7 +110,7 @@ def search_schedule(config: ExportConfig) -> tuple[SearchStage, ...]:
     """The stages of the search, in order.
 
     Quick recipes take two passes over the calibration images and run on the same kernels: the most exact of them costs no
-    speed. Averaged ranges leave out what a single image does. Per-tensor weights, signed and unsigned pairs are for the
+    speed. Averaged ranges ignore the outliers of single images. Per-tensor weights, signed and unsigned pairs are for the
     comparison of a thorough run: they were never the better choice for these networks. Tuning the weights takes longest and
     comes last.
     """
@@ -319,8 +319,8 @@ def _fastest(search: _Search, report: Int8Report) -> Choice:
 
 
 def time_in_turn(models: dict[str, bytes], pixels_1HW3: np.ndarray, runs: int = TIMED_RUNS) -> dict[str, float]:
-    """Median milliseconds of one image on one thread; the models take turns, so that a busy moment slows all of them down."""
-    # Files in ORT's format are not parsed: they are timed as on a device that cannot tell either.
+    """Median milliseconds of one image on one thread; the models take turns, so that other load slows all of them down."""
+    # Files in ORT's format are not parsed, here or on a device, so the setting is always on for them.
     sessions = {
         name: create_session(model, threads=1, saturates=model[4:8] == ORT_MAGIC or saturates(model))
         for name, model in models.items()

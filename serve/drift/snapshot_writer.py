@@ -53,7 +53,7 @@ class _Writer:
         self._drift: Drift | None = None
         self._written = 0
         self._lock = threading.Lock()
-        """Held while the file is written or the statistics are exchanged."""
+        """Held while the file is written or the statistics are replaced."""
 
     def drift_for(self, classifier: Classifier) -> Drift:
         """Return the statistics of a classifier; those of a previous one are written a last time."""

@@ -56,7 +56,7 @@ class ModelRepository:
     ) -> None:
         self.slots = [Slot(path.absolute()) for path in paths]
         self.challenger = None if challenger is None else Slot(challenger.absolute())
-        """Answers a share of the requests for the first name, and never takes its place by itself."""
+        """Answers a share of the requests for the first name, and never replaces the champion automatically."""
         self._loader = loader
         self._poll_s = poll_s
         self._wake = threading.Event()

@@ -12,7 +12,7 @@ class LiteRtClassifier(model: File, spec: Spec, private val classes: Int) : Auto
     init {
         val image = interpreter.getInputTensor(0)
         require(image.dataType() == DataType.UINT8 && image.shape().contentEquals(intArrayOf(1, spec.height, spec.width, 3))) {
-            "the model takes ${image.dataType()} ${image.shape().contentToString()}, expected UINT8 as the manifest says"
+            "the model takes ${image.dataType()} ${image.shape().contentToString()}, expected UINT8 as in the manifest"
         }
     }
 

@@ -81,7 +81,7 @@ class PredictRoutes:
     async def _several(
         self, classifier: Classifier, images: Sequence[bytes], top_k: int, within_s: float, explain: bool
     ) -> Response:
-        """Answer each file by itself: a bad one gets its own error."""
+        """Answer each file separately: a bad one gets its own error."""
         running = (self.service.answer(classifier, image, within_s, explain=explain) for image in images)
         answers = await asyncio.gather(*running, return_exceptions=True)
         if explain:  # writing that many numbers would block the event loop

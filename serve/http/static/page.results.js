@@ -9,7 +9,7 @@ const AT_ONCE = 2;
 const STAGES = { queue: "waiting", decode: "decoding", preprocess: "preprocessing", infer: "inference" };
 
 export class Results {
-  /** onAnswer(answer) is told every good answer; onTrouble() that the server could not give one just now. */
+  /** onAnswer(answer) is called with every prediction; onTrouble() if the server could not respond. */
   constructor({ onAnswer, onTrouble }) {
     this.maxBytes = Infinity;
     this.explains = false; // whether the model supports explanations

@@ -22,7 +22,7 @@ export function withToken(headers = {}) {
   return known === null ? headers : { ...headers, Authorization: `Bearer ${known}` };
 }
 
-/** Ask for a token, because a request with these headers was refused; the one that they name is forgotten. */
+/** Ask for a token, because a request with these headers was rejected; the token in them is forgotten. */
 export function askForToken(sent) {
   const form = byId("token");
   const refused = known !== null;

@@ -283,7 +283,7 @@ class Connection(asyncio.Protocol):
     def _reject(self, rejection: Rejection) -> None:
         """Send an error response that no application sees, and end the connection."""
         if self.transport.is_closing():
-            return  # the response before said that it was the last
+            return  # the previous response announced that it was the last
         self._parser.enter(State.DISCARD)
         self._pipeline.clear()
         self.resume_reading()  # or a disconnect would go unnoticed

@@ -1,7 +1,7 @@
 """The open connections of a server: what one may cost, how many there may be, and which one is evicted for a new one.
 
 Invariant: there are never more than `max_open`, except for those that are being closed. Every connection that waits for its
-client is in `silent` or in `slow`, so that stalled clients can be evicted and keep nobody out.
+client is in `silent` or in `slow`, so that stalled clients can be evicted and do not block others.
 """
 
 import contextlib

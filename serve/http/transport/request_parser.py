@@ -7,7 +7,7 @@ httptools splits the bytes; what arrives moves the parser through these states:
        +---------------------+--------------------+--rejected, or last response written--> DISCARD
        +---------------------+--------------------+--aborted, or connection lost---------> CLOSED
 
-Invariant: after a rejection nothing is parsed any more, so that what follows is never taken for a request.
+Invariant: after a rejection nothing more is parsed, so that later bytes are never treated as a request.
 """
 
 from enum import IntEnum, auto

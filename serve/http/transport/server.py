@@ -81,7 +81,7 @@ def is_exposed(listener: socket.socket) -> bool:
 def accept_rest(listener: socket.socket) -> list[socket.socket]:
     """Accept what the kernel has queued for a listening socket that is about to close, which would reset it.
 
-    On Linux, a packet filter drops further attempts to connect meanwhile; those clients try again and are refused.
+    On Linux, a packet filter drops further attempts to connect meanwhile; those clients retry and cannot connect.
     """
     if sys.platform == "linux":
         instruction = ctypes.create_string_buffer(RETURN_0)
