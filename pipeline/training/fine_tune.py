@@ -35,7 +35,7 @@ from edgeline.pipeline.training.resume import TrainingState, delete_states
 EPOCHS = 12
 LEARNING_RATE = 5e-4
 FULL_LEARNING_RATE = 2e-4
-"""For all layers alike. A higher one destroys the pretrained features of the first layers before the head has learned anything."""
+"""For all layers. A higher one destroys the pretrained features of the first layers before the head has learned anything."""
 HEAD_FACTOR = 4.0
 """How much faster the head learns than the top stage where learning rates differ: the head starts from zero."""
 
