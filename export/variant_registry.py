@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgeline.export import file_names
-from edgeline.export.thresholds import PRECISIONS, Precision
+from edgeline.export.tolerances import PRECISIONS, Precision
 
 Check = Literal[
     "onnx_graph",
@@ -28,13 +28,17 @@ Check = Literal[
 OUTPUTS: tuple[Check, ...] = ("batch_sizes", "threads", "similarity")
 
 
+SourceName = Literal["model.onnx", "program.pt2", "calibration.npy"]
+"""What a format is converted from."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Converter:
     """How a format of another runtime is written: a script in an environment of its own."""
 
     script: str
     """A module that is run as a file."""
-    sources: tuple[str, ...]
+    sources: tuple[SourceName, ...]
     """What the script reads: the ONNX file of the same precision, the PyTorch program (`torch.export`, one image at a time), or
     calibration images, uint8 (N, H, W, 3)."""
     packages: tuple[str, ...]

@@ -19,7 +19,7 @@ from edgeline.export.parity.compare import Outputs
 from edgeline.export.parity.layerwise import IMAGES, first_diverging, layers_of
 from edgeline.export.parity.report import Divergence, Layer
 from edgeline.export.parity.similarity import sqnr_db
-from edgeline.export.thresholds import FLOAT_LAYER_DB
+from edgeline.export.tolerances import FLOAT_LAYER_DB
 
 NORMALIZATIONS = {
     "mean 0.485,0.456,0.406 and std 0.229,0.224,0.225 (ImageNet's)": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

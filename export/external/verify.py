@@ -25,7 +25,7 @@ from edgeline.export.external.onnx_model import nan_weights, open_onnx, operator
 from edgeline.export.external.torch_model import open_torch
 from edgeline.export.parity.compare import Outputs, compare, logit_difference
 from edgeline.export.parity.similarity import compare_outputs, failed_thresholds, sqnr_db
-from edgeline.export.thresholds import MIN_SPREAD
+from edgeline.export.tolerances import MIN_SPREAD
 from edgeline.export.verification.variant_checks import LEVELS, PROBE_IMAGES
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.stress_images import preprocessing_fingerprint, stress_images

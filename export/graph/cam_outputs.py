@@ -137,6 +137,12 @@ def _read_again(graph: onnx.GraphProto, producers: dict[str, NodeProto], name: s
         return name
     again = copy.deepcopy(node)
     again.name = again.output[0] = f"{PREFIX}{name}"
+    # Weights are copied: on x86 without VNNI, ONNX Runtime makes unsigned ones of them, and fails where two nodes share them.
+    for position, constant in enumerate(node.input):
+        for tensor in [tensor for tensor in graph.initializer if tensor.name == constant]:
+            copied = graph.initializer.add()
+            copied.CopyFrom(tensor)
+            copied.name = again.input[position] = f"{PREFIX}{constant}"
     graph.node.append(again)
     return str(again.output[0])
 

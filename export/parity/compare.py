@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from edgeline.export.parity.report import Comparison, Flip, ImageDifference
-from edgeline.export.thresholds import MAX_SUM_ERROR, MIN_SPREAD
+from edgeline.export.tolerances import MAX_SUM_ERROR, MIN_SPREAD
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.progress import track
 from edgeline.serve.errors import VerificationError

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.parity.report import Divergence, Layer
 from edgeline.export.parity.similarity import sqnr_db
-from edgeline.export.thresholds import FLOAT_LAYER_DB, INT8_LAYER_FALL_DB
+from edgeline.export.tolerances import FLOAT_LAYER_DB, INT8_LAYER_FALL_DB
 from edgeline.pipeline.evaluation.plots import write_divergence_png
 from edgeline.pipeline.models.fold_batch_norm import fold_batch_norm
 from edgeline.serve.preprocess import PreprocessSpec

@@ -55,7 +55,7 @@ class OutputSimilarity(Record):
     """Of a probability."""
     top1_agreement: float
     clear_agreement: float
-    """Of the best class, over the images on which the reference is clear (see `thresholds.CLEAR_MARGIN`)."""
+    """Of the best class, over the images on which the reference is clear (see `tolerances.CLEAR_MARGIN`)."""
     top5_agreement: float
     """Mean share of the reference's best five classes (or all but one of fewer) that are among the variant's."""
     flips: int

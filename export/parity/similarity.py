@@ -8,7 +8,7 @@ from scipy.special import log_softmax
 
 from edgeline.export.parity.compare import Outputs
 from edgeline.export.parity.report import AccuracyDrop, OutputSimilarity
-from edgeline.export.thresholds import CLEAR_MARGIN
+from edgeline.export.tolerances import CLEAR_MARGIN
 from edgeline.pipeline.evaluation.metrics import paired_drop, wilson_interval
 from edgeline.pipeline.thresholds import Int8Thresholds
 

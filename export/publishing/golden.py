@@ -69,7 +69,7 @@ def write_golden(
     """Write `golden/` below an artifact's folder.
 
     The reference's expected outputs are PyTorch's. Where a variant of another precision has outputs of its own, and at which
-    tolerances, is in `export.thresholds.PRECISIONS`.
+    tolerances, is in `export.tolerances.PRECISIONS`.
 
     Args:
         folder: of the artifact.

@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from edgeline.export.parity.similarity import sqnr_db
 from edgeline.export.quantization.static_int8 import INTEGER_OPERATORS, optimized_graph, with_scalar_input
-from edgeline.export.thresholds import MIN_WEIGHTS_DB, RANGE_TOLERANCE, SCALE_TOLERANCE
+from edgeline.export.tolerances import MIN_WEIGHTS_DB, RANGE_TOLERANCE, SCALE_TOLERANCE
 from edgeline.serve.errors import ExportError
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edgeline.export.graph.cam_outputs import unfit
 from edgeline.export.parity.similarity import sqnr_db
-from edgeline.export.thresholds import SAME_FEATURES
+from edgeline.export.tolerances import SAME_FEATURES
 from edgeline.export.verification.report import MapFigures
 from edgeline.pipeline.models.backbones import Network
 from edgeline.serve.artifact.cam_outputs import EMBEDDING, EVIDENCE

@@ -1,6 +1,6 @@
 """Verify the variants of a run: each from its file's bytes to probabilities, on the same images as the reference.
 
-The checks are in `export.verification.variant_checks`, their thresholds in `export.thresholds`.
+The checks are in `export.verification.variant_checks`, their thresholds in `export.tolerances`.
 """
 
 import hashlib

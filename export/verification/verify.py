@@ -23,7 +23,7 @@ from edgeline.export.graph.contract import check_graph
 from edgeline.export.graph.to_onnx import CalibratedModel, metadata_of
 from edgeline.export.parity.compare import compare, raise_problems
 from edgeline.export.parity.layerwise import IMAGES, PLOT, find_divergence, plot_divergence
-from edgeline.export.thresholds import FLOAT32, PRECISIONS
+from edgeline.export.tolerances import FLOAT32, PRECISIONS
 from edgeline.export.variant_registry import REFERENCE
 from edgeline.export.variants_report import VariantsReport
 from edgeline.export.verification.context import Findings, VerificationContext

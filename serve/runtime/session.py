@@ -2,10 +2,11 @@
 
 Verification, server and device create sessions here, so the settings that were verified are the settings in use.
 
-To add an option: add a key to `SessionOptions` and to `DEFAULTS` and apply it in `session_options`, or in `session_settings`
-if it is a configuration entry. If it depends on the variant, also set it in `options_for`. The benchmark's subprocess and the
-key of a cached graph follow from these. An option that is not a configuration entry is recorded by
-`serve.runtime.provenance.runtime_options`.
+To add a configuration entry that always applies, add a line to `SETTINGS`, and to the ports under `docs/devices/`, which a test
+compares. To add an option that a caller chooses, add a key to `SessionOptions` and to `DEFAULTS`, and apply it in
+`session_options`, or in `session_settings` if it becomes a configuration entry; if it depends on the variant, also set it in
+`options_for`. The benchmark's subprocess and the key of a cached graph follow. An option that does not become a configuration
+entry must also be added to `serve.runtime.provenance.runtime_options`.
 """
 
 import os

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from edgeline.export.publishing.bundle import MODEL_FILES
-from edgeline.export.thresholds import PRECISIONS
+from edgeline.export.tolerances import PRECISIONS
 from edgeline.export.variant_registry import CONVERTERS, REFERENCE, VARIANTS, Check, VariantSpec
 from edgeline.export.verification.variant_checks import BEFORE_RUNNING, CHECKS
 from edgeline.pipeline.config import VariantName, VerifyConfig

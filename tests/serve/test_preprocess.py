@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from edgeline.serve.errors import ImageError, ManifestError
-from edgeline.serve.preprocess import Limits, PreprocessSpec, crop_box, decode_image, fit, jpeg_scale, preprocess, reduced_box
+from edgeline.serve.preprocess import (
+    INTERPOLATIONS,
+    Limits,
+    PreprocessSpec,
+    crop_box,
+    decode_image,
+    fit,
+    jpeg_scale,
+    preprocess,
+    reduced_box,
+)
 
 SPEC = PreprocessSpec(height=24, width=32)
 RED, GREEN = (200, 40, 30), (30, 190, 50)
@@ -135,7 +145,7 @@ BROKEN_EXIF = {
     "garbage": b"Exif\0\0" + bytes(range(64)),
     "cut after the byte order": b"Exif\0\0II*\0",
     "an offset beyond the end": b"Exif\0\0II*\0" + struct.pack("<I", 2**31 - 1),
-    "an entry that points nowhere": b"Exif\0\0II*\0" + struct.pack("<IHHHII", 8, 1, 0x0112, 5, 900, 2**30),
+    "an entry with an invalid offset": b"Exif\0\0II*\0" + struct.pack("<IHHHII", 8, 1, 0x0112, 5, 900, 2**30),
     "empty": b"Exif\0\0",
 }
 
@@ -324,6 +334,12 @@ def resample(levels: np.ndarray, size: int, kernel: Callable[[np.ndarray], np.nd
 
 
 KERNELS = {"bilinear": triangle, "bicubic": cubic, "lanczos": lanczos}
+
+
+def test_every_resize_filter_is_compared_with_its_definition() -> None:
+    assert KERNELS.keys() == set(INTERPOLATIONS)
+
+
 SIZES = {"shrinks": (90, 130), "grows": (13, 11), "mixed": (20, 300)}
 
 

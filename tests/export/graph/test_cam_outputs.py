@@ -286,3 +286,14 @@ def test_a_changed_embedding_file_is_a_digest_mismatch(store_folder: Path, tmp_p
     with pytest.raises(Exception, match=r"embedding\.json") as error:
         Classifier.open(copied)
     assert getattr(error.value, "code", None) == "digest_mismatch"
+
+
+def test_the_added_nodes_share_no_quantized_weights_with_the_others(finished: Any, spec: PreprocessSpec) -> None:
+    # On x86 without VNNI, ONNX Runtime rewrites int8 weights, and does not load a file in which two nodes share them.
+    int8 = onnx.load(finished.run.step("variants") / "model.int8.onnx")
+    model = add_outputs(int8, spec.height, spec.width)
+    reads = [name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.input]
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    shared = {name for name, count in Counter(reads).items() if count > 1 and name in initializers}
+    assert {name for name in shared if "weight" in name} == set()
+    create_session(model.SerializeToString(), saturates=True)

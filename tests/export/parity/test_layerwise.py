@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.parity.layerwise import find_divergence, first_diverging, locate, plot_divergence
 from edgeline.export.parity.report import Layer
-from edgeline.export.thresholds import FLOAT_LAYER_DB
+from edgeline.export.tolerances import FLOAT_LAYER_DB
 from edgeline.pipeline.data.samples import Sample, stream_pixels
 from edgeline.serve.preprocess import PreprocessSpec
 

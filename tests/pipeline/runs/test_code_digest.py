@@ -43,7 +43,7 @@ EDITS = {
     "pipeline/data/split.py": {"prepare"},
     "pipeline/training/fine_tune.py": {"train"},
     "pipeline/training/features.py": {"train", "the feature cache"},
-    "pipeline/training/augment.py": {"train", "the feature cache"} | AFTER_EXPORT,  # also by quantization-aware training
+    "pipeline/training/augment.py": {"train", "the feature cache", "variants"},  # quantization-aware training augments too
     "pipeline/models/checkpoint.py": AFTER_PREPARE,
     "pipeline/evaluation/evaluate.py": {"evaluate"},
     "pipeline/evaluation/plots.py": {"evaluate", "verify", "publish"},

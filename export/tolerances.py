@@ -1,8 +1,7 @@
-"""Every threshold of the release gate.
+"""Tolerances of the release gate that are not settings.
 
-Those that a run's settings may change are fields of `verify`, with defaults in `edgeline.pipeline.config` and
-`edgeline.pipeline.thresholds`. The rest are the constants below. `PRECISIONS` has the thresholds that apply to a variant, by
-its precision.
+The thresholds that a run may set, such as the smallest SQNR of int8, are in `pipeline.thresholds` (variants) and
+`pipeline.config` (`verify`). `PRECISIONS` has what applies to a variant, by its precision.
 """
 
 from collections.abc import Callable
