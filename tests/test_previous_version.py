@@ -54,6 +54,7 @@ def test_the_device_commands_accept_an_old_artifact(old: Path) -> None:
     assert "warm" in predicted.stdout
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_run_next_to_an_old_run_is_made_again_and_published_as_the_next_version(old: Path) -> None:
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
@@ -80,6 +81,7 @@ for step in ("train", "evaluate", "export", "variants", "verify", "publish"):
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_step_of_an_old_run_is_made_again_or_fails_with_one_line(old: Path) -> None:
     command = [sys.executable, "-c", STEPS, f"artifacts/runs/{OLD_RUN}"]

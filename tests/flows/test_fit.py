@@ -17,7 +17,7 @@ INVALID: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a missing folder": ({"data": "nowhere"}, DataError, "nowhere"),
     "data that are not a path": ({"data": 3}, ConfigError, "data: "),
     "an unknown setting": ({"settings": {"train.epoch": 5}}, ConfigError, "did you mean epochs"),
-    "an unknown option": ({"colour": "red"}, ConfigError, "colour is "),
+    "an unknown option": ({"colour": "red"}, ConfigError, "unknown setting colour"),
     "a value out of range": ({"settings": {"train.epochs": -1}}, ConfigError, "train.epochs: "),
     "a value of the wrong type": ({"train": {"epochs": "many"}}, ConfigError, "train.epochs: "),
     "an unknown strategy": ({"strategy": "magic"}, ConfigError, "train.strategy: "),

@@ -221,6 +221,7 @@ def its_artifact(published: Run) -> Path:
     return published.config.store / published.config.artifact_name / "1"
 
 
+@pytest.mark.long
 def test_every_onnx_and_ort_variant_has_activation_maps(published: Run, store_folder: Path, pixels: list[np.ndarray]) -> None:
     report = json.loads((published.step("verify") / "verification.json").read_text())
     assert report["explanation"]["adds_up"] < 1e-5
@@ -236,6 +237,7 @@ def test_every_onnx_and_ort_variant_has_activation_maps(published: Run, store_fo
         assert np.corrcoef(ours_Khw.ravel(), reference.ravel())[0, 1] > 0.98, entry["name"]
 
 
+@pytest.mark.long
 def test_the_manifest_lists_the_outputs_of_the_graph(published: Run, store_folder: Path) -> None:
     manifest = Classifier.open(store_folder).manifest
     assert {each["name"]: each["shape"] for each in manifest.outputs[2:]} == {
@@ -245,6 +247,7 @@ def test_the_manifest_lists_the_outputs_of_the_graph(published: Run, store_folde
     assert manifest.file("embedding.json").role == "statistics"
 
 
+@pytest.mark.long
 def test_the_features_are_those_of_the_training_images(published: Run, store_folder: Path) -> None:
     classifier = Classifier.open(store_folder)
     features = read_features(classifier.artifact)
@@ -259,6 +262,7 @@ def test_the_features_are_those_of_the_training_images(published: Run, store_fol
     np.testing.assert_allclose(features.variance_C, embedding_NC.var(0), atol=1e-3)
 
 
+@pytest.mark.long
 def test_the_outputs_do_not_change_the_integer_operators(finished: Any, published: Run) -> None:
     def integers(path: Path) -> Counter[str]:
         graph = optimized_graph(path.read_bytes()).graph
@@ -269,6 +273,7 @@ def test_the_outputs_do_not_change_the_integer_operators(finished: Any, publishe
     )
 
 
+@pytest.mark.long
 def test_the_other_outputs_are_the_same_to_the_bit(finished: Any, store_folder: Path, pixels: list[np.ndarray]) -> None:
     for variant in (None, "onnx-int8"):
         one, other = (Classifier.open(folder, variant=variant) for folder in (store_folder, finished.artifact))
@@ -276,10 +281,12 @@ def test_the_other_outputs_are_the_same_to_the_bit(finished: Any, store_folder: 
             np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.long
 def test_the_setting_changes_the_key_of_the_export(finished: Any, published: Run) -> None:
     assert step_named("export").key(published) != step_named("export").key(finished.run)
 
 
+@pytest.mark.long
 def test_a_changed_embedding_file_is_a_digest_mismatch(store_folder: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(store_folder, tmp_path / "photos" / "1", copy_function=shutil.copyfile))
     (copied / "embedding.json").write_text("{}")

@@ -118,6 +118,7 @@ def test_logits_are_the_networks_own_over_the_temperature_and_probabilities_thei
     np.testing.assert_allclose(probabilities_NK, exponents_NK / exponents_NK.sum(1, keepdims=True), rtol=0, atol=1e-6)
 
 
+@pytest.mark.long
 def test_exporting_again_writes_the_same_bytes_whatever_mode_the_network_was_in(
     finished: Any, spec: PreprocessSpec, deployed: CalibratedModel, tmp_path: Path
 ) -> None:

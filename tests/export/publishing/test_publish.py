@@ -229,6 +229,7 @@ publish(open_run(Path(sys.argv[1])))
 """
 
 
+@pytest.mark.long
 def test_a_run_whose_publisher_was_killed_is_not_published_and_can_be_published_again(run: Run) -> None:
     """`test_store.py` kills the publication of a small artifact at every call; this one is complete."""
     ended = subprocess.run([sys.executable, "-c", KILLED, str(run.folder)], cwd=ROOT, capture_output=True, check=False)

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from edgeline.export.graph.to_onnx import CalibratedModel
+from edgeline.export.parity import layerwise
 from edgeline.export.parity.compare import raise_problems
 from edgeline.export.quantization.qdq_check import check_quantized, requantized
 from edgeline.export.variants_report import VariantFile
@@ -76,8 +77,29 @@ def reference(deployed: CalibratedModel) -> CalibratedModel:
     return Remembering(deployed)
 
 
+@pytest.fixture(scope="module")
+def pytorch_layers() -> dict[bytes, dict[str, np.ndarray]]:
+    """Outputs of PyTorch's layers by the images they were computed for. No fault of these touches them."""
+    return {}
+
+
 @pytest.fixture
-def gate(reference: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample], thresholds: VerifyConfig) -> Gate:
+def remembered_layers(pytorch_layers: dict[bytes, dict[str, np.ndarray]], monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = layerwise._run_pytorch
+
+    def remember(deployed: Any, spec: Any, pixels_NHW3: np.ndarray, wanted: set[str]) -> dict[str, np.ndarray]:
+        key = hashlib.sha256(pixels_NHW3.tobytes() + repr(sorted(wanted)).encode()).digest()
+        if key not in pytorch_layers:
+            pytorch_layers[key] = compute(deployed, spec, pixels_NHW3, wanted)
+        return pytorch_layers[key]
+
+    monkeypatch.setattr(layerwise, "_run_pytorch", remember)
+
+
+@pytest.fixture
+def gate(
+    remembered_layers: None, reference: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample], thresholds: VerifyConfig
+) -> Gate:
     """`gate(model)`: verify an ONNX file as a run would, and raise its problems."""
 
     def run(model: bytes) -> VerificationReport:

@@ -170,6 +170,7 @@ def test_the_report_of_a_run_that_fails_is_printed_as_json(
     assert json.loads(capsys.readouterr().out)["passed"] is False
 
 
+@pytest.mark.long
 def test_the_pipeline_stops_where_verification_fails(
     finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,6 +66,7 @@ def squash(data: bytes) -> np.ndarray:
 IMAGENET = Normalization((255 * 0.485, 255 * 0.456, 255 * 0.406), (255 * 0.229, 255 * 0.224, 255 * 0.225))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_lite0_is_accurate_and_each_of_three_wrong_set_ups_is_less_accurate(photos: tuple[list[bytes], Tensor]) -> None:
     lite0 = load("efficientnet_lite0", "imagenet")

@@ -342,6 +342,7 @@ fine_tune.fit(TrainingContext(
 """
 
 
+@pytest.mark.long
 def test_a_killed_training_ends_with_the_same_weights_as_an_uninterrupted_one(
     make_run: Callable[..., Run],
     fitted: Fitted,

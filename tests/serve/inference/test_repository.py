@@ -242,6 +242,7 @@ def test_the_champion_answers_when_the_challenger_fails(publish: Publish, servin
         assert 'edgeline_challenger_answers_total{agreement="failed"} 1.0' in site.client.get("/metrics").text
 
 
+@pytest.mark.long
 def test_no_request_fails_while_good_and_bad_versions_are_published(publish: Publish, store: Path, serving: Any) -> None:
     folder = publish(1)
     photos = [(folder / "golden" / f"{index}.jpg").read_bytes() for index in range(4)]

@@ -224,7 +224,7 @@ def test_an_image_whose_deadline_passes_in_the_queue_is_never_computed(blocked: 
     async def scenario(engine: Engine) -> None:
         first = await enqueue(engine, blocked, photos[0])
         await begun(blocked)
-        with pytest.raises(DeadlineError, match="before its image was looked at") as late:
+        with pytest.raises(DeadlineError, match="before its image was processed") as late:
             await engine.answer(blocked, photos[1], 0.01)
         assert not late.value.started
         blocked.unblock.set()
@@ -241,7 +241,7 @@ def test_a_deadline_that_passes_during_processing_is_reported_as_such(blocked: B
     async def scenario(engine: Engine) -> None:
         task = await enqueue(engine, blocked, photos[0], 2.0)
         await begun(blocked)
-        with pytest.raises(DeadlineError, match="while its image was worked on") as late:
+        with pytest.raises(DeadlineError, match="while its image was processed") as late:
             await task
         assert late.value.started
         blocked.unblock.set()
