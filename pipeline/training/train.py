@@ -52,13 +52,15 @@ def build_checkpoint(run: Run, folder: Path) -> None:
     config = run.config
     prepared = read_prepared(run.step("prepare"))
     device = choose_device(config.train.device)
-    network, spec = build(
-        config.model,
-        config.weights,
-        classes=len(prepared.labels),
-        dropout=config.train.dropout,
-        preprocess=config.preprocess,
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # of the weights that are not loaded: all with `weights = "none"`, else the head's
+        network, spec = build(
+            config.model,
+            config.weights,
+            classes=len(prepared.labels),
+            dropout=config.train.dropout,
+            preprocess=config.preprocess,
+        )
     context = TrainingContext(
         network=network,
         spec=spec,

@@ -178,3 +178,17 @@ def test_a_network_trained_on_a_gpu_ends_on_the_cpu(
     train(make_context(lite0, TrainConfig(strategy=strategy, epochs=2), device=torch.device("cuda")))
     assert {parameter.device.type for parameter in lite0.parameters()} == {"cpu"}
     assert np.isfinite(compute_logits(lite0, shapes.of("val"), spec, CPU)).all()
+
+
+def test_random_weights_depend_on_the_seed_alone(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    weights = []
+    for number, seed in enumerate((0, 0, 1)):
+        torch.manual_seed(100 + number)  # whatever happened earlier in the process
+        run = make_run(tmp_path / str(number), model="timm:test_efficientnet", weights="none", seed=seed, train={"epochs": 1})
+        run.step("train").mkdir()
+        build_checkpoint(run, run.step("train"))
+        network, _ = load_checkpoint(run.step("train"))
+        weights.append(network.state_dict())
+    first, same, other = ({name: tensor for name, tensor in each.items() if tensor.is_floating_point()} for each in weights)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
