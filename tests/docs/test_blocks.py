@@ -22,7 +22,7 @@ BLOCKS = {name: read_blocks(text) for name, text in PAGES.items()}
 RUN = {name for name, blocks in BLOCKS.items() if any(each.language in EXECUTED and not each.reason for each in blocks)}
 """Pages with something to execute."""
 OTHER_LANGUAGES = {"console", "json", "kotlin", "mermaid", "swift", "text", "toml"}
-"""What is data, output, or a device's code, which tests/docs/test_device_code.py compiles."""
+"""What is data, output, or a device's code, which tests/export/test_device_code.py compiles."""
 LABELS = {
     "birds": ("robin", "wren", "kingfisher", "crow"),
     "flowers": ("rose", "fern", "cornflower", "pansy"),
@@ -43,7 +43,7 @@ NOT_EXECUTED: dict[str, list[str]] = {
         "needs NVIDIA's perf_analyzer",
     ],
     "docs/devices/cpp/README.md": [
-        "needs ONNX Runtime's C++ package; tests/docs/test_device_code.py compiles and runs it",
+        "needs ONNX Runtime's C++ package; tests/export/test_device_code.py compiles and runs it",
     ],
     "docs/drift.md": [
         "needs the photos of ants and bees, and trains for a minute",
