@@ -1,6 +1,8 @@
 # Everything runs in .venv, which is created from hash-pinned requirements.
 PYTHON ?= python3
 BIN := .venv/bin
+# Containers often set this. Without bytecode, every process compiles PyTorch and Prefect from source, for ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
 UV := $(BIN)/uv pip
 
 .DEFAULT_GOAL := help
