@@ -167,10 +167,10 @@ def kotlin(java: list[str], workshop: Path) -> Port:
     """The golden check in Kotlin; this process stands in for the model, which needs Android."""
 
     def run(folder: Path, variant: str) -> subprocess.CompletedProcess[str]:
-        classifier = Classifier.open(folder, variant=variant, prove=False)
+        classifier = Classifier.open(folder, variant=variant, verify=False)
         spec = classifier.manifest.preprocess
         size, pipe = spec.height * spec.width * 3, subprocess.PIPE
-        command = [*java, "prove", str(folder), variant]
+        command = [*java, "verify", str(folder), variant]
         with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
             assert process.stdin
             assert process.stdout

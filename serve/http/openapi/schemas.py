@@ -148,7 +148,7 @@ SCHEMAS: dict[str, Schema] = {
         {
             "status": {"const": "ready"},
             **IDENTITY,
-            "proof": NULLABLE,
+            "self_test": NULLABLE,
             "previous": {"type": ["integer", "null"]},
             "rolled_back_from": {"type": ["integer", "null"]},
             "refused": {
@@ -172,7 +172,7 @@ SCHEMAS: dict[str, Schema] = {
             "verification": ANY_OBJECT,
             "evaluation": NULLABLE,
             "card": {"type": ["string", "null"]},
-            "proof": NULLABLE,
+            "self_test": NULLABLE,
             "max_bytes": {"type": "integer", "minimum": 1},
             "explains": FLAG,
             "remarks": listed(TEXT),

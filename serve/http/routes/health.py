@@ -53,7 +53,7 @@ class HealthRoutes:
             raise self.service.not_ready()
         slot = models.slots[0]
         body: dict[str, Any] = {"status": "ready", **identity(classifier)}
-        body["proof"] = asdict(classifier.proof) if classifier.proof else None
+        body["self_test"] = asdict(classifier.self_test) if classifier.self_test else None
         body["previous"] = slot.previous.manifest.version if slot.previous else None
         body["rolled_back_from"] = slot.rolled_back_from
         body["refused"] = asdict(slot.rejected_version) if slot.rejected_version else None

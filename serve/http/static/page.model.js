@@ -78,7 +78,7 @@ function gauge(name, { value, low, high, correct, total }) {
 // Facts
 
 function facts(model) {
-  const { preprocess: spec, proof, evaluation } = model;
+  const { preprocess: spec, self_test, evaluation } = model;
   const rows = [
     ["Classes", count(model.labels.length)],
     ["Macro F1", evaluation && evaluation.macro_f1.toFixed(3)],
@@ -89,7 +89,7 @@ function facts(model) {
       `${spec.width} × ${spec.height} pixels, center crop ${percent(spec.crop_fraction).replace(".0", "")}, ${spec.interpolation}`,
     ],
     ["Published", day(model.created)],
-    ["Self-test", proof ? provenLine(proof) : "not run"],
+    ["Self-test", self_test ? selfTestLine(self_test) : "not run"],
   ];
   const told = rows.filter(([, value]) => value != null);
   return el("dl", {}, ...told.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
@@ -100,7 +100,7 @@ function day(time) {
   return Number.isNaN(date.valueOf()) ? time : date.toLocaleDateString("en", { dateStyle: "medium" });
 }
 
-function provenLine({ samples, max_difference, tolerance }) {
+function selfTestLine({ samples, max_difference, tolerance }) {
   const off = max_difference ? `off by ${max_difference.toPrecision(1)}` : "no difference";
   return `${count(samples)} golden samples, ${off} (${tolerance} allowed)`;
 }

@@ -237,7 +237,7 @@ for offset in offsets(len(whole)):
     code, said = check("--json")
     report = json.loads(said)
     same = report.get("manifest_sha256") == hashlib.sha256(whole).hexdigest()
-    found["manifest"].append([code, report["proven"], same])
+    found["manifest"].append([code, report["verified"], same])
     manifest.write_bytes(whole)
 
 found["code"], found["said"] = check()
@@ -258,8 +258,8 @@ def test_a_device_without_torch_verifies_it_and_rejects_it_with_any_byte_changed
     assert found["reasons"] == ["artifact_invalid", "digest_mismatch"], "the first for a file that is gone"
     assert not found["runtime"], "no model was loaded"
     assert not found["pictures"], "no picture was opened"
-    for code, proven, same in found["manifest"]:
-        assert (code == 1 and not proven) or not same, "a manifest that still passes is recognized by its digest"
+    for code, verified, same in found["manifest"]:
+        assert (code == 1 and not verified) or not same, "a manifest that still passes is recognized by its digest"
     assert found["code"] == 0, found["said"]
     assert re.search("photos 1 is verified on this machine", found["said"])
     assert re.search("5 golden samples", found["said"])

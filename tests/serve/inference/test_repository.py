@@ -229,7 +229,7 @@ def test_a_challenger_answers_its_share_and_its_agreement_is_counted(publish: Pu
 def test_the_champion_answers_when_the_challenger_fails(publish: Publish, serving: Any) -> None:
     class Faulty(Classifier):
         def run(self, pixels_NHW3: np.ndarray, *, explain: bool = False) -> Outputs:
-            if self.proof is not None and self.manifest.version == 2:
+            if self.self_test is not None and self.manifest.version == 2:
                 raise ArtifactError("not finite", code="model_output_not_finite")
             return super().run(pixels_NHW3, explain=explain)
 

@@ -14,7 +14,7 @@ BAD = Failure("digest_mismatch", "model.onnx differs", 3)
 
 @pytest.fixture(name="opened")
 def open_version(make_artifact: Callable[..., Path]) -> Open:
-    return lambda version: Classifier.open(make_artifact(version=version), threads=1, prove=False)
+    return lambda version: Classifier.open(make_artifact(version=version), threads=1, verify=False)
 
 
 def test_a_new_slot_is_loading_and_has_the_name_of_its_folder() -> None:

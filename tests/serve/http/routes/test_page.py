@@ -124,7 +124,7 @@ def test_the_model_route_has_evaluation_card_and_self_test(
     )
     assert (told["preprocess"]["height"], told["preprocess"]["width"]) == (12, 16)
     assert told["card"] == "# Colors\n\nFour of them.\n"
-    assert told["proof"]["samples"] == 4
+    assert told["self_test"]["samples"] == 4
     assert told["remarks"] == []
     assert told["evaluation"]["top1"].keys() == {"value", "low", "high", "correct", "total"}
     assert (told["evaluation"]["top1"]["correct"], told["evaluation"]["top1"]["total"]) == (29, 32)
@@ -200,7 +200,7 @@ SHAPE = "evaluation.json does not match edgeline.evaluation/1, or has other labe
 
 
 def told_of(folder: Path) -> Any:
-    return json.loads(page.facts(Classifier.open(folder, prove=False)))
+    return json.loads(page.facts(Classifier.open(folder, verify=False)))
 
 
 @pytest.fixture(name="with_file")
