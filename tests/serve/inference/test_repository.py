@@ -107,7 +107,7 @@ def test_a_bad_version_is_rejected_with_a_reason_and_the_old_one_stays_in_servic
         assert str(store) not in json.dumps(status)
         assert site.service.models.slots[0].rejections == 1
         metrics = site.client.get("/metrics").text
-        assert 'edgeline_refusals_total{name="colors"} 1.0' in metrics
+        assert 'edgeline_rejected_versions_total{name="colors"} 1.0' in metrics
 
 
 def test_a_version_that_fails_its_golden_samples_is_rejected(
@@ -272,7 +272,7 @@ def test_no_request_fails_while_good_and_bad_versions_are_published(publish: Pub
             for thread in clients:
                 thread.join(WAIT_S)
         assert slot.rejections == 2
-        assert slot.swaps == 4
+        assert slot.reloads == 4
     assert set(statuses) == {200}
 
 
