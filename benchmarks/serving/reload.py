@@ -88,8 +88,8 @@ def reload_often(
             status = readiness(server)
             assert status["version"] in (serving, version), status
             if number in bad:
-                if status["refused"] and status["refused"]["version"] == version:
-                    code = status["refused"]["code"]
+                if status["rejected"] and status["rejected"]["version"] == version:
+                    code = status["rejected"]["code"]
                     rejected[code] = rejected.get(code, 0) + 1
                     break
             elif status["version"] == version:

@@ -151,7 +151,7 @@ SCHEMAS: dict[str, Schema] = {
             "self_test": NULLABLE,
             "previous": {"type": ["integer", "null"]},
             "rolled_back_from": {"type": ["integer", "null"]},
-            "refused": {
+            "rejected": {
                 "anyOf": [
                     REJECTED_VERSION,
                     {"type": "null"},

@@ -56,7 +56,7 @@ class HealthRoutes:
         body["self_test"] = asdict(classifier.self_test) if classifier.self_test else None
         body["previous"] = slot.previous.manifest.version if slot.previous else None
         body["rolled_back_from"] = slot.rolled_back_from
-        body["refused"] = asdict(slot.rejected_version) if slot.rejected_version else None
+        body["rejected"] = asdict(slot.rejected_version) if slot.rejected_version else None
         if len(models.slots) > 1 or models.challenger is not None:
             body["index"] = models.index()
         return JSONResponse(body, headers=NO_STORE)

@@ -208,7 +208,7 @@ def flipped(path, offset):
     path.write_bytes(data)
 
 
-found = {"refused": 0, "passed": [], "reasons": set()}
+found = {"rejected": 0, "passed": [], "reasons": set()}
 parsed, loads = [], json.loads
 json.loads = lambda *a, **k: parsed.append(1) or loads(*a, **k)
 for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"):
@@ -220,7 +220,7 @@ for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "ma
         parsed.clear()
         code, said = check()
         if code == 1 and len(parsed) == 1:
-            found["refused"] += 1
+            found["rejected"] += 1
             found["reasons"].add(said.rpartition("[")[2].strip("]\\n"))
         else:
             found["passed"].append([path.name, code, said, len(parsed)])
@@ -254,7 +254,7 @@ def test_a_device_without_torch_verifies_it_and_rejects_it_with_any_byte_changed
     assert (ended.returncode, ended.stderr) == (0, "")
     found = json.loads(ended.stdout)
     assert found["passed"] == []
-    assert found["refused"] > 7 * (len(PAGES) - 1)
+    assert found["rejected"] > 7 * (len(PAGES) - 1)
     assert found["reasons"] == ["artifact_invalid", "digest_mismatch"], "the first for a file that is gone"
     assert not found["runtime"], "no model was loaded"
     assert not found["pictures"], "no picture was opened"
