@@ -62,7 +62,7 @@ def int8_line(verification: VerificationReport) -> str | None:
             else "; no two products can saturate, so x86 without VNNI computes the same at full speed"
         )
     return (
-        f"{int8.chosen or 'none chosen'}, for {int8.target}; measured on {int8.judged_on.images} validation images on "
+        f"{int8.chosen or 'none chosen'}, for {int8.target}; measured on {int8.evaluated_on.images} validation images on "
         f"{machine['processor']} ({machine['cpu']}), exact-precision setting {setting}; calibrated on "
         f"{int8.calibration.images} training images (sha256 {int8.calibration.sha256[:12]}){saturation}"
     )

@@ -222,7 +222,7 @@ def choose_int8(request: SearchRequest) -> Choice:
     report = Int8Report(
         target=config.target,
         calibration=CalibrationImages(images=len(calibration), sha256=digest_of([sample.sha256 for sample in calibration])),
-        judged_on=ValidationImages(images=len(validation)),
+        evaluated_on=ValidationImages(images=len(validation)),
         exact_precision_setting=not multiplies_exactly(),
         tried=tuple(search.tried),
         tuning=search.tuning,
