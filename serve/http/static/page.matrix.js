@@ -56,7 +56,7 @@ function picture({ labels, cells, support }) {
     role: "img",
     "aria-label": `The matrix of ${labels.length} classes as a picture; the table next to it lists the mistakes`,
   });
-  const told = el("p", { class: "quiet reading" }, "Rows: the true class. Columns: the predicted class.");
+  const caption = el("p", { class: "quiet reading" }, "Rows: the true class. Columns: the predicted class.");
   const at = new Map(cells.map((cell) => [cell[0] * labels.length + cell[1], cell]));
   const side = PICTURE_PX * Math.max(1, Math.round(window.devicePixelRatio));
   canvas.width = canvas.height = side;
@@ -80,7 +80,7 @@ function picture({ labels, cells, support }) {
     const truth = index(event.clientY - box.top, box.height);
     const predicted = index(event.clientX - box.left, box.width);
     const images = at.get(truth * labels.length + predicted)?.[2] ?? 0;
-    told.replaceChildren(
+    caption.replaceChildren(
       isolated(labels[truth]),
       " predicted as ",
       isolated(labels[predicted]),
@@ -89,7 +89,7 @@ function picture({ labels, cells, support }) {
   });
   drawAgain = draw;
   draw();
-  return el("div", { class: "picture" }, canvas, told);
+  return el("div", { class: "picture" }, canvas, caption);
 }
 
 function mistakes({ labels, support }, wrong) {

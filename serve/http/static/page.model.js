@@ -91,8 +91,8 @@ function facts(model) {
     ["Published", day(model.created)],
     ["Self-test", self_test ? selfTestLine(self_test) : "not run"],
   ];
-  const told = rows.filter(([, value]) => value != null);
-  return el("dl", {}, ...told.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
+  const present = rows.filter(([, value]) => value != null);
+  return el("dl", {}, ...present.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
 }
 
 function day(time) {
@@ -118,7 +118,7 @@ function showClasses(place, labels, reports) {
   const find = el("input", { type: "search", id: "classes-find", autocomplete: "off" });
   const order = el("select", { id: "classes-order" }, ...Object.keys(ORDERS).map((name) => el("option", {}, name)));
   const body = el("tbody");
-  const told = el("p", { class: "quiet", role: "status" });
+  const status = el("p", { class: "quiet", role: "status" });
   const columns = reports ? ["", "Class", "Precision", "Recall", "F1", "Test images"] : ["", "Class"];
   const heads = columns.map((name) => (name ? el("th", { scope: "col" }, name) : el("td")));
   const table = el("table", { class: "classes" }, el("thead", {}, el("tr", {}, ...heads)), body);
@@ -127,9 +127,9 @@ function showClasses(place, labels, reports) {
     const wanted = find.value.trim().toLocaleLowerCase();
     const matching = rows.filter(({ label }) => label.toLocaleLowerCase().includes(wanted)).sort(ORDERS[order.value]);
     body.replaceChildren(...matching.slice(0, MOST_ROWS).map((row) => classRow(row, reports)));
-    told.textContent =
+    status.textContent =
       matching.length > MOST_ROWS ? `The first ${MOST_ROWS} of ${count(matching.length)}; search for the others.` : "";
-    if (!matching.length) told.textContent = "No class has that in its name.";
+    if (!matching.length) status.textContent = "No class has that in its name.";
   }
   find.addEventListener("input", fill);
   order.addEventListener("change", fill);
@@ -143,7 +143,7 @@ function showClasses(place, labels, reports) {
   place.replaceChildren(
     controls,
     el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Classes" }, table),
-    told,
+    status,
   );
 }
 
