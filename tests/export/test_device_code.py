@@ -179,8 +179,8 @@ def kotlin(java: list[str], workshop: Path) -> Port:
                 answers = classifier.answer(np.frombuffer(data, np.uint8).reshape(1, spec.height, spec.width, 3))
                 process.stdin.write(np.concatenate(answers).astype(">f4").tobytes())
                 process.stdin.flush()
-            said = process.stderr.read().decode()
-        return subprocess.CompletedProcess(command, process.returncode, "", said)
+            stderr = process.stderr.read().decode()
+        return subprocess.CompletedProcess(command, process.returncode, "", stderr)
 
     return run
 

@@ -197,9 +197,9 @@ def test_an_int8_file_without_a_fault_passes(int8: bytes, int8_gate: Int8Gate) -
 
 
 def test_an_artifact_without_a_fault_passes(artifact: Path, check: Check) -> None:
-    code, said = check(artifact)
+    code, output = check(artifact)
     assert code == 0
-    assert "is verified on this machine" in said
+    assert "is verified on this machine" in output
 
 
 # Faults, each with its check.
@@ -250,9 +250,9 @@ def test_preprocessing_with_a_fault_is_rejected(
 @of("check")
 def test_an_artifact_with_a_fault_fails_its_self_test(artifact: Path, seal: Seal, check: Check, fault: Fault) -> None:
     fault.plant(artifact, seal)
-    code, said = check(artifact)
+    code, output = check(artifact)
     assert code == 1
-    assert re.search(fault.pattern, " ".join(said.split())), said
+    assert re.search(fault.pattern, " ".join(output.split())), output
 
 
 # On a device, if the artifact had been published.
