@@ -2,8 +2,8 @@
 
 import { count, el, isolated, percent } from "./page.dom.js";
 
-const MOST_IN_A_TABLE = 24;
-const MOST_MISTAKES = 12;
+const MAX_TABLE_CLASSES = 24;
+const MAX_MISTAKES = 12;
 const PICTURE_PX = 480;
 
 let drawAgain = () => {}; // the picture takes its colors from the page
@@ -21,7 +21,7 @@ export function showMatrix(place, { labels, evaluation, precision }) {
   const total = support.reduce((sum, images) => sum + images, 0);
   const mistaken = `${count(total)} test images, ${wrongImages ? count(wrongImages) : "none"} of them misclassified`;
   const lead = el("p", { class: "quiet" }, mistaken, precision === "float32" ? "." : ", with the model in float32.");
-  const whole = labels.length <= MOST_IN_A_TABLE ? table(parts) : picture(parts);
+  const whole = labels.length <= MAX_TABLE_CLASSES ? table(parts) : picture(parts);
   place.replaceChildren(lead, el("div", { class: "overview" }, whole, mistakes(parts, wrong) ?? ""));
 }
 
@@ -93,7 +93,7 @@ function picture({ labels, cells, support }) {
 }
 
 function mistakes({ labels, support }, wrong) {
-  const common = [...wrong].sort((a, b) => b[2] - a[2]).slice(0, MOST_MISTAKES);
+  const common = [...wrong].sort((a, b) => b[2] - a[2]).slice(0, MAX_MISTAKES);
   if (!common.length) return null;
   const rows = common.map(([truth, predicted, images]) =>
     el(

@@ -4,7 +4,7 @@ import { showCard } from "./page.card.js";
 import { byId, count, el, isolated, percent } from "./page.dom.js";
 import { showMatrix } from "./page.matrix.js";
 
-const MOST_ROWS = 200;
+const MAX_ROWS = 200;
 
 export function showModel(model) {
   document.title = `${model.model} ${model.version} · edgeline`;
@@ -26,7 +26,7 @@ function section(id, isThere, show) {
   if (isThere) show(byId(id));
 }
 
-/** Offer no more classes an answer than there are. */
+/** Limit the choice of classes per answer to the number there are. */
 function limitTopK(classes) {
   const choices = [...byId("top-k").options];
   for (const option of choices) option.hidden = option.disabled = Number(option.value) >= classes && option.value !== "1";
@@ -47,13 +47,13 @@ function figures({ evaluation, metrics, variant, verification }) {
   return shown.length ? shown : [el("p", { class: "quiet" }, "This artifact has no evaluation.")];
 }
 
-/** What the gate measured of the variant that answers, or null; the evaluation is about the float32 model. */
+/** What the release gate measured of the served variant, or null; the evaluation is of the float32 model. */
 function ownAccuracy(held) {
   const [low, high] = Array.isArray(held?.top1_interval) ? held.top1_interval : [];
   return share({ value: held?.top1, low, high, total: held?.images });
 }
 
-/** A share with its interval, if that is what it is. */
+/** A share with its interval, if the value is one. */
 function share(value) {
   const isShare = (number) => Number.isFinite(number) && number >= 0 && number <= 1;
   return [value?.value, value?.low, value?.high].every(isShare) && Number.isFinite(value.total) ? value : null;
@@ -96,7 +96,7 @@ function facts(model) {
 }
 
 function day(time) {
-  const date = new Date(time); // not every ISO 8601 time is one that browsers read
+  const date = new Date(time); // browsers do not parse every ISO 8601 time
   return Number.isNaN(date.valueOf()) ? time : date.toLocaleDateString("en", { dateStyle: "medium" });
 }
 
@@ -126,10 +126,10 @@ function showClasses(place, labels, reports) {
   function fill() {
     const wanted = find.value.trim().toLocaleLowerCase();
     const matching = rows.filter(({ label }) => label.toLocaleLowerCase().includes(wanted)).sort(ORDERS[order.value]);
-    body.replaceChildren(...matching.slice(0, MOST_ROWS).map((row) => classRow(row, reports)));
+    body.replaceChildren(...matching.slice(0, MAX_ROWS).map((row) => classRow(row, reports)));
     status.textContent =
-      matching.length > MOST_ROWS ? `The first ${MOST_ROWS} of ${count(matching.length)}; search for the others.` : "";
-    if (!matching.length) status.textContent = "No class has that in its name.";
+      matching.length > MAX_ROWS ? `The first ${MAX_ROWS} of ${count(matching.length)}; search for the others.` : "";
+    if (!matching.length) status.textContent = "No class matches.";
   }
   find.addEventListener("input", fill);
   order.addEventListener("change", fill);

@@ -4,7 +4,7 @@ import { byId, bytes, el, isolated, milliseconds, percent } from "./page.dom.js"
 import { askForToken, withToken } from "./page.token.js";
 import { whyOf } from "./page.why.js";
 
-export const MOST_KEPT = 20;
+export const MAX_RESULTS = 20;
 const AT_ONCE = 2;
 const STAGES = { queue: "waiting", decode: "decoding", preprocess: "preprocessing", infer: "inference" };
 
@@ -24,16 +24,16 @@ export class Results {
     });
   }
 
-  /** Take photos in, in the order they are in; the oldest ones fall off the end of the list. */
+  /** Add photos in the given order; the oldest ones are removed from the list. */
   add(files) {
-    for (const file of files.slice(0, MOST_KEPT)) {
+    for (const file of files.slice(0, MAX_RESULTS)) {
       const entry = { file, state: "waiting", abort: new AbortController(), preview: URL.createObjectURL(file) };
       entry.item = this.#item(entry);
       this.entries.unshift(entry);
       this.list.prepend(entry.item);
       this.#wait(entry);
     }
-    this.entries.slice(MOST_KEPT).forEach((entry) => this.remove(entry));
+    this.entries.slice(MAX_RESULTS).forEach((entry) => this.remove(entry));
     byId("results-bar").hidden = !this.entries.length;
     this.#pump();
   }
@@ -146,7 +146,7 @@ export class Results {
   }
 }
 
-/** Send one photo. Gives {answer, total_ms, stages}, or {error, code, again}: one line, and whether trying again may help. */
+/** Send one photo. Returns {answer, total_ms, stages}, or {error, code, again}: one line, and whether a retry may help. */
 async function classify(file, maxBytes, signal, more = "") {
   if (file.size > maxBytes) {
     return { error: `This file has ${bytes(file.size)}, the server's limit is ${bytes(maxBytes)}.` };
@@ -180,7 +180,7 @@ async function explained({ file, abort }, prediction) {
   const { answer, error } = await classify(file, Infinity, abort.signal, "&explain=cam");
   if (!answer) throw new Error(error);
   if (answer.model !== prediction.model || answer.version !== prediction.version || answer.variant !== prediction.variant) {
-    throw new Error(`${answer.model} ${answer.version} has replaced version ${prediction.version}, which gave this prediction; send the photo again.`);
+    throw new Error(`${answer.model} ${answer.version} has replaced version ${prediction.version}, which made this prediction; send the photo again.`);
   }
   return answer;
 }

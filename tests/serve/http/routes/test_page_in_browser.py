@@ -274,7 +274,7 @@ def test_a_dropped_or_pasted_photo_is_classified(site: Any, visit: Any, artifact
     assert best(result)[0] == "blue"
     assert tab.page.locator("body.dragging").count() == 0
     send(tab, event, None)
-    sync_api.expect(tab.page.get_by_role("alert")).to_contain_text({"drop": "not a file", "paste": "no picture"}[event])
+    sync_api.expect(tab.page.get_by_role("alert")).to_contain_text({"drop": "not a file", "paste": "no image"}[event])
     assert tab.results().count() == 1
 
 
