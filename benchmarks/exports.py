@@ -131,7 +131,7 @@ def compare(run: Run, model: str, theirs: Any, rounds: int, folder: Path) -> dic
         print(
             f"  round {number + 1}: edgeline {ours.seconds:.1f} s ({parts}); ultralytics {other.seconds:.1f} s ({their_parts})"
         )
-    row = {"model": model, "beside": PAIRS[model], "versions": wrote["versions"]}
+    row = {"model": model, "compared_with": PAIRS[model], "versions": wrote["versions"]}
     row |= {"edgeline_s": statistics.median(ours_s), "ultralytics_s": statistics.median(theirs_s), "steps_s": steps}
     row["ratio"] = statistics.median(a / b for a, b in zip(ours_s, theirs_s, strict=True))
     answers = theirs("answer")

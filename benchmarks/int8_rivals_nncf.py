@@ -91,7 +91,7 @@ def in_turn(models: dict[str, Run], pixels_1HW3: np.ndarray) -> dict[str, float]
             start = time.perf_counter()
             run(pixels_1HW3)
             times[name] += [time.perf_counter() - start] * (turn >= 0)
-    return {name: float(np.median(taken)) * 1e3 for name, taken in times.items()}
+    return {name: float(np.median(seconds)) * 1e3 for name, seconds in times.items()}
 
 
 if __name__ == "__main__":

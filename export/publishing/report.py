@@ -118,7 +118,7 @@ On a device without Python, for each sample:
    {pixels:g} of 255;
 2. run the model on your pixels: no probability may differ from the sample's by more than the first tolerance below;
 3. run it on `*.pixels.png`: no logit may differ by more than the second, times the largest absolute logit of the sample (or
-   times 1 where that is smaller).
+   times 1 if that is smaller).
 
 | variant | probability | logit |
 |---|---|---|

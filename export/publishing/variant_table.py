@@ -1,6 +1,6 @@
-"""The table of a model's variants: the float32 reference first, all measured alike.
+"""The table of a model's variants: the float32 reference first, all measured in the same way.
 
-The one place that makes its rows, for the terminal, the report, the card, the manifest and Prefect.
+The only code that makes its rows, for the terminal, the report, the card, the manifest and Prefect.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ def remarks(verification: VerificationReport) -> list[str]:
 
 
 def int8_line(verification: VerificationReport) -> str | None:
-    """On which processor int8 was chosen, for which, and how; None where the run has no int8."""
+    """On which processor int8 was chosen, for which, and how; None if the run has no int8."""
     int8 = verification.int8
     if int8 is None or int8.measured_on is None:
         return None

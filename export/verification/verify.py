@@ -166,7 +166,7 @@ def check_outputs(context: VerificationContext) -> Findings:
 
 
 def check_activation_maps(context: VerificationContext) -> Findings:
-    """Class activation maps and embeddings equal to PyTorch's, where the run has them."""
+    """Class activation maps and embeddings equal to PyTorch's, if the run has them."""
     if context.expected_maps is None:
         return Findings()
     figures, problems = compare_maps(
