@@ -193,9 +193,9 @@ def test_results_that_were_not_verified_are_not_published(
 ) -> None:
     assert read_verification(run).passed
     change(run, redo)
-    with pytest.raises(VerificationError, match=reason) as refusal:
+    with pytest.raises(VerificationError, match=reason) as caught:
         publish(run)
-    assert refusal.value.code == "not_verified"
+    assert caught.value.code == "not_verified"
     assert not run.config.store.exists()
 
 

@@ -519,10 +519,10 @@ def test_hostile_labels_are_shown_as_text_on_narrow_and_wide_screens(
 
 def test_the_browser_blocks_turning_text_into_markup(site: Any, visit: Any) -> None:
     tab = visit(site.url)
-    refused = tab.page.evaluate(
+    error = tab.page.evaluate(
         "() => { try { document.body.innerHTML = '<b>x</b>'; return 'set'; } catch (error) { return error.name; } }"
     )
-    assert refused == "TypeError"
+    assert error == "TypeError"
     tab.errors.clear()  # the browser reported it
 
 
