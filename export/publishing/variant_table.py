@@ -57,7 +57,7 @@ def int8_line(verification: VerificationReport) -> str | None:
     saturation = ""
     if may_saturate:
         saturation = (
-            "; x86 without VNNI needs the exact-precision setting, which edgeline makes there and ORT files ignore"
+            "; x86 without VNNI needs the exact-precision setting, which edgeline applies there and ORT files ignore"
             if True in may_saturate
             else "; no two products can saturate, so x86 without VNNI computes the same at full speed"
         )

@@ -262,7 +262,7 @@ def choose_calibration(train: Sequence[Sample], count: int) -> list[Sample]:
     if len(chosen) < 8:
         raise DataError(
             f"int8 is calibrated on at least 8 training images, there are {len(chosen)}; add some, or leave int8 out of "
-            "edgeline.export.variants",
+            "export.variants",
             code="too_few_calibration_images",
         )
     return chosen

@@ -120,7 +120,7 @@ def check_batch_sizes(candidate: Candidate) -> Findings:
     alone = candidate.outputs
     return Findings(
         [
-            f"batch {batch} gives other outputs than batch 1: a logit differs by {difference:.2g}"
+            f"batch {batch} gives different outputs from batch 1: a logit differs by {difference:.2g}"
             for batch, outputs in candidate.by_batch.items()
             if (difference := logit_difference(alone, outputs)) > candidate.max_rerun_difference
         ]
@@ -134,7 +134,7 @@ def check_threads(candidate: Candidate) -> Findings:
     difference = logit_difference(candidate.outputs[:PROBE_IMAGES], alone)
     if difference <= candidate.max_rerun_difference:
         return Findings()
-    return Findings([f"one thread gives other outputs than {usable_cores()}: a logit differs by {difference:.2g}"])
+    return Findings([f"one thread gives different outputs from {usable_cores()}: a logit differs by {difference:.2g}"])
 
 
 def check_similarity(candidate: Candidate) -> Findings:
