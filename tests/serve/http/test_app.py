@@ -1,4 +1,4 @@
-"""The HTTP service: good images are classified, everything else is an error in one shape."""
+"""The HTTP service: good images are classified, everything else is an error in one format."""
 
 import ast
 import contextlib
