@@ -73,8 +73,8 @@ def measure(model: bytes, side: int) -> dict[str, float]:
 
     ways = {
         "plain": run(plain(model), NAMES),
-        "not asked": run(model, [*NAMES, "embedding"]),
-        "asked": run(model, [*NAMES, "embedding", "evidence"]),
+        "not requested": run(model, [*NAMES, "embedding"]),
+        "requested": run(model, [*NAMES, "embedding", "evidence"]),
     }
     times: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(RUNS + 10):

@@ -131,7 +131,7 @@ def compare(run: Run, model: str, theirs: Any, rounds: int, folder: Path) -> dic
         print(
             f"  round {number + 1}: edgeline {ours.seconds:.1f} s ({parts}); ultralytics {other.seconds:.1f} s ({their_parts})"
         )
-    row = {"model": model, "beside": PAIRS[model], "versions": wrote["versions"]}
+    row = {"model": model, "compared_with": PAIRS[model], "versions": wrote["versions"]}
     row |= {"edgeline_s": statistics.median(ours_s), "ultralytics_s": statistics.median(theirs_s), "steps_s": steps}
     row["ratio"] = statistics.median(a / b for a, b in zip(ours_s, theirs_s, strict=True))
     answers = theirs("answer")
@@ -149,7 +149,7 @@ def compare(run: Run, model: str, theirs: Any, rounds: int, folder: Path) -> dic
     table.append(("multiply-adds", *(f"{count / 1e6:.0f} million" for count in row["multiply_adds"])))
     table.append(("files", ", ".join(["float32", *VARIANTS]), ", ".join(wrote["files"])))
     table.append(("float32 against PyTorch", f"{n} images, 3 batch sizes, max {verification['max_difference']:.0e}", "no"))
-    table.append(("int8 against float32", f"{ours_int8['judged_images']} images to choose, {n} to pass", "no"))
+    table.append(("int8 against float32", f"{ours_int8['evaluated_images']} images to choose, {n} to pass", "no"))
     table.append(("published file passes a self-test", "golden images", "no"))
     table.append(("one weight is NaN", *row["nan_weight"]))
     for title, key, form in (
@@ -168,7 +168,7 @@ def read_int8(run: Run) -> dict[str, Any]:
     found = json.loads((run.step("variants") / "variants.json").read_text())["int8"]
     entries = json.loads((run.step("verify") / "verification.json").read_text())["variants"]
     entry = next(e for e in entries if e["name"] == "onnx-int8")
-    figures = {"judged_images": found["judged_on"]["images"], "passed": entry["passed"], "problems": entry["problems"]}
+    figures = {"evaluated_images": found["evaluated_on"]["images"], "passed": entry["passed"], "problems": entry["problems"]}
     if entry["passed"]:
         figures |= {"drop_points": entry["accuracy"]["drop_points"], "agreement": entry["similarity"]["top1_agreement"]}
         figures["time_ratio"] = 1 / found["speedup"]

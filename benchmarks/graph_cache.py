@@ -30,14 +30,14 @@ from edgeline.serve.runtime.provenance import provenance  # noqa: E402
 from edgeline.serve.runtime.session import load_onnxruntime, session_options  # noqa: E402
 
 WAYS = {
-    "anew": (None, "all"),
-    "anew, written": ("ONNX", "all"),
-    "anew, written as ORT": ("ORT", "all"),
-    "kept": ("ONNX", "disable_all"),
-    "kept, optimized again": ("ONNX", "all"),
-    "kept as ORT": ("ORT", "disable_all"),
+    "fresh": (None, "all"),
+    "fresh, written": ("ONNX", "all"),
+    "fresh, written as ORT": ("ORT", "all"),
+    "cached": ("ONNX", "disable_all"),
+    "cached, optimized again": ("ONNX", "all"),
+    "cached as ORT": ("ORT", "disable_all"),
 }
-OPENED = {"opened": False, "opened, kept": True}
+OPENED = {"opened": False, "opened, cached": True}
 
 
 def main() -> None:
@@ -58,11 +58,11 @@ def main() -> None:
             for number in range(-1, arguments.rounds):
                 for way in found:
                     command = [sys.executable, __file__, str(arguments.artifact), "--one", way, variant, folder]
-                    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-                    found[way] += [told] if number >= 0 else []
-        for way, told in found.items():
-            row = {key: round(statistics.median(each[key] for each in told), 1) for key in ("ms", "rss_mb")}
-            rows[f"{variant} {way}"] = row | {"digests": sorted({each["digest"] for each in told})}
+                    measured = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+                    found[way] += [measured] if number >= 0 else []
+        for way, measured in found.items():
+            row = {key: round(statistics.median(each[key] for each in measured), 1) for key in ("ms", "rss_mb")}
+            rows[f"{variant} {way}"] = row | {"digests": sorted({each["digest"] for each in measured})}
             print(f"  {variant} {way}: {rows[f'{variant} {way}']}", flush=True)
         rows[f"{variant} served"] = starts(arguments.artifact, variant, arguments.starts)
         print(f"  {variant} served: {rows[f'{variant} served']}", flush=True)
@@ -75,9 +75,10 @@ def starts(artifact: Path, variant: str, pairs: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         start(artifact, variant, folder)
         found = [(start(artifact, variant, os.devnull), start(artifact, variant, folder)) for _ in range(pairs)]
-    anew, kept = (round(statistics.median(each), 1) for each in zip(*found, strict=True))
+    fresh, cached = (round(statistics.median(each), 1) for each in zip(*found, strict=True))
     gains = [without - with_it for without, with_it in found]
-    return {"anew_ms": anew, "kept_ms": kept, "gain_ms": round(statistics.median(gains), 1), "won": sum(g > 0 for g in gains)}
+    gain_ms, won = round(statistics.median(gains), 1), sum(gain > 0 for gain in gains)
+    return {"fresh_ms": fresh, "cached_ms": cached, "gain_ms": gain_ms, "won": won}
 
 
 def start(artifact: Path, variant: str, cache: str) -> float:
@@ -105,12 +106,12 @@ def measure(path: Path, way: str, name: str, folder: str) -> dict:
         ms, session = (time.perf_counter() - begun) * 1e3, classifier._session
     else:
         format, level = WAYS[way]
-        kept = Path(folder, f"{name}.{format}")
+        cached = Path(folder, f"{name}.{format}")
         options = session_options(threads=1, level=level, saturates=variant.saturates)
-        if way.startswith("anew") and format is not None:
-            options.optimized_model_filepath = str(kept)
+        if way.startswith("fresh") and format is not None:
+            options.optimized_model_filepath = str(cached)
             options.add_session_config_entry("session.save_model_format", format)
-        data = kept.read_bytes() if way.startswith("kept") else artifact.read(variant.file)
+        data = cached.read_bytes() if way.startswith("cached") else artifact.read(variant.file)
         begun = time.perf_counter()
         session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         ms = (time.perf_counter() - begun) * 1e3

@@ -57,18 +57,18 @@ def main() -> None:
 def measure(model: str, folder: Path) -> list[dict[str, object]]:
     """Quantize one network with every recipe; return a row for each."""
     reference, spec = export_with_own_classes(model)
-    calibration, judged, targets_N = read_photos(folder, spec)
+    calibration, validation, targets_N = read_photos(folder, spec)
     ready = make_ready(reference)
     ranges = {name: measure_ranges(ready, in_batches(calibration, 8), name) for name in {r.ranges for r in RECIPES}}
     means = input_means(ready, in_batches(calibration, 8))
     models = {"float32": reference, "fp16 weights": halve(reference), "ORT float32": to_ort(reference)[0]}
     models |= {recipe.name: quantize(ready, ranges[recipe.ranges], recipe, means) for recipe in RECIPES}
     models["ORT int8"] = to_ort(models[RECIPES[-1].name])[0]
-    expected = run(reference, judged)
-    times = time_in_turn(models, judged[0][None], runs=100)
+    expected = run(reference, validation)
+    times = time_in_turn(models, validation[0][None], runs=100)
     rows = []
     for name, data in models.items():
-        row = {"model": model, "variant": name} | judge(expected, run(data, judged), targets_N)
+        row = {"model": model, "variant": name} | compare_variant(expected, run(data, validation), targets_N)
         row |= {"size_ratio": len(data) / len(reference), "p50_ms": times[name], "time_ratio": times[name] / times["float32"]}
         row["integer_share"] = integer_share(reference, data, spec.height, spec.width) if name[:2] in ("U8", "S8") else 0.0
         rows.append(row)
@@ -86,7 +86,7 @@ def read_photos(folder: Path, spec: PreprocessSpec) -> tuple[list[np.ndarray], l
     return pixels[::4], [p for i, p in enumerate(pixels) if i % 4], targets_N
 
 
-def judge(expected: Outputs, observed: Outputs, targets_N: np.ndarray) -> dict[str, object]:
+def compare_variant(expected: Outputs, observed: Outputs, targets_N: np.ndarray) -> dict[str, object]:
     """Compare a variant's outputs with the reference's."""
     similarity, drop = compare_outputs(expected, observed), drop_between(expected, observed, targets_N)
     return {

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from common import SHARED, install, report
-from int8 import export_with_own_classes, judge, read_photos, show
+from int8 import compare_variant, export_with_own_classes, read_photos, show
 
 from edgeline.export.parity.compare import Outputs, in_batches
 from edgeline.export.quantization.static_int8 import Recipe, input_means, make_ready, measure_ranges, quantize
@@ -56,7 +56,7 @@ def main() -> None:
 def measure(model: str, photos: Path, folder: Path, python: Path) -> tuple[list[dict[str, object]], dict[str, str]]:
     """Quantize one network with both tools in every way; return the rows and the versions of the other tool."""
     reference, spec = export_with_own_classes(model)
-    calibration, judged, targets_N = read_photos(photos, spec)
+    calibration, validation, targets_N = read_photos(photos, spec)
     ready = make_ready(reference)
     means = input_means(ready, in_batches(calibration, 8))
     for name, recipe in OURS.items():
@@ -65,7 +65,7 @@ def measure(model: str, photos: Path, folder: Path, python: Path) -> tuple[list[
         data = reference if recipe is None else quantize(ready, ranges, recipe, means)
         (folder / f"{name}.onnx").write_bytes(data)
     np.save(folder / "calibration.npy", calibration)
-    np.save(folder / "judged.npy", judged)
+    np.save(folder / "validation.npy", validation)
     command = [python, Path(__file__).with_name("int8_rivals_nncf.py"), folder]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=sys.stderr)
     others = json.loads((folder / "others.json").read_text())
@@ -73,7 +73,7 @@ def measure(model: str, photos: Path, folder: Path, python: Path) -> tuple[list[
     rows = []
     for name, observed in answers.items():
         ms, size = others["p50_ms"][name], others["bytes"][name]
-        row = {"model": model, "variant": name} | judge(answers["float32"], observed, targets_N)
+        row = {"model": model, "variant": name} | compare_variant(answers["float32"], observed, targets_N)
         row |= {"size_ratio": size / len(reference), "p50_ms": ms, "time_ratio": ms / others["p50_ms"]["float32"]}
         rows.append(row | {"seconds_to_quantize": others["seconds"].get(name)})
         show(rows[-1])

@@ -32,7 +32,7 @@ TIMED_RUNS = 100
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    calibration, judged = np.load(folder / "calibration.npy"), np.load(folder / "judged.npy")
+    calibration, validation = np.load(folder / "calibration.npy"), np.load(folder / "validation.npy")
     dataset = nncf.Dataset([{"image": pixels_HW3[None]} for pixels_HW3 in calibration])
     # Converted, not only read: NNCF silently corrects no bias that is not folded into a constant.
     reference = ov.convert_model(folder / "float32.onnx")
@@ -56,9 +56,9 @@ def main() -> None:
     models[name], sizes[name] = in_onnxruntime(folder / f"{name}.onnx", plain=True), (folder / f"{name}.onnx").stat().st_size
 
     for name, run in models.items():
-        probabilities, logits = zip(*(run(pixels_HW3[None]) for pixels_HW3 in judged), strict=True)
+        probabilities, logits = zip(*(run(pixels_HW3[None]) for pixels_HW3 in validation), strict=True)
         np.savez(folder / f"{name}.npz", probabilities=np.concatenate(probabilities), logits=np.concatenate(logits))
-    found = {"p50_ms": in_turn(models, judged[:1]), "bytes": sizes, "seconds": seconds}
+    found = {"p50_ms": in_turn(models, validation[:1]), "bytes": sizes, "seconds": seconds}
     found["versions"] = {package: version(package) for package in ("openvino", "nncf", "onnxruntime")}
     (folder / "others.json").write_text(json.dumps(found))
 
@@ -91,7 +91,7 @@ def in_turn(models: dict[str, Run], pixels_1HW3: np.ndarray) -> dict[str, float]
             start = time.perf_counter()
             run(pixels_1HW3)
             times[name] += [time.perf_counter() - start] * (turn >= 0)
-    return {name: float(np.median(taken)) * 1e3 for name, taken in times.items()}
+    return {name: float(np.median(seconds)) * 1e3 for name, seconds in times.items()}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
 """A checkpoint to a verified, published artifact. Needs onnx."""
 
 if not __name__.startswith("edgeline."):
-    raise ImportError("import edgeline.export instead of export: edgeline's packages have one name, below edgeline")
+    raise ImportError("import edgeline.export instead of export; all packages are below edgeline")

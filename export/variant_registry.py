@@ -34,7 +34,7 @@ SourceName = Literal["model.onnx", "program.pt2", "calibration.npy"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Converter:
-    """How a format of another runtime is written: a script in an environment of its own."""
+    """How a format of another runtime is written: a script in a separate environment."""
 
     script: str
     """A module that is run as a file."""
@@ -97,7 +97,7 @@ class VariantSpec:
 
     @property
     def converter(self) -> Converter | None:
-        """What writes it; None where ONNX Runtime does."""
+        """What writes it; None if ONNX Runtime does."""
         return CONVERTERS.get(self.format)
 
     @property

@@ -80,7 +80,7 @@ class _Models:
 
 
 def _make(spec: VariantSpec, models: _Models, folder: Path) -> bool | None:
-    """Write one variant; returns whether its products may saturate, where that can be found out."""
+    """Write one variant; returns whether its products may saturate, if that can be determined."""
     run, model = models.run, models.reference
     if spec.reads_int8_onnx:
         if models.choice.model is None:

@@ -34,7 +34,7 @@ class VariantsReport(Document):
     schema_: Literal["edgeline.variants/2"] = Field("edgeline.variants/2", alias="schema")
     variants: tuple[VariantFile, ...] = ()
     int8: Int8Report | None = None
-    """How int8 was chosen, where it was asked for."""
+    """How int8 was chosen, if it was requested."""
 
 
 def variants_schema() -> str:

@@ -69,7 +69,7 @@ class Classifier:
         self.manifest = artifact.manifest
         self.variant = variant
         self.limits = limits
-        self.proof: golden.SelfTest | None = None
+        self.self_test: golden.SelfTest | None = None
         """Result of the golden samples; None if they were not run."""
         self._session = session
         self.explains = False
@@ -85,7 +85,7 @@ class Classifier:
         variant: str | None = None,
         threads: int | None = None,
         limits: Limits = Limits(),
-        prove: bool = True,
+        verify: bool = True,
         cache: Path | None = None,
     ) -> Self:
         """Check an artifact's files, load one variant and run its golden samples.
@@ -95,7 +95,7 @@ class Classifier:
             variant: by default the float32 reference.
             threads: for one image; by default as many as this process may use.
             limits: larger images are rejected.
-            prove: run the golden samples. Turn off only to find out *why* they fail.
+            verify: run the golden samples. Turn off only to find out *why* they fail.
             cache: folder for the optimized graph, so that the next start is faster; see `serve.runtime.graph_cache`.
 
         Raises:
@@ -105,9 +105,9 @@ class Classifier:
         chosen = artifact.manifest.variant(variant)
         # Only a model that passes its golden samples is cached, and a cached one is tested again.
         sha256 = artifact.manifest.file(chosen.file).sha256
-        cached = CachedGraph.locate(cache, sha256, chosen) if prove else None
+        cached = CachedGraph.locate(cache, sha256, chosen) if verify else None
         if cached is None:
-            return cls(artifact, chosen, load(chosen, artifact.read, threads), limits)._checked(prove)
+            return cls(artifact, chosen, load(chosen, artifact.read, threads), limits)._checked(verify)
         if (session := cached.load(threads)) is not None:
             try:
                 return cls(artifact, chosen, session, limits)._checked()
@@ -243,12 +243,12 @@ class Classifier:
         labels = self.manifest.labels
         return [Prediction(labels[i], p, i) for i, p in zip(order.tolist(), probabilities_K[order].tolist(), strict=True)]
 
-    def _checked(self, prove: bool = True) -> Self:
+    def _checked(self, verify: bool = True) -> Self:
         self._check_contract()
         self.features = read_features(self.artifact)
-        if prove:
+        if verify:
             evidence = self.evidence if self.explains else None
-            self.proof = golden.run_self_test(self.artifact, self.answer, self.variant.name, evidence)
+            self.self_test = golden.run_self_test(self.artifact, self.answer, self.variant.name, evidence)
         return self
 
     def _check_contract(self) -> None:

@@ -305,7 +305,7 @@ def _reduce(image: Image.Image, spec: PreprocessSpec) -> Box | None:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation of an opened image, 1 to 8; 1 where it has none that is valid."""
+    """The EXIF orientation of an opened image, 1 to 8; 1 if it has no valid one."""
     # Not ImageOps.exif_transpose: it also rewrites the EXIF block, which costs a copy and fails on malformed ones.
     try:
         value = image.getexif().get(EXIF_ORIENTATION)

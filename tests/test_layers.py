@@ -1,4 +1,4 @@
-"""Which package and which room may import which, and what an import may load."""
+"""Which package and which subpackage may import which, and what an import may load."""
 
 import ast
 import subprocess
@@ -18,7 +18,7 @@ FORBIDDEN = {
     "flows": set(),
 }
 HTTP_LIBRARIES = {"starlette", "httptools", "prometheus_client", "python_multipart", "uvicorn", "anyio"}
-ROOM_FORBIDDEN = {
+SUBPACKAGE_FORBIDDEN = {
     "serve.inference": HTTP_LIBRARIES | {"serve.http"},
     "serve.http.transport": {"serve", "pipeline", "export", "flows"},
     "serve.artifact": {"onnxruntime", "serve.runtime", "serve.classifier", "serve.http", "serve.inference"},
@@ -36,14 +36,14 @@ ROOM_FORBIDDEN = {
     "export.verification": {"export.publishing"},
     "flows.orchestration": {"flows.cli"},
 }
-"""A room and what no module in it, or in a room below it, may import."""
-ROOM_ALLOWED = {"serve.http.transport": {"serve.errors"}}
+"""A subpackage and what no module in it, or in a subpackage below it, may import."""
+SUBPACKAGE_ALLOWED = {"serve.http.transport": {"serve.errors"}}
 HEAVY = (NOT_ON_A_DEVICE | HTTP_LIBRARIES | {"matplotlib"}) - {"anyio", "python_multipart"}
-PREFECT_ROOM = "flows.orchestration"
+PREFECT_SUBPACKAGE = "flows.orchestration"
 
 
-def in_room(module: Module, room: str) -> bool:
-    return module.name.startswith(f"{room}.")
+def in_subpackage(module: Module, subpackage: str) -> bool:
+    return module.name.startswith(f"{subpackage}.")
 
 
 def starts_with(name: str, prefix: str) -> bool:
@@ -55,25 +55,25 @@ def test_a_package_imports_only_downwards(package: str) -> None:
     broken = {
         module.name: wrong
         for module in MODULES.values()
-        if in_room(module, package)
+        if in_subpackage(module, package)
         and (wrong := {name.partition(".")[0] for name in module.eager | module.deferred} & FORBIDDEN[package])
     }
     assert broken == {}
 
 
-@pytest.mark.parametrize("room", ROOM_FORBIDDEN)
-def test_a_room_imports_nothing_that_lies_above_it(room: str) -> None:
-    allowed = ROOM_ALLOWED.get(room, set())
+@pytest.mark.parametrize("subpackage", SUBPACKAGE_FORBIDDEN)
+def test_a_subpackage_imports_nothing_that_lies_above_it(subpackage: str) -> None:
+    allowed = SUBPACKAGE_ALLOWED.get(subpackage, set())
     broken = {}
-    for module in (module for module in MODULES.values() if in_room(module, room)):
+    for module in (module for module in MODULES.values() if in_subpackage(module, subpackage)):
         ours = {
             name
             for name in module.eager | module.deferred
-            if not starts_with(name, room) and not any(starts_with(name, other) for other in allowed)
+            if not starts_with(name, subpackage) and not any(starts_with(name, other) for other in allowed)
         }
         # `from edgeline.serve import errors` names the package too.
-        ours -= {name for name in ours if any(other.startswith(f"{name}.") for other in (*allowed, f"{room}."))}
-        if wrong := {name for name in ours for prefix in ROOM_FORBIDDEN[room] if starts_with(name, prefix)}:
+        ours -= {name for name in ours if any(other.startswith(f"{name}.") for other in (*allowed, f"{subpackage}."))}
+        if wrong := {name for name in ours for prefix in SUBPACKAGE_FORBIDDEN[subpackage] if starts_with(name, prefix)}:
             broken[module.name] = sorted(wrong)
     assert broken == {}
 
@@ -107,7 +107,7 @@ DEFERRED = {
     "flows.orchestration.deployment": {"flows.orchestration.server", "flows.orchestration.flow", "pipeline.models.weights"},
     "flows.orchestration.server": {"flows.orchestration.flow"},
 }
-"""Modules, or rooms, that may import the project's modules within functions, and which ones."""
+"""Modules, or subpackages, that may import the project's modules within functions, and which ones."""
 
 
 def test_imports_within_functions_are_those_that_start_up_time_needs() -> None:
@@ -120,9 +120,9 @@ def test_imports_within_functions_are_those_that_start_up_time_needs() -> None:
     assert unexpected == {}
 
 
-def test_a_room_holds_two_to_twelve_files() -> None:
-    rooms = Counter(module.room for module in MODULES.values())
-    assert {room: count for room, count in rooms.items() if not 2 <= count <= 12} == {}
+def test_a_subpackage_holds_two_to_twelve_files() -> None:
+    subpackages = Counter(module.subpackage for module in MODULES.values())
+    assert {subpackage: count for subpackage, count in subpackages.items() if not 2 <= count <= 12} == {}
 
 
 def test_no_file_is_longer_than_four_hundred_lines() -> None:
@@ -131,7 +131,7 @@ def test_no_file_is_longer_than_four_hundred_lines() -> None:
 
 def test_prefect_is_imported_in_one_room_only() -> None:
     using = {m.name for m in MODULES.values() if any(starts_with(name, "prefect") for name in m.eager | m.deferred)}
-    assert {name for name in using if not name.startswith(f"{PREFECT_ROOM}.")} == set()
+    assert {name for name in using if not name.startswith(f"{PREFECT_SUBPACKAGE}.")} == set()
 
 
 GUARD = 'not __name__.startswith("edgeline.")'
@@ -173,7 +173,8 @@ def test_importing_an_entry_point_loads_nothing_heavy(module: str, heavy: set[st
 
 
 def test_everything_below_the_flow_imports_without_prefect() -> None:
-    names = [f"edgeline.{name}" for name, module in MODULES.items() if module.room not in (PREFECT_ROOM, "flows.cli")]
+    elsewhere = [name for name, module in MODULES.items() if module.subpackage not in (PREFECT_SUBPACKAGE, "flows.cli")]
+    names = [f"edgeline.{name}" for name in elsewhere]
     needs_no_other_environment = [
         name for name in names if ".converters.to_" not in name and "inspect_coreml" not in name and ".checks." not in name
     ]

@@ -7,7 +7,7 @@ the two best classes means little, so flips above a margin are counted separatel
 compared with full decoding of the same photo saved with the next lower quality.
 
 Speed: preprocessing, and whole predictions of one thread (decode, preprocess, run), in turn, as medians over paired rounds. The
-large photo gets a sensor's noise, so that it compresses like a phone's. `--judges` without a name measures the times only.
+large photo gets a sensor's noise, so that it compresses like a phone's. `--classifiers` without a name measures the times only.
 """
 
 import argparse
@@ -45,12 +45,12 @@ CLEAR = 0.05
 TRAINED = {"flowers17": 0.5, "hymenoptera": 0.2}
 """Data of the trained classifiers, and the share of the test split where the data has none."""
 
-Judge = tuple[str, bytes, PreprocessSpec, list[Path]]
+Subject = tuple[str, bytes, PreprocessSpec, list[Path]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--judges", nargs="*", default=["imagenet", *TRAINED])
+    parser.add_argument("--classifiers", nargs="*", default=["imagenet", *TRAINED])
     parser.add_argument("--each", type=int, default=3, help="how often each photo is enlarged")
     parser.add_argument("--sides", type=int, nargs="*", default=SIDES, help="longer sides of enlarged photos, in turn")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of the time measurements")
@@ -61,14 +61,14 @@ def main() -> None:
     speed = times(model, spec, photos[5], arguments.rounds)
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        for name in arguments.judges:
+        for name in arguments.classifiers:
             own = name == "imagenet"
-            judge = ("imagenet, 1000 classes", model, spec, photos) if own else train(name, arguments.artifacts or temporary)
-            rows.append(agreement(judge, arguments.sides, arguments.each, yardstick=own))
+            subject = ("imagenet, 1000 classes", model, spec, photos) if own else train(name, arguments.artifacts or temporary)
+            rows.append(agreement(subject, arguments.sides, arguments.each, yardstick=own))
     report("serve_decode", agreement=rows, speed=speed)
 
 
-def train(name: str, artifacts: str) -> Judge:
+def train(name: str, artifacts: str) -> Subject:
     """Train a classifier with the pipeline; return it with its test photos."""
     settings = [f"prepare.test_share={TRAINED[name]}"]
     run, _ = prepare(load_config(None, settings, data=str(SHARED / name), artifacts=artifacts))
@@ -80,9 +80,9 @@ def train(name: str, artifacts: str) -> Judge:
     return f"{name}, {classes} classes", model, spec, [Path(sample.path) for sample in samples]
 
 
-def agreement(judge: Judge, sides: Sequence[int], each: int, *, yardstick: bool) -> dict[str, Any]:
+def agreement(subject: Subject, sides: Sequence[int], each: int, *, yardstick: bool) -> dict[str, Any]:
     """Return how often the best class is the same with scaled and with full decoding."""
-    name, model, spec, photos = judge
+    name, model, spec, photos = subject
     full, answer = replace(spec, jpeg_decoding="full"), answering(model)
     same, differences, largest, flips, other_quality = [], [], 0, [], []
     for i, photo in ((i, photo) for i, photo in enumerate(photos) for _ in range(each)):
@@ -104,7 +104,7 @@ def agreement(judge: Judge, sides: Sequence[int], each: int, *, yardstick: bool)
             other_quality.append(expected.argmax() == other.argmax())
     low, high = wilson_interval(sum(same), len(same))
     row = {
-        "judge": name,
+        "classifier": name,
         "comparisons": len(same),
         "photos": len(photos),
         "sides": sides,

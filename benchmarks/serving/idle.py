@@ -44,8 +44,8 @@ def main() -> None:
                         }
                         print(f"  {name:20} {file}: {rows[f'{name} {file}']}", flush=True)
                     server.stop()
-        told = versions(arguments.servers, folder)
-    report("idle", rounds=arguments.rounds, seconds=arguments.seconds, peers=told, rows=rows)
+        peers = versions(arguments.servers, folder)
+    report("idle", rounds=arguments.rounds, seconds=arguments.seconds, peers=peers, rows=rows)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main() -> None:
             stdout=subprocess.PIPE,
         )
         try:
-            memory, swap_s, rejected = reload_often(server, model, store, arguments.reloads, bad)
+            memory, reload_s, rejected = reload_often(server, model, store, arguments.reloads, bad)
             clients.send_signal(signal.SIGTERM)
             assert clients.stdout is not None
             load = json.loads(clients.stdout.read().splitlines()[-1])
@@ -63,7 +63,7 @@ def main() -> None:
         failed=load["errors"],
         lost=load["lost"],
         p99_ms=load["p99_ms"],
-        swap_s=statistics.median(swap_s),
+        reload_s=statistics.median(reload_s),
         rss_first_mb=memory[0],
         rss_after_ten_mb=memory[min(9, len(memory) - 1)],
         rss_last_mb=memory[-1],
@@ -88,8 +88,8 @@ def reload_often(
             status = readiness(server)
             assert status["version"] in (serving, version), status
             if number in bad:
-                if status["refused"] and status["refused"]["version"] == version:
-                    code = status["refused"]["code"]
+                if status["rejected"] and status["rejected"]["version"] == version:
+                    code = status["rejected"]["code"]
                     rejected[code] = rejected.get(code, 0) + 1
                     break
             elif status["version"] == version:

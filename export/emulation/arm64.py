@@ -5,8 +5,9 @@ here. They are downloaded into a folder by a package manager with a separate sta
 is added to the system.
 
 Measured by `edgeline emulate ARTIFACT --target arm64` on two shared cores of an x86 server with VNNI, Debian 12, qemu 7.2, ONNX
-Runtime 1.31.1, for a published artifact (EfficientNet-Lite0 on photos of ants and bees, 8 golden samples): the machine is made
-in 22 s, of which 7 s are downloading and extracting 16 MB of system packages, and takes 211 MB. All variants took 272 s:
+Runtime 1.31.1, for a published artifact (EfficientNet-Lite0 on photos of ants and bees, 8 golden samples): setting up the
+machine takes 22 s, of which 7 s are downloading and extracting 16 MB of system packages, and 211 MB of disk. All variants took
+272 s:
 
     variant      logit difference (tolerance)   probability difference   load    per sample
     onnx-fp32    2.5e-6 (0.001)                 4.8e-7                   2.7 s   10.0 s
@@ -55,7 +56,7 @@ def prepare_machine(folder: Path) -> Machine:
     """Make an aarch64 machine in a folder, or find the one made there for the versions installed here.
 
     Args:
-        folder: its place, `<artifacts>/cache/arm64`. It is built next to it and renamed, so it is complete or absent.
+        folder: where it is made, `<artifacts>/cache/arm64`. It is built next to that and renamed, so it is complete or absent.
 
     Raises:
         EdgelineError: `arm64_unavailable`: a tool is missing, or packages cannot be downloaded.

@@ -42,13 +42,13 @@ for name in sys.argv[3:]:
     found = {"variant": name}
     try:
         start = time.perf_counter()
-        classifier = Classifier.open(sys.argv[1], variant=name, prove=False)
+        classifier = Classifier.open(sys.argv[1], variant=name, verify=False)
         loaded = time.perf_counter()
         settings = runtime.session_settings(**runtime.options_for(classifier.variant))
         found |= {"exact_setting": "session.x64quantprecision" in settings}
-        proof = golden.run_self_test(classifier.artifact, classifier.answer, name)
-        seconds = {"load_s": loaded - start, "sample_s": (time.perf_counter() - loaded) / proof.samples}
-        figures = {key: getattr(proof, key) for key in proof.__slots__}
+        self_test = golden.run_self_test(classifier.artifact, classifier.answer, name)
+        seconds = {"load_s": loaded - start, "sample_s": (time.perf_counter() - loaded) / self_test.samples}
+        figures = {key: getattr(self_test, key) for key in self_test.__slots__}
         found |= {"passed": True, **figures, **{key: round(value, 2) for key, value in seconds.items()}}
     except GoldenError as error:
         found |= {"passed": False, "error": str(error)}

@@ -25,9 +25,9 @@ import json, sys
 from edgeline.serve.classifier import Classifier
 folder, *names = sys.argv[1:]
 for name in names:
-    proof = Classifier.open(folder, variant=name).proof
-    print(json.dumps({"variant": name, "samples": proof.samples, "max_difference": proof.max_difference,
-                      "max_logit_difference": proof.max_logit_difference}))
+    self_test = Classifier.open(folder, variant=name).self_test
+    print(json.dumps({"variant": name, "samples": self_test.samples, "max_difference": self_test.max_difference,
+                      "max_logit_difference": self_test.max_logit_difference}))
 """
 
 
@@ -65,7 +65,7 @@ def _run(command: list[str], release: str, what: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     if done.returncode:
         last = (done.stderr.strip() or "no output").splitlines()[-1]
-        raise VerificationError(f"ONNX Runtime {release} cannot {what}: {last[:300]}", code="runtime_unproven")
+        raise VerificationError(f"ONNX Runtime {release} cannot {what}: {last[:300]}", code="runtime_unverified")
     return done.stdout
 
 

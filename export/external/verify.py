@@ -199,7 +199,7 @@ def _check_consistency(
         if model.precision == "float32":  # lower precisions round differently at other levels: reported, not a failure
             moved[f"at the level {level} of graph optimization"] = logit_difference(usual, other)
     problems = [
-        f"{model.name} gives other outputs {how}: a logit moves by {by:.2g}, at most {tolerance:.2g} is allowed"
+        f"{model.name} gives different outputs {how}: a logit changes by {by:.2g}, at most {tolerance:.2g} is allowed"
         for how, by in moved.items()
         if by > tolerance
     ]

@@ -1,7 +1,7 @@
 """Two more outputs of an ONNX file: `evidence`, the class activation maps, and `embedding`, the features of the classifier.
 
-A network that averages its last map over all places and then applies one linear layer may as well apply the layer first and
-average afterwards. Before averaging it has the contribution of each place (class activation mapping: Zhou et al. 2016,
+A network that averages its last map over all positions and then applies one linear layer may as well apply the layer first and
+average afterwards. Before averaging it has the contribution of each position (class activation mapping: Zhou et al. 2016,
 "Learning Deep Features for Discriminative Localization"):
 
     logits[n, k] == evidence[n, k].mean()
@@ -13,7 +13,7 @@ The outputs are added to a finished file and computed from its own graph, so not
 every output whether it is requested or not (its `only_execute_path_to_fetches` has an effect in training builds only): that is
 K * C * h * w multiply-adds, little for a few classes.
 
-Shapes: N images, C channels of the last map, h x w its places, K classes, H x W the model's input.
+Shapes: N images, C channels of the last map, h x w its positions, K classes, H x W the model's input.
 """
 
 import copy
@@ -72,7 +72,7 @@ def add_outputs(model: ModelProto, height: int, width: int) -> ModelProto:
         raise unfit(f"its classifier's Gemm has the attributes {attributes}")
     shapes = _shapes(model, height, width)
     if len(shapes.get(EVIDENCE, ())) == 3 and shapes[EVIDENCE][1:] == (1, 1):
-        raise unfit(f"at {height} x {width} pixels its last map has only one place")
+        raise unfit(f"at {height} x {width} pixels its last map has only one position")
     for name, shape in shapes.items():
         graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]))
     return model

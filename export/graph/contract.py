@@ -62,7 +62,7 @@ def _structure(model: onnx.ModelProto, opset: int | None) -> list[str]:
     if found := {node.domain for node in model.graph.node} - {"", "ai.onnx"}:
         problems.append(f"it uses operators outside the standard ({', '.join(sorted(found))})")
     if found := {entry.domain for entry in model.opset_import} - {"", "ai.onnx"}:
-        problems.append(f"it imports operator domains that older runtimes may not know ({', '.join(sorted(found))})")
+        problems.append(f"it imports operator domains that older runtimes may not support ({', '.join(sorted(found))})")
     versions = [entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")]
     if opset is not None and (not versions or max(versions) > opset):
         problems.append(f"it uses operator set {versions}, at most {opset} is allowed")

@@ -120,7 +120,7 @@ def implausible(expected: Outputs, observed: Outputs, *, images: int) -> list[st
 
 
 def logit_difference(one: Outputs, other: Outputs) -> float:
-    """The largest difference of any logit; infinite where one of the two is not finite."""
+    """The largest difference of any logit; infinite if one of the two is not finite."""
     with np.errstate(invalid="ignore"):
         return float(np.nan_to_num(np.abs(one.logits_NK - other.logits_NK), nan=np.inf).max())
 
@@ -157,7 +157,7 @@ def raise_problems(problems: Sequence[str], comparisons: Sequence[Comparison]) -
     """Raise the problems of a verification as one error.
 
     Args:
-        problems: empty where the file passed.
+        problems: empty if the file passed.
         comparisons: one for each batch size.
 
     Raises:
@@ -181,7 +181,7 @@ def _arrays(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _differences(expected_NK: np.ndarray, observed_NK: np.ndarray) -> np.ndarray:
-    """The largest of each row; infinite where one of the two is not finite."""
+    """The largest of each row; infinite if one of the two is not finite."""
     with np.errstate(invalid="ignore"):
         difference_N = np.abs(expected_NK - observed_NK).max(1)
     return np.asarray(np.nan_to_num(difference_N, nan=np.inf, posinf=np.inf))
@@ -193,5 +193,5 @@ def _first(names: Sequence[str], chosen_N: np.ndarray) -> str:
 
 
 def _finite(value: Any) -> float:
-    """JSON has no infinity: the largest double stands for it."""
+    """Replace infinity, which JSON does not have, by the largest double."""
     return float(min(value, np.finfo(np.float64).max))

@@ -53,7 +53,7 @@ def locate(deployed: CalibratedModel, model: bytes, spec: PreprocessSpec, pixels
 
 
 def first_diverging(layers: list[Layer], *, quantized: bool) -> Layer | None:
-    """The first layer out of tolerance, None where there is none."""
+    """The first layer out of tolerance; None if there is none."""
     if not quantized:
         return next((layer for layer in layers if layer.sqnr_db < FLOAT_LAYER_DB), None)
     falls = [(before.sqnr_db - layer.sqnr_db, layer) for before, layer in zip(layers, layers[1:], strict=False)]
@@ -77,7 +77,7 @@ def find_divergence(
 
 
 def plot_divergence(divergence: Divergence, path: Path) -> None:
-    """Plot every layer's SQNR, where there are layers to plot."""
+    """Plot every layer's SQNR, if there are layers to plot."""
     if divergence.layers:
         write_divergence_png(
             path, [layer.sqnr_db for layer in divergence.layers], [layer.module for layer in divergence.layers]

@@ -105,7 +105,7 @@ class Divergence(Record):
 
     @property
     def problems(self) -> list[str]:
-        """A sentence that names the first diverging layer; empty where there is none."""
+        """A sentence that names the first diverging layer; empty if there is none."""
         if self.first is None:
             return []
         return [

@@ -79,7 +79,7 @@ def drop_between(expected: Outputs, observed: Outputs, targets_N: np.ndarray) ->
 
 
 def failed_thresholds(similarity: OutputSimilarity, drop: AccuracyDrop | None, thresholds: Int8Thresholds) -> list[str]:
-    """Describe each threshold that a variant fails; empty where it passes."""
+    """Describe each threshold that a variant fails; empty if it passes."""
     if not similarity.finite:
         return ["its outputs contain NaN or infinity"]
     failed = []

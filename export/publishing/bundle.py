@@ -38,7 +38,7 @@ from edgeline.serve.runtime.backends import files_of
 
 MODEL_FILES = frozenset(name for spec in (REFERENCE, *VARIANTS.values()) for name in files_of(spec.format, spec.file))
 MEANINGS = {
-    EVIDENCE: "class activation map: the mean over the places of the image is the class's logit; ONNX and ORT files only",
+    EVIDENCE: "class activation map: the mean over the positions is the class's logit; ONNX and ORT files only",
     EMBEDDING: "the features that the classifier reads; ONNX and ORT files only",
 }
 ROLES = {

@@ -2,7 +2,7 @@
 
 The probabilities are those of the evaluation, calibrated as the artifact's are, so no network runs; only the pixels are decoded
 again. If the artifact has embeddings, the mean and variance of the training images' embeddings are stored too, and how far the
-test images' are from them: for these the shipped file runs.
+test images' are from them: these are computed by the shipped file.
 
 Shapes: N images, C features, H x W the model's input.
 """

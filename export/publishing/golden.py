@@ -68,8 +68,8 @@ def write_golden(
 ) -> None:
     """Write `golden/` below an artifact's folder.
 
-    The reference's expected outputs are PyTorch's. Where a variant of another precision has outputs of its own, and at which
-    tolerances, is in `export.tolerances.PRECISIONS`.
+    The reference's expected outputs are PyTorch's. `export.tolerances.PRECISIONS` determines which other variants have their
+    own expected outputs, and with which tolerances.
 
     Args:
         folder: of the artifact.

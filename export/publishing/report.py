@@ -97,28 +97,28 @@ def write_golden_page(path: Path, golden: dict[str, Any]) -> None:
     text = f"""# Golden samples
 
 {len(golden["samples"])} held-out photos, the pixels they become, and the model's outputs for them on the machine that verified
-it. A machine with the same outputs decodes, turns, crops, resizes and computes as that one does. They test a machine, not how
-good the model is. Run them on every new device, and again when its runtime, decoder or system changes.
+it. A machine with the same outputs decodes, rotates, crops, resizes and computes as that one does. They test a machine, not
+the model's accuracy. Run them on every new device, and again when its runtime, decoder or system changes.
 
 | file | what |
 |---|---|
 | `golden.json` | the tolerances, and of each sample its files, `label`, `probabilities` and `logits` |
 | `0.*`, `1.*`, ... | the photos, at most 1,024 pixels wide or high (one may have 2,048), with no metadata but an orientation |
-| `{turned}` | lies on its side, with the EXIF tag for it: a decoder that ignores the tag fails here |
+| `{turned}` | stored on its side, with the EXIF tag for it: a decoder that ignores the tag fails here |
 | `*.pixels.png` | the exact input of the model for the photo |
 
-A variant that rounds more than the reference has outputs of its own, under its name in each sample's `variants`.
+A variant that rounds more than the reference has its own expected outputs, under its name in each sample's `variants`.
 
 ## Run them
 
-With edgeline, `edgeline check FOLDER`, the folder being the one that holds `manifest.json`; it needs no training libraries.
+With edgeline, `edgeline check FOLDER`, where FOLDER contains `manifest.json`; it needs no training libraries.
 On a device without Python, for each sample:
 
-1. preprocess the photo according to the manifest's `preprocess`; the mean absolute difference to `*.pixels.png` must be at most
-   {pixels:g} of 255;
+1. preprocess the photo according to the manifest's `preprocess`; the mean absolute difference from `*.pixels.png` must be at
+   most {pixels:g} of 255;
 2. run the model on your pixels: no probability may differ from the sample's by more than the first tolerance below;
 3. run it on `*.pixels.png`: no logit may differ by more than the second, times the largest absolute logit of the sample (or
-   times 1 where that is smaller).
+   times 1 if that is smaller).
 
 | variant | probability | logit |
 |---|---|---|

@@ -1,6 +1,6 @@
-"""The table of a model's variants: the float32 reference first, all measured alike.
+"""The table of a model's variants: the float32 reference first, all measured in the same way.
 
-The one place that makes its rows, for the terminal, the report, the card, the manifest and Prefect.
+The only code that makes its rows, for the terminal, the report, the card, the manifest and Prefect.
 """
 
 from collections.abc import Mapping
@@ -47,7 +47,7 @@ def remarks(verification: VerificationReport) -> list[str]:
 
 
 def int8_line(verification: VerificationReport) -> str | None:
-    """On which processor int8 was chosen, for which, and how; None where the run has no int8."""
+    """On which processor int8 was chosen, for which, and how; None if the run has no int8."""
     int8 = verification.int8
     if int8 is None or int8.measured_on is None:
         return None
@@ -57,12 +57,12 @@ def int8_line(verification: VerificationReport) -> str | None:
     saturation = ""
     if may_saturate:
         saturation = (
-            "; x86 without VNNI needs the exact-precision setting, which edgeline makes there and ORT files ignore"
+            "; x86 without VNNI needs the exact-precision setting, which edgeline applies there and ORT files ignore"
             if True in may_saturate
             else "; no two products can saturate, so x86 without VNNI computes the same at full speed"
         )
     return (
-        f"{int8.chosen or 'none chosen'}, for {int8.target}; measured on {int8.judged_on.images} validation images on "
+        f"{int8.chosen or 'none chosen'}, for {int8.target}; measured on {int8.evaluated_on.images} validation images on "
         f"{machine['processor']} ({machine['cpu']}), exact-precision setting {setting}; calibrated on "
         f"{int8.calibration.images} training images (sha256 {int8.calibration.sha256[:12]}){saturation}"
     )

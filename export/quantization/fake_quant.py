@@ -47,7 +47,7 @@ class Rounding(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A convolution or a linear layer of the file, and how its int8 form rounds; None where it does not round."""
+    """A convolution or a linear layer of the file, and how its int8 form rounds; None if it does not round."""
 
     node: NodeProto
     weight: Rounding | None
@@ -236,7 +236,7 @@ class _Share(nn.Module):
 
 
 def _rounded(values: Tensor, how: Rounding) -> Tensor:
-    """An activation as rounded in the int8 file; gradients pass where it is not clipped."""
+    """An activation as rounded in the int8 file; gradients pass unless it is clipped."""
     return torch.fake_quantize_per_tensor_affine(values, float(how.scale[0]), how.zero_point, how.lowest, how.highest)
 
 

@@ -120,7 +120,7 @@ def tune(tuning: Tuning, ready: Quantizable, quantized: bytes, epochs: int) -> T
 
 
 def distance(logits_NK: Tensor, expected_NK: Tensor) -> Tensor:
-    """The loss, which is what the thresholds measure: the share of noise in the logits, and the divergence of probabilities."""
+    """The loss, which corresponds to the thresholds: the share of noise in the logits, and the divergence of probabilities."""
     noise = (logits_NK - expected_NK).square().sum() / expected_NK.square().sum()
     log_p_NK, log_q_NK = expected_NK.log_softmax(1), logits_NK.log_softmax(1)
     return noise + functional.kl_div(log_q_NK, log_p_NK, reduction="batchmean", log_target=True)

@@ -3,7 +3,7 @@
 Similarity of outputs does not reveal everything: a zero point that is off by one costs only a few decibels, and a doubled scale
 looks like poor calibration. What is checked here is true of every recipe, so a violation is a fault that can be named:
 - a tensor is read with the scale and zero point that it was written with, and every DequantizeLinear has them;
-- where the quantizer fused a ReLU or a Clip, the tensor's range replaces it and must not exceed its bounds;
+- if the quantizer fused a ReLU or a Clip, the tensor's range replaces it and must not exceed its bounds;
 - int8 weights are symmetric and close to the reference's; a bias is in steps of input scale times weight scale;
 - the image's bytes have the scale and zero point of the reference's normalization;
 - temperature and softmax are computed in float;
@@ -182,7 +182,7 @@ def _biases(file: _File) -> Iterator[str]:
 
 
 def _image_bytes(file: _File, scale: float, zero_point: int) -> Iterator[str]:
-    """Problems of the tensor of the image's own bytes, where the file quantizes them directly."""
+    """Problems of the tensor of the image's own bytes, if the file quantizes them directly."""
     for node in file.nodes:
         writer = file.producers.get(node.input[0])
         if node.op_type == "DequantizeLinear" and writer is not None and "image" in writer.input:

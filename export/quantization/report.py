@@ -52,7 +52,7 @@ class Int8Report(Record):
 
     target: str
     calibration: CalibrationImages
-    judged_on: ValidationImages
+    evaluated_on: ValidationImages
     exact_precision_setting: bool
     """Whether the processor needed the setting with which int8 products do not saturate."""
     tried: tuple[TriedRecipe, ...]

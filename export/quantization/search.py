@@ -2,7 +2,7 @@
 
 Ranges come from training images, balanced over the classes. Each recipe is measured on validation images, through ONNX Runtime
 at the settings that ship; neither uses the test split, which the release gate uses afterwards. The slower recipes are tried
-only where no quick one passes: `search_schedule` has the order.
+only if no quick one passes: `search_schedule` has the order.
 
 Shapes: N images, K classes, H x W the model's input.
 """
@@ -91,7 +91,7 @@ class SearchRequest:
     thresholds: Int8Thresholds
     """The release gate's own, so that what is chosen passes there."""
     tune: Tune | None = None
-    """Fine-tunes the weights for a recipe, where the network is available."""
+    """Fine-tunes the weights for a recipe, if the network is available."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +154,7 @@ class _Search:
         return _without_worst(self.measured, self.pixels[:SENSITIVITY_IMAGES], self.request.config)
 
     def quantize(self, recipe: Recipe) -> bytes | None:
-        """The int8 file of a recipe, None where its weights cannot be tuned."""
+        """The int8 file of a recipe, None if its weights cannot be tuned."""
         ready, ranges = self.measured.ready, self.measured.ranges(recipe.ranges)
         if not recipe.tuned:
             return quantize(ready, ranges, recipe, self.measured.means if recipe.correct_bias else None)
@@ -222,7 +222,7 @@ def choose_int8(request: SearchRequest) -> Choice:
     report = Int8Report(
         target=config.target,
         calibration=CalibrationImages(images=len(calibration), sha256=digest_of([sample.sha256 for sample in calibration])),
-        judged_on=ValidationImages(images=len(validation)),
+        evaluated_on=ValidationImages(images=len(validation)),
         exact_precision_setting=not multiplies_exactly(),
         tried=tuple(search.tried),
         tuning=search.tuning,
@@ -262,7 +262,7 @@ def choose_calibration(train: Sequence[Sample], count: int) -> list[Sample]:
     if len(chosen) < 8:
         raise DataError(
             f"int8 is calibrated on at least 8 training images, there are {len(chosen)}; add some, or leave int8 out of "
-            "edgeline.export.variants",
+            "export.variants",
             code="too_few_calibration_images",
         )
     return chosen

@@ -181,7 +181,7 @@ def quantize(ready: Quantizable, ranges: Ranges, recipe: Recipe, means: Mapping[
         ready: the result of `make_ready`.
         ranges: the result of `measure_ranges`.
         recipe: how.
-        means: the result of `input_means`, where the recipe corrects biases.
+        means: the result of `input_means`, if the recipe corrects biases.
 
     Returns:
         The bytes of an ONNX file under the graph contract.

@@ -57,7 +57,7 @@ class VerificationContext:
     explain: bool = False
     """Whether the files must have class activation maps and embeddings as outputs."""
     preprocessing_fingerprint: Path | None = None
-    """The stress images' pixels at training time; checked where given."""
+    """The stress images' pixels at training time; checked if given."""
     environments: Path = FOLDER
     """Where the runtimes of other formats are installed."""
 
@@ -110,7 +110,7 @@ class VerificationContext:
 
     @cached_property
     def expected_maps(self) -> ExpectedMaps | None:
-        """PyTorch's class activation maps for the first images, where the files must have them."""
+        """PyTorch's class activation maps for the first images, if the files must have them."""
         if not self.explain:
             return None
         return expected_maps(self.deployed.network, self.deployed.temperature, self.pixels)

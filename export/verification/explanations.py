@@ -1,9 +1,9 @@
 """Check the class activation maps and embeddings of a file: are they PyTorch's, and do the maps add up to the logits?
 
 PyTorch's are computed from the network's own layers, the file's are its two outputs. Another layer's map, another order of
-classes or places, a forgotten temperature or bias therefore shows.
+classes or positions, a forgotten temperature or bias therefore shows.
 
-Shapes: N images, K classes, h x w places, C features, H x W the model's input.
+Shapes: N images, K classes, h x w positions, C features, H x W the model's input.
 """
 
 from collections.abc import Sequence
@@ -60,14 +60,14 @@ def pytorch_maps(network: Network, temperature: float, pixels_NHW3: np.ndarray) 
         Maps (N, K, h, w), divided by the temperature as logits are, and embeddings (N, C), float32.
 
     Raises:
-        ConfigError: no layer's output, averaged over its places, is what enters the classifier.
+        ConfigError: no layer's output, averaged over its positions, is the input of the classifier.
     """
     network = network.eval()
     maps: list[Tensor] = []
 
     def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(output, Tensor) and output.dim() == 4 and output.shape[1] == network.classifier.in_features:
-            maps.extend([output] if output.shape[2:].numel() > 1 else [])  # a map of one place has been averaged already
+            maps.extend([output] if output.shape[2:].numel() > 1 else [])  # a map of one position has been averaged already
 
     hooks = [module.register_forward_hook(keep) for module in network.backbone.modules()]
     try:
@@ -83,7 +83,7 @@ def pytorch_maps(network: Network, temperature: float, pixels_NHW3: np.ndarray) 
             with torch.inference_mode():
                 sums_NKhw = torch.einsum("nchw,kc->nkhw", map_NChw, classifier.weight) + classifier.bias[:, None, None]
             return (sums_NKhw / temperature).numpy(), embedding_NC.numpy()
-    raise unfit("no layer's output, averaged over its places, is what enters the classifier")
+    raise unfit("no layer's output, averaged over its positions, is the input of the classifier")
 
 
 def _same_features(one_NC: Tensor, other_NC: Tensor) -> bool:

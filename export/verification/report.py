@@ -31,7 +31,7 @@ class ImageCounts(Record):
 
 
 class ReferenceThresholds(Record):
-    """What the reference had to keep to."""
+    """Thresholds of the reference."""
 
     max_difference: float
     margin: float
@@ -103,7 +103,7 @@ class PackageStructure(Record):
     weights: int
     """Arrays that were compared with the ONNX file's."""
     similarity: OutputSimilarity | None = None
-    """Of its graph, computed by PyTorch; None where it has operators that are not computed here."""
+    """Of its graph, computed by PyTorch; None if it has operators that are not computed here."""
 
 
 class Variant(VariantFile):
@@ -126,7 +126,7 @@ class PassedVariant(Variant, Costs):
     similarity: OutputSimilarity
     explanation: MapFigures | None = None
     accuracy: AccuracyDrop | None
-    """None where there are no test images."""
+    """None if there are no test images."""
     levels_sqnr_db: dict[str, float] = {}
     """Of ONNX files: how other levels of graph optimization compare with the one that ships."""
 
@@ -143,7 +143,7 @@ class UnrunVariant(Variant):
 
 
 class FailedVariant(Variant):
-    """A variant that is not shipped, with what is known of it."""
+    """A variant that is not shipped, with the figures that are available."""
 
     passed: Literal[False] = False
     problems: tuple[str, ...] = Field(min_length=1)
@@ -174,7 +174,7 @@ VariantResult = Annotated[
 
 
 class VerificationReport(Document):
-    """The release gate's findings about one run."""
+    """Results of the release gate for one run."""
 
     schema_: Literal["edgeline.verification/2"] = Field("edgeline.verification/2", alias="schema")
     model_sha256: str
@@ -184,7 +184,7 @@ class VerificationReport(Document):
     thresholds: ReferenceThresholds
     images: ImageCounts
     test_accuracy: Accuracy | None
-    """Of the ONNX file; None where no test image was compared."""
+    """Of the ONNX file; None if no test image was compared."""
     max_difference: float
     max_logit_difference: float
     top1_agreement: float
@@ -195,10 +195,10 @@ class VerificationReport(Document):
     divergence: Divergence | None = None
     explanation: MapFigures | None = None
     reference: PassedVariant | None = None
-    """The float32 file's figures; None where it failed."""
+    """The float32 file's figures; None if it failed."""
     variants: tuple[VariantResult, ...] = ()
     int8: Int8Report | None = None
-    """How int8 was chosen, where it was asked for."""
+    """How int8 was chosen, if it was requested."""
     measured_on: MeasuredOn
     inputs: dict[str, str] = {}
     """Digests of the results that were verified, by step."""

@@ -43,7 +43,7 @@ class Candidate:
     spec: VariantSpec
     path: Path
     saturates: bool | None
-    """As the variants step reported; None where it did not look."""
+    """As the variants step reported; None if it was not checked."""
     context: VerificationContext
 
     @cached_property
@@ -76,7 +76,7 @@ class Candidate:
 
     @property
     def max_rerun_difference(self) -> float:
-        """How far a logit may move when only the way of running changes."""
+        """Maximum change of a logit when only the way of running changes."""
         thresholds = self.spec.thresholds
         largest = max(1.0, float(np.abs(np.nan_to_num(self.outputs.logits_NK)).max()))
         return thresholds.max_rerun_difference * (largest if thresholds.rerun_is_relative else 1)
@@ -96,7 +96,7 @@ def check_int8_parameters(candidate: Candidate) -> Findings:
 
 
 def check_metadata(candidate: Candidate) -> Findings:
-    """The origin that the file states. Formats of other runtimes have no place for it."""
+    """The origin that the file states. Formats of other runtimes cannot store it."""
     found = create_session(candidate.model).get_modelmeta().custom_metadata_map
     return Findings(candidate.context.metadata_mismatches(found, "make the variants again"))
 
@@ -120,7 +120,7 @@ def check_batch_sizes(candidate: Candidate) -> Findings:
     alone = candidate.outputs
     return Findings(
         [
-            f"batch {batch} gives other outputs than batch 1: a logit differs by {difference:.2g}"
+            f"batch {batch} gives different outputs from batch 1: a logit differs by {difference:.2g}"
             for batch, outputs in candidate.by_batch.items()
             if (difference := logit_difference(alone, outputs)) > candidate.max_rerun_difference
         ]
@@ -134,7 +134,7 @@ def check_threads(candidate: Candidate) -> Findings:
     difference = logit_difference(candidate.outputs[:PROBE_IMAGES], alone)
     if difference <= candidate.max_rerun_difference:
         return Findings()
-    return Findings([f"one thread gives other outputs than {usable_cores()}: a logit differs by {difference:.2g}"])
+    return Findings([f"one thread gives different outputs from {usable_cores()}: a logit differs by {difference:.2g}"])
 
 
 def check_similarity(candidate: Candidate) -> Findings:
@@ -153,7 +153,7 @@ def check_similarity(candidate: Candidate) -> Findings:
 
 
 def check_activation_maps(candidate: Candidate) -> Findings:
-    """Class activation maps and embeddings, where the run has them."""
+    """Class activation maps and embeddings, if the run has them."""
     if candidate.context.expected_maps is None:
         return Findings()
     session = create_session(candidate.model, saturates=candidate.may_saturate)
@@ -191,7 +191,7 @@ BEFORE_RUNNING: frozenset[Check] = frozenset({"onnx_graph", "int8_parameters", "
 
 
 def accuracy_drop(context: VerificationContext, outputs: Outputs) -> AccuracyDrop | None:
-    """Accuracy on the test images and how far it is from PyTorch's; None where there are no test images."""
+    """Accuracy on the test images and how far it is from PyTorch's; None if there are no test images."""
     if not context.labeled:
         return None
     positions, targets = zip(*context.labeled, strict=True)

@@ -72,7 +72,7 @@ def evaluate_variant(candidate: Candidate) -> tuple[list[str], dict[str, Any]]:
     """Run a variant's checks, and measure its times and memory.
 
     Returns:
-        The problems, and fields of its result. `not_run` is among them where the variant runs on other machines only; then the
+        The problems, and fields of its result. `not_run` is among them if the variant runs on other machines only; then the
         checks that need it to run are left out.
 
     Raises:

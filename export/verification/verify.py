@@ -102,10 +102,10 @@ def verify(context: VerificationContext, variants: Path | None = None) -> Verifi
 
     Args:
         context: the file, the network, the images and the thresholds.
-        variants: the folder that `export.variants.build_variants` wrote; where not given, no variants are verified.
+        variants: the folder that `export.variants.build_variants` wrote; if not given, no variants are verified.
 
     Returns:
-        The report; `passed` tells whether the file is within all thresholds, and each of `variants` has its own.
+        The report; `passed` is whether the file is within all thresholds, and each of `variants` has its own.
 
     Raises:
         ExportError: the file breaks the graph contract, so it is not run at all.
@@ -166,7 +166,7 @@ def check_outputs(context: VerificationContext) -> Findings:
 
 
 def check_activation_maps(context: VerificationContext) -> Findings:
-    """Class activation maps and embeddings equal to PyTorch's, where the run has them."""
+    """Class activation maps and embeddings equal to PyTorch's, if the run has them."""
     if context.expected_maps is None:
         return Findings()
     figures, problems = compare_maps(

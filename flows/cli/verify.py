@@ -99,7 +99,7 @@ def verify_onnx(
     """Verify any image classifier's ONNX file against the model it was made from, on your photos.
 
     A float32 file must equal the reference; int8 and half precision must stay within thresholds. Every batch size, thread
-    count and optimization level must give the same output. If they differ, the report names the cause where it finds one:
+    count and optimization level must give the same output. If they differ, the report names the cause if it finds one:
     channel order, class order, normalization, or the first layer that diverges. Without `--against`, only consistency is
     checked. The exit code is 0 only if every check passes.
 

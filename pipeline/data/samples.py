@@ -94,7 +94,7 @@ def read_image(sample: Sample) -> bytes:
     """Read the bytes of a sample's file.
 
     Raises:
-        DataError: the file is gone, or has changed since `prepare`.
+        DataError: the file is missing, or has changed since `prepare`.
     """
     try:
         data = Path(sample.path).read_bytes()

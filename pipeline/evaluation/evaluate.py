@@ -53,7 +53,7 @@ def compute_logits(
         float32, shape (N, K), on the CPU.
 
     Raises:
-        DataError: a file is gone or has changed.
+        DataError: a file is missing or has changed.
         TrainingError: a logit is not finite, or a batch does not fit into memory.
     """
     network.eval()

@@ -58,7 +58,7 @@ class FeatureExtractor:
             float32, shape (N, D), memory-mapped from `out`.
 
         Raises:
-            DataError: a file is gone or has changed.
+            DataError: a file is missing or has changed.
             TrainingError: out of memory, or the features are not finite.
         """
         settings = {

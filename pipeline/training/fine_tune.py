@@ -44,7 +44,7 @@ def fit(context: TrainingContext) -> TrainingResult:
     """Train a network in place.
 
     Raises:
-        DataError: a file is gone or has changed.
+        DataError: a file is missing or has changed.
         TrainingError: the loss is not finite, or a batch does not fit into memory.
     """
     config, network = context.config, context.network.to(context.device)

@@ -36,7 +36,7 @@ def fit(context: TrainingContext) -> TrainingResult:
     are folded into the layer at the end.
 
     Raises:
-        DataError: a file is gone or has changed.
+        DataError: a file is missing or has changed.
         TrainingError: the loss is not finite, or a batch does not fit into memory.
     """
     network, config = context.network, context.config

@@ -95,7 +95,7 @@ def train(context: TrainingContext) -> TrainingResult:
     """Train the context's network in place. It ends on the CPU, with the weights chosen on validation.
 
     Raises:
-        DataError: a file is gone or has changed.
+        DataError: a file is missing or has changed.
         TrainingError: the loss is not finite, or a batch does not fit into memory.
     """
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False

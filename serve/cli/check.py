@@ -40,7 +40,7 @@ def check(
     except EdgelineError as error:
         if not as_json:
             raise
-        print(json.dumps({"proven": False, "error": str(error), "code": error.code}))
+        print(json.dumps({"verified": False, "error": str(error), "code": error.code}))
         raise typer.Exit(1) from error
     if as_json:
         print(json.dumps(report))
@@ -115,10 +115,10 @@ def _check(path: Path, variant: str | None, time: bool) -> dict[str, Any]:
                 raise
             results.append({"variant": each.name, "not_run": str(error)})
             continue
-        assert classifier.proof is not None
-        results.append({"variant": each.name, **asdict(classifier.proof), **(_time(classifier) if time else {})})
+        assert classifier.self_test is not None
+        results.append({"variant": each.name, **asdict(classifier.self_test), **(_time(classifier) if time else {})})
     return {
-        "proven": True,
+        "verified": True,
         "name": manifest.name,
         "version": manifest.version,
         "manifest_sha256": hashlib.sha256((artifact.folder / FILE_NAME).read_bytes()).hexdigest(),

@@ -1,6 +1,6 @@
 """Authentication: bearer tokens from a file, and the middleware that checks requests against them.
 
-The file holds one token a line, so an old and a new one can be valid while clients switch; blank lines and lines that begin
+The file has one token per line, so an old and a new one can be valid while clients switch; blank lines and lines that begin
 with # are ignored. It is read again when it changes. Tokens are compared by their SHA-256, always all of them, so that the
 time it takes reveals nothing about them.
 """
@@ -22,7 +22,7 @@ from edgeline.serve.http.routes.page import PATHS
 LOG = logging.getLogger(__name__)
 
 OPEN = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}) | PATHS
-"""Paths without authentication: health checks, and the page, which asks its user for a token."""
+"""Paths without authentication: health checks, and the page, which prompts for a token."""
 MIN_CHARACTERS = 16
 MAX_BYTES = 64 * 2**10
 
@@ -71,7 +71,7 @@ class Tokens:
             raise ConfigError(f"the token file {self.path} cannot be read: {error.strerror}") from error
         tokens = [token for line in lines if (token := line.strip()) and not token.startswith(b"#")]
         if not tokens:
-            raise ConfigError(f"the token file {self.path} holds no token; write one a line, or serve without --tokens")
+            raise ConfigError(f"the token file {self.path} has no tokens; write one per line, or serve without --tokens")
         if short := sum(len(token) < MIN_CHARACTERS or not token.isascii() for token in tokens):
             raise ConfigError(
                 f"{short} of the tokens in {self.path} are shorter than {MIN_CHARACTERS} characters or not ASCII; "

@@ -53,10 +53,10 @@ class ModelLoader:
         """
         self._starting = False
 
-    def _open(self, path: Path, threads: int, *, prove: bool = True) -> Classifier:
+    def _open(self, path: Path, threads: int, *, verify: bool = True) -> Classifier:
         config = self.config
         cache = config.cache if self._starting else None
-        return Classifier.open(path, variant=config.variant, threads=threads, limits=config.limits, prove=prove, cache=cache)
+        return Classifier.open(path, variant=config.variant, threads=threads, limits=config.limits, verify=verify, cache=cache)
 
     def _find_plan(self, classifier: Classifier) -> ConcurrencyPlan:
         cores, cache = usable_cores(), self.config.cache
@@ -66,7 +66,7 @@ class ModelLoader:
         folder = classifier.artifact.folder
 
         def open_with(threads: int) -> Classifier:
-            return classifier if threads == 1 else self._open(folder, threads, prove=False)
+            return classifier if threads == 1 else self._open(folder, threads, verify=False)
 
         plan = find_plan(open_with, sample_image(classifier), cores)
         found = f"{plan.workers} workers with {plan.threads} threads each, batches of up to {plan.batch}"

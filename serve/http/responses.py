@@ -1,4 +1,4 @@
-"""The one shape of error responses, and which exception becomes which status.
+"""The format of error responses, and the status of each exception.
 
     {"error": "<one line>", "code": "<stable slug>", "request_id": "..."}
 
@@ -47,9 +47,9 @@ STATUS = {
 ROUTING = {
     404: (
         "not_found",
-        "nothing is here; there are POST /predict, GET /healthz, GET /readyz, GET /artifacts and the routes under /v2",
+        "no such route; the routes are POST /predict, GET /healthz, GET /readyz, GET /artifacts and those under /v2",
     ),
-    405: ("method_not_allowed", "method not allowed; the Allow header lists those that are"),
+    405: ("method_not_allowed", "method not allowed; the Allow header lists the allowed methods"),
 }
 """Code and message of the router's errors, by status."""
 

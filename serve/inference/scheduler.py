@@ -48,7 +48,7 @@ class ConcurrencyPlan:
     threads: int
     """Threads of the runtime in one run of the model."""
     batch: int = 1
-    """Maximum images of one run; 1 where batches bring nothing."""
+    """Maximum images of one run; 1 if batches do not help."""
 
 
 @dataclass(slots=True)

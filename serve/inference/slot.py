@@ -72,7 +72,7 @@ class Slot:
         self.state = state
         self.last_tried: Candidate | None = None
         """Not tried again until its files change."""
-        self.swaps = 0
+        self.reloads = 0
         self.rejections = 0
         self._lock = threading.Lock()
 
@@ -141,7 +141,7 @@ class Slot:
         """Serve a classifier; the one that it replaces stays loaded for a rollback."""
         with self._lock:
             previous = self.current
-            self.swaps += previous is not None
+            self.reloads += previous is not None
             self.state = Serving(classifier, previous)
 
     def reject(self, failure: Failure) -> None:
@@ -172,7 +172,7 @@ class Slot:
             current, previous = self.state.current, self.state.previous
             rolled_back = RolledBack(previous, current, current.manifest.version, self.state.rejected_version)
             self.state = rolled_back
-            self.swaps += 1
+            self.reloads += 1
             return rolled_back
 
     def resume(self) -> None:

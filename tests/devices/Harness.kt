@@ -6,19 +6,19 @@ import java.io.File
 
 /**
  * `pixels`: cases on standard input, a line of arguments and raw RGB each; for each the scale of a JPEG and the pixels.
- * `photo FILE HEIGHT WIDTH CROP INTERPOLATION`: the pixels of a file. `prove FOLDER VARIANT`: the golden samples.
+ * `photo FILE HEIGHT WIDTH CROP INTERPOLATION`: the pixels of a file. `verify FOLDER VARIANT`: the golden samples.
  */
 fun main(arguments: Array<String>) {
     val input = DataInputStream(System.`in`.buffered())
-    if (arguments[0] == "prove") {
+    if (arguments[0] == "verify") {
         val manifest = Manifest(File(arguments[1]))
-        prove(manifest, arguments[2]) { pixels ->
+        verify(manifest, arguments[2]) { pixels ->
             System.out.write(pixels)
             System.out.flush()
             fun floats() = FloatArray(manifest.labels.size) { input.readFloat() }
             Answer(floats(), floats())
         }
-        System.err.println("proven with ${manifest.model(arguments[2]).name}")
+        System.err.println("verified with ${manifest.model(arguments[2]).name}")
         return
     }
     if (arguments[0] == "photo") {

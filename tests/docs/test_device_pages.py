@@ -63,10 +63,10 @@ def test_the_lines_of_the_swift_page_call_what_the_swift_files_declare() -> None
     blocks = "\n".join(re.findall(r"```swift\n(.*?)```", page("ios"), re.DOTALL))
     called = set(re.findall(r"\b(\w+)\(", blocks))
     assert called - {"url", "appendingPathComponent", "compileModel"} <= declared
-    assert called >= {"prove", "pixels", "answer", "OnnxClassifier", "CoreMLClassifier"}
+    assert called >= {"verify", "pixels", "answer", "OnnxClassifier", "CoreMLClassifier"}
 
 
 def test_swift_and_kotlin_declare_the_same_steps() -> None:
-    steps = {"fit", "upright", "cut", "resizeOneWay", "decode", "pixels", "prove", "answer", "largestDifference"}
+    steps = {"fit", "upright", "cut", "resizeOneWay", "decode", "pixels", "verify", "answer", "largestDifference"}
     for language, word in (("android", "fun"), ("ios", "func")):
         assert steps <= set(re.findall(rf"\b{word} (\w+)", code(language))), language

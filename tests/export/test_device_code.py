@@ -167,10 +167,10 @@ def kotlin(java: list[str], workshop: Path) -> Port:
     """The golden check in Kotlin; this process stands in for the model, which needs Android."""
 
     def run(folder: Path, variant: str) -> subprocess.CompletedProcess[str]:
-        classifier = Classifier.open(folder, variant=variant, prove=False)
+        classifier = Classifier.open(folder, variant=variant, verify=False)
         spec = classifier.manifest.preprocess
         size, pipe = spec.height * spec.width * 3, subprocess.PIPE
-        command = [*java, "prove", str(folder), variant]
+        command = [*java, "verify", str(folder), variant]
         with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
             assert process.stdin
             assert process.stdout
@@ -179,8 +179,8 @@ def kotlin(java: list[str], workshop: Path) -> Port:
                 answers = classifier.answer(np.frombuffer(data, np.uint8).reshape(1, spec.height, spec.width, 3))
                 process.stdin.write(np.concatenate(answers).astype(">f4").tobytes())
                 process.stdin.flush()
-            said = process.stderr.read().decode()
-        return subprocess.CompletedProcess(command, process.returncode, "", said)
+            stderr = process.stderr.read().decode()
+        return subprocess.CompletedProcess(command, process.returncode, "", stderr)
 
     return run
 

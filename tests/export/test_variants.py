@@ -25,7 +25,7 @@ def asking(run: Run, *names: str, **settings: Any) -> Run:
 def report(**fields: Any) -> Int8Report:
     calibration, images = CalibrationImages(images=8, sha256=""), ValidationImages(images=1)
     return Int8Report(
-        target="arm64", calibration=calibration, judged_on=images, exact_precision_setting=False, tried=(), **fields
+        target="arm64", calibration=calibration, evaluated_on=images, exact_precision_setting=False, tried=(), **fields
     )
 
 

@@ -141,7 +141,7 @@ def test_a_model_that_returns_nan_is_rejected(make_artifact: Callable[..., Path]
     with pytest.raises(ArtifactError, match="not finite"):
         Classifier.open(folder)
     with pytest.raises(ArtifactError) as rejection:
-        Classifier.open(folder, prove=False).predict(photos[:1])
+        Classifier.open(folder, verify=False).predict(photos[:1])
     assert rejection.value.code == "model_output_not_finite"
 
 
@@ -155,7 +155,7 @@ def test_swapped_labels_without_golden_samples_are_rejected(make_artifact: Calla
         model.metadata_props.add(key="edgeline.labels", value="red\ngreen\nblue\ndark")
 
     folder = edit_model(make_artifact(), seal, write_the_labels)
-    assert Classifier.open(folder).proof is not None
+    assert Classifier.open(folder).self_test is not None
     golden = json.loads((folder / "golden" / "golden.json").read_text())
     golden["samples"] = golden["samples"][:2]
     (folder / "golden" / "golden.json").write_text(json.dumps(golden))

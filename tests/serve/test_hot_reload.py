@@ -42,7 +42,7 @@ def test_a_newer_version_is_loaded(watcher: VersionWatcher, reported: list[str],
     make_artifact(version=3)
     watcher.poll()
     assert watcher.classifier.manifest.version == 3
-    assert watcher.classifier.proof is not None
+    assert watcher.classifier.self_test is not None
     make_artifact(version=2)
     watcher.poll()
     assert watcher.classifier.manifest.version == 3

@@ -119,9 +119,9 @@ def test_an_image_with_an_orientation_equals_the_upright_one(
     stored = noise(size, seed)
     options = LOSSLESS.get(kind, {"quality": 95})
     spec = replace(spec, jpeg_decoding="full")
-    said = encode(stored, kind, orientation=orientation, **options)
+    rotated = encode(stored, kind, orientation=orientation, **options)
     upright = decode_image(encode(stored, kind, **options)).transpose(UPRIGHT[orientation])
-    np.testing.assert_array_equal(preprocess(said, spec), fit(upright, spec))
+    np.testing.assert_array_equal(preprocess(rotated, spec), fit(upright, spec))
 
 
 large = st.tuples(st.integers(1, 700), st.integers(1, 700))

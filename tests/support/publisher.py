@@ -69,21 +69,21 @@ def plant(fault: str, at: int, folder: Path) -> None:
     sys.addaudithook(hook)
 
 
-def in_child(action: Callable[[], object], told: Path) -> str:
+def in_child(action: Callable[[], object], file: Path) -> str:
     """Run a function in a child process, and return its outcome."""
     if (child := os.fork()) == 0:
         try:
             action()
-            said = "done"
+            outcome = "done"
         except EdgelineError as error:
-            said = f"{type(error).__name__}: {error}"
+            outcome = f"{type(error).__name__}: {error}"
         except BaseException:
-            said = traceback.format_exc()
-        descriptor = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.write(descriptor, said.encode())
+            outcome = traceback.format_exc()
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.write(descriptor, outcome.encode())
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    return "killed" if os.WIFSIGNALED(status) else told.read_text()
+    return "killed" if os.WIFSIGNALED(status) else file.read_text()
 
 
 def shown(folder: Path) -> list[str]:
@@ -100,7 +100,7 @@ def main(fault: str, root: Path, template: Path, *, first: bool) -> list[dict[st
     base.mkdir()
     if not first:
         old = base / "store" / "colors"
-        in_child(lambda: publish_folder(old, "old", writer(template, "old")), root / "told")
+        in_child(lambda: publish_folder(old, "old", writer(template, "old")), root / "outcome")
         (old / ".staging-1-left").mkdir()
         (old / ".staging-1-left" / "labels.txt").write_text("re")
     found = []
@@ -115,11 +115,11 @@ def main(fault: str, root: Path, template: Path, *, first: bool) -> list[dict[st
             plant(fault, at, folder.parent)
             publish(folder)
 
-        outcome = in_child(publish_badly, root / "told")
+        outcome = in_child(publish_badly, root / "outcome")
         if not (call := root / str(at) / "call").exists():
             return found
         entry = {"call": call.read_text(), "outcome": outcome, "shown": shown(folder)}
-        entry |= {"then": in_child(publish, root / "told"), "then_shown": shown(folder)}
+        entry |= {"then": in_child(publish, root / "outcome"), "then_shown": shown(folder)}
         found.append(entry | {"left": sorted(path.name for path in folder.iterdir())})
         shutil.rmtree(root / str(at))
     raise AssertionError("it never ends")

@@ -1,4 +1,4 @@
-"""The structure of the code: modules per room, sizes, parameters and import cycles.
+"""The structure of the code: modules per subpackage, sizes, parameters and import cycles.
 
     python -m tests.support.structure [ROOT]
 
@@ -34,7 +34,7 @@ class Module:
     """Names that it imports within functions."""
 
     @property
-    def room(self) -> str:
+    def subpackage(self) -> str:
         """Its folder, dotted."""
         return self.name.rpartition(".")[0]
 
@@ -92,9 +92,9 @@ def cycles(edges: dict[str, set[str]]) -> list[list[str]]:
 def measure(root: Path) -> dict[str, object]:
     """The figures of a checkout."""
     modules = read_modules(root)
-    rooms: dict[str, int] = {}
+    subpackages: dict[str, int] = {}
     for module in modules.values():
-        rooms[module.room] = rooms.get(module.room, 0) + 1
+        subpackages[module.subpackage] = subpackages.get(module.subpackage, 0) + 1
     functions = [node for module in modules.values() for node in ast.walk(module.tree) if isinstance(node, FUNCTION)]
     bodies = sorted(_body_lines(function) for function in functions)
     files = sorted(module.lines for module in modules.values())
@@ -102,7 +102,7 @@ def measure(root: Path) -> dict[str, object]:
     eager = {name: project_imports(module, modules) for name, module in modules.items()}
     every = {name: eager[name] | project_imports(module, modules, deferred=True) for name, module in modules.items()}
     return {
-        "rooms": rooms,
+        "subpackages": subpackages,
         "files": {"count": len(files), "median": statistics.median(files), "p90": _p90(files), "largest": files[-1]},
         "over_400_lines": sorted(name for name, module in modules.items() if module.lines > 400),
         "bodies": {"count": len(bodies), "median": statistics.median(bodies), "p90": _p90(bodies), "largest": bodies[-1]},

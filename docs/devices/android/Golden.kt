@@ -37,7 +37,7 @@ class Manifest(val folder: File) {
 }
 
 /** Throws if a sample fails; the message shows which half differs. */
-fun prove(manifest: Manifest, variant: String, answer: (ByteArray) -> Answer) {
+fun verify(manifest: Manifest, variant: String, answer: (ByteArray) -> Answer) {
     val golden = JSONObject(File(manifest.folder, "golden/golden.json").readText())
     val own = golden.optJSONObject("variants")?.optJSONObject(variant)
     val tolerance = (own ?: golden).getDouble("tolerance")

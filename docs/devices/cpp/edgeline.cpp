@@ -88,7 +88,7 @@ void must(bool holds, const std::string& what, const std::string& hint) {
   if (!holds) fail(what + ": " + hint);
 }
 
-void prove(Classifier& classifier) {
+void verify(Classifier& classifier) {
   const json golden = json::parse(read(classifier.folder + "/golden/golden.json"));
   const json own = golden.value("variants", json::object()).value(classifier.variant, json::object());
   const double tolerance = own.value("tolerance", golden["tolerance"].get<double>());
@@ -122,7 +122,7 @@ int main(int count, char** arguments) try {
   if (count < 3) fail("usage: edgeline FOLDER VARIANT [PHOTO...]");
   setenv("ORT_DISABLE_TELEMETRY", "1", 1);  // before the runtime starts
   Classifier classifier(arguments[1], arguments[2]);
-  prove(classifier);
+  verify(classifier);
   for (int i = 3; i < count; i++) {
     const Floats probabilities = classifier.answer(classifier.pixels(read(arguments[i]))).first;
     const auto best = std::max_element(probabilities.begin(), probabilities.end());

@@ -60,7 +60,7 @@ private struct Golden: Decodable {
 }
 
 /// Throws if a sample fails; the message shows which half differs.
-func prove(_ folder: URL, _ manifest: Manifest, variant: String, answer: ([UInt8]) throws -> Answer) throws {
+func verify(_ folder: URL, _ manifest: Manifest, variant: String, answer: ([UInt8]) throws -> Answer) throws {
     let data = try Data(contentsOf: folder.appendingPathComponent("golden/golden.json"))
     let golden = try JSONDecoder().decode(Golden.self, from: data)
     let own = golden.variants?[variant]

@@ -126,7 +126,7 @@ def answer(session: onnxruntime.InferenceSession, pixels: np.ndarray) -> tuple[n
     return probabilities, logits
 
 
-def prove(folder: Path, manifest: dict, session: onnxruntime.InferenceSession, variant: str) -> None:
+def verify(folder: Path, manifest: dict, session: onnxruntime.InferenceSession, variant: str) -> None:
     """Check the golden samples on this machine."""
     golden = json.loads((folder / "golden" / "golden.json").read_bytes())
     own = golden.get("variants", {}).get(variant)
@@ -152,7 +152,7 @@ def main(folder: str, variant: str, *photos: str) -> None:
     """Check the golden samples, then print the best class of each photo."""
     manifest = read_manifest(Path(folder))
     session = load(Path(folder), manifest, variant)
-    prove(Path(folder), manifest, session, variant)
+    verify(Path(folder), manifest, session, variant)
     for photo in photos:
         probabilities, _ = answer(session, pixels_of(Path(photo).read_bytes(), manifest["preprocess"]))
         best = int(probabilities.argmax())

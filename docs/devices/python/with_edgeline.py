@@ -13,7 +13,7 @@ from edgeline.serve.errors import EdgelineError
 def main(folder: str, variant: str, *photos: str) -> None:
     """Print the result of the golden samples, and the best class of each photo."""
     classifier = Classifier.open(folder, variant=variant)  # every file's SHA-256, the graph's contract, the golden samples
-    print(classifier.proof)
+    print(classifier.self_test)
     for photo in photos:
         [[best]] = classifier.predict([Path(photo).read_bytes()], top_k=1)
         print(photo, best.label, f"{best.probability:.6g}", sep="\t")

@@ -95,7 +95,7 @@ def test_json_outputs_are_flat(target: Target) -> None:
 
 
 def test_json_outputs_have_no_parameters(target: Target) -> None:
-    """A JSON output has no parameters: where they lack binary_data_size, the C++ client stops."""
+    """A JSON output has no parameters: if they lack binary_data_size, the C++ client stops."""
     for output in target.infer_any().ok()["outputs"]:
         require(not output.get("parameters"), f"{output['name']} should have no parameters", output.get("parameters"))
 

@@ -117,7 +117,7 @@ def test_curl_json(target: Target) -> None:
 def test_curl_batch(target: Target) -> None:
     """The C++ client's batch of 4 is answered."""
     if target.max_batch < 4:
-        pytest.skip("the model takes no batch of 4")
+        pytest.skip("the model accepts no batch of 4")
     _curl(target, *_request(target, binary=True, batch=4), "application/octet-stream").outputs()
 
 

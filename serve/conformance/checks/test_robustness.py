@@ -11,7 +11,7 @@ from edgeline.serve.conformance.reply import expect, require
 from edgeline.serve.conformance.target import Target
 
 BOMB_BYTES = 96 * 2**20
-"""Over the 64 MiB that Triton takes by default."""
+"""Over the 64 MiB that Triton accepts by default."""
 UNSUPPORTED = {
     "system_shared_memory": "/v2/systemsharedmemory/status",
     "cuda_shared_memory": "/v2/cudasharedmemory/status",
@@ -124,7 +124,7 @@ def test_shared_memory(target: Target) -> None:
 
 
 def test_unknown_encoding(target: Target) -> None:
-    """A Content-Encoding that the server does not know is rejected."""
+    """A Content-Encoding that the server does not support is rejected."""
     head, blob = target.good()
     target.infer(head, blob, {"Content-Encoding": "br"}).rejected()
 

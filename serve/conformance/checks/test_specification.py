@@ -157,7 +157,7 @@ def test_infer_repeats(target: Target) -> None:
 def test_infer_batch(target: Target) -> None:
     """A batch of 2 is the first dimension of every output."""
     if target.max_batch < 2:
-        pytest.skip("the model takes no batches")
+        pytest.skip("the model accepts no batches")
     for tensor in target.infer_any(batch=2).outputs():
         expect(tensor.shape[0], 2, f"the first dimension of {tensor.name}")
 

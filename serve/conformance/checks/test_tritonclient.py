@@ -96,7 +96,7 @@ def test_client_infer_version(target: Target, client: Any) -> None:
 def test_client_infer_batch(target: Target, client: Any) -> None:
     """A batch of 3 equals 3 singles to the bit."""
     if target.max_batch < 3:
-        pytest.skip("the model takes no batch of 3")
+        pytest.skip("the model accepts no batch of 3")
     batch, single = (client.infer(target.model, _inputs(target, batch=n)) for n in (3, 1))
     for name in target.output_names:
         for row in batch.as_numpy(name):

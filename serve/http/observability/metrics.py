@@ -120,16 +120,16 @@ class State(Collector):
         yield _counter("edgeline_abandoned", "Images that were cancelled before they were processed.", stats.abandoned)
         yield _counter("edgeline_retried", "Images that were run again alone, because their batch failed.", stats.retried)
         info = GaugeMetricFamily("edgeline_model_info", "The loaded versions.", labels=["name", "version", "variant", "role"])
-        swaps = CounterMetricFamily("edgeline_swaps", "Model swaps: hot reloads and rollbacks.", labels=["name"])
-        rejections = CounterMetricFamily("edgeline_refusals", "Versions that were rejected.", labels=["name"])
+        reloads = CounterMetricFamily("edgeline_reloads", "Hot reloads and rollbacks.", labels=["name"])
+        rejections = CounterMetricFamily("edgeline_rejected_versions", "Versions that were rejected.", labels=["name"])
         for slot in self.models.slots:
             for role, classifier in (("current", slot.current), ("previous", slot.previous)):
                 if classifier is not None:
                     manifest = classifier.manifest
                     info.add_metric([manifest.name, str(manifest.version), classifier.variant.name, role], 1)
-            swaps.add_metric([slot.name], slot.swaps)
+            reloads.add_metric([slot.name], slot.reloads)
             rejections.add_metric([slot.name], slot.rejections)
-        yield from (info, swaps, rejections)
+        yield from (info, reloads, rejections)
 
 
 class Distances(Collector):

@@ -3,7 +3,8 @@
     routes += V2(models).routes()
 
 Only success is 200, and every error has the JSON shape of `serve.http.responses`, whose `error` is the string that these
-clients read. The images of a request are answered one by one, so a batch gets bit for bit the answers of its images alone.
+clients read. The images of a request are answered one by one, so the answers for a batch are bit-identical to those for its
+images alone.
 """
 
 import asyncio
@@ -99,7 +100,7 @@ class V2:
         return found + [Route(path, self.unsupported, methods=["GET", "POST"]) for path in UNSUPPORTED]
 
     async def live(self, request: Request) -> Response:
-        """Return 200 while the process lives."""
+        """Return 200 while the process is running."""
         return JSONResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:

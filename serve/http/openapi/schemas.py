@@ -148,10 +148,10 @@ SCHEMAS: dict[str, Schema] = {
         {
             "status": {"const": "ready"},
             **IDENTITY,
-            "proof": NULLABLE,
+            "self_test": NULLABLE,
             "previous": {"type": ["integer", "null"]},
             "rolled_back_from": {"type": ["integer", "null"]},
-            "refused": {
+            "rejected": {
                 "anyOf": [
                     REJECTED_VERSION,
                     {"type": "null"},
@@ -172,7 +172,7 @@ SCHEMAS: dict[str, Schema] = {
             "verification": ANY_OBJECT,
             "evaluation": NULLABLE,
             "card": {"type": ["string", "null"]},
-            "proof": NULLABLE,
+            "self_test": NULLABLE,
             "max_bytes": {"type": "integer", "minimum": 1},
             "explains": FLAG,
             "remarks": listed(TEXT),

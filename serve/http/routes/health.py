@@ -1,6 +1,6 @@
 """Health, readiness, metrics and drift of a server.
 
-GET /healthz    200 while the process lives
+GET /healthz    200 while the process is running
 GET /readyz     200 while every model is loaded and verified, else 503 with the reason
 GET /metrics    counters for Prometheus
 GET /drift      drift statistics of a model, for `edgeline drift`
@@ -40,7 +40,7 @@ class HealthRoutes:
         return [Route("/metrics", self.metrics), Route("/drift", self.drift)]
 
     async def healthz(self, request: Request) -> Response:
-        """Return 200: the process lives and its event loop runs."""
+        """Return 200: the process and its event loop are running."""
         return JSONResponse({"status": "alive"}, headers=NO_STORE)
 
     async def readyz(self, request: Request) -> Response:
@@ -53,10 +53,10 @@ class HealthRoutes:
             raise self.service.not_ready()
         slot = models.slots[0]
         body: dict[str, Any] = {"status": "ready", **identity(classifier)}
-        body["proof"] = asdict(classifier.proof) if classifier.proof else None
+        body["self_test"] = asdict(classifier.self_test) if classifier.self_test else None
         body["previous"] = slot.previous.manifest.version if slot.previous else None
         body["rolled_back_from"] = slot.rolled_back_from
-        body["refused"] = asdict(slot.rejected_version) if slot.rejected_version else None
+        body["rejected"] = asdict(slot.rejected_version) if slot.rejected_version else None
         if len(models.slots) > 1 or models.challenger is not None:
             body["index"] = models.index()
         return JSONResponse(body, headers=NO_STORE)

@@ -117,7 +117,7 @@ def facts(classifier: Classifier) -> bytes:
         "verification": classifier.variant.verification,
         "evaluation": _evaluation(classifier.artifact, remarks),
         "card": None if card is None else card.decode(errors="replace"),
-        "proof": asdict(classifier.proof) if classifier.proof else None,
+        "self_test": asdict(classifier.self_test) if classifier.self_test else None,
         "max_bytes": classifier.limits.max_bytes,
         "explains": classifier.explains,
         "remarks": remarks,

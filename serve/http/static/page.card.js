@@ -21,7 +21,7 @@ export function showCard(place, text) {
   place.replaceChildren(...blocks);
 }
 
-/** Take the lines of one block off the front; null for a blank one. */
+/** Remove the lines of one block from the front; null for a blank one. */
 function takeBlock(lines) {
   const [line] = lines;
   if (!line.trim()) return void lines.shift();

@@ -17,7 +17,7 @@ export const isolated = (text, attributes = {}) => el("bdi", attributes, text);
 
 const SPACE = "\u00a0"; // a number and its unit stay on one line
 
-/** A share as a percentage, which never rounds to a certainty that is none. */
+/** A share as a percentage; only exactly 0 and 1 are shown as 0 % and 100 %. */
 export function percent(share) {
   const number = share > 0 && share < 0.0005 ? "< 0.1" : share < 1 && share >= 0.9995 ? "> 99.9" : (100 * share).toFixed(1);
   return `${number} %`.replaceAll(" ", SPACE);

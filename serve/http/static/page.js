@@ -1,9 +1,9 @@
-// Readiness of the server, and the ways for photos to come in. Predictions are in page.results.js.
+// Readiness of the server, and the ways to add photos. Predictions are in page.results.js.
 
 import { setupCamera } from "./page.camera.js";
 import { byId, pause } from "./page.dom.js";
 import { showModel } from "./page.model.js";
-import { MOST_KEPT, Results } from "./page.results.js";
+import { MAX_RESULTS, Results } from "./page.results.js";
 import { askForToken, setupToken, withToken } from "./page.token.js";
 
 const ASK_AGAIN_MS = 1000;
@@ -41,7 +41,7 @@ async function readiness() {
   }
 }
 
-/** Gives whether the server lets this page ask. */
+/** Load the description of the model; returns false if a token is needed. */
 async function refreshModel() {
   try {
     const { ok, body } = await ask("model");
@@ -78,7 +78,7 @@ async function watch() {
   }
 }
 
-// Ways for photos to come in
+// Ways to add photos
 
 function notice(text) {
   const place = byId("notice");
@@ -87,7 +87,7 @@ function notice(text) {
 }
 
 function take(files) {
-  notice(files.length > MOST_KEPT ? `Only the first ${MOST_KEPT} of these ${files.length} files are used.` : "");
+  notice(files.length > MAX_RESULTS ? `Only the first ${MAX_RESULTS} of these ${files.length} files are used.` : "");
   results.add(files);
 }
 
@@ -124,7 +124,7 @@ window.addEventListener("paste", (event) => {
     event.preventDefault();
     take(files);
   } else if (!event.target.closest?.("input")) {
-    notice("There is no picture in the clipboard.");
+    notice("There is no image in the clipboard.");
   }
 });
 

@@ -2,8 +2,8 @@
 
 import { count, el, isolated, percent } from "./page.dom.js";
 
-const MOST_IN_A_TABLE = 24;
-const MOST_MISTAKES = 12;
+const MAX_TABLE_CLASSES = 24;
+const MAX_MISTAKES = 12;
 const PICTURE_PX = 480;
 
 let drawAgain = () => {}; // the picture takes its colors from the page
@@ -21,7 +21,7 @@ export function showMatrix(place, { labels, evaluation, precision }) {
   const total = support.reduce((sum, images) => sum + images, 0);
   const mistaken = `${count(total)} test images, ${wrongImages ? count(wrongImages) : "none"} of them misclassified`;
   const lead = el("p", { class: "quiet" }, mistaken, precision === "float32" ? "." : ", with the model in float32.");
-  const whole = labels.length <= MOST_IN_A_TABLE ? table(parts) : picture(parts);
+  const whole = labels.length <= MAX_TABLE_CLASSES ? table(parts) : picture(parts);
   place.replaceChildren(lead, el("div", { class: "overview" }, whole, mistakes(parts, wrong) ?? ""));
 }
 
@@ -56,7 +56,7 @@ function picture({ labels, cells, support }) {
     role: "img",
     "aria-label": `The matrix of ${labels.length} classes as a picture; the table next to it lists the mistakes`,
   });
-  const told = el("p", { class: "quiet reading" }, "Rows: the true class. Columns: the predicted class.");
+  const caption = el("p", { class: "quiet reading" }, "Rows: the true class. Columns: the predicted class.");
   const at = new Map(cells.map((cell) => [cell[0] * labels.length + cell[1], cell]));
   const side = PICTURE_PX * Math.max(1, Math.round(window.devicePixelRatio));
   canvas.width = canvas.height = side;
@@ -80,7 +80,7 @@ function picture({ labels, cells, support }) {
     const truth = index(event.clientY - box.top, box.height);
     const predicted = index(event.clientX - box.left, box.width);
     const images = at.get(truth * labels.length + predicted)?.[2] ?? 0;
-    told.replaceChildren(
+    caption.replaceChildren(
       isolated(labels[truth]),
       " predicted as ",
       isolated(labels[predicted]),
@@ -89,11 +89,11 @@ function picture({ labels, cells, support }) {
   });
   drawAgain = draw;
   draw();
-  return el("div", { class: "picture" }, canvas, told);
+  return el("div", { class: "picture" }, canvas, caption);
 }
 
 function mistakes({ labels, support }, wrong) {
-  const common = [...wrong].sort((a, b) => b[2] - a[2]).slice(0, MOST_MISTAKES);
+  const common = [...wrong].sort((a, b) => b[2] - a[2]).slice(0, MAX_MISTAKES);
   if (!common.length) return null;
   const rows = common.map(([truth, predicted, images]) =>
     el(

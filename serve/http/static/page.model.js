@@ -4,7 +4,7 @@ import { showCard } from "./page.card.js";
 import { byId, count, el, isolated, percent } from "./page.dom.js";
 import { showMatrix } from "./page.matrix.js";
 
-const MOST_ROWS = 200;
+const MAX_ROWS = 200;
 
 export function showModel(model) {
   document.title = `${model.model} ${model.version} · edgeline`;
@@ -26,7 +26,7 @@ function section(id, isThere, show) {
   if (isThere) show(byId(id));
 }
 
-/** Offer no more classes an answer than there are. */
+/** Limit the choice of classes per answer to the number there are. */
 function limitTopK(classes) {
   const choices = [...byId("top-k").options];
   for (const option of choices) option.hidden = option.disabled = Number(option.value) >= classes && option.value !== "1";
@@ -47,13 +47,13 @@ function figures({ evaluation, metrics, variant, verification }) {
   return shown.length ? shown : [el("p", { class: "quiet" }, "This artifact has no evaluation.")];
 }
 
-/** What the gate measured of the variant that answers, or null; the evaluation is about the float32 model. */
+/** What the release gate measured of the served variant, or null; the evaluation is of the float32 model. */
 function ownAccuracy(held) {
   const [low, high] = Array.isArray(held?.top1_interval) ? held.top1_interval : [];
   return share({ value: held?.top1, low, high, total: held?.images });
 }
 
-/** A share with its interval, if that is what it is. */
+/** A share with its interval, if the value is one. */
 function share(value) {
   const isShare = (number) => Number.isFinite(number) && number >= 0 && number <= 1;
   return [value?.value, value?.low, value?.high].every(isShare) && Number.isFinite(value.total) ? value : null;
@@ -78,7 +78,7 @@ function gauge(name, { value, low, high, correct, total }) {
 // Facts
 
 function facts(model) {
-  const { preprocess: spec, proof, evaluation } = model;
+  const { preprocess: spec, self_test, evaluation } = model;
   const rows = [
     ["Classes", count(model.labels.length)],
     ["Macro F1", evaluation && evaluation.macro_f1.toFixed(3)],
@@ -89,18 +89,18 @@ function facts(model) {
       `${spec.width} × ${spec.height} pixels, center crop ${percent(spec.crop_fraction).replace(".0", "")}, ${spec.interpolation}`,
     ],
     ["Published", day(model.created)],
-    ["Self-test", proof ? provenLine(proof) : "not run"],
+    ["Self-test", self_test ? selfTestLine(self_test) : "not run"],
   ];
-  const told = rows.filter(([, value]) => value != null);
-  return el("dl", {}, ...told.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
+  const present = rows.filter(([, value]) => value != null);
+  return el("dl", {}, ...present.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
 }
 
 function day(time) {
-  const date = new Date(time); // not every ISO 8601 time is one that browsers read
+  const date = new Date(time); // browsers do not parse every ISO 8601 time
   return Number.isNaN(date.valueOf()) ? time : date.toLocaleDateString("en", { dateStyle: "medium" });
 }
 
-function provenLine({ samples, max_difference, tolerance }) {
+function selfTestLine({ samples, max_difference, tolerance }) {
   const off = max_difference ? `off by ${max_difference.toPrecision(1)}` : "no difference";
   return `${count(samples)} golden samples, ${off} (${tolerance} allowed)`;
 }
@@ -118,7 +118,7 @@ function showClasses(place, labels, reports) {
   const find = el("input", { type: "search", id: "classes-find", autocomplete: "off" });
   const order = el("select", { id: "classes-order" }, ...Object.keys(ORDERS).map((name) => el("option", {}, name)));
   const body = el("tbody");
-  const told = el("p", { class: "quiet", role: "status" });
+  const status = el("p", { class: "quiet", role: "status" });
   const columns = reports ? ["", "Class", "Precision", "Recall", "F1", "Test images"] : ["", "Class"];
   const heads = columns.map((name) => (name ? el("th", { scope: "col" }, name) : el("td")));
   const table = el("table", { class: "classes" }, el("thead", {}, el("tr", {}, ...heads)), body);
@@ -126,10 +126,10 @@ function showClasses(place, labels, reports) {
   function fill() {
     const wanted = find.value.trim().toLocaleLowerCase();
     const matching = rows.filter(({ label }) => label.toLocaleLowerCase().includes(wanted)).sort(ORDERS[order.value]);
-    body.replaceChildren(...matching.slice(0, MOST_ROWS).map((row) => classRow(row, reports)));
-    told.textContent =
-      matching.length > MOST_ROWS ? `The first ${MOST_ROWS} of ${count(matching.length)}; search for the others.` : "";
-    if (!matching.length) told.textContent = "No class has that in its name.";
+    body.replaceChildren(...matching.slice(0, MAX_ROWS).map((row) => classRow(row, reports)));
+    status.textContent =
+      matching.length > MAX_ROWS ? `The first ${MAX_ROWS} of ${count(matching.length)}; search for the others.` : "";
+    if (!matching.length) status.textContent = "No class matches.";
   }
   find.addEventListener("input", fill);
   order.addEventListener("change", fill);
@@ -143,7 +143,7 @@ function showClasses(place, labels, reports) {
   place.replaceChildren(
     controls,
     el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Classes" }, table),
-    told,
+    status,
   );
 }
 

@@ -4,7 +4,7 @@ import { byId, bytes, el, isolated, milliseconds, percent } from "./page.dom.js"
 import { askForToken, withToken } from "./page.token.js";
 import { whyOf } from "./page.why.js";
 
-export const MOST_KEPT = 20;
+export const MAX_RESULTS = 20;
 const AT_ONCE = 2;
 const STAGES = { queue: "waiting", decode: "decoding", preprocess: "preprocessing", infer: "inference" };
 
@@ -24,16 +24,16 @@ export class Results {
     });
   }
 
-  /** Take photos in, in the order they are in; the oldest ones fall off the end of the list. */
+  /** Add photos in the given order; the oldest ones are removed from the list. */
   add(files) {
-    for (const file of files.slice(0, MOST_KEPT)) {
+    for (const file of files.slice(0, MAX_RESULTS)) {
       const entry = { file, state: "waiting", abort: new AbortController(), preview: URL.createObjectURL(file) };
       entry.item = this.#item(entry);
       this.entries.unshift(entry);
       this.list.prepend(entry.item);
       this.#wait(entry);
     }
-    this.entries.slice(MOST_KEPT).forEach((entry) => this.remove(entry));
+    this.entries.slice(MAX_RESULTS).forEach((entry) => this.remove(entry));
     byId("results-bar").hidden = !this.entries.length;
     this.#pump();
   }
@@ -85,11 +85,11 @@ export class Results {
         const why = this.explains ? whyOf(entry.preview, () => explained(entry, outcome.answer)) : [];
         this.#show(entry, answerOf(outcome, why));
         const [best] = outcome.answer.predictions;
-        say(`${entry.file.name}: ${best.label}, ${percent(best.probability)}`);
+        announce(`${entry.file.name}: ${best.label}, ${percent(best.probability)}`);
         this.onAnswer(outcome.answer);
       } else {
-        this.#show(entry, this.#refusal(entry, outcome));
-        say(`${entry.file.name}: ${outcome.error}`);
+        this.#show(entry, this.#failure(entry, outcome));
+        announce(`${entry.file.name}: ${outcome.error}`);
         if (outcome.again) this.onTrouble();
       }
     }
@@ -110,7 +110,7 @@ export class Results {
     }, 1000);
   }
 
-  #refusal(entry, { error, again }) {
+  #failure(entry, { error, again }) {
     const retry = el("button", { type: "button" }, "Try again");
     retry.addEventListener("click", () => {
       this.#wait(entry);
@@ -137,7 +137,7 @@ export class Results {
       isolated(file.name, { title: file.name }),
       el("span", { class: "quiet" }, bytes(file.size)),
     );
-    return el("li", { class: "result" }, image, el("div", { class: "told" }, head, el("div", { class: "outcome" })), close);
+    return el("li", { class: "result" }, image, el("div", { class: "details" }, head, el("div", { class: "outcome" })), close);
   }
 
   #show(entry, content) {
@@ -146,7 +146,7 @@ export class Results {
   }
 }
 
-/** Send one photo. Gives {answer, total_ms, stages}, or {error, code, again}: one line, and whether trying again may help. */
+/** Send one photo. Returns {answer, total_ms, stages}, or {error, code, again}: one line, and whether a retry may help. */
 async function classify(file, maxBytes, signal, more = "") {
   if (file.size > maxBytes) {
     return { error: `This file has ${bytes(file.size)}, the server's limit is ${bytes(maxBytes)}.` };
@@ -176,11 +176,11 @@ function stagesOf(header) {
 }
 
 /** Request the explanation of a prediction; throws one line on failure, or if another version has replaced the model. */
-async function explained({ file, abort }, said) {
+async function explained({ file, abort }, prediction) {
   const { answer, error } = await classify(file, Infinity, abort.signal, "&explain=cam");
   if (!answer) throw new Error(error);
-  if (answer.model !== said.model || answer.version !== said.version || answer.variant !== said.variant) {
-    throw new Error(`${answer.model} ${answer.version} has replaced version ${said.version}, which gave this prediction; send the photo again.`);
+  if (answer.model !== prediction.model || answer.version !== prediction.version || answer.variant !== prediction.variant) {
+    throw new Error(`${answer.model} ${answer.version} has replaced version ${prediction.version}, which made this prediction; send the photo again.`);
   }
   return answer;
 }
@@ -202,7 +202,7 @@ function answerOf({ answer, total_ms, stages }, why) {
   return el("div", {}, el("ol", { class: "bars" }, ...bars), el("p", { class: "quiet timing" }, timing), ...why);
 }
 
-/** Tell those who listen to the page. */
-function say(text) {
-  byId("say").textContent = text;
+/** Announce a text to screen readers. */
+function announce(text) {
+  byId("announcement").textContent = text;
 }

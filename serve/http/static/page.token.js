@@ -25,10 +25,10 @@ export function withToken(headers = {}) {
 /** Ask for a token, because a request with these headers was rejected; the token in them is forgotten. */
 export function askForToken(sent) {
   const form = byId("token");
-  const refused = known !== null;
+  const rejected = known !== null;
   if (sent.Authorization !== withToken().Authorization) return; // another one was entered meanwhile
   keep(null);
-  if (refused || form.hidden) byId("token-hint").textContent = refused ? "The server did not accept this token." : "";
+  if (rejected || form.hidden) byId("token-hint").textContent = rejected ? "The server did not accept this token." : "";
   if (!form.hidden) return;
   form.hidden = false;
   byId("token-text").focus();

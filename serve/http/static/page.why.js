@@ -2,9 +2,9 @@
 
 import { el, isolated } from "./page.dom.js";
 
-const MOST_ALPHA = 190; // of 255, over the strongest region: the photo stays visible
+const MAX_ALPHA = 190; // of 255, over the strongest region: the photo stays visible
 
-/** A button that asks the server, and what it shows then. ask() gives the server's answer with evidence, or throws a line. */
+/** A button, and the explanation that it shows. ask() returns the server's answer with its maps, or throws a one-line error. */
 export function whyOf(preview, ask) {
   const button = el("button", { type: "button", class: "ask-why", "aria-expanded": "false" }, "Why?");
   const place = el("div", { class: "why" });
@@ -38,7 +38,7 @@ function shown(preview, { predictions, explanation }) {
     height: `${100 * (bottom - top)}%`,
   });
   const choice = el("select", {}, ...predictions.map(({ label }, index) => el("option", { value: index }, label)));
-  // One scale for all classes that are shown, or the least likely one would look as certain as the best.
+  // One scale for all classes shown; otherwise the least likely one would look as certain as the best.
   const most = Math.max(...predictions.flatMap(({ evidence }) => evidence.flat().map(Math.abs)), Number.MIN_VALUE);
   const paint = () => {
     const { label, evidence } = predictions[choice.value];
@@ -63,12 +63,12 @@ function draw(canvas, evidence, most) {
   const image = new ImageData(canvas.width, canvas.height);
   evidence.flat().forEach((value, index) => {
     const color = value > 0 ? [255, 120, 0] : [0, 90, 255];
-    image.data.set([...color, (MOST_ALPHA * Math.abs(value)) / most], 4 * index);
+    image.data.set([...color, (MAX_ALPHA * Math.abs(value)) / most], 4 * index);
   });
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-/** Where the strongest place is, for those who do not see it. */
+/** The position of the strongest region, as text for screen readers. */
 function inWords(evidence) {
   const values = evidence.flat();
   const strongest = values.indexOf(Math.max(...values));

@@ -142,7 +142,7 @@ photos = [path.read_bytes() for path in sorted((folder / "golden").iterdir()) if
 alone = [classifier.predict([photo]) for photo in photos]
 with ThreadPoolExecutor(4) as pool:
     together = list(pool.map(lambda photo: classifier.predict([photo]), photos * 8))
-print(classifier.proof.samples, together == alone * 8)
+print(classifier.self_test.samples, together == alone * 8)
 """
 
 

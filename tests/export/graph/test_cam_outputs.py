@@ -197,7 +197,7 @@ def test_the_maps_of_a_classifier_without_a_bias_add_up(tiny: Callable[[], Calib
 
 def test_a_last_map_of_one_place_is_rejected(tiny: Callable[[], CalibratedModel], tmp_path: Path) -> None:
     spec = PreprocessSpec(height=4, width=4)  # the convolution reduces it to one position
-    with pytest.raises(ConfigError, match="one place"):
+    with pytest.raises(ConfigError, match="one position"):
         export(tiny(), spec, tmp_path / "model.onnx", GraphOptions(classes=3, opset=18, explain=True))
 
 

@@ -207,7 +207,7 @@ BROKEN: dict[Callable[[Graph], None], str] = {
     defines_a_function: "it defines functions",
     loops: r"it has control flow \(Loop\)",
     branches_by_an_operator_to_come: r"it has control flow \(Choose\)",
-    imports_domains_that_nothing_uses: r"it imports operator domains that older runtimes may not know \(ai.onnx.ml\)",
+    imports_domains_that_nothing_uses: r"it imports operator domains that older runtimes may not support \(ai.onnx.ml\)",
     uses_an_operator_of_somebody: r"it uses operators outside the standard \(com.example\)",
     keeps_weights_elsewhere: "weights are in another file: weights",
     names_another_file_and_keeps_the_weights: "weights are in another file: weights",

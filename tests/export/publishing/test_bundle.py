@@ -86,9 +86,9 @@ def test_the_manifest_has_the_name_the_inputs_and_the_outputs(finished: Any, man
     assert manifest.preprocess == spec
     assert datetime.fromisoformat(manifest.created).tzinfo is not None
     graph = onnx.load_model_from_string(finished.model).graph
-    for said, value in zip((*manifest.inputs, *manifest.outputs), (*graph.input, *graph.output), strict=True):
+    for declared, value in zip((*manifest.inputs, *manifest.outputs), (*graph.input, *graph.output), strict=True):
         dimensions = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
-        assert (said["name"], said["shape"]) == (value.name, dimensions)
+        assert (declared["name"], declared["shape"]) == (value.name, dimensions)
     assert [value["dtype"] for value in (*manifest.inputs, *manifest.outputs)] == ["uint8", "float32", "float32"]
 
 
@@ -208,7 +208,7 @@ def flipped(path, offset):
     path.write_bytes(data)
 
 
-found = {"refused": 0, "passed": [], "reasons": set()}
+found = {"rejected": 0, "passed": [], "reasons": set()}
 parsed, loads = [], json.loads
 json.loads = lambda *a, **k: parsed.append(1) or loads(*a, **k)
 for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"):
@@ -218,12 +218,12 @@ for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "ma
     for change in changes:
         change()
         parsed.clear()
-        code, said = check()
+        code, output = check()
         if code == 1 and len(parsed) == 1:
-            found["refused"] += 1
-            found["reasons"].add(said.rpartition("[")[2].strip("]\\n"))
+            found["rejected"] += 1
+            found["reasons"].add(output.rpartition("[")[2].strip("]\\n"))
         else:
-            found["passed"].append([path.name, code, said, len(parsed)])
+            found["passed"].append([path.name, code, output, len(parsed)])
         path.write_bytes(whole)
 found["runtime"] = "onnxruntime" in sys.modules
 import PIL.Image
@@ -234,13 +234,13 @@ whole = manifest.read_bytes()
 found["manifest"] = []
 for offset in offsets(len(whole)):
     flipped(manifest, offset)
-    code, said = check("--json")
-    report = json.loads(said)
+    code, output = check("--json")
+    report = json.loads(output)
     same = report.get("manifest_sha256") == hashlib.sha256(whole).hexdigest()
-    found["manifest"].append([code, report["proven"], same])
+    found["manifest"].append([code, report["verified"], same])
     manifest.write_bytes(whole)
 
-found["code"], found["said"] = check()
+found["code"], found["output"] = check()
 found["reasons"] = sorted(found["reasons"])
 found["absent"] = sorted(ABSENT & set(sys.modules))
 print(json.dumps(found))
@@ -254,13 +254,13 @@ def test_a_device_without_torch_verifies_it_and_rejects_it_with_any_byte_changed
     assert (ended.returncode, ended.stderr) == (0, "")
     found = json.loads(ended.stdout)
     assert found["passed"] == []
-    assert found["refused"] > 7 * (len(PAGES) - 1)
+    assert found["rejected"] > 7 * (len(PAGES) - 1)
     assert found["reasons"] == ["artifact_invalid", "digest_mismatch"], "the first for a file that is gone"
     assert not found["runtime"], "no model was loaded"
-    assert not found["pictures"], "no picture was opened"
-    for code, proven, same in found["manifest"]:
-        assert (code == 1 and not proven) or not same, "a manifest that still passes is recognized by its digest"
-    assert found["code"] == 0, found["said"]
-    assert re.search("photos 1 is verified on this machine", found["said"])
-    assert re.search("5 golden samples", found["said"])
+    assert not found["pictures"], "no image was opened"
+    for code, verified, same in found["manifest"]:
+        assert (code == 1 and not verified) or not same, "a manifest that still passes is recognized by its digest"
+    assert found["code"] == 0, found["output"]
+    assert re.search("photos 1 is verified on this machine", found["output"])
+    assert re.search("5 golden samples", found["output"])
     assert found["absent"] == []

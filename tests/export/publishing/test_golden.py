@@ -171,7 +171,7 @@ def test_the_readme_of_an_artifact_has_the_tolerances_of_every_variant_and_names
     for name, own in golden["variants"].items():
         assert f"| {name} | {own['tolerance']:g} | {own.get('logit_tolerance', own['tolerance']):g} |" in page
     assert "| every other variant | 0.001 | 0.001 |" in page
-    assert f"| `{Path(golden['samples'][0]['file']).name}` | lies on its side" in page
+    assert f"| `{Path(golden['samples'][0]['file']).name}` | stored on its side" in page
 
 
 # What they reveal about their origin.

@@ -49,10 +49,10 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def test_a_run_becomes_a_version_that_passes_its_self_test(finished: Any, run: Run) -> None:
     result = publish(run)
     assert (result.folder, result.reused) == (run.config.store / "photos" / "1", False)
-    proof = Classifier.open(result.folder).proof
-    assert proof is not None
-    assert (proof.samples, proof.max_pixel_difference) == (5, 0)
-    assert max(proof.max_difference, proof.max_logit_difference) < 1e-5
+    self_test = Classifier.open(result.folder).self_test
+    assert self_test is not None
+    assert (self_test.samples, self_test.max_pixel_difference) == (5, 0)
+    assert max(self_test.max_difference, self_test.max_logit_difference) < 1e-5
 
 
 def test_a_run_publishes_the_same_files_wherever_and_whenever(finished: Any, run: Run) -> None:
@@ -193,9 +193,9 @@ def test_results_that_were_not_verified_are_not_published(
 ) -> None:
     assert read_verification(run).passed
     change(run, redo)
-    with pytest.raises(VerificationError, match=reason) as refusal:
+    with pytest.raises(VerificationError, match=reason) as caught:
         publish(run)
-    assert refusal.value.code == "not_verified"
+    assert caught.value.code == "not_verified"
     assert not run.config.store.exists()
 
 

@@ -294,6 +294,6 @@ def test_a_full_disk_at_any_call_publishes_nothing_and_the_next_publisher_cleans
 
 def test_a_published_artifact_passes_its_self_test(publish: Any) -> None:
     target, _ = publish("a")
-    proof = Classifier.open(target).proof
-    assert proof is not None
-    assert proof.samples == 1
+    self_test = Classifier.open(target).self_test
+    assert self_test is not None
+    assert self_test.samples == 1

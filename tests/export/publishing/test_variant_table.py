@@ -56,7 +56,7 @@ LATENCY = {
 INT8 = Int8Report(
     target="x86-avx2",
     chosen="U8S8 channel minmax 7 bits",
-    judged_on=ValidationImages(images=49),
+    evaluated_on=ValidationImages(images=49),
     calibration=CalibrationImages(images=128, sha256="ab" * 32),
     exact_precision_setting=False,
     tried=(),

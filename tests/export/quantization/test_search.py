@@ -51,7 +51,7 @@ def test_too_few_training_images_are_rejected_with_what_to_do(samples: dict[str,
 
 
 def test_recipes_are_measured_on_validation_images_only(report: dict[str, Any], samples: dict[str, list[Sample]]) -> None:
-    assert report["judged_on"] == {"split": "val", "images": len(samples["val"])}
+    assert report["evaluated_on"] == {"split": "val", "images": len(samples["val"])}
 
 
 def test_every_recipe_that_was_tried_has_its_figures(report: dict[str, Any]) -> None:

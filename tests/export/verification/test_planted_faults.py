@@ -197,9 +197,9 @@ def test_an_int8_file_without_a_fault_passes(int8: bytes, int8_gate: Int8Gate) -
 
 
 def test_an_artifact_without_a_fault_passes(artifact: Path, check: Check) -> None:
-    code, said = check(artifact)
+    code, output = check(artifact)
     assert code == 0
-    assert "is verified on this machine" in said
+    assert "is verified on this machine" in output
 
 
 # Faults, each with its check.
@@ -250,9 +250,9 @@ def test_preprocessing_with_a_fault_is_rejected(
 @of("check")
 def test_an_artifact_with_a_fault_fails_its_self_test(artifact: Path, seal: Seal, check: Check, fault: Fault) -> None:
     fault.plant(artifact, seal)
-    code, said = check(artifact)
+    code, output = check(artifact)
     assert code == 1
-    assert re.search(fault.pattern, " ".join(said.split())), said
+    assert re.search(fault.pattern, " ".join(output.split())), output
 
 
 # On a device, if the artifact had been published.
@@ -280,7 +280,7 @@ def test_a_device_with_the_fault_fails_the_self_test(finished: Any, monkeypatch:
 def test_another_int8_file_in_a_published_artifact_fails_its_golden_samples(artifact: Path, int8: bytes, seal: Seal) -> None:
     (artifact / "model.int8.onnx").write_bytes(mutate(int8, quantization.per_channel_scales_permuted))
     seal(artifact)
-    assert Classifier.open(artifact).proof is not None  # the reference is as it was
+    assert Classifier.open(artifact).self_test is not None  # the reference is as it was
     with pytest.raises(GoldenError, match="differs by"):
         Classifier.open(artifact, variant="onnx-int8")
 
@@ -346,7 +346,7 @@ def test_another_batch_norm_epsilon_is_rejected(
 def test_the_model_of_an_older_run_is_recognized_by_its_logits_alone(finished: Any, artifact: Path, seal: Seal) -> None:
     (artifact / "model.onnx").write_bytes(mutate(finished.model, weights.head_of_an_older_run))
     seal(artifact)
-    classifier = Classifier.open(artifact, prove=False)
+    classifier = Classifier.open(artifact, verify=False)
     for sample in json.loads((artifact / "golden" / "golden.json").read_text())["samples"]:
         data = (artifact / sample["file"]).read_bytes()
         [[best]] = classifier.predict([data], top_k=1)

@@ -175,8 +175,8 @@ def test_a_variant_that_is_required_stops_the_run(run: Run, int8: bytes, redo: A
 @pytest.mark.parametrize("name", ["onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8"])
 def test_a_published_variant_passes_its_self_test_and_classifies(finished: Any, name: str) -> None:
     classifier = Classifier.open(finished.artifact, variant=name)
-    assert classifier.proof is not None
-    assert classifier.proof.samples == 5
+    assert classifier.self_test is not None
+    assert classifier.self_test.samples == 5
     sample = json.loads((finished.artifact / "golden" / "golden.json").read_text())["samples"][0]
     [[best]] = classifier.predict([(finished.artifact / sample["file"]).read_bytes()], top_k=1)
     assert best.label == sample["label"]

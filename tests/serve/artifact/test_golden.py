@@ -32,11 +32,11 @@ def change_golden(folder: Path, seal: Seal, change: Callable[[dict[str, Any]], o
 
 
 def test_a_valid_artifact_passes(folder: Path) -> None:
-    proof = Classifier.open(folder).proof
-    assert proof is not None
-    assert (proof.samples, proof.tolerance, proof.pixel_tolerance) == (4, 0.001, 2.0)
-    assert proof.max_difference < 1e-5
-    assert proof.max_pixel_difference < 0.5
+    self_test = Classifier.open(folder).self_test
+    assert self_test is not None
+    assert (self_test.samples, self_test.tolerance, self_test.pixel_tolerance) == (4, 0.001, 2.0)
+    assert self_test.max_difference < 1e-5
+    assert self_test.max_pixel_difference < 0.5
 
 
 def test_labels_in_another_order_are_rejected(folder: Path, seal: Seal) -> None:
@@ -108,7 +108,7 @@ def test_a_changed_weight_that_only_the_logits_show_is_rejected(folder: Path, se
         held[name].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(held[name]) * np.float32(1000), name))
     onnx.save(model, folder / "model.onnx")
     seal(folder)
-    classifier = Classifier.open(folder, prove=False)
+    classifier = Classifier.open(folder, verify=False)
 
     def answer_again(data: dict[str, Any]) -> None:
         for sample in data["samples"]:
@@ -118,7 +118,7 @@ def test_a_changed_weight_that_only_the_logits_show_is_rejected(folder: Path, se
             sample.update(probabilities=probabilities.tolist(), logits=logits.tolist())
 
     change_golden(folder, seal, answer_again)
-    assert Classifier.open(folder).proof is not None
+    assert Classifier.open(folder).self_test is not None
     held["bias"].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(held["bias"]) + np.float32([20, 0, 0, 0]), "bias"))
     onnx.save(model, folder / "model.onnx")
     seal(folder)
@@ -131,9 +131,9 @@ def test_a_difference_within_tolerance_is_measured(folder: Path, seal: Seal) -> 
         data["samples"][1]["probabilities"][2] += 0.0005
 
     change_golden(folder, seal, change)
-    proof = Classifier.open(folder).proof
-    assert proof is not None
-    assert proof.max_difference == pytest.approx(0.0005, abs=1e-5)
+    self_test = Classifier.open(folder).self_test
+    assert self_test is not None
+    assert self_test.max_difference == pytest.approx(0.0005, abs=1e-5)
 
 
 def test_samples_with_another_number_of_classes_are_rejected(folder: Path, seal: Seal) -> None:
@@ -223,10 +223,10 @@ def with_own_answers(folder: Path, seal: Seal, shift: float, **tolerances: float
 
 def test_a_variant_is_compared_with_its_own_outputs(folder: Path, seal: Seal) -> None:
     with_own_answers(folder, seal, 0.04, tolerance=0.15, logit_tolerance=0.06)
-    proof = Classifier.open(folder).proof
-    assert proof is not None
-    assert (proof.tolerance, proof.logit_tolerance) == (0.15, 0.06)
-    assert proof.max_difference == pytest.approx(0.04, abs=1e-4)
+    self_test = Classifier.open(folder).self_test
+    assert self_test is not None
+    assert (self_test.tolerance, self_test.logit_tolerance) == (0.15, 0.06)
+    assert self_test.max_difference == pytest.approx(0.04, abs=1e-4)
 
 
 def test_a_variant_has_its_own_tolerances(folder: Path, seal: Seal) -> None:
@@ -237,9 +237,9 @@ def test_a_variant_has_its_own_tolerances(folder: Path, seal: Seal) -> None:
 
 def test_logits_have_the_tolerance_of_the_probabilities_by_default(folder: Path, seal: Seal) -> None:
     with_own_answers(folder, seal, 0.0, tolerance=0.05)
-    proof = Classifier.open(folder).proof
-    assert proof is not None
-    assert proof.logit_tolerance == 0.05
+    self_test = Classifier.open(folder).self_test
+    assert self_test is not None
+    assert self_test.logit_tolerance == 0.05
 
 
 def test_a_variant_without_its_own_outputs_is_rejected(folder: Path, seal: Seal) -> None:

@@ -62,7 +62,7 @@ def test_a_number_that_is_not_finite_affects_one_line(artifact_template: Path, p
         def run(self, pixels_NHW3: np.ndarray, *, explain: bool = False) -> Outputs:
             raise ArtifactError("the model returned a probability that is not finite", code="model_output_not_finite")
 
-    broken = Broken.open(artifact_template, prove=False)
+    broken = Broken.open(artifact_template, verify=False)
     line = answer(broken, Picture({"frame": 1}, photo), top_k=1)
     assert line["code"] == "model_output_not_finite"
 

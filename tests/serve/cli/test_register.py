@@ -190,10 +190,10 @@ def test_check_prints_the_numbers_as_json(run: Run, artifact_template: Path) -> 
     code, out, _ = run("check", artifact_template.parent, "--json")
     report = json.loads(out)
     assert code == 0
-    assert (report["proven"], report["name"], report["version"], report["files"]) == (True, "colors", 1, 12)
-    [proof] = report["variants"]
-    assert (proof["variant"], proof["samples"], proof["tolerance"]) == ("onnx-fp32", 4, 0.001)
-    assert 0 <= proof["max_difference"] < 1e-5
+    assert (report["verified"], report["name"], report["version"], report["files"]) == (True, "colors", 1, 12)
+    [self_test] = report["variants"]
+    assert (self_test["variant"], self_test["samples"], self_test["tolerance"]) == ("onnx-fp32", 4, 0.001)
+    assert 0 <= self_test["max_difference"] < 1e-5
 
 
 def test_times_are_measured_with_the_option(run: Run, artifact_template: Path) -> None:
@@ -202,8 +202,8 @@ def test_times_are_measured_with_the_option(run: Run, artifact_template: Path) -
     assert "ms per image (p50 / p95) with threads=1" in out
     assert re.search(r"\d MB(, exact-precision setting on)?\n", out)
     assert out.splitlines()[-1].startswith("  measured on ")
-    [proof] = json.loads(run("check", artifact_template, "--time", "--json")[1])["variants"]
-    assert proof.keys() >= {"samples", "latency", "start", "measured_on"}
+    [self_test] = json.loads(run("check", artifact_template, "--time", "--json")[1])["variants"]
+    assert self_test.keys() >= {"samples", "latency", "start", "measured_on"}
 
 
 def second_variant(folder: Path) -> list[dict[str, Any]]:
@@ -244,7 +244,7 @@ def test_a_damaged_artifact_is_not_verified(run: Run, make_artifact: Any) -> Non
     assert "[digest_mismatch]" in err
     code, out, err = run("check", folder, "--json")
     report = json.loads(out)
-    assert (code, err, report["proven"], report["code"]) == (1, "", False, "digest_mismatch")
+    assert (code, err, report["verified"], report["code"]) == (1, "", False, "digest_mismatch")
 
 
 def test_the_digest_of_the_manifest_is_printed(run: Run, artifact_template: Path) -> None:

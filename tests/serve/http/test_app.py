@@ -1,4 +1,4 @@
-"""The HTTP service: good images are classified, everything else is an error in one shape."""
+"""The HTTP service: good images are classified, everything else is an error in one format."""
 
 import ast
 import contextlib
@@ -395,7 +395,7 @@ def test_a_model_output_that_is_not_finite_is_a_500_with_its_own_code(
 ) -> None:
     class NotFinite(Classifier):
         def run(self, pixels_NHW3: np.ndarray, *, explain: bool = False) -> Outputs:
-            if self.proof is not None:
+            if self.self_test is not None:
                 raise ArtifactError("details", code="model_output_not_finite")
             return super().run(pixels_NHW3, explain=explain)
 
@@ -409,8 +409,8 @@ def test_a_model_output_that_is_not_finite_is_a_500_with_its_own_code(
 def test_a_loaded_artifact_is_ready_and_reports_its_self_test(site: Any) -> None:
     answer = site.client.get("/readyz").json()
     assert (answer["status"], answer["model"], answer["version"]) == ("ready", "colors", 1)
-    assert answer["proof"]["samples"] == 4
-    assert answer["proof"]["max_difference"] <= answer["proof"]["tolerance"]
+    assert answer["self_test"]["samples"] == 4
+    assert answer["self_test"]["max_difference"] <= answer["self_test"]["tolerance"]
 
 
 def test_before_the_model_is_loaded_the_server_is_alive_and_not_ready(

@@ -118,8 +118,8 @@ def test_a_token_file_that_becomes_invalid_changes_nothing(guarded: Any, tokens:
 
 
 BAD_FILES = {
-    "empty": ("", "holds no token"),
-    "comments only": ("# nothing\n", "holds no token"),
+    "empty": ("", "has no tokens"),
+    "comments only": ("# nothing\n", "has no tokens"),
     "a short one": (f"{FIRST}\nshort\n", "1 of the tokens .* shorter than 16"),
     "not ASCII": ("ü" * 30, "not ASCII"),
     "too large": ("a" * 70_000, "limit of a token file"),

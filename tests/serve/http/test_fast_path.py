@@ -221,7 +221,7 @@ class Stuck(Classifier):
 @pytest.fixture
 def stuck(artifact_template: Path) -> Iterator[Callable[[Path], Classifier]]:
     Stuck.go_on = threading.Event()
-    yield lambda path: Stuck.open(path, threads=1, prove=False)
+    yield lambda path: Stuck.open(path, threads=1, verify=False)
     Stuck.go_on.set()
 
 

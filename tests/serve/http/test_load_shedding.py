@@ -23,7 +23,7 @@ IDS = {"x-request-id": "abc"}
 def service(artifact_template: Path) -> Service:
     """A service whose queue is always full."""
     models = ModelRepository([artifact_template], TestLoader())
-    models.slots[0].accept(Classifier.open(artifact_template, threads=1, prove=False))
+    models.slots[0].accept(Classifier.open(artifact_template, threads=1, verify=False))
     return Service(models, Engine(queue_limit=0), ServingLimits())
 
 

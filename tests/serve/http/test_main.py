@@ -178,15 +178,15 @@ def test_metrics_of_an_exposed_server_are_on_loopback_only(artifact_template: Pa
 
 
 def test_the_measured_plan_is_reused_at_the_second_start(artifact_template: Path, tmp_path: Path) -> None:
-    said = []
+    messages = []
     for _ in range(2):
         with started(artifact_template, "--cache", str(tmp_path / "cache")) as (process, url):
             wait_until_ready(url)
             process.send_signal(signal.SIGTERM)
             assert process.wait(DEADLINE_S) == 0
-            said.append(process.stderr.read() if process.stderr else "")
-    assert "found in" in said[0]
-    assert "found in" not in said[1]
+            messages.append(process.stderr.read() if process.stderr else "")
+    assert "found in" in messages[0]
+    assert "found in" not in messages[1]
 
 
 REJECTED: dict[str, tuple[list[str], str]] = {

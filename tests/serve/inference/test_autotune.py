@@ -48,7 +48,7 @@ def test_a_real_model_is_measured_with_one_and_with_all_threads(artifact_templat
 
     def open_with(threads: int) -> Classifier:
         opened.append(threads)
-        return Classifier.open(artifact_template, threads=threads, prove=False)
+        return Classifier.open(artifact_template, threads=threads, verify=False)
 
     plan = find_plan(open_with, sample_image(classifier), 2, budget_s=0.1)
     assert opened == [1, 2]
@@ -135,5 +135,5 @@ def test_the_faster_plan_is_found_although_other_work_slows_a_quarter_of_the_mea
         return speeds.get((plan.workers, plan.batch), 50) * next(left)
 
     monkeypatch.setattr(autotune, "images_per_s", speed)
-    classifier = Classifier.open(artifact_template, threads=1, prove=False)
+    classifier = Classifier.open(artifact_template, threads=1, verify=False)
     assert find_plan(lambda threads: classifier, b"", 2) == expected

@@ -73,7 +73,7 @@ def test_a_published_version_takes_over_and_the_previous_one_stays_loaded(publis
         publish(2)
         until(lambda: version_of(site) == 2)
         status = site.client.get("/readyz").json()
-        assert (status["previous"], status["refused"], status["rolled_back_from"]) == (1, None, None)
+        assert (status["previous"], status["rejected"], status["rolled_back_from"]) == (1, None, None)
         assert site.service.models.versions("colors") == [1, 2]
 
 
@@ -101,13 +101,13 @@ def test_a_bad_version_is_rejected_with_a_reason_and_the_old_one_stays_in_servic
     publish(1)
     with serving(store / "colors") as site:
         publish(2, damage)
-        until(lambda: site.client.get("/readyz").json()["refused"] is not None)
+        until(lambda: site.client.get("/readyz").json()["rejected"] is not None)
         status = site.client.get("/readyz").json()
-        assert (status["version"], status["refused"]["version"], status["refused"]["code"]) == (1, 2, code)
+        assert (status["version"], status["rejected"]["version"], status["rejected"]["code"]) == (1, 2, code)
         assert str(store) not in json.dumps(status)
         assert site.service.models.slots[0].rejections == 1
         metrics = site.client.get("/metrics").text
-        assert 'edgeline_refusals_total{name="colors"} 1.0' in metrics
+        assert 'edgeline_rejected_versions_total{name="colors"} 1.0' in metrics
 
 
 def test_a_version_that_fails_its_golden_samples_is_rejected(
@@ -123,8 +123,8 @@ def test_a_version_that_fails_its_golden_samples_is_rejected(
     publish(1)
     with serving(store / "colors") as site:
         publish(2, reverse_probabilities)
-        until(lambda: site.client.get("/readyz").json()["refused"] is not None)
-        assert site.client.get("/readyz").json()["refused"]["code"] == "golden_mismatch"
+        until(lambda: site.client.get("/readyz").json()["rejected"] is not None)
+        assert site.client.get("/readyz").json()["rejected"]["code"] == "golden_mismatch"
         assert version_of(site) == 1
 
 
@@ -132,20 +132,20 @@ def test_a_rejected_version_is_tried_again_when_its_files_change(publish: Publis
     publish(1)
     with serving(store / "colors") as site:
         folder = publish(2, truncate_model)
-        until(lambda: site.client.get("/readyz").json()["refused"] is not None)
+        until(lambda: site.client.get("/readyz").json()["rejected"] is not None)
         whole = (store / "colors" / "1" / "model.onnx").read_bytes()
         (folder / "model.onnx").write_bytes(whole)
         until(lambda: version_of(site) == 2)
-        assert site.client.get("/readyz").json()["refused"] is None
+        assert site.client.get("/readyz").json()["rejected"] is None
 
 
 def test_a_rejected_version_is_forgotten_when_it_is_removed(publish: Publish, store: Path, serving: Any) -> None:
     publish(1)
     with serving(store / "colors") as site:
         folder = publish(2, truncate_model)
-        until(lambda: site.client.get("/readyz").json()["refused"] is not None)
+        until(lambda: site.client.get("/readyz").json()["rejected"] is not None)
         shutil.rmtree(folder)
-        until(lambda: site.client.get("/readyz").json()["refused"] is None)
+        until(lambda: site.client.get("/readyz").json()["rejected"] is None)
         assert version_of(site) == 1
 
 
@@ -153,11 +153,11 @@ def test_a_rejected_version_that_reappears_is_tried_again(publish: Publish, stor
     publish(1)
     with serving(store / "colors") as site:
         folder = publish(2, truncate_model)
-        until(lambda: site.client.get("/readyz").json()["refused"] is not None)
+        until(lambda: site.client.get("/readyz").json()["rejected"] is not None)
         folder.rename(tmp_path / "away")
-        until(lambda: site.client.get("/readyz").json()["refused"] is None)
+        until(lambda: site.client.get("/readyz").json()["rejected"] is None)
         (tmp_path / "away").rename(folder)
-        until(lambda: site.client.get("/readyz").json()["refused"] is not None)
+        until(lambda: site.client.get("/readyz").json()["rejected"] is not None)
         assert version_of(site) == 1
 
 
@@ -229,7 +229,7 @@ def test_a_challenger_answers_its_share_and_its_agreement_is_counted(publish: Pu
 def test_the_champion_answers_when_the_challenger_fails(publish: Publish, serving: Any) -> None:
     class Faulty(Classifier):
         def run(self, pixels_NHW3: np.ndarray, *, explain: bool = False) -> Outputs:
-            if self.proof is not None and self.manifest.version == 2:
+            if self.self_test is not None and self.manifest.version == 2:
                 raise ArtifactError("not finite", code="model_output_not_finite")
             return super().run(pixels_NHW3, explain=explain)
 
@@ -272,7 +272,7 @@ def test_no_request_fails_while_good_and_bad_versions_are_published(publish: Pub
             for thread in clients:
                 thread.join(WAIT_S)
         assert slot.rejections == 2
-        assert slot.swaps == 4
+        assert slot.reloads == 4
     assert set(statuses) == {200}
 
 

@@ -53,7 +53,7 @@ class Blocked(Classifier):
 @pytest.fixture
 def blocked(artifact_template: Path) -> Iterator[Blocked]:
     Blocked.begun, Blocked.unblock, Blocked.sizes = threading.Semaphore(0), threading.Event(), []
-    classifier = Blocked.open(artifact_template, threads=1, prove=False)
+    classifier = Blocked.open(artifact_template, threads=1, verify=False)
     yield classifier
     classifier.unblock.set()
 
@@ -331,7 +331,7 @@ def test_of_two_idle_workers_the_last_active_one_is_woken(artifact_template: Pat
             names.append(threading.current_thread().name)
             return super().pixels(image)
 
-    classifier = Named.open(artifact_template, threads=1, prove=False)
+    classifier = Named.open(artifact_template, threads=1, verify=False)
 
     async def scenario(engine: Engine) -> None:
         for _ in range(6):
@@ -349,7 +349,7 @@ def test_of_two_idle_workers_the_last_active_one_is_woken(artifact_template: Pat
 
 def test_only_images_with_the_same_outputs_are_batched(explaining_template: Path, photos: list[bytes]) -> None:
     Blocked.begun, Blocked.unblock, Blocked.sizes = threading.Semaphore(0), threading.Event(), []
-    classifier = Blocked.open(explaining_template, threads=1, prove=False)
+    classifier = Blocked.open(explaining_template, threads=1, verify=False)
 
     async def scenario(engine: Engine) -> None:
         first = asyncio.ensure_future(engine.answer(classifier, photos[0], WAIT_S))

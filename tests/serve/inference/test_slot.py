@@ -14,7 +14,7 @@ BAD = Failure("digest_mismatch", "model.onnx differs", 3)
 
 @pytest.fixture(name="opened")
 def open_version(make_artifact: Callable[..., Path]) -> Open:
-    return lambda version: Classifier.open(make_artifact(version=version), threads=1, prove=False)
+    return lambda version: Classifier.open(make_artifact(version=version), threads=1, verify=False)
 
 
 def test_a_new_slot_is_loading_and_has_the_name_of_its_folder() -> None:
@@ -30,14 +30,14 @@ def test_a_failure_before_the_first_version_makes_it_unavailable_until_one_is_ac
     assert (slot.state, slot.failure, slot.rejections) == (Unavailable(BAD), BAD, 1)
     first = opened(1)
     slot.accept(first)
-    assert (slot.state, slot.failure, slot.swaps) == (Serving(first), None, 0)
+    assert (slot.state, slot.failure, slot.reloads) == (Serving(first), None, 0)
 
 
 def test_a_newer_version_replaces_the_current_one_which_stays_loaded(opened: Open) -> None:
     first, second = opened(1), opened(2)
     slot = Slot(Path("store/colors"), Serving(first))
     slot.accept(second)
-    assert (slot.state, slot.swaps) == (Serving(second, first), 1)
+    assert (slot.state, slot.reloads) == (Serving(second, first), 1)
     assert (slot.classifiers(), slot.newest_known) == ([first, second], 2)
 
 
@@ -59,14 +59,14 @@ def test_a_rollback_returns_to_the_previous_version_once(opened: Open) -> None:
     expected = RolledBack(first, second, 2, BAD)
     assert slot.roll_back() == expected
     assert slot.roll_back() is None
-    assert (slot.state, slot.swaps, slot.newest_known) == (expected, 1, 2)
+    assert (slot.state, slot.reloads, slot.newest_known) == (expected, 1, 2)
 
 
 def test_without_a_previous_version_there_is_nothing_to_roll_back_to(opened: Open) -> None:
     for state in (Loading(), Unavailable(BAD), Serving(opened(1))):
         slot = Slot(Path("store/colors"), state)
         assert slot.roll_back() is None
-        assert (slot.state, slot.swaps) == (state, 0)
+        assert (slot.state, slot.reloads) == (state, 0)
 
 
 def test_a_rollback_ends_with_a_newer_version_or_when_it_is_resumed(opened: Open) -> None:

@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 from edgeline.serve.classifier import Classifier
 for _ in range(int(sys.argv[3])):
-    print(Classifier.open(sys.argv[1], threads=1, cache=Path(sys.argv[2])).proof.samples)
+    print(Classifier.open(sys.argv[1], threads=1, cache=Path(sys.argv[2])).self_test.samples)
 """
 
 pytestmark = pytest.mark.skipif(not processor_identity(), reason="graphs are cached only if the processor is known")
@@ -128,7 +128,7 @@ def test_a_cached_graph_gives_bit_identical_outputs(artifact: Path, cache: Path)
     for threads in (1, 2):
         again = Classifier.open(artifact, threads=threads, cache=cache)
         assert outputs_of(again) == expected
-        assert again.proof is not None
+        assert again.self_test is not None
     assert [(path, path.stat().st_mtime_ns) for path in cached_files(cache)] == [(file, before)], "read, not created again"
     assert sorted(path.suffix for path in file.parent.iterdir()) == [".json", ".onnx"], "no temporary files are left"
     assert stat.S_IMODE(cache.stat().st_mode) == stat.S_IMODE(file.parent.stat().st_mode) == 0o700
@@ -315,7 +315,7 @@ def test_a_folder_that_cannot_be_written_only_disables_the_cache(artifact: Path,
 def test_a_read_only_folder_is_still_read(artifact: Path, cache: Path) -> None:
     Classifier.open(artifact, threads=1, cache=cache)
     os.chmod(cache / "optimized", 0o500)
-    assert Classifier.open(artifact, threads=1, cache=cache).proof is not None
+    assert Classifier.open(artifact, threads=1, cache=cache).self_test is not None
     cached_files(cache)[0].read_bytes()
     os.chmod(cache / "optimized", 0o700)
 

@@ -53,7 +53,7 @@ class Several:
 
 @pytest.fixture(name="models")
 def several_models(make_artifact: Any) -> Several:
-    return Several({number: Classifier.open(make_artifact("birds", number), prove=False) for number in (1, 3)})
+    return Several({number: Classifier.open(make_artifact("birds", number), verify=False) for number in (1, 3)})
 
 
 @pytest.fixture(name="client")

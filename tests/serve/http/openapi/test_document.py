@@ -90,8 +90,8 @@ def sources() -> Iterator[ast.AST]:
     """Yield every syntax node of the server's modules."""
     folder = Path(serve.__path__[0])
     for path in folder.rglob("*.py"):
-        room = path.relative_to(folder).parts[0]
-        if room not in {"cli", "conformance", "drift", "inputs", "hot_reload.py"} and path.name != "schemas.py":
+        subpackage = path.relative_to(folder).parts[0]
+        if subpackage not in {"cli", "conformance", "drift", "inputs", "hot_reload.py"} and path.name != "schemas.py":
             yield from ast.walk(ast.parse(path.read_text(encoding="utf-8")))
 
 

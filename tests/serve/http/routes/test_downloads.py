@@ -136,7 +136,7 @@ def test_a_device_can_download_and_verify_a_whole_artifact(site: Any, tmp_path: 
     for name in ["manifest.json", *(entry["path"] for entry in manifest.json()["files"])]:
         (tmp_path / "1" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "1" / name).write_bytes(site.client.get(place + name).content)
-    assert Classifier.open(tmp_path / "1").proof is not None
+    assert Classifier.open(tmp_path / "1").self_test is not None
 
 
 # Conditions and ranges on the wire

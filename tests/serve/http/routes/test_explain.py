@@ -30,13 +30,13 @@ def explaining_site(explaining_template: Path, serving: Any) -> Iterator[Any]:
 def test_an_explanation_has_a_map_for_each_class(explaining: Any, explaining_template: Path, photos: list[bytes]) -> None:
     classifier = Classifier.open(explaining_template)
     for photo in photos:
-        told = explaining.client.post("/predict", params=WHY | {"top_k": 3}, content=photo).json()
+        response = explaining.client.post("/predict", params=WHY | {"top_k": 3}, content=photo).json()
         [explanation] = classifier.explain([photo], top_k=3)
-        assert [each["label"] for each in told["predictions"]] == [each.label for each in explanation.predictions]
-        for each, evidence_hw in zip(told["predictions"], explanation.evidence_Khw, strict=True):
+        assert [each["label"] for each in response["predictions"]] == [each.label for each in explanation.predictions]
+        for each, evidence_hw in zip(response["predictions"], explanation.evidence_Khw, strict=True):
             np.testing.assert_array_equal(np.float32(each["evidence"]), evidence_hw)
         region = list(region_of(photo, classifier.manifest.preprocess))
-        assert told["explanation"] == {"method": "cam", "region": pytest.approx(region)}
+        assert response["explanation"] == {"method": "cam", "region": pytest.approx(region)}
 
 
 def test_without_explain_the_response_is_unchanged(explaining: Any, photos: list[bytes]) -> None:
@@ -54,9 +54,9 @@ def test_a_form_gets_an_explanation_or_an_error_for_each_file(explaining: Any, p
     files = [("file", photos[0]), ("file", b"no image"), ("file", photos[1])]
     first, bad, second = explaining.client.post("/predict", params=WHY, files=files).json()["results"]
     assert bad["code"] == "not_an_image"
-    for told, photo in ((first, photos[0]), (second, photos[1])):
+    for response, photo in ((first, photos[0]), (second, photos[1])):
         alone = explaining.client.post("/predict", params=WHY, content=photo).json()
-        assert told == {name: alone[name] for name in ("predictions", "explanation")}
+        assert response == {name: alone[name] for name in ("predictions", "explanation")}
 
 
 @pytest.mark.parametrize("query", ["explain=", "explain=gradcam", "explain=CAM", "explain=cam&explain=cam", "explain=1"])
@@ -86,8 +86,8 @@ def test_a_bad_image_gets_the_usual_error_with_explain(explaining: Any) -> None:
 
 def test_openapi_describes_the_parameter_and_the_maps(explaining: Any) -> None:
     document = explaining.client.get("/openapi.json").json()
-    [told] = [each for each in document["paths"]["/predict"]["post"]["parameters"] if each["name"] == "explain"]
-    assert told["schema"] == {"const": "cam"}
+    [parameter] = [each for each in document["paths"]["/predict"]["post"]["parameters"] if each["name"] == "explain"]
+    assert parameter["schema"] == {"const": "cam"}
     assert "evidence" in document["components"]["schemas"]["Class"]["properties"]
 
 

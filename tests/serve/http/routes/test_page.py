@@ -115,22 +115,22 @@ def test_a_built_wheel_has_every_file_of_the_page(tmp_path: Path) -> None:
 def test_the_model_route_has_evaluation_card_and_self_test(
     serving: Any, relabeled: Callable[..., Path], evaluated: Callable[..., Any]
 ) -> None:
-    told = model_of(serving, relabeled(LABELS, evaluated(CONFUSION, LABELS), "# Colors\n\nFour of them.\n"))
-    assert (told["model"], told["version"], told["variant"], told["labels"]) == (
+    facts = model_of(serving, relabeled(LABELS, evaluated(CONFUSION, LABELS), "# Colors\n\nFour of them.\n"))
+    assert (facts["model"], facts["version"], facts["variant"], facts["labels"]) == (
         "colors",
         1,
         "onnx-fp32",
         LABELS,
     )
-    assert (told["preprocess"]["height"], told["preprocess"]["width"]) == (12, 16)
-    assert told["card"] == "# Colors\n\nFour of them.\n"
-    assert told["proof"]["samples"] == 4
-    assert told["remarks"] == []
-    assert told["evaluation"]["top1"].keys() == {"value", "low", "high", "correct", "total"}
-    assert (told["evaluation"]["top1"]["correct"], told["evaluation"]["top1"]["total"]) == (29, 32)
-    assert [one["support"] for one in told["evaluation"]["classes"]] == [10, 10, 7, 5]
+    assert (facts["preprocess"]["height"], facts["preprocess"]["width"]) == (12, 16)
+    assert facts["card"] == "# Colors\n\nFour of them.\n"
+    assert facts["self_test"]["samples"] == 4
+    assert facts["remarks"] == []
+    assert facts["evaluation"]["top1"].keys() == {"value", "low", "high", "correct", "total"}
+    assert (facts["evaluation"]["top1"]["correct"], facts["evaluation"]["top1"]["total"]) == (29, 32)
+    assert [one["support"] for one in facts["evaluation"]["classes"]] == [10, 10, 7, 5]
     cells = [(0, 0, 9), (0, 1, 1), (1, 1, 8), (1, 3, 2), (2, 2, 7), (3, 3, 5)]
-    assert [tuple(cell) for cell in told["evaluation"]["confusion"]] == cells
+    assert [tuple(cell) for cell in facts["evaluation"]["confusion"]] == cells
 
 
 def test_the_page_reads_what_the_pipeline_writes(serving: Any, relabeled: Callable[..., Path]) -> None:
@@ -145,18 +145,18 @@ def test_the_page_reads_what_the_pipeline_writes(serving: Any, relabeled: Callab
     ]
     logits_NK = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 1, 1, 2, 3]] * 5
     held = evaluate(logits_NK, samples, LABELS, temperature=1.0, bins=5).model_dump(mode="json", by_alias=True)
-    told = model_of(serving, relabeled(LABELS, held))
-    assert told["remarks"] == []
-    assert told["evaluation"]["confusion"] == [[0, 0, 1], [0, 1, 1], [1, 1, 2], [2, 2, 2], [3, 3, 2]]
+    facts = model_of(serving, relabeled(LABELS, held))
+    assert facts["remarks"] == []
+    assert facts["evaluation"]["confusion"] == [[0, 0, 1], [0, 1, 1], [1, 1, 2], [2, 2, 2], [3, 3, 2]]
 
 
 def test_an_artifact_without_evaluation_and_card_still_has_a_page(make_artifact: Any, seal: Any, serving: Any) -> None:
     folder = make_artifact()
     (folder / "card.md").unlink()
     seal(folder)
-    told = model_of(serving, folder)
-    assert (told["evaluation"], told["card"], told["remarks"]) == (None, None, [])
-    assert told["labels"] == LABELS
+    facts = model_of(serving, folder)
+    assert (facts["evaluation"], facts["card"], facts["remarks"]) == (None, None, [])
+    assert facts["labels"] == LABELS
 
 
 def without(*path: Any) -> Callable[[dict[str, Any]], None]:
@@ -199,8 +199,8 @@ STRANGE: dict[str, Callable[[dict[str, Any]], None]] = {
 SHAPE = "evaluation.json does not match edgeline.evaluation/1, or has other labels"
 
 
-def told_of(folder: Path) -> Any:
-    return json.loads(page.facts(Classifier.open(folder, prove=False)))
+def facts_of(folder: Path) -> Any:
+    return json.loads(page.facts(Classifier.open(folder, verify=False)))
 
 
 @pytest.fixture(name="with_file")
@@ -220,8 +220,8 @@ def test_a_malformed_evaluation_is_left_out_with_a_remark(
     held = evaluated(CONFUSION, LABELS)
     page._checked(held, tuple(LABELS))
     change(held)
-    told = told_of(with_file("evaluation.json", json.dumps(held).encode()))
-    assert (told["evaluation"], told["remarks"]) == (None, [SHAPE])
+    facts = facts_of(with_file("evaluation.json", json.dumps(held).encode()))
+    assert (facts["evaluation"], facts["remarks"]) == (None, [SHAPE])
 
 
 NO_JSON = {
@@ -237,8 +237,8 @@ NO_JSON = {
 
 @pytest.mark.parametrize("data", NO_JSON.values(), ids=NO_JSON)
 def test_an_evaluation_that_is_not_a_json_object_is_left_out(with_file: Callable[..., Path], data: bytes) -> None:
-    told = told_of(with_file("evaluation.json", data))
-    assert (told["evaluation"], told["remarks"]) == (None, [SHAPE])
+    facts = facts_of(with_file("evaluation.json", data))
+    assert (facts["evaluation"], facts["remarks"]) == (None, [SHAPE])
 
 
 LIMITS = {"card.md": "MAX_CARD_BYTES", "evaluation.json": "MAX_EVALUATION_BYTES"}
@@ -250,28 +250,28 @@ def test_a_file_over_the_pages_limit_is_not_read(
 ) -> None:
     folder = with_file(name, b" " * 1001)
     monkeypatch.setattr(page, limit, 1000)
-    told = told_of(folder)
-    assert told[name.partition(".")[0]] is None
-    assert told["remarks"] == [f"{name} has 1,001 bytes, the page shows at most 1,000"]
+    facts = facts_of(folder)
+    assert facts[name.partition(".")[0]] is None
+    assert facts["remarks"] == [f"{name} has 1,001 bytes, the page shows at most 1,000"]
 
 
 def test_a_card_that_is_not_utf_8_is_shown_with_replacement_characters(with_file: Callable[..., Path]) -> None:
-    assert told_of(with_file("card.md", b"a\xffb"))["card"] == "a\ufffdb"
+    assert facts_of(with_file("card.md", b"a\xffb"))["card"] == "a\ufffdb"
 
 
 def test_metrics_that_are_infinite_are_left_out(with_file: Callable[..., Path]) -> None:
     folder = with_file("card.md", b"")
     manifest = (folder / "manifest.json").read_text().replace('"accuracy": 1.0', '"accuracy": 1e999')
     (folder / "manifest.json").write_text(manifest)
-    told = told_of(folder)
-    assert (told["metrics"], len(told["remarks"])) == ({}, 1)
+    facts = facts_of(folder)
+    assert (facts["metrics"], len(facts["remarks"])) == ({}, 1)
 
 
 def test_labels_and_cards_in_any_script_are_unchanged(serving: Any, relabeled: Callable[..., Path]) -> None:
     labels = ["</script><script>alert(1)</script>", "\u05ea\u05e4\u05d5\u05d7", "\U0001f34e & co", "x" * 3000]
     card = "<img src=x onerror=alert(1)> \u202e"
-    told = model_of(serving, relabeled(labels, card=card))
-    assert (told["labels"], told["card"]) == (labels, card)
+    facts = model_of(serving, relabeled(labels, card=card))
+    assert (facts["labels"], facts["card"]) == (labels, card)
 
 
 def test_a_file_that_changed_since_it_was_opened_is_not_shown(make_artifact: Any, serving: Any) -> None:

@@ -146,15 +146,15 @@ def test_a_chosen_photo_is_classified(site: Any, visit: Any, artifact_template: 
         tab.page.get_by_text("Choose photos").click()
     chooser.value.set_files([file_of(golden(artifact_template, 0))])
     [result] = tab.wait_for(1).all()
-    told = site.client.post("/predict", content=golden(artifact_template, 0)).json()["predictions"]
+    predictions = site.client.post("/predict", content=golden(artifact_template, 0)).json()["predictions"]
     shown = [text.split("\n") for text in result.locator(".bars li").all_inner_texts()]
-    assert [lines[0] for lines in shown] == [one["label"] for one in told] == ["red", "green", "blue", "dark"]
-    assert best(result) == ("red", f"{100 * told[0]['probability']:.1f} %")
+    assert [lines[0] for lines in shown] == [one["label"] for one in predictions] == ["red", "green", "blue", "dark"]
+    assert best(result) == ("red", f"{100 * predictions[0]['probability']:.1f} %")
     bar = result.locator(".bars .bar div").first
     share = bar.evaluate("e => e.offsetWidth / e.parentElement.offsetWidth")
-    assert share == pytest.approx(told[0]["probability"], abs=0.01)
+    assert share == pytest.approx(predictions[0]["probability"], abs=0.01)
     assert re.match(r"Answered in [\d.,]+\sms", result.locator(".timing").inner_text())
-    sync_api.expect(tab.page.locator("#say")).to_have_text(re.compile(r"^photo\.jpg: red, 99\.7\s%$"))
+    sync_api.expect(tab.page.locator("#announcement")).to_have_text(re.compile(r"^photo\.jpg: red, 99\.7\s%$"))
 
 
 @pytest.mark.skipif(not FLOWERS.is_dir(), reason="no real photos here (../shared/data)")
@@ -189,7 +189,7 @@ COLOR_AT = """
 
 def test_the_page_shows_the_explanation(explaining_template: Path, serving: Any, visit: Any, halves: bytes) -> None:
     with serving(explaining_template) as site:
-        told = site.client.post("/predict", params={"explain": "cam"}, content=halves).json()
+        response = site.client.post("/predict", params={"explain": "cam"}, content=halves).json()
         tab = visit(site.url)
         sync_api.expect(tab.page.locator("#status")).to_have_text("Ready")
         tab.page.set_input_files("#files", [file_of(halves)])
@@ -203,10 +203,10 @@ def test_the_page_shows_the_explanation(explaining_template: Path, serving: Any,
             "return [a.left - b.left, a.top - b.top, a.right - b.left, a.bottom - b.top]"
             ".map((v, i) => v / (i % 2 ? b.height : b.width)) }"
         )
-        assert inside == pytest.approx(told["explanation"]["region"], abs=0.02)
+        assert inside == pytest.approx(response["explanation"]["region"], abs=0.02)
         for label in ("red", "blue"):
             result.get_by_label("Explained class").select_option(label=label)
-            [evidence] = [each["evidence"] for each in told["predictions"] if each["label"] == label]
+            [evidence] = [each["evidence"] for each in response["predictions"] if each["label"] == label]
             for row, column in ((1, 0), (1, len(evidence[0]) - 1)):
                 place = [(column + 0.5) / len(evidence[0]), (row + 0.5) / len(evidence)]
                 red, _, blue, alpha = overlay.evaluate(COLOR_AT, place)
@@ -252,10 +252,10 @@ def test_the_page_asks_for_a_token_if_the_server_requires_one(
         tab.page.set_input_files("#files", [file_of(golden(artifact_template, 0))])
         asked, hint = tab.page.get_by_label("This server requires a token"), tab.page.locator("#token-hint")
         sync_api.expect(tab.results("waiting")).to_have_count(1)
-        for wrong, told in (("not one", "no spaces"), ("another-token-of-others", "did not accept this token")):
+        for wrong, message in (("not one", "no spaces"), ("another-token-of-others", "did not accept this token")):
             asked.fill(wrong)
             asked.press("Enter")
-            sync_api.expect(hint).to_contain_text(told)
+            sync_api.expect(hint).to_contain_text(message)
         sync_api.expect(asked).to_be_visible()
         asked.fill("a-token-of-the-server-1")
         tab.page.get_by_role("button", name="Use token").click()
@@ -274,7 +274,7 @@ def test_a_dropped_or_pasted_photo_is_classified(site: Any, visit: Any, artifact
     assert best(result)[0] == "blue"
     assert tab.page.locator("body.dragging").count() == 0
     send(tab, event, None)
-    sync_api.expect(tab.page.get_by_role("alert")).to_contain_text({"drop": "not a file", "paste": "no picture"}[event])
+    sync_api.expect(tab.page.get_by_role("alert")).to_contain_text({"drop": "not a file", "paste": "no image"}[event])
     assert tab.results().count() == 1
 
 
@@ -519,10 +519,10 @@ def test_hostile_labels_are_shown_as_text_on_narrow_and_wide_screens(
 
 def test_the_browser_blocks_turning_text_into_markup(site: Any, visit: Any) -> None:
     tab = visit(site.url)
-    refused = tab.page.evaluate(
+    error = tab.page.evaluate(
         "() => { try { document.body.innerHTML = '<b>x</b>'; return 'set'; } catch (error) { return error.name; } }"
     )
-    assert refused == "TypeError"
+    assert error == "TypeError"
     tab.errors.clear()  # the browser reported it
 
 
@@ -610,4 +610,5 @@ def test_every_control_and_region_has_a_name(site: Any, visit: Any, artifact_tem
     assert re.findall(r"(?m)^\s*- (?:button|combobox|searchbox|textbox|region|img|canvas)(?: \[.*)?:?$", tree) == []
     for part in ('heading "colors" [level=1]', 'region "Classify photos"', 'region "The model"', 'button "Remove photo.jpg"'):
         assert part in tree
-    assert tab.page.locator("#say, #status").evaluate_all("all => all.map((e) => e.getAttribute('role'))") == ["status"] * 2
+    roles = tab.page.locator("#announcement, #status").evaluate_all("all => all.map((e) => e.getAttribute('role'))")
+    assert roles == ["status"] * 2

@@ -92,13 +92,13 @@ def test_mutated_requests_get_complete_responses_and_not_too_many(
         with contextlib.closing(site.connect()) as connection:
             answer, whole = exchange(connection, chance, sent)
         cut_off += not whole
-        told = f"mutant {number} of seed {count}: {answer[-300:]!r} for {sent[:600]!r}"
-        answers = list(answers_in(answer, told, whole=whole))
+        context = f"mutant {number} of seed {count}: {answer[-300:]!r} for {sent[:600]!r}"
+        answers = list(answers_in(answer, context, whole=whole))
         statuses.update(each.status for each in answers)
-        assert all(each.status in PLANNED for each in answers), told
-        assert all(not each.ends for each in answers[:-1]), f"an answer after the last: {told}"
-        assert all(each.ends for each in answers if each.status in (408, 414, 431) or each.code == "request_malformed"), told
-        assert len(answers) <= sent.count(b" HTTP/") + sent.count(b"\r\n\r\n") + 1, told
+        assert all(each.status in PLANNED for each in answers), context
+        assert all(not each.ends for each in answers[:-1]), f"an answer after the last: {context}"
+        assert all(each.ends for each in answers if each.status in (408, 414, 431) or each.code == "request_malformed"), context
+        assert len(answers) <= sent.count(b" HTTP/") + sent.count(b"\r\n\r\n") + 1, context
     assert {200, 400, 404, 405, 414, 422, 431} <= statuses.keys()  # the mutants reach all of it
     assert cut_off < count / 3
     assert [record.getMessage() for record in caplog.records if record.exc_info] == []
@@ -160,22 +160,22 @@ class Answer:
     """Whether it has `Connection: close`."""
 
 
-def answers_in(data: bytes, told: str, *, whole: bool) -> Iterator[Answer]:
+def answers_in(data: bytes, context: str, *, whole: bool) -> Iterator[Answer]:
     """Parse a connection's bytes strictly; responses to HEAD are recognized by what follows their head."""
     while data:
         head, blank, data = data.partition(b"\r\n\r\n")
         if not blank and not whole:
             return
-        assert blank, told
+        assert blank, context
         status_line, *lines = head.split(b"\r\n")
         version, status, phrase = status_line.split(b" ", 2)
-        assert (version, len(status), phrase.isascii()) == (b"HTTP/1.1", 3, True), told
+        assert (version, len(status), phrase.isascii()) == (b"HTTP/1.1", 3, True), context
         headers: dict[bytes, bytes] = {}
         for line in lines:
             name, colon, value = line.partition(b": ")
-            assert colon, told
-            assert name.lower() not in headers, told
-            assert not set(name + value) & set(b"\r\n\0"), told
+            assert colon, context
+            assert name.lower() not in headers, context
+            assert not set(name + value) & set(b"\r\n\0"), context
             headers[name.lower()] = value
         if status == b"100":
             continue
@@ -188,7 +188,7 @@ def answers_in(data: bytes, told: str, *, whole: bool) -> Iterator[Answer]:
         elif (length := int(headers.get(b"content-length", b"0"))) and data and not data.startswith(b"HTTP/1.1 "):
             if len(data) < length and not whole:
                 return
-            assert len(data) >= length, told
+            assert len(data) >= length, context
             body, data = data[:length], data[length:]
         code = json.loads(body)["code"] if body and int(status) >= 400 else ""
         yield Answer(int(status), code, headers.get(b"connection") == b"close")
