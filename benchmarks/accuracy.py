@@ -60,18 +60,18 @@ def measure(data: str, model: str, seeds: int, artifacts: str) -> dict[str, obje
         summarize(*run_pipeline(load_config(None, settings, data=data, model=model, seed=seed, name=name, artifacts=artifacts)))
         for seed in range(seeds)
     ]
-    accuracies = [run["shipped_top1"]["value"] for run in runs]
+    accuracies = [run.shipped_top1.value for run in runs]
     return {
         "data": Path(data).name,
         "model": model,
         "settings": settings,
         "mean": statistics.mean(accuracies),
         "accuracies": accuracies,
-        "test_images": runs[0]["shipped_top1"]["total"],
-        "max_difference": max(run["max_difference"] for run in runs),
-        "top1_agreement": min(run["top1_agreement"] for run in runs),
-        "ece": statistics.mean(run["ece_after"] for run in runs),
-        "ece_before": statistics.mean(run["ece_before"] for run in runs),
+        "test_images": runs[0].shipped_top1.total,
+        "max_difference": max(run.max_difference for run in runs),
+        "top1_agreement": min(run.top1_agreement for run in runs),
+        "ece": statistics.mean(run.ece_after for run in runs),
+        "ece_before": statistics.mean(run.ece_before for run in runs),
     }
 
 

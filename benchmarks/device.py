@@ -20,7 +20,7 @@ import numpy as np
 from common import report
 from PIL import Image
 
-from edgeline.serve.drift.collector import Drift, origin_of
+from edgeline.serve.drift.collector import Drift, Origin, origin_of
 from edgeline.serve.inputs.mjpeg import from_mjpeg
 
 WATCH = """
@@ -96,7 +96,7 @@ def observing(classes: int) -> float:
     chance = np.random.default_rng(0)
     pixels = chance.integers(0, 256, (224, 224, 3), dtype=np.uint8)
     answer = chance.dirichlet(np.ones(classes)).astype(np.float32)
-    return microseconds(lambda: drift.observe(pixels, answer, width=640, height=480, size_bytes=9999), 6400)
+    return microseconds(lambda: drift.observe(pixels, answer, Origin(640, 480, 9999)), 6400)
 
 
 def main() -> None:

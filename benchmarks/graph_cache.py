@@ -67,7 +67,7 @@ def main() -> None:
         rows[f"{variant} served"] = starts(arguments.artifact, variant, arguments.starts)
         print(f"  {variant} served: {rows[f'{variant} served']}", flush=True)
     command = f"python benchmarks/graph_cache.py {arguments.artifact} --rounds {arguments.rounds} --starts {arguments.starts}"
-    print(json.dumps({**provenance(command, {"rounds": arguments.rounds, "starts": arguments.starts}), "rows": rows}, indent=2))
+    print(json.dumps({**provenance(command, {"rounds": arguments.rounds, "starts": arguments.starts}), "rows": rows}))
 
 
 def starts(artifact: Path, variant: str, pairs: int) -> dict:

@@ -16,9 +16,10 @@ from typing import get_args
 from common import Clock, photos, report
 
 from edgeline.flows.steps import execute
-from edgeline.pipeline.config import StrategyName, load_config
+from edgeline.pipeline.config import load_config
 from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.evaluation.report import read_evaluation
+from edgeline.pipeline.names import StrategyName
 from edgeline.pipeline.runs.atomic_files import file_digest
 
 STRATEGIES = get_args(StrategyName)

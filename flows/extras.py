@@ -17,13 +17,9 @@ EXTRAS = {
     "onnx": "export",
     "onnxscript": "export",
     "jinja2": "export",
-    "openvino": "openvino",
-    "ai_edge_litert": "litert",
-    "executorch": "executorch",
-    "coremltools": "coreml",
-    "cv2": "camera",
 }
-"""The extra that brings a package. Every other package that can be missing comes with `train`."""
+"""The extra that brings a package. Every other package that can be missing comes with `train`. OpenCV and the runtimes of other
+formats are not listed: `serve.inputs.camera` and `serve.runtime.backends` raise `MissingExtraError` themselves."""
 
 
 def missing_extra(error: ModuleNotFoundError, default: str = "train") -> MissingExtraError | None:

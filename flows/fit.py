@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from edgeline.flows.extras import missing_extra
 
 if TYPE_CHECKING:
+    from edgeline.flows.summary import Summary
     from edgeline.pipeline.config import PipelineConfig
     from edgeline.pipeline.runs.run import Run, StepResult
     from edgeline.serve.classifier import Classifier
@@ -63,6 +64,10 @@ class FitResult:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """The figures of the run, as `edgeline run --json` prints them."""
+        return self._summary.to_dict()
+
+    @cached_property
+    def _summary(self) -> "Summary":
         from edgeline.flows.summary import summarize
 
         return summarize(self.run, list(self.steps))
@@ -70,7 +75,7 @@ class FitResult:
     @property
     def accuracy(self) -> Accuracy:
         """Accuracy on the test split."""
-        return Accuracy(**self.summary["top1"])
+        return Accuracy(**dict(self._summary.top1))
 
     @cached_property
     def classifier(self) -> "Classifier":
@@ -98,7 +103,7 @@ class FitResult:
     def _rows(self) -> list[tuple[str, str]]:
         from edgeline.flows.summary import summary_rows
 
-        return summary_rows(self.summary)
+        return summary_rows(self._summary)
 
 
 def fit(

@@ -1,6 +1,5 @@
 """The summary of a finished run: for the terminal, `--json`, Python and the Prefect UI."""
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgeline.export import file_names
 from edgeline.export.publishing.variant_table import figures, int8_line
-from edgeline.export.verification.report import FailedVariant, VariantResult, VerificationReport
+from edgeline.export.records import Record
+from edgeline.export.verification.report import Accuracy, FailedVariant, VariantResult, VerificationReport
+from edgeline.pipeline.evaluation.report import Share, read_evaluation
 from edgeline.pipeline.runs.run import Run, StepResult
+from edgeline.serve.artifact.manifest import FILE_NAME as MANIFEST
+from edgeline.serve.artifact.manifest import Manifest
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,66 +22,110 @@ if TYPE_CHECKING:
 MEGABYTE = 1e6
 
 
-def summarize(run: Run, steps: list[StepResult]) -> dict[str, Any]:
-    """The figures of a run as JSON types.
+class StepSummary(Record):
+    """One step of a run."""
+
+    name: str
+    folder: str
+    reused: bool
+    """Whether the result existed and was reused."""
+    seconds: float
+
+
+class Summary(Record):
+    """The figures of a finished run."""
+
+    artifact: str
+    """Its folder."""
+    name: str
+    version: int
+    run: str
+    """Its folder."""
+    backbone: str
+    trained_on: str
+    images: dict[str, int]
+    """By split."""
+    classes: int
+    top1: Share
+    """Of the network, on the test split."""
+    shipped_top1: Accuracy | None
+    """Of the ONNX file."""
+    macro_f1: float
+    ece_before: float
+    """Expected calibration error, before temperature scaling."""
+    ece_after: float
+    max_difference: float
+    top1_agreement: float
+    verified_images: int
+    p50_ms: float
+    model_bytes: int
+    variants: tuple[dict[str, Any], ...]
+    """As `variant_table.figures` makes them; a name and the reason of one that is not shipped."""
+    int8: str | None
+    artifact_bytes: int
+    steps: tuple[StepSummary, ...]
+
+
+def summarize(run: Run, steps: list[StepResult]) -> Summary:
+    """Collect the figures of a run.
 
     Args:
         run: finished up to its last step.
         steps: the result of each step, `publish` last.
     """
     artifact = steps[-1].folder
-    manifest = json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))
-    evaluation = json.loads((artifact / "evaluation.json").read_text(encoding="utf-8"))
-    verification = read_verification({"artifact": str(artifact)})
+    manifest = Manifest.from_json((artifact / MANIFEST).read_bytes())
+    evaluation = read_evaluation(artifact)
+    verification = read_verification(artifact)
     assert verification.reference is not None, "only a verified model is published"
-    return {
-        "artifact": str(artifact),
-        "name": manifest["name"],
-        "version": manifest["version"],
-        "run": str(run.folder),
-        "backbone": manifest["provenance"]["backbone"],
-        "trained_on": manifest["provenance"]["trained_on"],
-        "images": manifest["provenance"]["images"],
-        "classes": len(manifest["labels"]),
-        "top1": evaluation["top1"],
-        "shipped_top1": verification.test_accuracy and verification.test_accuracy.to_dict(),
-        "macro_f1": evaluation["macro"]["f1"],
-        "ece_before": evaluation["calibration"]["ece_before"],
-        "ece_after": evaluation["calibration"]["ece_after"],
-        "max_difference": verification.max_difference,
-        "top1_agreement": verification.top1_agreement,
-        "verified_images": verification.images.total,
-        "p50_ms": list(verification.reference.latency.values())[-1].p50_ms,
-        "model_bytes": next(entry["size"] for entry in manifest["files"] if entry["path"] == manifest["variants"][0]["file"]),
-        "variants": [_variant_figures(entry) for entry in (verification.reference, *verification.variants)],
-        "int8": int8_line(verification),
-        "artifact_bytes": sum(entry["size"] for entry in manifest["files"]),
-        "steps": [asdict(step) | {"folder": str(step.folder)} for step in steps],
-    }
+    return Summary(
+        artifact=str(artifact),
+        name=manifest.name,
+        version=manifest.version,
+        run=str(run.folder),
+        backbone=manifest.provenance["backbone"],
+        trained_on=manifest.provenance["trained_on"],
+        images=manifest.provenance["images"],
+        classes=len(manifest.labels),
+        top1=evaluation.top1,
+        shipped_top1=verification.test_accuracy,
+        macro_f1=evaluation.macro.f1,
+        ece_before=evaluation.calibration.ece_before,
+        ece_after=evaluation.calibration.ece_after,
+        max_difference=verification.max_difference,
+        top1_agreement=verification.top1_agreement,
+        verified_images=verification.images.total,
+        p50_ms=list(verification.reference.latency.values())[-1].p50_ms,
+        model_bytes=manifest.file(manifest.variants[0].file).size,
+        variants=tuple(_variant_figures(entry) for entry in (verification.reference, *verification.variants)),
+        int8=int8_line(verification),
+        artifact_bytes=sum(entry.size for entry in manifest.files),
+        steps=tuple(StepSummary(**asdict(step) | {"folder": str(step.folder)}) for step in steps),
+    )
 
 
-def summary_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+def summary_rows(summary: Summary) -> list[tuple[str, str]]:
     """A summary as the rows of a short table: a label and a value."""
-    top1, images = summary["top1"], summary["images"]
+    top1, images = summary.top1, summary.images
     return [
-        ("artifact", f"{summary['name']} version {summary['version']}"),
-        ("backbone", f"{summary['backbone']}, trained on {summary['trained_on']}"),
-        ("images", f"{images['train']} train, {images['val']} validation, {images['test']} test; {summary['classes']} classes"),
-        ("accuracy (test)", f"{_percent(top1)} ({top1['correct']} of {top1['total']})"),
-        ("calibration error", f"{summary['ece_after']:.3f} (before temperature {summary['ece_before']:.3f})"),
+        ("artifact", f"{summary.name} version {summary.version}"),
+        ("backbone", f"{summary.backbone}, trained on {summary.trained_on}"),
+        ("images", f"{images['train']} train, {images['val']} validation, {images['test']} test; {summary.classes} classes"),
+        ("accuracy (test)", f"{_percent(top1)} ({top1.correct} of {top1.total})"),
+        ("calibration error", f"{summary.ece_after:.3f} (before temperature {summary.ece_before:.3f})"),
         (
             "ONNX against PyTorch",
-            f"max difference {summary['max_difference']:.1e}, top-1 agreement {summary['top1_agreement']:.2%}, "
-            f"{summary['verified_images']} images",
+            f"max difference {summary.max_difference:.1e}, top-1 agreement {summary.top1_agreement:.2%}, "
+            f"{summary.verified_images} images",
         ),
-        ("size", f"model {summary['model_bytes'] / MEGABYTE:.1f} MB, artifact {summary['artifact_bytes'] / MEGABYTE:.1f} MB"),
-        ("p50 latency", f"{summary['p50_ms']:.1f} ms per image"),
-        *([("int8", summary["int8"])] if summary["int8"] else []),
-        ("steps", ", ".join(f"{step['name']} {_duration(step)}" for step in summary["steps"])),
+        ("size", f"model {summary.model_bytes / MEGABYTE:.1f} MB, artifact {summary.artifact_bytes / MEGABYTE:.1f} MB"),
+        ("p50 latency", f"{summary.p50_ms:.1f} ms per image"),
+        *([("int8", summary.int8)] if summary.int8 else []),
+        ("steps", ", ".join(f"{step.name} {_duration(step)}" for step in summary.steps)),
     ]
 
 
-def summary_table(summary: dict[str, Any]) -> "Table":
+def summary_table(summary: Summary) -> "Table":
     """A summary as a table for the terminal."""
     from rich.markup import escape
     from rich.table import Table
@@ -89,14 +136,14 @@ def summary_table(summary: dict[str, Any]) -> "Table":
     return table
 
 
-def read_verification(summary: dict[str, Any]) -> VerificationReport:
-    """The verification report of a summary's artifact."""
-    return VerificationReport.read(Path(summary["artifact"]) / file_names.VERIFICATION)
+def read_verification(artifact: str | Path) -> VerificationReport:
+    """The verification report in an artifact's folder."""
+    return VerificationReport.read(Path(artifact) / file_names.VERIFICATION)
 
 
-def next_commands(summary: dict[str, Any], image: str | None) -> list[tuple[str, str]]:
+def next_commands(summary: Summary, image: str | None) -> list[tuple[str, str]]:
     """The commands to try next, each with its purpose."""
-    artifact = str(Path(summary["artifact"]).parent)
+    artifact = str(Path(summary.artifact).parent)
     here = Path(sys.executable).with_name("edgeline")
     short = str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
     edgeline = "edgeline" if which("edgeline") else quote(short)
@@ -114,9 +161,9 @@ def _variant_figures(variant: VariantResult) -> dict[str, Any]:
     return {"name": variant.name, **figures(variant)}
 
 
-def _percent(share: dict[str, Any]) -> str:
-    return f"{share['value']:.2%}, 95 % interval {share['low']:.2%} to {share['high']:.2%}"
+def _percent(share: Share) -> str:
+    return f"{share.value:.2%}, 95 % interval {share.low:.2%} to {share.high:.2%}"
 
 
-def _duration(step: dict[str, Any]) -> str:
-    return "reused" if step["reused"] else f"{step['seconds']:.1f} s"
+def _duration(step: StepSummary) -> str:
+    return "reused" if step.reused else f"{step.seconds:.1f} s"

@@ -14,16 +14,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from edgeline.pipeline.config_file import apply_override, read_values
+from edgeline.pipeline.names import AugmentationName, StrategyName
 from edgeline.pipeline.thresholds import Fp16Thresholds, Int8Thresholds
 from edgeline.serve.artifact.manifest import NAME
 from edgeline.serve.errors import ConfigError
 from edgeline.serve.preprocess import Interpolation
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-StrategyName = Literal["head", "full", "differential", "gradual"]
-"""Each is implemented by a function in `pipeline.training.train.STRATEGIES`."""
-AugmentationName = Literal["none", "light", "flip"]
-"""Each is implemented by an entry of `pipeline.training.augment.AUGMENTATIONS`."""
 
 
 class Section(BaseModel):

@@ -3,7 +3,7 @@
     from edgeline.export.emulation.arm64 import prepare_machine        # or avx2
     machine = prepare_machine(Path("artifacts/cache/arm64"))
     for entry in check(Path("artifacts/store/digits"), machine):
-        print(entry["variant"], entry["passed"])
+        print(entry.variant, entry.passed)
 
 It runs what a device would run: NumPy, Pillow and ONNX Runtime in the versions installed here, and `edgeline.serve`, from the
 bytes of an image to the comparison with the golden samples. This matters for int8: float32 results differ between processors
@@ -21,9 +21,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
 
 from edgeline.export.device_package import link_device_package
+from edgeline.export.records import Record
 from edgeline.serve.artifact.reader import open_artifact
 from edgeline.serve.errors import EdgelineError, VerificationError
 
@@ -56,6 +59,39 @@ for name in sys.argv[3:]:
         found |= {"broken": str(error)}
     print(json.dumps(found), flush=True)
 """
+
+
+class PassedRun(Record):
+    """A variant that passed its golden samples on the machine; the figures are those of `serve.artifact.golden.SelfTest`."""
+
+    variant: str
+    exact_setting: bool
+    """Whether it ran with the setting that keeps int8 products from saturating."""
+    passed: Literal[True]
+    samples: int
+    max_difference: float
+    max_logit_difference: float
+    max_pixel_difference: float
+    tolerance: float
+    logit_tolerance: float
+    pixel_tolerance: float
+    load_s: float
+    sample_s: float
+    """Seconds per sample, in which the model runs twice."""
+
+
+class FailedRun(Record):
+    """A variant that differs from its golden samples on the machine."""
+
+    variant: str
+    exact_setting: bool
+    passed: Literal[False]
+    error: str
+
+
+VariantRun = PassedRun | FailedRun
+"""By `passed`."""
+_RUN: TypeAdapter[VariantRun] = TypeAdapter(Annotated[VariantRun, Field(discriminator="passed")])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +146,7 @@ def check(
     variants: Sequence[str] | None = None,
     saturating: bool = False,
     timeout_s: float = 1800,
-) -> list[dict[str, Any]]:
+) -> list[VariantRun]:
     """Run the golden samples of an artifact's variants on the machine.
 
     Args:
@@ -122,9 +158,7 @@ def check(
         timeout_s: for all variants together.
 
     Returns:
-        An entry per variant: its name as `variant`, `passed`, and whether the exact setting was used as `exact_setting`. A
-        variant that passed has the figures of the golden comparison, and the seconds to load it (`load_s`) and per sample
-        (`sample_s`, in which the model runs twice); one that differs from its golden samples has a message as `error`.
+        A `PassedRun` or a `FailedRun` for each variant.
 
     Raises:
         ArtifactError: the artifact is incomplete, or has no such variant.
@@ -149,10 +183,10 @@ def check(
             f"{_running(names, done.stdout)}: the check on {where} ended with {end_of(done)}; the ONNX Runtime "
             f"{version('onnxruntime')} of {where} may not run this file, try another version before deploying it"
         )
-    entries: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
+    entries = [json.loads(line) for line in done.stdout.splitlines()]
     if broken := [f"{entry['variant']} on {where}: {entry['broken']}" for entry in entries if "broken" in entry]:
         raise VerificationError("; ".join(broken))
-    return entries
+    return [_RUN.validate_python(entry) for entry in entries]
 
 
 def find_tool(target: str, package: str, *names: str) -> str:

@@ -12,10 +12,10 @@ import sys
 import tempfile
 import venv
 from pathlib import Path
-from typing import Any
 
 from edgeline.export.device_package import link_device_package
 from edgeline.export.graph.opsets import release_number
+from edgeline.export.records import Record
 from edgeline.serve.artifact.reader import open_artifact
 from edgeline.serve.errors import VerificationError
 
@@ -31,7 +31,16 @@ for name in names:
 """
 
 
-def check_on_release(artifact: Path, release: str) -> list[dict[str, Any]]:
+class ReleaseRun(Record):
+    """A variant that passed its golden samples on the release; see `serve.artifact.golden.SelfTest`."""
+
+    variant: str
+    samples: int
+    max_difference: float
+    max_logit_difference: float
+
+
+def check_on_release(artifact: Path, release: str) -> list[ReleaseRun]:
     """Run the golden samples of an artifact's ONNX variants on a release of ONNX Runtime.
 
     Variants in ORT format are left out: that format runs on the release that wrote it, and later ones.
@@ -41,7 +50,7 @@ def check_on_release(artifact: Path, release: str) -> list[dict[str, Any]]:
         release: for example `1.15.0`.
 
     Returns:
-        For each variant its name and the largest differences.
+        An entry per variant.
 
     Raises:
         VerificationError: the release cannot be installed, or the self-test fails on it.
@@ -58,7 +67,7 @@ def check_on_release(artifact: Path, release: str) -> list[dict[str, Any]]:
         link_device_package(Path(folder, "alone"))
         code = f"import sys; sys.path.insert(0, {str(Path(folder, 'alone'))!r})\n{SELF_TEST}"
         output = _run([python, "-I", "-c", code, str(opened.folder), *names], release, "reproduce the golden samples")
-    return [json.loads(line) for line in output.splitlines()]
+    return [ReleaseRun.model_validate_json(line) for line in output.splitlines()]
 
 
 def _run(command: list[str], release: str, what: str) -> str:
@@ -70,5 +79,5 @@ def _run(command: list[str], release: str, what: str) -> str:
 
 
 if __name__ == "__main__":
-    for line in check_on_release(Path(sys.argv[1]), sys.argv[2]):
-        print(json.dumps(line))
+    for entry in check_on_release(Path(sys.argv[1]), sys.argv[2]):
+        print(json.dumps(entry.to_dict()))

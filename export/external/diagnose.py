@@ -8,7 +8,6 @@ Shapes: N images, K classes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -71,7 +70,7 @@ def diagnose_mismatch(pair: ModelPair, pixels: Sequence[np.ndarray]) -> list[str
     return [cause for cause in causes if cause]
 
 
-def diverging_layer(pair: ModelPair, pixels: Sequence[np.ndarray]) -> tuple[str, dict[str, Any] | None]:
+def diverging_layer(pair: ModelPair, pixels: Sequence[np.ndarray]) -> tuple[str, Divergence | None]:
     """Find the first layer whose output differs.
 
     Returns:
@@ -92,10 +91,10 @@ def diverging_layer(pair: ModelPair, pixels: Sequence[np.ndarray]) -> tuple[str,
     if not layers:
         return "the two models have no layer names in common, so the diverging layer is unknown", None
     first = first_diverging(layers, quantized=pair.precision != "float32")
-    report = Divergence(first=first, layers=tuple(layers)).to_dict()
+    divergence = Divergence(first=first, layers=tuple(layers))
     if first is None:
-        return "", report
-    return f"the first of {len(layers)} layers to diverge is {first.module} (SQNR {first.sqnr_db:.0f} dB)", report
+        return "", divergence
+    return f"the first of {len(layers)} layers to diverge is {first.module} (SQNR {first.sqnr_db:.0f} dB)", divergence
 
 
 def _other_normalization(

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.special import softmax
@@ -22,9 +21,19 @@ from scipy.special import softmax
 from edgeline.export.external.diagnose import NORMALIZATIONS, ModelPair, diagnose_mismatch, diverging_layer
 from edgeline.export.external.model import InputNormalization, Model, detect_format, read_file
 from edgeline.export.external.onnx_model import nan_weights, open_onnx, operators_of, with_session
+from edgeline.export.external.report import (
+    FileDescription,
+    FileFindings,
+    FileReport,
+    Normalization,
+    PhotoCounts,
+    ReferenceComparison,
+    UnreadableFile,
+)
 from edgeline.export.external.torch_model import open_torch
 from edgeline.export.parity.compare import Outputs, compare, logit_difference
 from edgeline.export.parity.similarity import compare_outputs, failed_thresholds, sqnr_db
+from edgeline.export.records import MeasuredOn
 from edgeline.export.tolerances import MIN_SPREAD
 from edgeline.export.verification.variant_checks import LEVELS, PROBE_IMAGES
 from edgeline.pipeline.config import VerifyConfig
@@ -62,7 +71,7 @@ class VerificationRequest:
     config: VerifyConfig = field(default_factory=VerifyConfig)
 
 
-def verify_external(request: VerificationRequest) -> dict[str, Any]:
+def verify_external(request: VerificationRequest) -> FileReport:
     """Verify a third-party ONNX file.
 
     Returns:
@@ -85,26 +94,25 @@ def verify_external(request: VerificationRequest) -> dict[str, Any]:
     stress = preprocessing_fingerprint(spec)
     names = [*(f"stress:{name}" for name in stress), *photos.names]
     pixels = [*stress.values(), *photos.pixels]
-    findings = _check_file(model, reference, names, pixels, request)
-    return {
-        "schema": "edgeline.verification-of-file/1",
-        "passed": not findings["problems"],
-        "file": _describe(request.file, model),
-        "against": _describe(request.against, reference) if reference and request.against else None,
-        "preprocess": spec.to_dict(),
-        "normalization": {"mean": request.normalization.mean, "std": request.normalization.std, "of": "values of 0 to 1"},
-        "images": {
-            "photos": len(photos.names),
-            "found": photos.found,
-            "stress_images": len(stress),
-            "unreadable": [{"image": name, "why": why} for name, why in photos.unreadable],
-        },
-        **findings,
-        "notes": _notes(request, model, reference),
-        "measured_on": provenance(
-            "edgeline verify-onnx FILE --data DIR", runtime_options(), packages=(*DEVICE, "torch", "onnx")
+    findings, comparison = _check_file(model, reference, names, pixels, request)
+    measured_on = provenance("edgeline verify-onnx FILE --data DIR", runtime_options(), packages=(*DEVICE, "torch", "onnx"))
+    return FileReport(
+        passed=not findings.problems,
+        file=_describe(request.file, model),
+        against=_describe(request.against, reference) if reference and request.against else None,
+        preprocess=spec.to_dict(),
+        normalization=Normalization(mean=request.normalization.mean, std=request.normalization.std),
+        images=PhotoCounts(
+            photos=len(photos.names),
+            found=photos.found,
+            stress_images=len(stress),
+            unreadable=tuple(UnreadableFile(image=name, why=why) for name, why in photos.unreadable),
         ),
-    }
+        **dict(findings),
+        **dict(comparison),
+        notes=tuple(_notes(request, model, reference)),
+        measured_on=MeasuredOn.model_validate(measured_on),
+    )
 
 
 def as_outputs(scores_NK: np.ndarray, *, probabilities: bool, floor: float) -> Outputs:
@@ -128,7 +136,7 @@ def is_distribution(scores_NK: np.ndarray) -> bool:
 
 def _check_file(
     model: Model, reference: Model | None, names: Sequence[str], pixels: Sequence[np.ndarray], request: VerificationRequest
-) -> dict[str, Any]:
+) -> tuple[FileFindings, ReferenceComparison]:
     config, normalization = request.config, request.normalization
     precision = min((m.precision for m in (model, reference) if m is not None), key=PRECISIONS.index)
     scores, problems = _run_batches(model, pixels, normalization, config)
@@ -140,27 +148,32 @@ def _check_file(
             "models; check --against",
             code="classes_differ",
         )
-    report: dict[str, Any] = {"precision": precision, "batches": list(scores), "problems": problems}
-    report |= dict.fromkeys(("scores", "levels_sqnr_db", "similarity", "thresholds", "comparisons", "divergence"))
+    batches = tuple(scores)
     if invalid := _nan_weights(model) + _non_finite(model, scores[first], names) + _non_finite(reference, truth_NK, names):
-        problems += invalid
-        return report
+        return FileFindings(precision=precision, batches=batches, problems=(*problems, *invalid)), ReferenceComparison()
     probabilities = is_distribution(scores[first]) or (truth_NK is not None and is_distribution(truth_NK))
     view = partial(as_outputs, probabilities=probabilities, floor=FLOORS[precision])
-    report["scores"] = "probabilities" if probabilities else "logits"
     observed = {batch: view(scores_NK) for batch, scores_NK in scores.items()}
-    inconsistent, report["levels_sqnr_db"] = _check_consistency(model, pixels, normalization, view, observed)
+    inconsistent, levels_sqnr_db = _check_consistency(model, pixels, normalization, view, observed)
     problems += inconsistent
     if np.ptp(observed[first].logits_NK, axis=0).max() < MIN_SPREAD * _largest(observed[first]):
         problems.append(f"{model.name} returns the same output for every image")
+    comparison = ReferenceComparison()
     if reference is not None and truth_NK is not None:
         pair = ModelPair(file=model, reference=reference, normalization=normalization, view=view, precision=precision)
-        differences, figures = _compare_with_reference(pair, view(truth_NK), observed, names, config)
-        report |= figures
+        differences, comparison = _compare_with_reference(pair, view(truth_NK), observed, names, config)
         if differences:
-            place, report["divergence"] = diverging_layer(pair, pixels[len(stress_images()) :])
+            place, divergence = diverging_layer(pair, pixels[len(stress_images()) :])
+            comparison = comparison.model_copy(update={"divergence": divergence})
             problems += [*differences, *diagnose_mismatch(pair, pixels[:PROBE_IMAGES]), *([place] if place else [])]
-    return report
+    findings = FileFindings(
+        precision=precision,
+        batches=batches,
+        problems=tuple(problems),
+        scores="probabilities" if probabilities else "logits",
+        levels_sqnr_db=levels_sqnr_db,
+    )
+    return findings, comparison
 
 
 def _run_batches(
@@ -210,24 +223,20 @@ def _check_consistency(
 
 def _compare_with_reference(
     pair: ModelPair, expected: Outputs, observed: dict[int, Outputs], names: Sequence[str], config: VerifyConfig
-) -> tuple[list[str], dict[str, Any]]:
+) -> tuple[list[str], ReferenceComparison]:
     """Compare the file's outputs with the reference's, at the thresholds of the lower of their precisions."""
     similarity = compare_outputs(expected, next(iter(observed.values())))
     if pair.precision != "float32":
         thresholds = config.int8 if pair.precision == "int8" else config.fp16
         applied = thresholds.model_dump(exclude={"max_drop"})  # the photos have no labels
-        return failed_thresholds(similarity, None, thresholds), {"similarity": similarity.to_dict(), "thresholds": applied}
+        return failed_thresholds(similarity, None, thresholds), ReferenceComparison(similarity=similarity, thresholds=applied)
     comparisons = [
         compare(names, expected, other, config, batch=batch, reference=pair.reference.name) for batch, other in observed.items()
     ]
     # A problem that occurs at every batch size is reported once.
     problems = next(([f"batch {c.batch}: {problem}" for problem in c.problems] for c in comparisons if c.problems), [])
     applied = {"max_difference": config.max_difference, "margin": config.margin, "top1_agreement_over_margin": 1.0}
-    return problems, {
-        "similarity": similarity.to_dict(),
-        "thresholds": applied,
-        "comparisons": [c.to_dict() for c in comparisons],
-    }
+    return problems, ReferenceComparison(similarity=similarity, thresholds=applied, comparisons=tuple(comparisons))
 
 
 def _open_reference(request: VerificationRequest, model: Model) -> Model | None:
@@ -264,16 +273,16 @@ def _largest(outputs: Outputs) -> float:
     return max(1.0, float(np.abs(outputs.logits_NK).max()))
 
 
-def _describe(path: Path, model: Model) -> dict[str, Any]:
+def _describe(path: Path, model: Model) -> FileDescription:
     data = read_file(path)
-    return {
-        "name": model.name,
-        "kind": model.format,
-        "precision": model.precision,
-        "takes": str(model.input),
-        "bytes": len(data),
-        "sha256": hashlib.sha256(data).hexdigest(),
-    }
+    return FileDescription(
+        name=model.name,
+        kind=model.format,
+        precision=model.precision,
+        takes=str(model.input),
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
 
 
 def _notes(request: VerificationRequest, model: Model, reference: Model | None) -> list[str]:

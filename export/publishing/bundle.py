@@ -17,6 +17,7 @@ from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.publishing import golden, report
 from edgeline.export.publishing.drift_baseline import write_baseline
 from edgeline.export.publishing.variant_table import figures
+from edgeline.export.records import MeasuredOn
 from edgeline.export.variant_registry import REFERENCE, VARIANTS
 from edgeline.export.verification.report import PassedVariant, UnrunVariant, VerificationReport
 from edgeline.export.verification.verify import choose_samples
@@ -107,7 +108,7 @@ def write_bundle(run: Run, folder: Path, verification: VerificationReport, *, ve
         "data_sha256": prepared.fingerprint,
         "images": {split: len(prepared.of(split)) for split in SPLITS},
         "config": run.config.model_dump(mode="json", exclude={"data", "artifacts", "weights"}),
-        "measured_on": _measured_on(run, evaluation, verification),
+        "measured_on": {name: how.to_dict() for name, how in _measured_on(run, evaluation, verification).items()},
     }
     assert verification.reference is not None, "a report that passed has the reference's figures"
     summary = {
@@ -175,7 +176,7 @@ def _variant(entry: PassedVariant | UnrunVariant, max_batch: int) -> Variant:
     )
 
 
-def _measured_on(run: Run, evaluation: Evaluation, verification: VerificationReport) -> dict[str, Any]:
+def _measured_on(run: Run, evaluation: Evaluation, verification: VerificationReport) -> dict[str, MeasuredOn]:
     """The run environment of each group of figures, by its name."""
     options = {
         "training": {"strategy": run.config.train.strategy, "seed": run.config.seed, "rest": "provenance.config"},
@@ -183,10 +184,14 @@ def _measured_on(run: Run, evaluation: Evaluation, verification: VerificationRep
     }
     receipts = {"training": read_receipt(run.step("train")), "evaluation": read_receipt(run.step("evaluate"))}
     # Receipts of earlier versions have no entry.
-    found = {name: {**made["made"], "options": options[name]} for name, made in receipts.items() if made and "made" in made}
+    found = {
+        name: MeasuredOn.model_validate({**made["made"], "options": options[name]})
+        for name, made in receipts.items()
+        if made and "made" in made
+    }
     if verification.int8 is not None and verification.int8.measured_on is not None:
-        found["int8 choice"] = verification.int8.measured_on.to_dict()
-    return found | {"verification": verification.measured_on.to_dict()}
+        found["int8 choice"] = verification.int8.measured_on
+    return found | {"verification": verification.measured_on}
 
 
 def _input(spec: PreprocessSpec) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from edgeline.pipeline.runs.run import Run
 from edgeline.serve.artifact.cam_outputs import EMBEDDING
 from edgeline.serve.artifact.training_features import FILE_NAME as FEATURES_NAME
 from edgeline.serve.artifact.training_features import SCHEMA, Features
-from edgeline.serve.drift.collector import Drift, origin_of
+from edgeline.serve.drift.collector import Drift, Origin, origin_of
 from edgeline.serve.drift.report import FILE_NAME
 from edgeline.serve.drift.snapshot import OF_A_VERSION
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
@@ -59,14 +59,14 @@ def write_baseline(folder: Path, run: Run, checkpoint: Checkpoint) -> None:
     identity = {**nothing, "model": run.config.artifact_name}
     drift = Drift(checkpoint.labels, spec.height, spec.width, features, **identity)
 
-    def decode(sample: Sample) -> tuple[np.ndarray, dict[str, int]]:
+    def decode(sample: Sample) -> tuple[np.ndarray, Origin]:
         data = read_image(sample)
         return preprocess(data, spec, ADMITTED), origin_of(data)
 
     decoded = map_ahead(decode, (test[index] for index in chosen), ahead=16)
     for index, (pixels_HW3, origin) in zip(chosen, decoded, strict=True):
         embedding_C = None if session is None else _embed(session, pixels_HW3[None])[0]
-        drift.observe(pixels_HW3, probabilities_NK[index], embedding_C=embedding_C, **origin)
+        drift.observe(pixels_HW3, probabilities_NK[index], origin, embedding_C=embedding_C)
     (folder / FILE_NAME).write_text(json.dumps(drift.snapshot() | nothing, allow_nan=False) + "\n", encoding="utf-8")
 
 

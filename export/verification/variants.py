@@ -16,7 +16,7 @@ from edgeline.export.parity.layerwise import IMAGES, find_divergence
 from edgeline.export.parity.similarity import compare_outputs
 from edgeline.export.variant_registry import REFERENCE, VARIANTS
 from edgeline.export.variants_report import VariantFile
-from edgeline.export.verification.context import VerificationContext
+from edgeline.export.verification.context import Findings, VerificationContext
 from edgeline.export.verification.report import Costs, FailedVariant, PassedVariant, UnrunVariant
 from edgeline.export.verification.variant_checks import BEFORE_RUNNING, CHECKS, Candidate, accuracy_drop
 from edgeline.pipeline.progress import track
@@ -52,10 +52,10 @@ def _verify(entry: VariantFile, folder: Path, context: VerificationContext) -> R
     common = dict(entry) | {"sha256": digests[spec.file], "files": digests, "bytes": sum(map(len, parts.values()))}
     candidate = Candidate(spec=spec, path=folder / spec.file, saturates=entry.saturates, context=context)
     try:
-        problems, figures = evaluate_variant(candidate)
+        findings = evaluate_variant(candidate)
     except EdgelineError as error:  # it breaks the contract, or does not load or run
         return FailedVariant(**common, problems=[str(error)])
-    found = common | figures
+    found, problems = common | dict(findings.figures), list(findings.problems)
     if problems:
         if spec.format == "onnx":
             images_NHW3 = np.stack(context.pixels[:IMAGES])
@@ -68,12 +68,12 @@ def _verify(entry: VariantFile, folder: Path, context: VerificationContext) -> R
     return UnrunVariant(**found) if "not_run" in found else PassedVariant(**found)
 
 
-def evaluate_variant(candidate: Candidate) -> tuple[list[str], dict[str, Any]]:
+def evaluate_variant(candidate: Candidate) -> Findings:
     """Run a variant's checks, and measure its times and memory.
 
     Returns:
-        The problems, and fields of its result. `not_run` is among them if the variant runs on other machines only; then the
-        checks that need it to run are left out.
+        The problems, and as figures the fields of its result. `not_run` is among them if the variant runs on other machines
+        only; then the checks that need it to run are left out.
 
     Raises:
         EdgelineError: a check cannot be run at all, for example because the file does not load.
@@ -88,9 +88,8 @@ def evaluate_variant(candidate: Candidate) -> tuple[list[str], dict[str, Any]]:
         problems += findings.problems
         figures |= findings.figures
     if not_run is not None:
-        return problems, figures | {"not_run": not_run}
-    measured = measure_costs(candidate)
-    return problems, figures | dict(measured)
+        return Findings(problems, figures | {"not_run": not_run})
+    return Findings(problems, figures | dict(measure_costs(candidate)))
 
 
 def describe_reference(context: VerificationContext) -> PassedVariant:

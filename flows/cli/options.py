@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
+
+from edgeline.pipeline.names import StrategyName
 
 if TYPE_CHECKING:
     from edgeline.pipeline.config import PipelineConfig
 
+*_OTHERS, _LAST = (f"`{name}`" for name in get_args(StrategyName))
 Data = Annotated[
     str | None,
     typer.Option(
@@ -23,7 +26,7 @@ Model = Annotated[
     typer.Option(help="`efficientnet_lite0` to `efficientnet_lite2`, a torchvision classifier, or `timm:<name>`."),
 ]
 Weights = Annotated[str | None, typer.Option(help="`imagenet`, `none`, or a local .pth or .safetensors file.")]
-Strategy = Annotated[str | None, typer.Option(help="`head`, `full`, `differential` or `gradual`.")]
+Strategy = Annotated[str | None, typer.Option(help=f"{', '.join(_OTHERS)} or {_LAST}.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the split and of training.")]
 Artifacts = Annotated[str | None, typer.Option(help="Folder of runs, caches and the store.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Any setting: `--set train.epochs=5`; may be repeated.")]

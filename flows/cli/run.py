@@ -6,7 +6,7 @@ Nothing heavy is imported here; the command imports what it needs when it runs.
 import json
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from edgeline.export.verification.report import VerificationReport
+    from edgeline.flows.summary import Summary
     from edgeline.pipeline.config import PipelineConfig
     from edgeline.pipeline.runs.run import Run, StepResult
 
@@ -69,7 +70,7 @@ def run(
     finished, steps = _run_pipeline(load_settings(config, overrides, options), prefect)
     summary = summarize(finished, steps)
     if as_json:
-        print(json.dumps(summary))
+        print(json.dumps(summary.to_dict()))
         return
     _show(summary, finished, demo)
 
@@ -89,7 +90,7 @@ def _run_pipeline(settings: "PipelineConfig", prefect: bool) -> "tuple[Run, list
     return run_with_prefect(settings)
 
 
-def _show(summary: dict[str, Any], finished: "Run", demo: bool) -> None:
+def _show(summary: "Summary", finished: "Run", demo: bool) -> None:
     """Print the closing table, a few predictions of the published artifact for the demo, and what to do next."""
     from rich.console import Console
     from rich.markup import escape
@@ -99,13 +100,13 @@ def _show(summary: dict[str, Any], finished: "Run", demo: bool) -> None:
 
     console = Console(highlight=False)
     console.print(summary_table(summary))
-    _show_variants(console, read_verification(summary))
+    _show_variants(console, read_verification(summary.artifact))
     held_out = read_prepared(finished.step("prepare")).of("test")
     if demo:
         from edgeline.serve.classifier import Classifier
 
         console.print("\n[bold]the published artifact on held-out images[/]")
-        classifier = Classifier.open(Path(summary["artifact"]))
+        classifier = Classifier.open(Path(summary.artifact))
         for sample in random.Random(0).sample(held_out, 5):
             [[best]] = classifier.predict([Path(sample.path).read_bytes()], top_k=1)
             console.print(

@@ -5,7 +5,7 @@ Nothing heavy is imported here; a command imports what it needs when it runs.
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -13,6 +13,9 @@ from typer.core import TyperCommand
 from edgeline.flows.cli.options import Json, RunFolder
 from edgeline.flows.cli.steps import execute_step, report_step
 from edgeline.serve.errors import ConfigError, VerificationError
+
+if TYPE_CHECKING:
+    from edgeline.export.emulation.machine import VariantRun
 
 _VERIFY_ONNX = "edgeline verify-onnx FILE --data DIR"
 _EMULATE = "edgeline emulate ARTIFACT --target arm64"
@@ -148,22 +151,24 @@ def emulate(
         raise ConfigError(f"--target must be {' or '.join(machines)}, got {target!r}")
     machine = machines[target](Path(artifacts) / "cache" / target)
     entries = check(artifact, machine)
-    exact = [entry["variant"] for entry in entries if entry["exact_setting"]]
+    exact = [entry.variant for entry in entries if entry.exact_setting]
     # Shows what the exact setting is for; no device runs without it.
     inexact = check(artifact, machine, variants=exact, saturating=True) if exact else []
     for entry in (*entries, *inexact):
-        print(json.dumps({"target": target, **entry}) if as_json else _emulation_line(target, entry, entry in inexact))
-    if not all(entry["passed"] for entry in entries):
+        print(
+            json.dumps({"target": target, **entry.to_dict()}) if as_json else _emulation_line(target, entry, entry in inexact)
+        )
+    if not all(entry.passed for entry in entries):
         raise typer.Exit(1)
 
 
-def _emulation_line(target: str, entry: dict[str, Any], for_information: bool) -> str:
-    setting = "with the exact setting" if entry["exact_setting"] else "without the exact setting"
+def _emulation_line(target: str, entry: "VariantRun", for_information: bool) -> str:
+    setting = "with the exact setting" if entry.exact_setting else "without the exact setting"
     where = f"on {target}, {setting}" + (" (for information)" if for_information else "")
-    if not entry["passed"]:
-        return f"{entry['variant']}: failed {where}: {entry['error']}"
+    if not entry.passed:
+        return f"{entry.variant}: failed {where}: {entry.error}"
     return (
-        f"{entry['variant']}: passed {where}; {entry['samples']} golden samples: probabilities differ by at most "
-        f"{entry['max_difference']:.2g}, logits by {entry['max_logit_difference']:.2g} of the largest (tolerance "
-        f"{entry['logit_tolerance']:.2g}), {entry['sample_s']:g} s per sample"
+        f"{entry.variant}: passed {where}; {entry.samples} golden samples: probabilities differ by at most "
+        f"{entry.max_difference:.2g}, logits by {entry.max_logit_difference:.2g} of the largest (tolerance "
+        f"{entry.logit_tolerance:.2g}), {entry.sample_s:g} s per sample"
     )

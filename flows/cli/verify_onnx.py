@@ -10,6 +10,7 @@ import typer
 from edgeline.serve.errors import ConfigError, VerificationError
 
 if TYPE_CHECKING:
+    from edgeline.export.external.report import FileReport
     from edgeline.export.external.verify import VerificationRequest
 
 
@@ -45,43 +46,43 @@ def verify_file(options: Options, as_json: bool) -> None:
 
     report = verify_external(request)
     if as_json:
-        print(json.dumps(report))
+        print(json.dumps(report.to_dict()))
     else:
         for line in report_lines(report):
             print(line)
-    if report["passed"]:
+    if report.passed:
         return
     if as_json:
         raise typer.Exit(1)
-    raise VerificationError(f"{report['file']['name']} failed: {'; '.join(report['problems'])}")
+    raise VerificationError(f"{report.file.name} failed: {'; '.join(report.problems)}")
 
 
-def report_lines(report: dict[str, Any]) -> list[str]:
+def report_lines(report: "FileReport") -> list[str]:
     """A report for people: the input, the findings and the assumptions."""
-    spec, norm, images, similarity = (report[key] for key in ("preprocess", "normalization", "images", "similarity"))
-    models = [entry for entry in (report["file"], report["against"]) if entry is not None]
-    lines = [f"{entry['name']}: {entry['kind']}, {entry['precision']}, input {entry['takes']}" for entry in models]
+    spec, norm, images, similarity = report.preprocess, report.normalization, report.images, report.similarity
+    models = [entry for entry in (report.file, report.against) if entry is not None]
+    lines = [f"{entry.name}: {entry.kind}, {entry.precision}, input {entry.takes}" for entry in models]
     lines.append(
-        f"ran {images['photos']} photos and {images['stress_images']} stress images, {spec['height']} x {spec['width']}, crop "
-        f"{spec['crop_fraction']:g}, {spec['interpolation']}; mean {_numbers(norm['mean'])}, std {_numbers(norm['std'])}"
+        f"ran {images.photos} photos and {images.stress_images} stress images, {spec['height']} x {spec['width']}, crop "
+        f"{spec['crop_fraction']:g}, {spec['interpolation']}; mean {_numbers(norm.mean)}, std {_numbers(norm.std)}"
     )
-    if unreadable := images["unreadable"]:
-        named = "; ".join(f"{entry['image']}: {entry['why']}" for entry in unreadable[:3])
+    if unreadable := images.unreadable:
+        named = "; ".join(f"{entry.image}: {entry.why}" for entry in unreadable[:3])
         lines.append(f"{len(unreadable)} files cannot be read and are left out ({named})")
-    lines.append(f"run at batch {', '.join(map(str, report['batches']))}")
-    if similarity is not None:
+    lines.append(f"run at batch {', '.join(map(str, report.batches))}")
+    if similarity is not None and report.thresholds is not None:
         lines.append(
-            f"compared as {report['precision']}, by {report['scores']}: top-1 agreement {similarity['top1_agreement']:.2%} "
-            f"({similarity['flips']} flips, the largest margin {similarity['largest_flipped_margin']:.2g}), SQNR "
-            f"{similarity['sqnr_db']:.1f} dB, cosine {similarity['cosine']:.6f}, KL {similarity['kl']:.2g}, probabilities "
-            f"differ by at most {similarity['max_difference']:.2g}"
+            f"compared as {report.precision}, by {report.scores}: top-1 agreement {similarity.top1_agreement:.2%} "
+            f"({similarity.flips} flips, the largest margin {similarity.largest_flipped_margin:.2g}), SQNR "
+            f"{similarity.sqnr_db:.1f} dB, cosine {similarity.cosine:.6f}, KL {similarity.kl:.2g}, probabilities "
+            f"differ by at most {similarity.max_difference:.2g}"
         )
-        lines.append("thresholds: " + ", ".join(f"{name} {value:g}" for name, value in report["thresholds"].items()))
-    if levels := report["levels_sqnr_db"]:
+        lines.append("thresholds: " + ", ".join(f"{name} {value:g}" for name, value in report.thresholds.items()))
+    if levels := report.levels_sqnr_db:
         listed = ", ".join(f"{level} {db:.0f} dB" for level, db in levels.items())
         lines.append(f"SQNR at other levels of graph optimization: {listed} (200 means equal)")
-    lines += [f"note: {note}" for note in report["notes"]]
-    return [*lines, "passed" if report["passed"] else "failed"]
+    lines += [f"note: {note}" for note in report.notes]
+    return [*lines, "passed" if report.passed else "failed"]
 
 
 def _request(options: Options) -> "VerificationRequest":
@@ -127,5 +128,5 @@ def _size(text: str | None) -> tuple[int, int] | None:
     return int(sides[0]), int(sides[-1])
 
 
-def _numbers(values: list[float]) -> str:
+def _numbers(values: tuple[float, ...]) -> str:
     return f"{values[0]:g}" if len(set(values)) == 1 else ",".join(f"{value:g}" for value in values)

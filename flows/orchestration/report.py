@@ -28,12 +28,10 @@ def report(run: Run, steps: list[StepResult]) -> None:
         steps: the result of each step, `publish` last.
     """
     summary = summarize(run, steps)
-    key = artifact_key(summary["name"])
+    key = artifact_key(summary.name)
     figures = [{"figure": label, "value": value} for label, value in summary_rows(summary)]
-    create_table_artifact(
-        figures, key=key, description=f"{summary['name']} version {summary['version']}: {summary['artifact']}"
-    )
-    verification = read_verification(summary)
+    create_table_artifact(figures, key=key, description=f"{summary.name} version {summary.version}: {summary.artifact}")
+    verification = read_verification(summary.artifact)
     create_table_artifact(
         [*rows(verification), *({"Variant": line} for line in remarks(verification))],
         key=f"{key}-variants",
@@ -43,8 +41,8 @@ def report(run: Run, steps: list[StepResult]) -> None:
     if not steps[-1].reused:
         emit_event(
             PUBLISHED,
-            resource={"prefect.resource.id": f"edgeline.model.{summary['name']}", "prefect.resource.name": summary["name"]},
-            payload={field: summary[field] for field in ("version", "artifact", "shipped_top1", "model_bytes")},
+            resource={"prefect.resource.id": f"edgeline.model.{summary.name}", "prefect.resource.name": summary.name},
+            payload=summary.model_dump(mode="json", include={"version", "artifact", "shipped_top1", "model_bytes"}),
         )
 
 

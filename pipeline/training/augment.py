@@ -15,8 +15,8 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from edgeline.pipeline.config import AugmentationName
 from edgeline.pipeline.data.samples import Sample
+from edgeline.pipeline.names import AugmentationName
 
 Transform = Callable[[Tensor], Tensor]
 """uint8 (3, H, W) to the same shape."""

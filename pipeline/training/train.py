@@ -1,7 +1,7 @@
 """The training step: from prepared samples to a checkpoint.
 
-To add a strategy, write a module with a function of type `Strategy`, enter it in `STRATEGIES`, and add its name and a
-description to `train.strategy` in `pipeline/config.py`.
+To add a strategy, write a module with a function of type `Strategy`, enter it in `STRATEGIES`, add its name to
+`pipeline/names.py` and describe it in `train.strategy` of `pipeline/config.py`.
 
 Shapes: N images, D features, K classes.
 """
@@ -14,12 +14,12 @@ from typing import get_args
 import numpy as np
 import torch
 
-from edgeline.pipeline.config import StrategyName
 from edgeline.pipeline.data.samples import read_prepared
 from edgeline.pipeline.data.stress_images import FINGERPRINT_NAME, write_preprocessing_fingerprint
 from edgeline.pipeline.models.backbones import build
 from edgeline.pipeline.models.checkpoint import CALIBRATION, Checkpoint, save_checkpoint
 from edgeline.pipeline.models.devices import choose_device, describe_device
+from edgeline.pipeline.names import StrategyName
 from edgeline.pipeline.runs.run import Run
 from edgeline.pipeline.training import fine_tune, linear_probe
 from edgeline.pipeline.training.context import Strategy, TrainingContext, TrainingResult

@@ -16,7 +16,7 @@ from edgeline.serve.inputs.images import Picture
 from edgeline.serve.preprocess import fit
 
 if TYPE_CHECKING:
-    from edgeline.serve.drift.collector import Drift
+    from edgeline.serve.drift.collector import Drift, Origin
 
 
 def answer(
@@ -59,7 +59,7 @@ def answer(
     line["times"] = {"decode_ms": _ms(decoded - started), "infer_ms": _ms(inferred - decoded)}
     if drift is not None:
         embedding_C = None if outputs.embedding_NC is None else outputs.embedding_NC[0]
-        drift.observe(pixels_HW3, probabilities_K, embedding_C=embedding_C, **_origin(picture))
+        drift.observe(pixels_HW3, probabilities_K, _origin(picture), embedding_C=embedding_C)
     return line
 
 
@@ -71,13 +71,13 @@ def _pixels(classifier: Classifier, picture: Picture) -> np.ndarray:
     return fit(picture.content, classifier.manifest.preprocess)
 
 
-def _origin(picture: Picture) -> dict[str, Any]:
-    from edgeline.serve.drift.collector import origin_of
+def _origin(picture: Picture) -> "Origin":
+    from edgeline.serve.drift.collector import Origin, origin_of
 
     if isinstance(picture.content, bytes):
         return origin_of(picture.content)
     assert not isinstance(picture.content, InputError)
-    return {"width": picture.content.width, "height": picture.content.height}
+    return Origin(picture.content.width, picture.content.height)
 
 
 def _ms(seconds: float) -> float:

@@ -1,7 +1,7 @@
 """Streaming statistics of a model's inputs and predictions: fixed memory, a few microseconds per image, thread-safe.
 
     drift = drift_of(classifier)
-    drift.observe(pixels_HW3, probabilities_K, width=4000, height=3000, size_bytes=2_500_000)
+    drift.observe(pixels_HW3, probabilities_K, Origin(width=4000, height=3000, size_bytes=2_500_000))
     drift.snapshot()                 # JSON types; `serve.drift.snapshot` merges, compares and reads them
 
 The statistics are histograms with count, mean and variance: brightness and contrast of the model's pixels; width, height,
@@ -18,6 +18,7 @@ Shapes: B images in the buffer, V pixel values of each, H x W the model's input,
 import io
 import math
 import threading
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,17 @@ if TYPE_CHECKING:
 BATCH = 64
 VALUES = 1000
 """Approximate number of pixel values that are sampled, evenly spaced; all of them for a small input."""
-ORIGINS = ("width", "height", "size_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The image that pixels were made from. NaN stands for what is unknown."""
+
+    width: float = math.nan
+    """Of the stored image."""
+    height: float = math.nan
+    size_bytes: float = math.nan
+    """Of the encoded image; NaN if it was not a file."""
 
 
 class Drift:
@@ -59,7 +70,7 @@ class Drift:
         self._step = _step(height, 3 * width)
         self._levels_BV = np.empty((BATCH, len(range(0, height * width * 3, self._step))), np.uint8)
         self._probabilities_BK = np.empty((BATCH, len(labels)), np.float32)
-        self._origins_B3 = np.empty((BATCH, len(ORIGINS)))
+        self._origins_B3 = np.empty((BATCH, 3))
         self._features = features
         self._embeddings_BC = np.empty((BATCH, 0 if features is None else len(features.mean_C)), np.float32)
         self._filled = 0
@@ -72,27 +83,23 @@ class Drift:
         self,
         pixels_HW3: np.ndarray,
         probabilities_K: np.ndarray,
+        origin: Origin = Origin(),
         *,
         embedding_C: np.ndarray | None = None,
-        width: float = math.nan,
-        height: float = math.nan,
-        size_bytes: float = math.nan,
     ) -> None:
         """Record one image and its prediction.
 
         Args:
             pixels_HW3: uint8, the model's input.
             probabilities_K: the model's output, finite.
+            origin: the image that the pixels were made from.
             embedding_C: its features; None if the variant has none.
-            width: of the stored image; NaN if unknown.
-            height: of the stored image; NaN if unknown.
-            size_bytes: of the encoded image; NaN if it was not a file.
         """
         with self._lock:
             at = self._filled
             self._levels_BV[at] = pixels_HW3.reshape(-1)[:: self._step]
             self._probabilities_BK[at] = probabilities_K
-            self._origins_B3[at] = width, height, size_bytes
+            self._origins_B3[at] = origin.width, origin.height, origin.size_bytes
             if self._features is not None:
                 self._embeddings_BC[at] = math.nan if embedding_C is None else embedding_C
             self._filled = at + 1
@@ -197,10 +204,10 @@ def drift_of(classifier: "Classifier") -> Drift:
     return Drift(manifest.labels, spec.height, spec.width, classifier.features, **identity)
 
 
-def origin_of(image: bytes) -> dict[str, int]:
-    """Read `width`, `height` and `size_bytes` from the header of an image that is known to be valid."""
+def origin_of(image: bytes) -> Origin:
+    """Read the origin from the header of an image that is known to be valid."""
     with Image.open(io.BytesIO(image), formats=FORMATS) as header:
-        return {"width": header.width, "height": header.height, "size_bytes": len(image)}
+        return Origin(header.width, header.height, len(image))
 
 
 def _now() -> str:

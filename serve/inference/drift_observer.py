@@ -10,7 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from edgeline.serve.classifier import Classifier
-from edgeline.serve.drift.collector import Drift, drift_of, origin_of
+from edgeline.serve.drift.collector import Drift, Origin, drift_of, origin_of
 from edgeline.serve.drift.report import read_reference
 from edgeline.serve.drift.snapshot import distance
 from edgeline.serve.errors import EdgelineError
@@ -32,9 +32,9 @@ class DriftObserver:
 
     def record(self, job: Job, answer: Answer) -> None:
         """Add one image and its answer to the statistics."""
-        origin = origin_of(job.item) if isinstance(job.item, bytes) else {}
+        origin = origin_of(job.item) if isinstance(job.item, bytes) else Origin()
         drift = self._of(job.classifier)[0]
-        drift.observe(answer.pixels_HW3, answer.probabilities_K, embedding_C=answer.embedding_C, **origin)
+        drift.observe(answer.pixels_HW3, answer.probabilities_K, origin, embedding_C=answer.embedding_C)
 
     def snapshot(self, classifier: Classifier) -> dict[str, Any]:
         """Return the statistics of a classifier, in the form that `serve.drift.snapshot` reads."""

@@ -131,13 +131,13 @@ def test_an_added_photo_makes_a_run_out_of_date(copied: PipelineConfig, tmp_path
 
 def test_the_summary_has_every_figure_and_the_next_commands(completed: tuple[PipelineConfig, Run, list[StepResult]]) -> None:
     _, run, steps = completed
-    summary = json.loads(json.dumps(summarize(run, steps)))
+    summary = summarize(run, steps)
     rows = dict(summary_rows(summary))
     assert rows["artifact"] == "photos version 1"
     assert "95 % interval" in rows["accuracy (test)"]
-    assert summary["max_difference"] <= 1e-4
-    assert [figures["name"] for figures in summary["variants"]] == ["onnx-fp32"]
-    assert summary["variants"][0]["latency"]["threads_1"]["p95_ms"] > 0
+    assert summary.max_difference <= 1e-4
+    assert [figures["name"] for figures in summary.variants] == ["onnx-fp32"]
+    assert summary.variants[0]["latency"]["threads_1"]["p95_ms"] > 0
     assert next_commands(summary, None)[0][0].endswith(f"edgeline serve {steps[-1].folder.parent}")
 
 

@@ -72,11 +72,11 @@ def test_a_machine_is_made_only_once(machine: Machine, monkeypatch: pytest.Monke
 def test_the_int8_variant_passes_its_self_test_on_arm(machine: Machine, finished: Any) -> None:
     """float32 passes too (see the table in the module), but takes ten seconds per sample under emulation."""
     names = ("onnx-int8",)
-    entries = {entry["variant"]: entry for entry in check(finished.artifact, machine, variants=names)}
+    entries = {entry.variant: entry for entry in check(finished.artifact, machine, variants=names)}
     assert tuple(entries) == names
-    assert all(entry["passed"] and entry["samples"] == 5 for entry in entries.values())
+    assert all(entry.passed and entry.samples == 5 for entry in entries.values())
     for name in names:  # 0 if no value was rounded to another of its 256 levels
-        assert entries[name]["max_logit_difference"] < entries[name]["logit_tolerance"]
+        assert entries[name].max_logit_difference < entries[name].logit_tolerance
 
 
 @pytest.mark.long
@@ -92,5 +92,5 @@ def test_int8_weights_with_a_wrong_scale_fail_on_arm(machine: Machine, artifact:
     scale.CopyFrom(numpy_helper.from_array(np.roll(numpy_helper.to_array(scale), 7), scale.name))
     onnx.save(model, artifact / "model.int8.onnx")
     [entry] = check(seal(artifact), machine, variants=["onnx-int8"])
-    assert not entry["passed"]
-    assert "differs by" in entry["error"]
+    assert not entry.passed
+    assert "differs by" in entry.error

@@ -85,5 +85,5 @@ def test_seven_bit_weights_need_no_exact_setting_and_eight_bit_ones_do(
 @pytest.mark.long
 def test_a_published_int8_variant_passes_with_the_settings_of_the_device(machine: Machine, finished: Any) -> None:
     [entry] = check(finished.artifact, machine, variants=["onnx-int8"])
-    assert (entry["passed"], entry["exact_setting"], entry["samples"]) == (True, True, 5)
-    assert entry["max_logit_difference"] < entry["logit_tolerance"]
+    assert (entry.passed, entry.exact_setting, entry.samples) == (True, True, 5)
+    assert entry.max_logit_difference < entry.logit_tolerance

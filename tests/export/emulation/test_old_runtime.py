@@ -10,10 +10,10 @@ from edgeline.serve.errors import VerificationError
 def test_the_artifact_passes_its_self_test_on_the_oldest_runtime_it_names(finished: Any) -> None:
     """All other tests run on the newest."""
     results = check_on_release(finished.artifact, f"{finished.config.export.min_runtime}.0")
-    assert [result["variant"] for result in results] == ["onnx-fp32", "onnx-int8", "onnx-fp16"]
+    assert [result.variant for result in results] == ["onnx-fp32", "onnx-int8", "onnx-fp16"]
     for result in results:
-        assert result["samples"] == 5
-        assert result["max_difference"] < 1e-3 or result["variant"] == "onnx-int8"
+        assert result.samples == 5
+        assert result.max_difference < 1e-3 or result.variant == "onnx-int8"
 
 
 @pytest.mark.long

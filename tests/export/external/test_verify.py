@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from edgeline.export.external.model import InputSpec
+from edgeline.export.external.report import FileReport
 from edgeline.export.external.verify import IMAGENET, VerificationRequest, as_outputs, is_distribution, verify_external
 from edgeline.export.graph.ort_tools import suppress_output
 from edgeline.pipeline.config import VerifyConfig
@@ -83,10 +84,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def verify(files: Path, photos: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def verify(files: Path, photos: Path, tmp_path: Path) -> Callable[..., FileReport]:
     """`verify(edit, against="model.onnx")`: the report on the small network's file after an edit."""
 
-    def run(edit: Edit | None = None, against: str | Path | None = "model.onnx", **options: Any) -> dict[str, Any]:
+    def run(edit: Edit | None = None, against: str | Path | None = "model.onnx", **options: Any) -> FileReport:
         model = onnx.load(files / "model.onnx")
         if edit is not None:
             edit(model)
@@ -192,35 +193,33 @@ CORRECT: dict[str, tuple[Edit | None, str]] = {
 
 
 @pytest.mark.parametrize(("edit", "against"), CORRECT.values(), ids=CORRECT)
-def test_a_correct_file_passes_at_every_batch_size(
-    verify: Callable[..., dict[str, Any]], edit: Edit | None, against: str
-) -> None:
+def test_a_correct_file_passes_at_every_batch_size(verify: Callable[..., FileReport], edit: Edit | None, against: str) -> None:
     report = verify(edit, against)
-    assert report["problems"] == []
-    assert report["batches"] == [1, 7, 8]
-    assert len(report["comparisons"]) == 3
-    assert report["similarity"]["sqnr_db"] > 100
+    assert report.problems == ()
+    assert report.batches == (1, 7, 8)
+    assert len(report.comparisons) == 3
+    assert report.similarity.sqnr_db > 100
 
 
-def test_unreadable_files_are_counted_and_named(verify: Callable[..., dict[str, Any]]) -> None:
+def test_unreadable_files_are_counted_and_named(verify: Callable[..., FileReport]) -> None:
     report = verify(config=VerifyConfig(images=20))
-    assert report["passed"]
-    assert report["images"]["photos"] == 6
-    assert {entry["image"] for entry in report["images"]["unreadable"]} == {"broken.jpg", "notes.txt"}
+    assert report.passed
+    assert report.images.photos == 6
+    assert {entry.image for entry in report.images.unreadable} == {"broken.jpg", "notes.txt"}
 
 
-def test_a_fixed_batch_size_is_the_only_one_run_and_noted(verify: Callable[..., dict[str, Any]]) -> None:
+def test_a_fixed_batch_size_is_the_only_one_run_and_noted(verify: Callable[..., FileReport]) -> None:
     report = verify(fix_batch)
-    assert report["passed"]
-    assert report["batches"] == [1]
-    assert "run at batch 1 only" in " ".join(report["notes"])
+    assert report.passed
+    assert report.batches == (1,)
+    assert "run at batch 1 only" in " ".join(report.notes)
 
 
-def test_without_a_reference_the_report_notes_that_nothing_was_compared(verify: Callable[..., dict[str, Any]]) -> None:
+def test_without_a_reference_the_report_notes_that_nothing_was_compared(verify: Callable[..., FileReport]) -> None:
     report = verify(against=None)
-    assert report["passed"]
-    assert report["against"] is report["similarity"] is None
-    assert "not compared with a reference" in " ".join(report["notes"])
+    assert report.passed
+    assert report.against is report.similarity is None
+    assert "not compared with a reference" in " ".join(report.notes)
 
 
 WRONG: dict[str, tuple[Edit, str, list[str]]] = {
@@ -265,11 +264,11 @@ WRONG: dict[str, tuple[Edit, str, list[str]]] = {
 
 @pytest.mark.parametrize(("edit", "against", "expected"), WRONG.values(), ids=WRONG)
 def test_the_report_on_a_wrong_file_names_the_cause(
-    verify: Callable[..., dict[str, Any]], edit: Edit, against: str, expected: list[str]
+    verify: Callable[..., FileReport], edit: Edit, against: str, expected: list[str]
 ) -> None:
     report = verify(edit, against)
-    assert not report["passed"]
-    assert [words for words in expected if words not in "; ".join(report["problems"])] == []
+    assert not report.passed
+    assert [words for words in expected if words not in "; ".join(report.problems)] == []
 
 
 def test_an_int8_file_is_compared_at_the_int8_thresholds(files: Path, photos: Path, tmp_path: Path) -> None:
@@ -288,10 +287,10 @@ def test_an_int8_file_is_compared_at_the_int8_thresholds(files: Path, photos: Pa
     with suppress_output():
         quantize_static(files / "model.onnx", path, Images(), quant_format=QuantFormat.QDQ, per_channel=True)
     report = verify_external(VerificationRequest(file=path, data=photos, against=files / "model.onnx", config=FEW))
-    assert report["problems"] == []
-    assert report["file"]["precision"] == report["precision"] == "int8"
-    assert 15 < report["similarity"]["sqnr_db"] < 60
-    assert report["thresholds"]["min_sqnr_db"] == 15
+    assert report.problems == ()
+    assert report.file.precision == report.precision == "int8"
+    assert 15 < report.similarity.sqnr_db < 60
+    assert report.thresholds["min_sqnr_db"] == 15
 
 
 def test_dynamic_quantization_that_depends_on_the_batch_is_detected(files: Path, photos: Path, tmp_path: Path) -> None:
@@ -303,8 +302,8 @@ def test_dynamic_quantization_that_depends_on_the_batch_is_detected(files: Path,
     with suppress_output():
         quantize_dynamic(tmp_path / "float.onnx", tmp_path / "dynamic.onnx", op_types_to_quantize=["Conv", "MatMul", "Gemm"])
     report = verify_external(VerificationRequest(file=tmp_path / "dynamic.onnx", data=photos, config=FEW))
-    assert "at batch 7" in report["problems"][0]
-    assert "the output for an image depends on the others" in report["problems"][-1]
+    assert "at batch 7" in report.problems[0]
+    assert "the output for an image depends on the others" in report.problems[-1]
 
 
 def halve(model: onnx.ModelProto) -> None:
@@ -316,14 +315,14 @@ def halve(model: onnx.ModelProto) -> None:
     del model.graph.value_info[:]
 
 
-def test_a_half_precision_file_is_compared_at_the_fp16_thresholds(verify: Callable[..., dict[str, Any]]) -> None:
+def test_a_half_precision_file_is_compared_at_the_fp16_thresholds(verify: Callable[..., FileReport]) -> None:
     report = verify(halve, "model.pt2")
-    assert report["problems"] == []
-    assert report["file"]["takes"] == f"float16 [batch, 3, {SIDE}, {SIDE}]"
-    assert report["thresholds"]["min_sqnr_db"] == 40
-    assert 40 < report["similarity"]["sqnr_db"] < 90
+    assert report.problems == ()
+    assert report.file.takes == f"float16 [batch, 3, {SIDE}, {SIDE}]"
+    assert report.thresholds["min_sqnr_db"] == 40
+    assert 40 < report.similarity.sqnr_db < 90
     wrong = verify(every(change("conv2.weight", lambda w: 1.5 * w), halve), "model.pt2")
-    assert "the first of 3 layers to diverge is conv2 " in wrong["problems"][-1]
+    assert "the first of 3 layers to diverge is conv2 " in wrong.problems[-1]
 
 
 def two_inputs(model: onnx.ModelProto) -> None:
@@ -385,7 +384,7 @@ UNVERIFIABLE: dict[str, tuple[Edit, str]] = {
 
 @pytest.mark.parametrize(("edit", "expected"), UNVERIFIABLE.values(), ids=UNVERIFIABLE)
 def test_a_file_that_cannot_be_verified_is_rejected_in_one_line(
-    verify: Callable[..., dict[str, Any]], edit: Edit, expected: str
+    verify: Callable[..., FileReport], edit: Edit, expected: str
 ) -> None:
     with pytest.raises(EdgelineError) as caught:
         verify(edit)
@@ -393,14 +392,14 @@ def test_a_file_that_cannot_be_verified_is_rejected_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_the_request_sets_the_size_that_a_file_leaves_free(verify: Callable[..., dict[str, Any]]) -> None:
+def test_the_request_sets_the_size_that_a_file_leaves_free(verify: Callable[..., FileReport]) -> None:
     report = verify(reshape_input("batch", 3, "h", "w"), "model.ts", size=(SIDE, SIDE))
-    assert report["passed"]
+    assert report.passed
     with pytest.raises(VerificationError, match="check --size"):
         verify(size=(SIDE, 64))
 
 
-def test_a_reference_of_another_size_is_rejected(verify: Callable[..., dict[str, Any]]) -> None:
+def test_a_reference_of_another_size_is_rejected(verify: Callable[..., FileReport]) -> None:
     with pytest.raises(VerificationError, match="the sizes differ"):
         verify(reshape_input("batch", 3, SIDE // 2, 2 * SIDE), "model.pt2")
 

@@ -1,6 +1,8 @@
 import importlib
 import json
 from collections.abc import Iterator
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
+from edgeline.flows.cli.deploy import deploy_pipeline
 from edgeline.flows.cli.main import app
 from edgeline.flows.orchestration.deployment import JOB, DeploymentOptions, absolute_parameters, check_schedule, deploy
 from edgeline.flows.orchestration.flow import edgeline
@@ -106,6 +109,31 @@ def test_deploying_again_updates_the_deployment(client: SyncPrefectClient, tmp_p
     assert deployed["id"] == str(deployment.id)
     assert [schedule.schedule.cron for schedule in deployment.schedules] == ["30 4 * * MON"]
     assert deployment.parameters["config"]["artifacts"] == str(tmp_path / "3") == deployed["parameters"]["config"]["artifacts"]
+
+
+OPTIONS = {
+    "name": ("--deployment", "nightly"),
+    "cron": ("--cron", "5 4 * * *"),
+    "timezone": ("--timezone", "UTC"),
+    "pool": ("--pool", "others"),
+}
+"""The command's option for each field of `DeploymentOptions`, with a value other than the default."""
+
+
+def test_every_field_of_the_deployment_options_is_an_option_of_the_command(client: SyncPrefectClient, tmp_path: Path) -> None:
+    assert OPTIONS.keys() == {field.name for field in fields(DeploymentOptions)}
+    given = [word for option in OPTIONS.values() for word in option]
+    assert command_line("--artifacts", str(tmp_path), *given).exit_code == 0
+    deployment = client.read_deployment_by_name("edgeline/nightly")
+    [schedule] = deployment.schedules
+    assert (schedule.schedule.cron, schedule.schedule.timezone) == ("5 4 * * *", "UTC")
+    assert deployment.work_pool_name == "others"
+
+
+def test_every_option_of_the_command_is_a_setting_or_a_field_of_the_deployment_options() -> None:
+    shared = {"data", "config", "name", "artifacts", "overrides", "as_json"}
+    own = {option.removeprefix("--") for option, _ in OPTIONS.values()}
+    assert signature(deploy_pipeline).parameters.keys() == shared | own
 
 
 NAMES = {"of a deployment": {"name": "a/b"}, "of a pool": {"pool": "prefect-none"}}

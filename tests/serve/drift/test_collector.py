@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeline.serve.classifier import Classifier
-from edgeline.serve.drift.collector import BATCH, Drift, drift_of, origin_of
+from edgeline.serve.drift.collector import BATCH, Drift, Origin, drift_of, origin_of
 
 IDENTITY = {"model": "letters", "version": 2, "manifest_sha256": None}
 
@@ -18,7 +18,7 @@ def test_the_statistics_are_those_of_the_image_and_its_prediction() -> None:
     drift = Drift(("a", "b", "c", "d"), 224, 224, **IDENTITY)
     pixels = np.random.default_rng(0).integers(60, 120, (224, 224, 3), dtype=np.uint8)
     probabilities = np.array([0.05, 0.6, 0.25, 0.1], np.float32)
-    drift.observe(pixels, probabilities, width=4000, height=3000, size_bytes=123_456)
+    drift.observe(pixels, probabilities, Origin(4000, 3000, 123_456))
     snapshot = drift.snapshot()
     means = {name: held["mean"] for name, held in snapshot["statistics"].items()}
     assert means == pytest.approx(
@@ -73,7 +73,7 @@ def test_concurrent_threads_lose_no_image() -> None:
         answer = np.array([level % 2, 1 - level % 2], np.float32)
         started.wait()
         for _ in range(each):
-            drift.observe(pixels, answer, width=10 * level, height=10)
+            drift.observe(pixels, answer, Origin(10 * level, 10))
 
     running = [threading.Thread(target=observe, args=(level,)) for level in range(100, 100 + threads)]
     for thread in running:
@@ -97,7 +97,7 @@ def test_memory_does_not_grow_with_the_images() -> None:
 
     def observe(count: int) -> None:
         for _ in range(count):
-            drift.observe(pixels, answer, width=100, height=100, size_bytes=100)
+            drift.observe(pixels, answer, Origin(100, 100, 100))
 
     observe(BATCH)
     tracemalloc.start()
@@ -120,4 +120,4 @@ def test_a_classifiers_statistics_name_its_manifest(artifact_template: Path) -> 
 
 def test_an_images_origin_is_read_from_its_header(artifact_template: Path) -> None:
     photo = (artifact_template / "golden" / "0.jpg").read_bytes()
-    assert origin_of(photo) == {"width": 40, "height": 30, "size_bytes": len(photo)}
+    assert origin_of(photo) == Origin(width=40, height=30, size_bytes=len(photo))

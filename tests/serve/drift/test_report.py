@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeline.serve.classifier import Classifier
-from edgeline.serve.drift.collector import Drift, drift_of
+from edgeline.serve.drift.collector import Drift, Origin, drift_of
 from edgeline.serve.drift.report import FILE_NAME, compare
 from edgeline.serve.drift.snapshot import OF_A_VERSION
 from edgeline.serve.errors import ArtifactError, InputError
@@ -22,7 +22,7 @@ def observe(drift: Drift, count: int, seed: int, level: int = 100) -> Drift:
     chance = np.random.default_rng(seed)
     for _ in range(count):
         pixels = np.clip(chance.normal(level, 30, (12, 16, 3)) + chance.normal(0, 15), 0, 255).astype(np.uint8)
-        drift.observe(pixels, chance.dirichlet([3.0] * 4).astype(np.float32), width=640, height=480, size_bytes=30_000)
+        drift.observe(pixels, chance.dirichlet([3.0] * 4).astype(np.float32), Origin(640, 480, 30_000))
     return drift
 
 

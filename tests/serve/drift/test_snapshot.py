@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeline.serve.drift.collector import BATCH, Drift
+from edgeline.serve.drift.collector import BATCH, Drift, Origin
 from edgeline.serve.drift.snapshot import EDGES, distance, merge, read_snapshot
 from edgeline.serve.errors import InputError
 
@@ -24,8 +24,8 @@ def provenance(seeds: list[int], shift: int = 0, labels: tuple[str, ...] = LABEL
     for seed in seeds:
         chance = np.random.default_rng(seed)
         pixels = np.clip(chance.normal(90 + shift, 25, (8, 8, 3)) + chance.normal(0, 12), 0, 255).astype(np.uint8)
-        origin = {"width": int(chance.integers(200, 4000)), "height": 300 + 5 * shift}
-        drift.observe(pixels, chance.dirichlet([2.0] * len(labels)).astype(np.float32), **origin)
+        origin = Origin(int(chance.integers(200, 4000)), 300 + 5 * shift)
+        drift.observe(pixels, chance.dirichlet([2.0] * len(labels)).astype(np.float32), origin)
     return drift.snapshot()
 
 
@@ -67,7 +67,7 @@ def test_means_and_variances_are_those_of_the_values() -> None:
     drift = Drift(LABELS, 8, 8, **IDENTITY)
     widths = np.random.default_rng(0).integers(100, 5000, 3 * BATCH + 5)
     for width in widths:
-        drift.observe(np.zeros((8, 8, 3), np.uint8), np.array([1, 0, 0], np.float32), width=int(width))
+        drift.observe(np.zeros((8, 8, 3), np.uint8), np.array([1, 0, 0], np.float32), Origin(width=int(width)))
     held = drift.snapshot()["statistics"]["width"]
     assert held["mean"] == pytest.approx(widths.mean(), rel=1e-12)
     assert held["variance"] == pytest.approx(widths.var(), rel=1e-12)
@@ -100,7 +100,7 @@ def test_values_outside_a_constant_reference_are_detected() -> None:
     def of_width(width: int) -> dict[str, Any]:
         drift = Drift(LABELS, 8, 8, **IDENTITY)
         for _ in range(100):
-            drift.observe(np.zeros((8, 8, 3), np.uint8), np.array([1, 0, 0], np.float32), width=width)
+            drift.observe(np.zeros((8, 8, 3), np.uint8), np.array([1, 0, 0], np.float32), Origin(width=width))
         return drift.snapshot()
 
     found = distance(of_width(4000), of_width(500))["width"]

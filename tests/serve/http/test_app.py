@@ -2,9 +2,12 @@
 
 import ast
 import contextlib
+import importlib
+import inspect
 import io
 import json
 import logging
+import pkgutil
 import re
 import struct
 import threading
@@ -19,11 +22,14 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from starlette.routing import Route
 
 import edgeline.serve as serve
 from edgeline.serve import errors
 from edgeline.serve.classifier import Classifier, Outputs
 from edgeline.serve.errors import ArtifactError, ImageError, InputError
+from edgeline.serve.http import routes
+from edgeline.serve.http.app import AppOptions, create_app
 from edgeline.serve.http.responses import status_of
 from edgeline.serve.preprocess import Limits
 
@@ -69,6 +75,35 @@ def is_error(reply: httpx.Response, status: int, code: str) -> None:
     assert "Traceback" not in reply.text
     assert reply.headers["content-type"] == "application/json"
     assert reply.headers["x-content-type-options"] == "nosniff"
+
+
+# Routes
+
+ROUTE_MODULES = [
+    *(f"{routes.__name__}.{module.name}" for module in pkgutil.iter_modules(routes.__path__)),
+    "edgeline.serve.http.open_inference.routes",
+]
+
+
+def handlers_of(module: Any) -> set[str]:
+    """The qualified names of a module's public coroutines, of its classes too, that take nothing but a request."""
+    classes = [value for value in vars(module).values() if inspect.isclass(value) and value.__module__ == module.__name__]
+    values = [value for holder in (module, *classes) for value in vars(holder).values()]
+    return {
+        value.__qualname__
+        for value in values
+        if inspect.iscoroutinefunction(value)
+        and not value.__name__.startswith("_")
+        and inspect.signature(value).parameters.keys() - {"self"} == {"request"}
+    }
+
+
+def test_every_handler_has_a_route(site: Any) -> None:
+    app = create_app(site.service, AppOptions(store=Path("store")))
+    routed = {route.endpoint.__qualname__ for route in app.routes if isinstance(route, Route)}
+    handlers = set().union(*(handlers_of(importlib.import_module(name)) for name in ROUTE_MODULES))
+    assert {"PredictRoutes.predict", "V2.infer"} <= handlers
+    assert handlers - routed == set()
 
 
 # Predictions

@@ -7,13 +7,14 @@ import socket
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgeline.serve.runtime import provenance as provenance_module
 from edgeline.serve.runtime.cpu import usable_cores
 from edgeline.serve.runtime.provenance import DEVICE, machine, machine_line, processor, provenance, runtime_options
-from edgeline.serve.runtime.session import EXACT, SETTINGS
+from edgeline.serve.runtime.session import DEFAULTS, EXACT, SETTINGS
 
 
 def test_provenance_has_date_machine_versions_and_options() -> None:
@@ -59,3 +60,13 @@ def test_the_setting_for_saturating_processors_is_among_the_options(monkeypatch:
     assert runtime_options()["session"] == SETTINGS | EXACT
     assert runtime_options(saturates=False)["session"] == SETTINGS
     assert processor() in ("x86-avx2", "x86-vnni", "arm64")
+
+
+RECORDED: dict[str, Any] = {"level": "basic", "saturates": False}
+
+
+def test_every_session_option_but_the_number_of_threads_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeline.serve.runtime.session.multiplies_exactly", lambda: False)
+    assert RECORDED.keys() == DEFAULTS.keys() - {"threads"}
+    for option, value in RECORDED.items():
+        assert runtime_options(**{option: value}) != runtime_options(), option

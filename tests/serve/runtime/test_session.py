@@ -1,19 +1,23 @@
 """Session options, and no telemetry."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgeline.serve.errors import ArtifactError
 from edgeline.serve.runtime import session as runtime
 from edgeline.serve.runtime.session import (
+    DEFAULTS,
     EXACT,
     SETTINGS,
+    SessionOptions,
     create_session,
     load_onnxruntime,
     session_options,
@@ -44,6 +48,32 @@ def test_on_a_cpu_that_saturates_the_exact_setting_is_used(monkeypatch: pytest.M
     assert session_settings(saturates=False) == SETTINGS, "the exact setting would only cost time"
     monkeypatch.setattr(runtime, "multiplies_exactly", lambda: True)
     assert session_settings() == SETTINGS
+
+
+CHOSEN = {"threads": 3, "level": "basic", "saturates": False}
+"""For each option a value other than its default."""
+
+
+def as_applied(**options: Any) -> dict[str, Any]:
+    """What ONNX Runtime is given: its attributes, and the configuration entries that are set."""
+    made = session_options(**options)
+    attributes = {name: getattr(made, name) for name in dir(made) if not name.startswith("_")}
+    applied = {name: value for name, value in attributes.items() if not callable(value)}
+    for key in SETTINGS | EXACT:
+        with contextlib.suppress(RuntimeError):  # raised for an entry that is not set
+            applied[key] = made.get_session_config_entry(key)
+    return applied
+
+
+def test_every_session_option_has_a_default() -> None:
+    assert CHOSEN.keys() == DEFAULTS.keys() == SessionOptions.__annotations__.keys()
+
+
+@pytest.mark.parametrize("option", CHOSEN)
+def test_every_session_option_is_applied(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "multiplies_exactly", lambda: False)
+    assert CHOSEN[option] != DEFAULTS[option]  # type: ignore[literal-required]
+    assert as_applied(**{option: CHOSEN[option]}) != as_applied()
 
 
 def test_the_optimization_level_can_be_chosen() -> None:
