@@ -1,5 +1,6 @@
 """Fixtures for every layer: a small, valid artifact, made without training."""
 
+import gc
 import hashlib
 import io
 import json
@@ -32,6 +33,11 @@ hypothesis.settings.load_profile("edgeline")
 
 
 MakeArtifact = Callable[..., Path]
+
+
+def pytest_collection_finish() -> None:
+    """Exclude the modules from garbage collection: a server collects after each model it loads, which takes a second here."""
+    gc.freeze()
 
 
 def photo(color: tuple[int, int, int], orientation: int = 1, size: tuple[int, int] = (40, 30)) -> bytes:

@@ -11,7 +11,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_wheel_with_its_pinned_requirements_verifies_and_predicts(make_artifact, tmp_path: Path) -> None:
     venv, python = tmp_path / "venv", tmp_path / "venv" / "bin" / "python"
     subprocess.run(

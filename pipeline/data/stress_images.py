@@ -104,12 +104,15 @@ def _mean_difference(now_HW3: np.ndarray, then_HW3: np.ndarray) -> float:
 
 def _scene(width: int, height: int) -> Image.Image:
     """An asymmetric color scene: gradients, fine stripes, and blocks of saturated color in two corners."""
-    y, x = np.mgrid[0:height, 0:width] / max(width, height)
-    stripes = 40 * np.sign(np.sin(2 * np.pi * 60 * (x + 0.37 * y)))
-    pixels_HW3 = np.stack([220 * x + stripes, 40 + 200 * y, 190 - 150 * x * (1 - y) - stripes], axis=-1)
+    y_H1, x_1W = np.arange(height)[:, None] / max(width, height), np.arange(width)[None] / max(width, height)
+    stripes_HW = 40 * np.sign(np.sin(2 * np.pi * 60 * (x_1W + 0.37 * y_H1)))
+    pixels_HW3 = np.empty((height, width, 3), np.uint8)
+    channels = (220 * x_1W + stripes_HW, 40 + 200 * y_H1, 190 - 150 * x_1W * (1 - y_H1) - stripes_HW)
+    for channel, levels in enumerate(channels):
+        pixels_HW3[..., channel] = levels.clip(0, 255)
     pixels_HW3[: height // 4, : width // 3] = (230, 40, 20)
     pixels_HW3[height * 3 // 5 :, width * 5 // 8 :] = (20, 60, 235)
-    return Image.fromarray(pixels_HW3.clip(0, 255).astype(np.uint8))
+    return Image.fromarray(pixels_HW3)
 
 
 def _with_alpha(image: Image.Image, alpha: Image.Image) -> Image.Image:

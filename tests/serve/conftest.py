@@ -26,6 +26,7 @@ from edgeline.serve.http.app import AppOptions, create_app
 from edgeline.serve.http.auth import Tokens
 from edgeline.serve.http.fast_path import FastPath
 from edgeline.serve.http.service import Service, ServingLimits
+from edgeline.serve.http.transport import server as transport
 from edgeline.serve.http.transport.connections import ConnectionLimits, Connections, Handlers, affordable
 from edgeline.serve.http.transport.exchange import Request
 from edgeline.serve.http.transport.server import Hooks, Server, listen, url_of
@@ -137,14 +138,17 @@ def _serving(
     thread.start()
     try:
         assert started.wait(DEADLINE_S)
-        with httpx.Client(base_url=url, timeout=DEADLINE_S) as client:
+        # Loading the certificates takes longer than most tests, and the server speaks plain HTTP.
+        with httpx.Client(base_url=url, timeout=DEADLINE_S, verify=False) as client:
             site = Site(url, client, service, server, [] if fast is None else fast.taken)
             if wait:
                 site.wait_until_loaded()
             yield site
     finally:
-        server.stop()
-        thread.join(DEADLINE_S)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(transport, "LAME_DUCK_S", 0)  # no load balancer needs time to notice
+            server.stop()
+            thread.join(DEADLINE_S)
         assert models.close(DEADLINE_S)
         assert engine.close(DEADLINE_S)
         assert not thread.is_alive()

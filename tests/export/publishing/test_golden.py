@@ -162,7 +162,7 @@ def test_the_readme_has_the_tolerances_of_this_artifact(write: Write, keep: Keep
     page = (folder / "golden" / "README.md").read_text(encoding="utf-8")
     assert "\n2 held-out photos" in page
     assert "| every variant | 0.25 | 0.25 |" in page
-    assert "must be at most\n   3.5 of 255" in page
+    assert "most 3.5 of 255;" in page
 
 
 def test_the_readme_of_an_artifact_has_the_tolerances_of_every_variant_and_names_its_files(finished: Any) -> None:

@@ -253,7 +253,13 @@ def until_the_rename(found: Found) -> int:
     return rename + 1
 
 
-@pytest.mark.parametrize(("more", "old"), [(["first"], []), ([], ["old"])], ids=["the first version", "the next version"])
+KILLED = [
+    pytest.param(["first"], [], id="the first version", marks=pytest.mark.long),
+    pytest.param([], ["old"], id="the next version"),
+]
+
+
+@pytest.mark.parametrize(("more", "old"), KILLED)
 def test_a_store_killed_at_any_call_has_the_old_versions_or_the_complete_new_one(
     tmp_path: Path, template: Path, more: list[str], old: list[str]
 ) -> None:
@@ -266,6 +272,7 @@ def test_a_store_killed_at_any_call_has_the_old_versions_or_the_complete_new_one
         assert entry["left"] == [".lock", *map(str, range(1, len(old) + 2))], entry
 
 
+@pytest.mark.long
 def test_an_error_of_any_call_is_reported_and_publishes_nothing(tmp_path: Path, template: Path) -> None:
     found = faults(tmp_path, template, "EIO")
     count = until_the_rename(found)
@@ -283,6 +290,7 @@ def test_an_error_of_any_call_is_reported_and_publishes_nothing(tmp_path: Path, 
         assert (entry["then"], entry["then_shown"], entry["left"]) == ("done", ["old", "new"], [".lock", "1", "2"]), entry
 
 
+@pytest.mark.long
 def test_a_full_disk_at_any_call_publishes_nothing_and_the_next_publisher_cleans_up(tmp_path: Path, template: Path) -> None:
     found = faults(tmp_path, template, "ENOSPC")
     count = until_the_rename(found)

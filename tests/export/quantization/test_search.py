@@ -6,6 +6,7 @@ import pytest
 
 from edgeline.export.parity.report import AccuracyDrop
 from edgeline.export.quantization import search
+from edgeline.export.quantization.search import _without_worst as without_worst
 from edgeline.export.quantization.search import SearchRequest, choose_calibration, choose_int8, search_schedule
 from edgeline.export.quantization.static_int8 import integer_share, measure_ranges, quantize
 from edgeline.pipeline.config import ExportConfig
@@ -117,6 +118,7 @@ def choose(
         once("measure_ranges", lambda ready, batches, _: measure_ranges(ready, batches, "minmax"), lambda _: ())
         once("quantize", quantize, lambda arguments: (arguments[2],))
         once("integer_share", integer_share, lambda arguments: (arguments[1],))
+        once("_without_worst", without_worst, lambda arguments: (arguments[2].target,))
         config = ExportConfig(calibration_images=8, **settings)
         return choose_int8(
             SearchRequest(
@@ -146,6 +148,7 @@ def test_the_fastest_recipe_that_passes_is_chosen_and_of_equally_fast_ones_the_m
     assert "tensor" not in chosen
 
 
+@pytest.mark.long
 def test_a_recipe_that_the_release_gate_would_reject_is_not_chosen_and_the_search_continues(choose: Choose) -> None:
     first = choose({"float32": 10, "": 5}).report.tried
     needed = max(entry.similarity.sqnr_db for entry in first) + 0.01
@@ -170,6 +173,7 @@ def test_a_time_measured_on_another_processor_does_not_decide(choose: Choose, mo
     assert str(choice.report.timed_on).startswith("x86")
 
 
+@pytest.mark.long
 def test_for_old_x86_only_recipes_that_cannot_saturate_pass(choose: Choose) -> None:
     choice = choose({"float32": 10, "minmax 7 bits": 5, "7 bits bias": 5}, target="x86-avx2")
     assert choice.model is not None
@@ -192,7 +196,7 @@ def lossy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "drop_between", lambda *_: drop)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_where_no_recipe_passes_every_stage_is_tried_and_nothing_is_shipped(choose: Choose, lossy: None) -> None:
     choice = choose({"float32": 10, "": 5}, max_drop=1.0)
     assert choice.model is None

@@ -157,6 +157,7 @@ def spoiled(run: Run, int8: bytes, redo: Any) -> None:
     redo(folder)
 
 
+@pytest.mark.long
 def test_a_variant_that_fails_is_left_out_and_the_run_continues(run: Run, int8: bytes, redo: Any, tmp_path: Path) -> None:
     spoiled(run, int8, redo)
     build_verification(run, tmp_path)
@@ -165,6 +166,7 @@ def test_a_variant_that_fails_is_left_out_and_the_run_continues(run: Run, int8: 
     assert [entry["passed"] for entry in report["variants"]] == [False, True]
 
 
+@pytest.mark.long
 def test_a_variant_that_is_required_stops_the_run(run: Run, int8: bytes, redo: Any, tmp_path: Path) -> None:
     spoiled(run, int8, redo)
     export = run.config.export.model_copy(update={"require_variants": True, "variants": ("onnx-int8",)})

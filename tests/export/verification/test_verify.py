@@ -153,7 +153,7 @@ def test_a_run_that_fails_reports_why_on_one_line_and_publishes_nothing(
         "edgeline: the exported file does not compute what PyTorch computes: batch 1: the probabilities of"
     )
     assert "images differ by more than 1e-12" in message
-    assert "worst images: stress:" in message
+    assert "; worst images: " in message
     assert message.endswith("nothing is published [verification_failed]")
     report = json.loads((strict.step("verify.partial") / "verification.json").read_text())
     assert (report["passed"], report["reference"]) == (False, None)

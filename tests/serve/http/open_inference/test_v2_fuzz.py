@@ -29,7 +29,7 @@ MEMBERS = [
     "shared_memory_region",
 ]
 EXPECTED = {200, 400, 403, 404, 405, 413, 415, 422, 501, 504}
-COUNTS = [pytest.param(300, id="300"), pytest.param(5_000, id="5000", marks=pytest.mark.slow)]
+COUNTS = [pytest.param(300, id="300"), pytest.param(5_000, id="5000", marks=pytest.mark.nightly)]
 
 
 @pytest.mark.parametrize("count", COUNTS)
