@@ -6,8 +6,8 @@ import pytest
 
 from edgeline.export.parity.report import AccuracyDrop
 from edgeline.export.quantization import search
-from edgeline.export.quantization.search import _without_worst as without_worst
 from edgeline.export.quantization.search import SearchRequest, choose_calibration, choose_int8, search_schedule
+from edgeline.export.quantization.search import _without_worst as without_worst
 from edgeline.export.quantization.static_int8 import integer_share, measure_ranges, quantize
 from edgeline.pipeline.config import ExportConfig
 from edgeline.pipeline.data.samples import Sample, read_prepared

@@ -62,6 +62,7 @@ def test_the_server_ends_when_its_parent_is_killed(
         wait_for(lambda: not is_alive(server), 10)
 
 
+@pytest.mark.long
 def test_stopping_the_server_loses_no_task_run(migrated_home: Callable[[], Path]) -> None:
     from prefect import flow, task
 
@@ -94,6 +95,7 @@ def test_the_server_listens_on_the_loopback_address_only(prefect_server: Embedde
     assert prefect_server.url.startswith("http://127.0.0.1:")
 
 
+@pytest.mark.long
 def test_the_error_after_a_server_dies_has_the_reason_and_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "prefect.db").write_bytes(b"no database" * 1000)
     with (

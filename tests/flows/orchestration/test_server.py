@@ -137,7 +137,7 @@ def test_the_configured_server_is_used_silently(
     assert [handler.filters for handler in logging.getLogger().handlers] == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_a_server_an_embedded_one_is_used_and_nothing_leaves_the_machine(
     unpublished: PipelineConfig, migrated_home: Callable[[], Path], tmp_path: Path
 ) -> None:

@@ -316,8 +316,15 @@ def fuzz(site: Any, openapi: dict[str, Any], mode: GenerationMode, *, examples: 
     return statuses
 
 
+EXAMPLES = [
+    pytest.param(10, id="10"),
+    pytest.param(50, id="50", marks=pytest.mark.long),
+    pytest.param(500, id="500", marks=pytest.mark.nightly),
+]
+
+
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-@pytest.mark.parametrize("examples", [pytest.param(10, id="10"), pytest.param(50, id="50", marks=pytest.mark.long), pytest.param(500, id="500", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("examples", EXAMPLES)
 def test_replies_to_generated_requests_match_the_document(
     site: Any, openapi: dict[str, Any], mode: GenerationMode, examples: int, caplog: pytest.LogCaptureFixture
 ) -> None:
