@@ -15,10 +15,10 @@ demo: .venv/ready ## Digits -> trained, verified, published; then classify a few
 	$(BIN)/edgeline run --data digits --demo
 
 test: .venv/ready ## Run the whole test suite
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --max-worker-restart 0
 
 long: .venv/ready ## Run the long tests: compilers, emulators, other runtimes, a real schedule
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --max-worker-restart 0 -m long
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --max-worker-restart 0 -m long
 
 fuzz: .venv/ready ## Run the long fuzzing
 	$(BIN)/python -m pytest -m nightly

@@ -35,8 +35,10 @@ hypothesis.settings.load_profile("edgeline")
 MakeArtifact = Callable[..., Path]
 
 
-def pytest_collection_finish() -> None:
-    """Exclude the modules from garbage collection: a server collects after each model it loads, which takes a second here."""
+@pytest.fixture(scope="module", autouse=True)
+def imported_modules_are_not_collected() -> None:
+    """Exclude what is loaded from garbage collection: a server collects after each model it loads, which takes a second here."""
+    gc.collect()
     gc.freeze()
 
 
