@@ -37,7 +37,7 @@ MakeArtifact = Callable[..., Path]
 
 @pytest.fixture(scope="module", autouse=True)
 def imported_modules_are_not_collected() -> None:
-    """Exclude what is loaded from garbage collection: a server collects after each model it loads, which takes a second here."""
+    """Exclude what is loaded from garbage collection: a server collects after each model that it loads, for a second here."""
     gc.collect()
     gc.freeze()
 
