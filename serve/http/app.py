@@ -4,12 +4,14 @@
 
     /predict                        `serve.http.routes.predict`
     /healthz /readyz /metrics       `serve.http.routes.health`
+    /drift                          `serve.http.routes.health`
     / /model                        `serve.http.routes.page`
     /artifacts                      `serve.http.routes.downloads`
     /v2                             `serve.http.open_inference.routes`
     /openapi.json                   `serve.http.openapi.document`
 
-To add a route: write it in a module of `routes/`, list it in `_routes`, describe it in `openapi/document.py`.
+To add a route: write its handler in a class of `routes/`, list it in that class's routes (a new module in `_routes`), and
+describe it in `openapi/document.py` and `docs/http.md`.
 """
 
 from collections.abc import Sequence

@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as arrays
 from edgeline.export.parity.compare import Outputs
 from edgeline.export.parity.report import AccuracyDrop, OutputSimilarity
 from edgeline.export.parity.similarity import EXACT_DB, compare_outputs, drop_between, failed_thresholds, sqnr_db
+from edgeline.export.tolerances import FLOAT32
 from edgeline.pipeline.evaluation.metrics import paired_drop, softmax
 from edgeline.pipeline.thresholds import Fp16Thresholds, Int8Thresholds
 
@@ -116,6 +117,11 @@ SMALL_DROP = AccuracyDrop(
 
 def test_figures_within_every_threshold_pass() -> None:
     assert failed_thresholds(WITHIN, SMALL_DROP, Int8Thresholds()) == []
+
+
+def test_every_precision_sets_every_threshold_itself() -> None:
+    assert set(Fp16Thresholds.__annotations__) == set(Int8Thresholds.model_fields)
+    assert FLOAT32.model_fields_set == set(Int8Thresholds.model_fields)
 
 
 def test_every_threshold_is_compared() -> None:

@@ -106,6 +106,14 @@ def test_every_handler_has_a_route(site: Any) -> None:
     assert handlers - routed == set()
 
 
+def test_the_page_about_http_lists_every_group_of_routes(site: Any) -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "http.md").read_text(encoding="utf-8")
+    paths = site.client.get("/openapi.json").json()["paths"]
+    first = {"/" + path.split("/")[1] for path in paths if "page." not in path}
+    assert first >= {"/predict", "/drift", "/v2"}
+    assert [path for path in first if f" {path}" not in page] == []
+
+
 # Predictions
 
 
