@@ -398,7 +398,11 @@ def two_states(small_template: Network, shapes: Prepared, tmp_path_factory: pyte
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize(("damage", "names", "trained"), DAMAGES.values(), ids=DAMAGES)
+IN_MAKE_TEST = ("the newest is cut", "both are cut")
+CASES = [pytest.param(*case, id=name, marks=[] if name in IN_MAKE_TEST else pytest.mark.long) for name, case in DAMAGES.items()]
+
+
+@pytest.mark.parametrize(("damage", "names", "trained"), CASES)
 def test_a_damaged_state_costs_an_epoch_and_does_not_change_the_result(
     damage: Callable[[Path], None],
     names: tuple[str, ...],
