@@ -11,7 +11,7 @@ import pytest
 
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.inference import autotune
-from edgeline.serve.inference.autotune import find_plan, load_plan, sample_image, save_plan
+from edgeline.serve.inference.autotune import find_plan, images_per_s, load_plan, sample_image, save_plan
 from edgeline.serve.inference.scheduler import ConcurrencyPlan
 
 
@@ -58,6 +58,10 @@ def test_a_real_model_is_measured_with_one_and_with_all_threads(artifact_templat
 def test_on_one_core_only_the_batch_size_is_chosen(classifier: Classifier) -> None:
     plan = find_plan(lambda threads: classifier, sample_image(classifier), 1, budget_s=0.05)
     assert (plan.workers, plan.threads) == (1, 1)
+
+
+def test_a_throughput_is_positive_however_little_time_there_is(classifier: Classifier) -> None:
+    assert images_per_s(classifier, sample_image(classifier), ConcurrencyPlan(workers=2, threads=1), seconds=0) > 0
 
 
 def test_a_plan_is_saved_for_its_model_and_number_of_cores(classifier: Classifier, tmp_path: Path) -> None:
