@@ -27,7 +27,7 @@ from edgeline.serve.http.observability.logs import set_up_logs
 from edgeline.serve.http.routes.published_files import store_of
 from edgeline.serve.http.service import Service, ServingLimits
 from edgeline.serve.http.transport.connections import Connections, Handlers, affordable
-from edgeline.serve.http.transport.server import Hooks, Server, is_exposed, listen, url_of
+from edgeline.serve.http.transport.server import LAME_DUCK_S, Hooks, Server, is_exposed, listen, url_of
 from edgeline.serve.inference.drift_observer import DriftObserver
 from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.scheduler import Engine
@@ -35,6 +35,7 @@ from edgeline.serve.terminal import printable
 
 CLOSE_S = 5.0
 """How long a stopped server waits for threads that are still running after the grace period."""
+UNFINISHED = "stopped with work that did not end in the grace period"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +78,7 @@ def run(config: ServerConfig) -> None:
     parts.shut_down_tracing()
     loaded, finished = parts.models.close(CLOSE_S), parts.engine.close(CLOSE_S)
     if not finished:
-        _warn("stopped with work that did not end in the grace period")
+        _warn(UNFINISHED)
     if not (loaded and finished):
         # Python would wait for these threads forever. Interrupting a version that is being loaded loses no answer.
         os._exit(0 if finished else 1)
@@ -139,12 +140,17 @@ def _hooks(config: ServerConfig, sockets: Sockets, service: Service) -> Hooks:
     def stopping() -> None:
         service.stopping = True
         # Threads that read from a store which does not respond would keep the process alive.
-        end = threading.Timer(config.grace_s + 4 * CLOSE_S, os._exit, [1])
+        end = threading.Timer(config.grace_s + 2 * LAME_DUCK_S + 4 * CLOSE_S, _give_up)
         end.daemon = True
         end.start()
 
     signals = ((signal.SIGHUP, service.models.reload), (signal.SIGUSR1, service.models.roll_back))
     return Hooks(started=started, stopping=stopping, signals=signals)
+
+
+def _give_up() -> None:
+    _warn(UNFINISHED)
+    os._exit(1)
 
 
 def _do_nothing() -> None:
