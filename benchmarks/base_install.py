@@ -41,7 +41,11 @@ def main() -> None:
             "python_s": timed([python, "-c", "pass"], arguments.rounds, elsewhere),
             "import_s": timed([python, "-c", "import edgeline.serve.classifier"], arguments.rounds, elsewhere),
             "import_with_runtime_s": timed(
-                [python, "-c", "import edgeline.serve.classifier as c; c.create_session.__globals__['load_onnxruntime']()"],
+                [
+                    python,
+                    "-c",
+                    "import edgeline.serve.classifier, edgeline.serve.runtime.session as session; session.load_onnxruntime()",
+                ],
                 arguments.rounds,
                 elsewhere,
             ),
