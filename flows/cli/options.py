@@ -25,7 +25,7 @@ Model = Annotated[
     str | None,
     typer.Option(help="`efficientnet_lite0` to `efficientnet_lite2`, a torchvision classifier, or `timm:<name>`."),
 ]
-Weights = Annotated[str | None, typer.Option(help="`imagenet`, `none`, or a local .pth or .safetensors file.")]
+Weights = Annotated[str | None, typer.Option(help="`imagenet`, `none`, or a local file of `torch.save` or safetensors.")]
 Strategy = Annotated[str | None, typer.Option(help=f"{', '.join(_OTHERS)} or {_LAST}.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the split and of training.")]
 Artifacts = Annotated[str | None, typer.Option(help="Folder of runs, caches and the store.")]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edgeline.pipeline.config import PreprocessConfig
 from edgeline.pipeline.models.pretrained import Normalization, load
+from edgeline.pipeline.models.weights_file import LoadedWeights
 from edgeline.serve.errors import ConfigError
 from edgeline.serve.preprocess import PreprocessSpec
 
@@ -28,6 +29,8 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(normalization.std).view(1, 3, 1, 1))
         self.mean: Tensor
         self.std: Tensor
+        self.loaded: LoadedWeights | None = None
+        """What of a local file the pretrained weights were loaded from, if they were."""
 
     def features(self, images_NCHW: Tensor) -> Tensor:
         """Normalize pixels of 0 to 255 and run the backbone: float32 (N, D)."""
@@ -76,7 +79,7 @@ def build(
 
     Args:
         model: a backbone's name.
-        weights: `imagenet`, `none` (random), one of torchvision's weight names, or a local .pth or .safetensors file.
+        weights: `imagenet`, `none` (random), one of torchvision's weight names, or a local file.
         classes: outputs of the new head. Its weights are zero, so that every class is equally likely at first.
         dropout: share of features dropped in training.
         preprocess: changes to the preprocessing that the weights were trained with.
@@ -91,6 +94,7 @@ def build(
     pretrained = load(model, weights)
     features = remove_classifier(pretrained.module, model)
     network = Network(pretrained.module, features, classes, dropout, pretrained.normalization)
+    network.loaded = pretrained.loaded
     nn.init.zeros_(network.classifier.weight)
     nn.init.zeros_(network.classifier.bias)
     network = network.to(memory_format=torch.channels_last).eval()
