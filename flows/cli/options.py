@@ -50,13 +50,16 @@ class RunOptions:
 def load_settings(config: Path | None, overrides: list[str] | None, options: RunOptions) -> "PipelineConfig":
     """Build the configuration: from the file, then `--set`, then the options, later ones winning.
 
+    Its artifacts folder becomes the home of a user without one.
+
     Raises:
         ConfigError: with every problem found.
     """
     from edgeline.pipeline.config import load_config
+    from edgeline.pipeline.runs.home import ensure_home
 
     overrides = [*(overrides or []), *([f"train.strategy={options.strategy}"] if options.strategy else [])]
-    return load_config(
+    settings = load_config(
         config,
         overrides,
         data=options.data,
@@ -66,3 +69,5 @@ def load_settings(config: Path | None, overrides: list[str] | None, options: Run
         seed=options.seed,
         artifacts=options.artifacts,
     )
+    ensure_home(Path(settings.artifacts))
+    return settings
