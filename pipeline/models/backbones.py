@@ -118,7 +118,8 @@ def _change(spec: PreprocessSpec, requested: PreprocessConfig, network: Network,
             network.features(torch.full((1, 3, changed.height, changed.width), 127.0))
     except (RuntimeError, AssertionError) as error:  # of a transformer, which has one embedding for each patch
         raise ConfigError(
-            f"preprocess.size = {requested.size}: {model} supports {spec.height}x{spec.width} only; remove the setting"
+            f"preprocess.size = {requested.size}: {model} supports {spec.height}x{spec.width} only ({_one_line(error)}); "
+            "remove the setting"
         ) from error
     return changed
 
@@ -149,13 +150,19 @@ def _check_features(network: Network, spec: PreprocessSpec, model: str) -> None:
         with torch.inference_mode():
             features_ND = network.features(torch.full((1, 3, spec.height, spec.width), 127.0))
     except RuntimeError as error:  # shapes that do not match
-        raise _no_classifier(model) from error
+        raise _no_classifier(model, f" ({_one_line(error)})") from error
     if features_ND.shape != (1, network.classifier.in_features):
         raise _no_classifier(model)
 
 
-def _no_classifier(model: str) -> ConfigError:
-    return ConfigError(f"model {model!r} does not end in a linear classifier that can be replaced; choose another model")
+def _no_classifier(model: str, reason: str = "") -> ConfigError:
+    return ConfigError(
+        f"model {model!r} does not end in a linear classifier that can be replaced{reason}; choose another model"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def stages(backbone: nn.Module) -> list[Stage]:

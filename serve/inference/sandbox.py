@@ -63,8 +63,9 @@ def validate_in_subprocess(path: Path, variant: str | None = None, *, max_pixels
     try:
         report = json.loads(child.stdout.splitlines()[-1])
     except (IndexError, ValueError):
+        last = (child.stderr.decode(errors="replace").strip() or "no output").splitlines()[-1]
         raise ArtifactError(
-            f"the validation process ended with exit code {child.returncode} and reported nothing", code="candidate_crashed"
+            f"the validation process ended with exit code {child.returncode}: {last[:300]}", code="candidate_crashed"
         ) from None
     raise ArtifactError(report["error"], code=report["code"])
 
