@@ -2,6 +2,7 @@
 
 import errno
 import re
+import sys
 from collections.abc import Iterator
 
 from edgeline.serve.errors import EdgelineError
@@ -12,7 +13,6 @@ OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 """In messages of the dynamic linker, NumPy, PyTorch, ONNX Runtime, SQLite and Python."""
-LIMITS = (errno.ENOMEM, errno.EAGAIN)
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space, or raise the quota",
@@ -36,13 +36,16 @@ def remedy(error: OSError, otherwise: str) -> str:
 
 
 def system_error(error: BaseException) -> EdgelineError | None:
-    """Translate what a full disk, a missing permission or too little memory raised; the message has the first cause.
+    """Translate what a full disk, a permission, an encoding or too little memory raised; the message has the first cause.
 
     Returns:
         None if the error is something else.
     """
     if (found := out_of_memory(error)) is not None:
         return found
+    encoding = sys.getfilesystemencoding()
+    if isinstance(error, UnicodeError) and encoding != "utf-8":  # of a file name
+        return EdgelineError(f"{error}; the system's encoding is {encoding}: set LC_ALL=C.UTF-8", code="io_error")
     if not isinstance(error, OSError):
         return None
     where = f"{error.filename}: " if error.filename else ""
@@ -56,7 +59,8 @@ def out_of_memory(error: BaseException) -> EdgelineError | None:
     Returns:
         None if it has another cause.
     """
-    found = [cause for cause in _causes(error) if _is_out_of_memory(cause)]
+    # EAGAIN is a limit of processes if it ends the command, and elsewhere only means that something is not ready.
+    found = [cause for cause in _causes(error) if _is_out_of_memory(cause)] or [error] * isinstance(error, BlockingIOError)
     if not found:
         return None
     if isinstance(error, EdgelineError) and error.code == "out_of_memory":
@@ -73,7 +77,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, EdgelineError):
         return error.code == "out_of_memory"
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in LIMITS
+        return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)) is not None
 
 

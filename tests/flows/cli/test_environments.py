@@ -56,7 +56,7 @@ MEMORY = r"edgeline: not enough memory or threads: .* \[out_of_memory\]\n"
 ENVIRONMENTS = {
     "F9-no HOME": Environment(prefix=("env", "-u", "HOME")),
     "F9-no HOME and no entry of the user": Environment(prefix=("env", "-u", "HOME", "-u", "USER", "-u", "LOGNAME", *NO_ENTRY)),
-    "F9-HOME cannot be created": Environment(prefix=("env", "HOME=/proc/nobody", "-u", "USER", "-u", "LOGNAME", *NO_ENTRY)),
+    "F9-HOME cannot be created": Environment(prefix=("env", "-u", "USER", "-u", "LOGNAME", "HOME=/proc/nobody", *NO_ENTRY)),
     "F17-ASCII on standard output": Environment(prefix=("env", "LC_ALL=C", "PYTHONIOENCODING=ascii")),
     "F17-ASCII everywhere": Environment(
         prefix=("env", "LC_ALL=C", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0"),
