@@ -30,7 +30,7 @@ TINY = [
     *("--model", "timm:test_efficientnet", "--weights", "none", "--name", "tints"),
     *(f"--set={setting}" for setting in ("preprocess.size=32", "train.epochs=2", "publish.golden=2", "export.variants=[]")),
 ]
-COMMANDS = ("run", "run with Prefect", "predict", "predict --json", "check", "serve")
+COMMANDS = ("run", "predict", "predict --json", "check", "serve")
 
 # As an arbitrary user id in a container; permissions of files apply to it, other than to root.
 NO_ENTRY = ("unshare", "--user", "--map-user=12345")
@@ -46,6 +46,8 @@ class Environment:
     prefix: tuple[str, ...] = ()
     folder: str = "place"
     """Name of the folder that everything is in."""
+    prefect: bool = False
+    """Whether `run` is tried with an embedded Prefect server."""
     read_only: tuple[str, ...] = ()
     """Folders that cannot be written, relative to it."""
     errors: dict[str, str] = field(default_factory=dict)
@@ -55,17 +57,18 @@ class Environment:
 MEMORY = r"edgeline: not enough memory or threads: .* \[out_of_memory\]\n"
 ENVIRONMENTS = {
     "F9-no HOME": Environment(prefix=("env", "-u", "HOME")),
-    "F9-no HOME and no entry of the user": Environment(prefix=("env", "-u", "HOME", "-u", "USER", "-u", "LOGNAME", *NO_ENTRY)),
-    "F9-HOME cannot be created": Environment(prefix=("env", "-u", "USER", "-u", "LOGNAME", "HOME=/proc/nobody", *NO_ENTRY)),
+    "F9-no HOME and no entry of the user": Environment(
+        prefix=("env", "-u", "HOME", "-u", "USER", "-u", "LOGNAME", *NO_ENTRY), prefect=True
+    ),
+    "F9-HOME cannot be created": Environment(
+        prefix=("env", "-u", "USER", "-u", "LOGNAME", "HOME=/proc/nobody", *NO_ENTRY), prefect=True
+    ),
     "F17-ASCII on standard output": Environment(prefix=("env", "LC_ALL=C", "PYTHONIOENCODING=ascii")),
     "F17-ASCII everywhere": Environment(
-        prefix=("env", "LC_ALL=C", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0"),
-        errors={"run": "LC_ALL=C.UTF-8", "run with Prefect": "LC_ALL=C.UTF-8"},
+        prefix=("env", "LC_ALL=C", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0"), errors={"run": "LC_ALL=C.UTF-8"}
     ),
-    "F18-3 GB of address space": Environment(
-        prefix=("prlimit", "--as=3000000000"), errors={"run": MEMORY, "run with Prefect": MEMORY}
-    ),
-    "F19-odd characters": Environment(folder="a?b#c%20 ' \"é🔥~"),
+    "F18-3 GB of address space": Environment(prefix=("prlimit", "--as=3000000000"), errors={"run": MEMORY}),
+    "F19-odd characters": Environment(folder="a?b#c%20 ' \"é🔥~", prefect=True),
     "F19-a tilde": Environment(folder="~"),
     "umask 077": Environment(prefix=shell("umask 077")),
     "umask 000": Environment(prefix=shell("umask 000")),
@@ -74,10 +77,7 @@ ENVIRONMENTS = {
     "read-only artifacts folder": Environment(
         prefix=NO_ENTRY,
         read_only=("artifacts",),
-        errors={
-            "run": r"edgeline: .*artifacts/cache cannot be created: Permission denied",
-            "run with Prefect": r"edgeline: .*artifacts.*Permission denied.*",
-        },
+        errors={"run": r"edgeline: .*artifacts/cache cannot be created: Permission denied"},
     ),
 }
 
@@ -110,7 +110,8 @@ def place(trained: Path, migrated_home: Callable[[], Path], tmp_path: Path) -> C
         folder = tmp_path / environment.folder
         shutil.copytree(trained, folder)
         (folder / "artifacts").mkdir()
-        migrated_home().rename(folder / "artifacts" / "prefect")
+        if environment.prefect:
+            migrated_home().rename(folder / "artifacts" / "prefect")
         for name in environment.read_only:
             for path in (folder / name, *(folder / name).rglob("*")):
                 path.chmod(0o555 if path.is_dir() else 0o444)
@@ -119,13 +120,12 @@ def place(trained: Path, migrated_home: Callable[[], Path], tmp_path: Path) -> C
     return make
 
 
-def arguments(command: str, folder: Path) -> list[str]:
+def arguments(environment: Environment, command: str, folder: Path) -> list[str]:
     data, artifact = folder / "photos", str(folder / "store" / "tints")
     images = sorted(map(str, data.rglob("*.png")))
     run = ["run", *TINY, "--data", str(data), "--artifacts", str(folder / "artifacts")]
     return {
-        "run": [*run, "--no-prefect"],
-        "run with Prefect": run,
+        "run": run if environment.prefect else [*run, "--no-prefect"],
         "predict": ["predict", artifact, *images],
         "predict --json": ["predict", artifact, *images, "--json"],
         "check": ["check", artifact],
@@ -134,7 +134,10 @@ def arguments(command: str, folder: Path) -> list[str]:
 
 def execute(environment: Environment, command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*environment.prefix, *MAIN, *arguments(command, folder)], cwd=folder, capture_output=True, encoding="utf-8"
+        [*environment.prefix, *MAIN, *arguments(environment, command, folder)],
+        cwd=folder,
+        capture_output=True,
+        encoding="utf-8",
     )
 
 
@@ -173,21 +176,61 @@ def check_published(done: subprocess.CompletedProcess[str], folder: Path) -> Non
     artifact = folder / "artifacts" / "store" / "tints" / "1"
     assert (artifact / "labels.txt").read_text(encoding="utf-8").splitlines() == list(LABELS)
     assert {path.stat().st_mode & 0o777 for path in artifact.rglob("*") if path.is_file()} == {0o444}
-
-
-def check_database(done: subprocess.CompletedProcess[str], folder: Path) -> None:
-    check_published(done, folder)
-    with closing(sqlite3.connect(folder / "artifacts" / "prefect" / "prefect.db")) as database:
-        assert database.execute("SELECT state_name FROM flow_run").fetchall() == [("Completed",)]
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # nothing is written beside it
+    if (database := folder / "artifacts" / "prefect" / "prefect.db").exists():
+        with closing(sqlite3.connect(database)) as connection:
+            assert connection.execute("SELECT state_name FROM flow_run").fetchall() == [("Completed",)]
 
 
 CHECKS = {
     "run": check_published,
-    "run with Prefect": check_database,
     "predict": check_predictions,
     "predict --json": check_json,
 }
+
+
+DATASETS = {"F8-the same photos": False, "F8-other photos": True}
+
+
+@pytest.mark.parametrize("other", DATASETS.values(), ids=DATASETS)
+def test_two_first_runs_at_once_in_a_new_artifacts_folder_do_not_break_each_other(
+    other: bool, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained / "photos", tmp_path / "photos")
+    if other:
+        (tmp_path / "photos" / LABELS[0] / "0.png").unlink()
+    started_runs = []
+    for photos in (trained / "photos", tmp_path / "photos"):
+        command = [*MAIN, "run", *TINY, "--data", str(photos), "--artifacts", str(tmp_path / "artifacts")]
+        started_runs.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"))
+    errors, codes = [run.communicate()[1] for run in started_runs], [run.returncode for run in started_runs]
+    prefect = tmp_path / "artifacts" / "prefect"
+    waiting = f"edgeline: waiting for another run that is starting Prefect in {prefect}\n"
+    assert sum(error.startswith(waiting) for error in errors) == 1, errors
+    rest = "".join(error.removeprefix(waiting) for error in errors)
+    if other:
+        assert (codes, rest) == ([0, 0], "")
+    elif rest:  # the second one reached a step that the first one was building
+        assert sorted(codes) == [0, 1]
+        assert re.fullmatch(
+            r"edgeline: \S+ is in use by process \d+ on .*; wait for it to finish, or stop it \[run_locked\]\n", rest
+        )
+    else:
+        assert codes == [0, 0]
+    with closing(sqlite3.connect(prefect / "prefect.db")) as database:
+        assert database.execute("SELECT count(*) FROM flow_run").fetchone() == (2,)
+
+
+def test_a_full_disk_is_one_line(place: Callable[[Environment], Path]) -> None:
+    folder = place(Environment())
+    shutil.rmtree(folder / "artifacts")
+    (folder / "artifacts").mkdir()
+    mount = f'mount -t tmpfs -o size=300k tmpfs "{folder}/artifacts" && exec "$@"'
+    full = Environment(prefix=(*MOUNTS, mount, "sh"))
+    done = execute(full, "run", folder)
+    assert done.returncode == 1, done.stdout
+    assert re.search("No space left on device|database or disk is full|disk I/O error", done.stderr), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
 
 
 def serve(environment: Environment, folder: Path) -> None:
