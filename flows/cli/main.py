@@ -65,6 +65,8 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Pillow's warnings about damaged metadata: every image gets a prediction or an error of ours.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    # Prefect's about a home that cannot be written: the embedded server has a folder of its own.
+    warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # for labels and file names that a terminal's encoding lacks
