@@ -19,6 +19,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, Any
 
 import torch
@@ -39,7 +40,9 @@ OTHER_FORMATS = {
 }
 MAX_DEPTH = 3
 """Of nested dicts that are searched for a state dict."""
-BLOCKED = re.compile(r"Unsupported global: GLOBAL (\S+) was not an allowed global")
+BLOCKED = re.compile(
+    r"Unsupported global: GLOBAL (\S+) was not|Trying to load unsupported GLOBAL (\S+) whose module \S+ is blocked"
+)
 """In the error of torch's restricted unpickler: the class or function that it did not import."""
 
 log = logging.getLogger(__name__)
@@ -265,15 +268,16 @@ def _safetensors_size(path: Path) -> int:
 
 def _why_not_loaded(path: Path, start: bytes, error: Exception) -> str:
     """Why torch did not load a file, and what to do."""
-    # torch's advice to turn off the protection precedes the cause.
-    cause = (
-        str(error).rpartition("WeightsUnpickler error: ")[2].partition(" Check the documentation")[0] or type(error).__name__
-    )
+    # torch puts its advice to turn off the protection before the cause, which it keeps as the context.
+    context = error.__context__ if isinstance(error, UnpicklingError) else None
+    cause = " ".join(str(context or error).split()) or type(error).__name__
     blocked = BLOCKED.match(cause)
     if blocked is None:
         cut = isinstance(error, (EOFError, struct.error)) or "unexpected EOF" in cause
         what = "is incomplete" if cut else "cannot be read as tensors only"
-        return f"{what} ({' '.join(cause.split())[:160]}){AGAIN}, or save model.state_dict() again"
+        return f"{what} ({cause[:160]}){AGAIN}, or save model.state_dict() again"
+    if blocked[2]:
+        return f"contains {blocked[2]}, which only a file that is made to run code contains: do not use it"
     name, load = blocked[1], f"torch.load({path.name!r}, weights_only=False)"
     if name == _root_class(path, start):
         return (
