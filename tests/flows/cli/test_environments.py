@@ -77,7 +77,7 @@ ENVIRONMENTS = {
     "read-only artifacts folder": Environment(
         prefix=NO_ENTRY,
         read_only=("artifacts",),
-        errors={"run": r"edgeline: .*artifacts/cache cannot be created: Permission denied"},
+        errors={"run": r"edgeline: .*artifacts/runs/\S+ cannot be written: Permission denied"},
     ),
 }
 
