@@ -66,14 +66,9 @@ def load_settings(config: Path | None, overrides: list[str] | None, options: Run
     from edgeline.pipeline.config import load_config
     from edgeline.pipeline.runs.home import ensure_home
 
-<<<<<<< HEAD
-    overrides = [*(overrides or []), *([f"train.strategy={options.strategy}"] if options.strategy else [])]
-    settings = load_config(
-=======
     nested = {"train.strategy": options.strategy, "prepare.layout": options.layout}
     overrides = [*(overrides or []), *(f"{name}={value}" for name, value in nested.items() if value)]
-    return load_config(
->>>>>>> main
+    settings = load_config(
         config,
         overrides,
         data=options.data,
