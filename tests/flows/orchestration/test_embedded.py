@@ -177,7 +177,7 @@ def test_the_settings_of_the_user_are_neither_read_nor_changed(
     from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "postgresql+asyncpg://nowhere/none")
-    assert "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in prefect_server.environment()
+    assert prefect_server.environment()["PREFECT_SERVER_DATABASE_CONNECTION_URL"] == "sqlite+aiosqlite:///prefect.db"
     with temporary_settings({PREFECT_API_URL: "http://theirs/api", PREFECT_API_KEY: "secret"}):
         with prefect_server.settings():
             assert (PREFECT_API_URL.value(), PREFECT_API_KEY.value()) == (prefect_server.url, None)
