@@ -7,7 +7,6 @@ Memory is bounded by a few images in each thread, whatever the size of the data 
 """
 
 import hashlib
-import io
 import json
 import os
 import sys
@@ -27,7 +26,9 @@ from edgeline.pipeline.runs.code_digest import code_digest
 from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.pipeline.runs.step import step_key
 from edgeline.serve.errors import DataError, ImageError
-from edgeline.serve.preprocess import FORMATS, Limits, decode_image
+from edgeline.serve.image_files import open_image
+from edgeline.serve.jpeg_end import lacks_end_marker
+from edgeline.serve.preprocess import Limits, decode_image
 
 FORMAT_EXTENSIONS = {
     "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
@@ -63,6 +64,8 @@ class ImageContent:
     height: int
     format: str
     """Pillow's name of the format, such as `JPEG`."""
+    incomplete_end: bool = False
+    """Whether it is a JPEG that lacks its end marker; its pixels are complete."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -192,8 +195,10 @@ def _decode(path: str, sha256: str, limits: Limits) -> bytes:
     data = _read_again(path, sha256, limits)
     try:
         image = decode_image(data, limits=limits)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-            result = asdict(ImageContent(pixel_digest(image), image.width, image.height, str(header.format)))
+        with open_image(data) as header:
+            kind = str(header.format)
+        content = ImageContent(pixel_digest(image), image.width, image.height, kind, incomplete_end=lacks_end_marker(data))
+        result = asdict(content)
     except ImageError as error:
         result = {"code": error.code, "message": str(error)}
     return json.dumps(result).encode()
@@ -203,7 +208,7 @@ def _parse(result: bytes) -> ImageContent | ImageError:
     fields = json.loads(result)
     if "code" in fields:
         return ImageError(fields["message"], code=fields["code"])
-    return ImageContent(fields["pixels"], fields["width"], fields["height"], sys.intern(fields["format"]))
+    return ImageContent(**{**fields, "format": sys.intern(fields["format"])})
 
 
 def _read_again(path: str, sha256: str, limits: Limits) -> bytes:
