@@ -172,9 +172,13 @@ class _Progress:
         return result
 
     def _print(self, result: "StepResult") -> None:
+        from edgeline.flows.step_lines import step_lines
+
         if self._console is not None:
             how = "reused" if result.reused else f"done in {result.seconds:.1f} s"
             self._console.print(f"[bold]{result.name}[/] {how}")
+            for line in step_lines(result):
+                self._console.print(f"  {line}", markup=False)
 
 
 def _configure(data: Any, settings: dict[str, Any], options: dict[str, Any]) -> "PipelineConfig":

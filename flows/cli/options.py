@@ -19,6 +19,13 @@ Data = Annotated[
         "`path,label[,split][,group]`; or `digits`, the embedded data."
     ),
 ]
+Layout = Annotated[
+    str | None,
+    typer.Option(
+        help="How folders are read: `top`: each one in the data is a class; `leaf`: each that directly contains images is one; "
+        "`splits`; `csv`. By default decided by their names."
+    ),
+]
 Config = Annotated[Path | None, typer.Option(help="A TOML or YAML file of settings; see docs/config.md.")]
 Name = Annotated[str | None, typer.Option(help="The artifact's name; by default derived from the data's.")]
 Model = Annotated[
@@ -39,6 +46,7 @@ class RunOptions:
     """The settings that have an option of their own."""
 
     data: str | None
+    layout: str | None
     name: str | None
     model: str | None
     weights: str | None
@@ -55,7 +63,8 @@ def load_settings(config: Path | None, overrides: list[str] | None, options: Run
     """
     from edgeline.pipeline.config import load_config
 
-    overrides = [*(overrides or []), *([f"train.strategy={options.strategy}"] if options.strategy else [])]
+    nested = {"train.strategy": options.strategy, "prepare.layout": options.layout}
+    overrides = [*(overrides or []), *(f"{name}={value}" for name, value in nested.items() if value)]
     return load_config(
         config,
         overrides,

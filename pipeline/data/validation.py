@@ -13,40 +13,28 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import TypeVar
 
 from PIL import Image
 
-from edgeline.pipeline.data.discovery import Rejected, Source, SourceFile
-from edgeline.pipeline.data.file_walk import open_regular
-from edgeline.pipeline.data.samples import Split, map_ahead
+from edgeline.pipeline.data.samples import map_ahead
+from edgeline.pipeline.names import Split
 from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.code_digest import code_digest
 from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.pipeline.runs.step import step_key
+from edgeline.pipeline.sources.discovery import Rejected, Source, SourceFile
+from edgeline.pipeline.sources.file_walk import open_regular
+from edgeline.pipeline.sources.image_extensions import FORMAT_EXTENSIONS, extension, is_named_like_an_image
 from edgeline.serve.errors import DataError, ImageError
 from edgeline.serve.image_files import open_image
 from edgeline.serve.jpeg_end import lacks_end_marker
 from edgeline.serve.preprocess import Limits, decode_image
 
-FORMAT_EXTENSIONS = {
-    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
-    "MPO": {".jpg", ".jpeg", ".mpo"},
-    "PNG": {".png", ".apng"},
-    "WEBP": {".webp"},
-    "GIF": {".gif"},
-    "BMP": {".bmp", ".dib"},
-}
-UNREAD_EXTENSIONS = {
-    *(".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".ico", ".tga", ".ppm", ".pgm"),
-    *(".pbm", ".pnm", ".eps", ".fits", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
-}
-"""Extensions of unsupported image formats. Such a file is rejected, not ignored."""
-IMAGE_EXTENSIONS = UNREAD_EXTENSIONS.union(*FORMAT_EXTENSIONS.values())
-
 STRIP_PIXELS = 2**20
 """Pixels hashed at a time, so that a large image is not copied as a whole."""
+
+FEW_COLORS = 16
 
 BATCH = 256
 """Results written to the cache at a time. A kill loses at most this many."""
@@ -64,6 +52,8 @@ class ImageContent:
     height: int
     format: str
     """Pillow's name of the format, such as `JPEG`."""
+    few_colors: bool
+    """Whether it has at most 16 colors, like a mask of another image."""
     incomplete_end: bool = False
     """Whether it is a JPEG that lacks its end marker; its pixels are complete."""
 
@@ -86,8 +76,8 @@ class ValidImage:
     @property
     def wrong_extension(self) -> bool:
         """Whether the extension is that of another format."""
-        extension = _extension(self.name)
-        return bool(extension) and extension not in FORMAT_EXTENSIONS[self.content.format]
+        own = extension(self.name)
+        return bool(own) and own not in FORMAT_EXTENSIONS[self.content.format]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +129,7 @@ def validate_images(
         if isinstance(result, ImageContent):
             assert isinstance(sha256, str)
             images.append(ValidImage(file=file, sha256=sha256, content=result, split=source.role(file.given)))
-        elif _extension(file.name) not in IMAGE_EXTENSIONS and _is_not_an_image(result, opened=isinstance(sha256, str)):
+        elif not is_named_like_an_image(file.name) and _is_not_an_image(result, opened=isinstance(sha256, str)):
             ignored.append(Rejected(name=file.name, code="ignored", message=str(result)))
         else:
             rejected.append(Rejected(name=file.name, code=result.code, message=str(result)))
@@ -153,10 +143,6 @@ def pixel_digest(image: Image.Image) -> str:
     for top in range(0, image.height, rows):
         digest.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
     return digest.hexdigest()
-
-
-def _extension(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
 
 
 def _is_not_an_image(error: ImageError, *, opened: bool) -> bool:
@@ -196,8 +182,11 @@ def _decode(path: str, sha256: str, limits: Limits) -> bytes:
     try:
         image = decode_image(data, limits=limits)
         with open_image(data) as header:
-            kind = str(header.format)
-        content = ImageContent(pixel_digest(image), image.width, image.height, kind, incomplete_end=lacks_end_marker(data))
+            format = str(header.format)
+        few_colors = image.getcolors(FEW_COLORS) is not None
+        content = ImageContent(
+            pixel_digest(image), image.width, image.height, format, few_colors, incomplete_end=lacks_end_marker(data)
+        )
         result = asdict(content)
     except ImageError as error:
         result = {"code": error.code, "message": str(error)}

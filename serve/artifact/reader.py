@@ -16,6 +16,7 @@ from pathlib import Path
 from edgeline.serve.artifact import manifest as manifests
 from edgeline.serve.artifact.manifest import Manifest
 from edgeline.serve.errors import ArtifactError, DigestError, StoreError
+from edgeline.serve.leftovers import leftover
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ def open_artifact(path: Path) -> Artifact:
     manifest = Manifest.from_json(manifest_data)
     named = {entry.path for entry in manifest.files} | {manifests.FILE_NAME}
     if unknown := sorted(_files_below(folder) - named):
-        raise ArtifactError(f"{folder} has files that are not in its manifest: {', '.join(unknown[:5])}")
+        listed = ", ".join(unknown[:5])
+        raise ArtifactError(f"{folder} has files that are not in its manifest: {listed}; remove them, or copy it again")
     artifact = Artifact(folder, manifest, hashlib.sha256(manifest_data).hexdigest())
     for entry in manifest.files:
         size = _stat(folder / entry.path).st_size
@@ -112,12 +114,15 @@ def is_version(name: str) -> bool:
 
 
 def _files_below(folder: Path) -> set[str]:
+    """The files of a folder. Leftovers of file managers and the like are left out: they are harmless, as nothing reads them."""
     found = set()
 
     def fail(error: OSError) -> None:  # by default os.walk skips folders that it cannot list
         raise ArtifactError(f"{error.filename}: {error.strerror}; copy the artifact again") from error
 
     for parent, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not leftover(name)]
+        files = [name for name in files if not leftover(name)]
         for name in [*folders, *files]:
             path = Path(parent, name)
             if path.is_symlink():

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edgeline.pipeline.data.discovery import Source, find_source
 from edgeline.pipeline.data.validation import BATCH, STRIP_PIXELS, ValidationResult, hash_files, pixel_digest, validate_images
 from edgeline.pipeline.runs.content_cache import ContentCache
+from edgeline.pipeline.sources.discovery import Source, find_source
 from edgeline.serve.errors import DataError, ImageError
 from edgeline.serve.preprocess import Limits
 from tests.support.image_files import OPAQUE_BMP, WITH_METADATA, WITHOUT_END
