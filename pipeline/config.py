@@ -298,7 +298,9 @@ class PipelineConfig(Section):
         min_length=1,
         description="Backbone: `efficientnet_lite0` to `_lite2`, any torchvision classifier, or `timm:<name>`.",
     )
-    weights: str = Field("imagenet", min_length=1, description="`imagenet`, `none`, or a local .pth or .safetensors file.")
+    weights: str = Field(
+        "imagenet", min_length=1, description="`imagenet`, `none`, or a local file of `torch.save` or safetensors."
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the split and of training.")
     artifacts: str = Field("artifacts", min_length=1, description="Folder of runs, caches and the store.")
     prepare: PrepareConfig = Field(
