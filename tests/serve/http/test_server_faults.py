@@ -299,6 +299,7 @@ def test_a_url_or_file_path_in_a_request_is_never_opened(site: Any, artifact_tem
                 {"url": "/predict", "json": {"url": place, "path": place}},
                 {"url": "/predict", "params": {"url": place, "path": place, "file": place}},
                 {"url": "/predict", "data": {"url": place}},
+                {"url": "/predict", "files": {"url": (None, place), "file": (place, b"no image")}},
                 {"url": "/v2/models/colors/infer", "json": {"inputs": [tensor | {"data": [place]}]}},
                 {"url": "/v2/models/colors/infer", "json": {"inputs": [tensor | {"parameters": {"url": place}}]}},
             ):

@@ -62,6 +62,10 @@ HEADERS = [
     ],
     *[b"Expect: 100-continue", b"Connection: close", b"Connection: keep-alive, close", b"Connection: upgrade", b"Upgrade: h2c"],
     *[
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA",
+        b"Upgrade: websocket\r\nConnection: keep-alive, Upgrade",
+    ],
+    *[
         b"Content-Type: multipart/form-data; boundary=B",
         b"Content-Encoding: gzip",
         b"X-Request-Timeout-Ms: 0",
