@@ -244,8 +244,8 @@ def _image_body(limits: Limits) -> Schema:
     return {
         "required": True,
         "description": f"an image of at most {limits.max_bytes:,} bytes and {limits.max_pixels:,} pixels, or a form of such "
-        "files, which may have any names; fields that are not files are ignored, parameters are in the query. The bytes decide whether it is an image: any other "
-        "Content-Type, or none, is accepted too, except application/json, which is 415",
+        "files, which may have any names; fields that are not files are ignored, parameters are in the query. The bytes decide "
+        "whether it is an image: any other Content-Type, or none, is accepted too, except application/json, which is 415",
         "content": {**raw, "multipart/form-data": {"schema": files}},
     }
 

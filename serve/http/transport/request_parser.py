@@ -7,7 +7,7 @@ httptools splits the bytes; what arrives moves the parser through these states:
        +---------------------+--------------------+--rejected, or last response written--> DISCARD
        +---------------------+--------------------+--aborted, or connection lost---------> CLOSED
 
-A head that offers to switch to another protocol (`Upgrade: h2c`) is parsed again without the offer, from BETWEEN: it is ignored.
+An offer to switch to another protocol (`Upgrade: h2c`) is ignored: the head is parsed again without it, from BETWEEN.
 
 Invariant: after a rejection nothing more is parsed, so that later bytes are never treated as a request.
 """

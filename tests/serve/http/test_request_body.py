@@ -27,16 +27,19 @@ READ = {
     "G4, a field before the file": FIELD + part() + END,
     "G4, a field after the file": part() + FIELD + END,
     "G4, 64 fields around the file": FIELD * 32 + part() + FIELD * 32 + END,
-    "G4, a field with a transfer encoding": part(b"YQ==", b"form-data; name=f", b"Content-Transfer-Encoding: base64\r\n") + part() + END,
+    "G4, a field with a transfer encoding": part(b"YQ==", b"form-data; name=f", b"Content-Transfer-Encoding: base64\r\n")
+    + part()
+    + END,
     "G4, a field whose name mentions a file": part(b"a", b'form-data; name="a; filename=b.jpg"') + part() + END,
     "G4, a part without a disposition": b"--B\r\nContent-Type: image/jpeg\r\n\r\n123\r\n" + part() + END,
     "G4, only filename*": part(disposition=b"form-data; name=f; filename*=UTF-8''%e2%82%ac.jpg") + END,
     "G4, filename and filename*": part(disposition=b"form-data; name=f; filename=a.jpg; filename*=utf-8''../a%00.jpg") + END,
-    "G4, a filename with quotes": part(disposition=b'form-data; name="f"; filename="a\\"; b=\"c.jpg"') + END,
+    "G4, a filename with quotes": part(disposition=b'form-data; name="f"; filename="a\\"; b="c.jpg"') + END,
     "G4, a Windows path": part(disposition=b'form-data; name="f"; filename="C:\\photos\\"') + END,
     "G4, an empty filename": part(disposition=b'form-data; name="f"; filename=""') + END,
     "G4, capital letters": part(disposition=b'Form-Data; Name="f"; FileName="a.jpg"') + END,
-    "G4, an image type instead of a filename": part(disposition=b'form-data; name="f"', more=b"content-type: IMAGE/jpeg\r\n") + END,
+    "G4, an image type instead of a filename": part(disposition=b'form-data; name="f"', more=b"content-type: IMAGE/jpeg\r\n")
+    + END,
     "G4, a binary type instead of a filename": part(
         disposition=b'form-data; name="f"', more=b"Content-Type: application/octet-stream\r\n"
     )

@@ -8,11 +8,11 @@ from tests.serve.http.transport.test_connection import REJECTED
 from tests.support.raw_http import GET, LAST, PATIENT, Place, code_of, post, read_all, running, statuses
 
 OFFERS = {
-    "h2c, as Java's HttpClient sends it": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n",
+    "h2c, as Java sends it": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAA\r\n",
     "websocket": b"Upgrade: websocket\r\nConnection: keep-alive, Upgrade\r\nSec-WebSocket-Version: 13\r\n",
     "two at once": b"Connection: upgrade\r\nUpgrade: TLS/1.0\r\nUpgrade: foo/2, bar\r\n",
 }
-H2C = OFFERS["h2c, as Java's HttpClient sends it"]
+H2C = OFFERS["h2c, as Java sends it"]
 
 
 @pytest.fixture(scope="module")
