@@ -6,6 +6,7 @@
 import base64
 import importlib.metadata
 import importlib.util
+import io
 import json
 import re
 import shutil
@@ -152,8 +153,8 @@ def python_aiohttp(url: str, photo: Path) -> Replies:
     async def send() -> Replies:
         async with aiohttp.ClientSession() as session:
             form = aiohttp.FormData({"note": "a"})
-            form.add_field("file", photo.read_bytes(), filename="é.jpg")
-            return {"data": await post(session, photo.read_bytes()), "FormData": await post(session, form)}
+            form.add_field("file", io.BytesIO(photo.read_bytes()), filename="é.jpg")
+            return {"data": await post(session, io.BytesIO(photo.read_bytes())), "FormData": await post(session, form)}
 
     return asyncio.run(send())
 
