@@ -65,7 +65,8 @@ def create_session(model: bytes, *, optimized: Path | None = None, **options: Un
     """Create an inference session for the CPU.
 
     Args:
-        model: an ONNX or ORT file. Bytes, not a path: no external data can be reached, and what was hashed is what is loaded.
+        model: an ONNX or ORT file. Bytes, not a path, so that what was hashed is what is loaded; weights in other files,
+            which a path relative to the working directory would otherwise reach, are an error.
         optimized: a file to write the optimized graph to.
         options: see `SessionOptions`.
 
@@ -74,6 +75,7 @@ def create_session(model: bytes, *, optimized: Path | None = None, **options: Un
     """
     ort = load_onnxruntime()
     ort_options = session_options(**options)
+    ort_options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     if optimized is not None:
         ort_options.optimized_model_filepath = str(optimized)
         ort_options.add_session_config_entry("session.save_model_format", "ONNX")  # the default depends on the file name
