@@ -2,9 +2,9 @@
 
     python state_saver.py FOLDER        prints what each fault left, as JSON
 
-The faults are those of `publisher.py`: `kill`, `EIO` and `ENOSPC`. For each call, a folder has the states after the first and the
-second epoch; a child process saves the third with the fault at that call; then training resumes, saves the next epoch, and resumes
-again.
+The faults are those of `publisher.py`: `kill`, `EIO` and `ENOSPC`. For each call, a folder has the states after the first and
+the second epoch; a child process saves the third with the fault at that call; then training resumes, saves the next epoch, and
+resumes again.
 """
 
 import json
