@@ -91,6 +91,17 @@ def test_bytes_that_are_not_a_model_are_rejected_with_one_line(data: bytes) -> N
     assert "\n" not in str(rejection.value)
 
 
+def test_a_model_of_a_newer_operator_set_is_rejected_with_the_runtimes_version(artifact_template: Path) -> None:
+    """A19."""
+    import onnx
+
+    model = onnx.load(artifact_template / "model.onnx")
+    model.opset_import[0].version = 99
+    with pytest.raises(ArtifactError, match=r"ONNX Runtime \d+\.\d+\.\d+ cannot load the model: .*opset") as rejection:
+        create_session(model.SerializeToString(), threads=1)
+    assert "\n" not in str(rejection.value)
+
+
 @pytest.mark.parametrize("location", ["weights.bin", "../models/weights.bin", "{folder}/weights.bin"])
 def test_weights_in_another_file_are_not_read(
     artifact_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str
