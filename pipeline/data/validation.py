@@ -7,7 +7,6 @@ Memory is bounded by a few images in each thread, whatever the size of the data 
 """
 
 import hashlib
-import io
 import json
 import os
 import sys
@@ -28,7 +27,9 @@ from edgeline.pipeline.sources.discovery import Rejected, Source, SourceFile
 from edgeline.pipeline.sources.file_walk import open_regular
 from edgeline.pipeline.sources.image_extensions import FORMAT_EXTENSIONS, extension, is_named_like_an_image
 from edgeline.serve.errors import DataError, ImageError
-from edgeline.serve.preprocess import FORMATS, Limits, decode_image
+from edgeline.serve.image_files import open_image
+from edgeline.serve.jpeg_end import lacks_end_marker
+from edgeline.serve.preprocess import Limits, decode_image
 
 STRIP_PIXELS = 2**20
 """Pixels hashed at a time, so that a large image is not copied as a whole."""
@@ -53,6 +54,8 @@ class ImageContent:
     """Pillow's name of the format, such as `JPEG`."""
     few_colors: bool
     """Whether it has at most 16 colors, like a mask of another image."""
+    incomplete_end: bool = False
+    """Whether it is a JPEG that lacks its end marker; its pixels are complete."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,9 +181,13 @@ def _decode(path: str, sha256: str, limits: Limits) -> bytes:
     data = _read_again(path, sha256, limits)
     try:
         image = decode_image(data, limits=limits)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-            few_colors = image.getcolors(FEW_COLORS) is not None
-            result = asdict(ImageContent(pixel_digest(image), image.width, image.height, str(header.format), few_colors))
+        with open_image(data) as header:
+            format = str(header.format)
+        few_colors = image.getcolors(FEW_COLORS) is not None
+        content = ImageContent(
+            pixel_digest(image), image.width, image.height, format, few_colors, incomplete_end=lacks_end_marker(data)
+        )
+        result = asdict(content)
     except ImageError as error:
         result = {"code": error.code, "message": str(error)}
     return json.dumps(result).encode()

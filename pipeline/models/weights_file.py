@@ -1,7 +1,7 @@
 """Load a local file of weights into a network.
 
     loaded = load_weights_file(module, Path("model_best.pth.tar"))
-    print(loaded)    # weights model_best.pth.tar: 320 of 320 tensors loaded, from its state_dict, without the prefix module.
+    print(loaded)    # weights model_best.pth.tar: 320 of 320 tensors loaded, from its state_dict, without the prefix 'module.'
 
 The content decides the format, not the name: safetensors, or a zip or legacy file of `torch.save`. Only tensors and plain
 values are unpickled, so a file cannot run code.
@@ -71,7 +71,7 @@ class LoadedWeights:
         if self.container:
             parts.append(f"from its {self.container}")
         if self.prefix:
-            parts.append(f"without the prefix {self.prefix}")
+            parts.append(f"without the prefix {self.prefix!r}")
         if self.others:
             parts.append(f"which are averaged (EMA) and so preferred to {' and '.join(self.others)}")
         return ", ".join(parts)

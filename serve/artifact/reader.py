@@ -85,7 +85,10 @@ def resolve(path: Path) -> Path:
         ) from error
     if path.is_dir() and (numbers := versions(path)):
         return path / str(numbers[-1])
-    raise ArtifactError(f"no artifact at {path}: expected a folder with {manifests.FILE_NAME}, or with version folders")
+    message = f"no artifact at {path}: expected a folder with {manifests.FILE_NAME}, or with version folders"
+    if path.is_dir() and (found := names(path)):
+        message += f"; it is a store, so name one of its artifacts: {', '.join(str(path / name) for name in found[:5])}"
+    raise ArtifactError(message)
 
 
 def names(store: Path) -> list[str]:

@@ -205,8 +205,14 @@ def test_a_last_batch_of_one_image_is_left_out(fitted: Fitted, small: Network) -
     assert len(fitted(small, config("full", batch_size=35, epochs=1)).history.epochs) == 1
 
 
-def test_a_diverging_loss_stops_training_and_names_the_epoch(fitted: Fitted, small: Network) -> None:
-    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) in epoch [12]; lower train\.learning_rate") as caught:
+DIVERGED = (
+    r"the loss became (nan|inf) in epoch [12], in the batch of (\w+/\d+\.png, ){2}\w+/\d+\.png and 9 more; "
+    r"lower train\.learning_rate"
+)
+
+
+def test_a_diverging_loss_stops_training_and_names_the_epoch_and_the_batch(fitted: Fitted, small: Network) -> None:
+    with pytest.raises(TrainingError, match=DIVERGED) as caught:
         fitted(small, config("full", learning_rate=1e30))
     assert caught.value.code == "loss_not_finite"
 

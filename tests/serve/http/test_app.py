@@ -137,6 +137,7 @@ FORMS: dict[str, Callable[[bytes], dict[str, Any]]] = {
     "no content type": lambda data: {"content": data},
     "chunked": lambda data: {"content": iter([data[:100], data[100:]]), "headers": JPEG},
     "multipart": lambda data: {"files": {"file": ("a.jpg", data, "image/jpeg")}},
+    "G4, multipart with other fields": lambda data: {"files": {"f": ("a.jpg", data)}, "data": {"top_k": "1", "note": "a"}},
 }
 
 
@@ -181,7 +182,7 @@ REJECTED: dict[str, tuple[dict[str, Any], int, str]] = {
     "a plain form": ({"data": {"a": "b"}}, 422, "not_an_image"),
     "gzip": ({"content": zlib.compress(png()), "headers": {"Content-Encoding": "gzip"}}, 415, "content_encoding_not_supported"),
     "65 files": ({"files": [("f", ("a", b"a"))] * 65}, 400, "multipart_invalid"),
-    "a field next to the file": ({"files": {"f": ("a", b"a")}, "data": {"top_k": "1"}}, 400, "multipart_invalid"),
+    "a form without a file": ({"files": {"note": (None, "a")}}, 400, "multipart_invalid"),
     "no boundary": ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "multipart_invalid"),
     "unterminated": (
         {

@@ -1,4 +1,4 @@
-"""Faults that no other test covers; and the document of all faults names tests that exist."""
+"""Rows of docs/server-faults.md that no other test covers."""
 
 import io
 import logging
@@ -26,8 +26,6 @@ from edgeline.serve.http.auth import Tokens
 from edgeline.serve.http.observability.logs import JsonLines, TextLines
 from tests.support import processes
 
-ROOT = Path(__file__).resolve().parents[3]
-PAGE = (ROOT / "docs" / "server-faults.md").read_text(encoding="utf-8")
 WAIT_S = 30.0
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads memory from /proc")
 
@@ -299,27 +297,10 @@ def test_a_url_or_file_path_in_a_request_is_never_opened(site: Any, artifact_tem
                 {"url": "/predict", "json": {"url": place, "path": place}},
                 {"url": "/predict", "params": {"url": place, "path": place, "file": place}},
                 {"url": "/predict", "data": {"url": place}},
+                {"url": "/predict", "files": {"url": (None, place), "file": (place, b"no image")}},
                 {"url": "/v2/models/colors/infer", "json": {"inputs": [tensor | {"data": [place]}]}},
                 {"url": "/v2/models/colors/infer", "json": {"inputs": [tensor | {"parameters": {"url": place}}]}},
             ):
                 assert site.client.post(**sent).status_code in (400, 415, 422), sent
         with pytest.raises(BlockingIOError):
             bait.accept()
-
-
-# The document
-
-ROWS = re.findall(r"(?m)^\| (H\d\d) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", PAGE)
-
-
-def test_the_document_lists_every_fault_once() -> None:
-    assert [number for number, *_ in ROWS] == [f"H{number:02}" for number in range(1, 49)]
-
-
-@pytest.mark.parametrize(("number", "tests"), [(row[0], row[3]) for row in ROWS], ids=[row[0] for row in ROWS])
-def test_every_test_that_the_document_names_exists(number: str, tests: str) -> None:
-    named = re.findall(r"`([\w/]+\.py)::(\w+)`", tests)
-    assert named or "none" in tests, f"{number} names no test and is not marked as untested"
-    for file, test in named:
-        [path] = (ROOT / "tests" / "serve").rglob(file)
-        assert f"\ndef {test}(" in path.read_text(encoding="utf-8"), f"{number}: {file}::{test}"

@@ -50,6 +50,31 @@ def test_validation_of_an_endless_graph_times_out(make_artifact: Any, seal: Any)
     assert caught.value.code == "candidate_too_slow"
 
 
+def make_huge(folder: Path) -> None:
+    """Replace the graph by one that fills 64 GB before it answers."""
+    model = onnx.load(folder / "model.onnx")
+    graph = model.graph
+    graph.initializer.append(helper.make_tensor("shape", TensorProto.INT64, [1], [2**34]))
+    last = graph.node[-1]
+    output_name, last.output[0] = last.output[0], "before"
+    graph.node.append(helper.make_node("ReduceSum", ["before"], ["start"], keepdims=0))
+    graph.node.append(helper.make_node("Expand", ["start", "shape"], ["expanded"]))
+    graph.node.append(helper.make_node("ReduceMax", ["expanded"], ["end"], keepdims=0))
+    graph.node.append(helper.make_node("Add", ["before", "end"], [output_name]))
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+
+
+def test_a_graph_that_needs_too_much_memory_is_rejected(make_artifact: Any, seal: Any) -> None:
+    """A18."""
+    folder = make_artifact()
+    make_huge(folder)
+    seal(folder)
+    with pytest.raises(ArtifactError, match="cannot compute the golden samples.*Expand.*alloc") as caught:
+        validate_in_subprocess(folder, max_pixels=PIXELS)
+    assert caught.value.code == "golden_mismatch"
+    assert "\n" not in str(caught.value)
+
+
 def test_validation_raises_the_error_of_a_bad_artifact(make_artifact: Any) -> None:
     folder = make_artifact()
     (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:-1])

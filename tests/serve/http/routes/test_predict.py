@@ -97,6 +97,40 @@ def test_an_image_is_classified_as_each_client_sends_it(server: Any, photo: Path
     assert (status, answer["predictions"][0]["label"]) == (200, "red")
 
 
+RAW_REQUESTS = {
+    "F1, curl --data-binary": "Content-Type: application/x-www-form-urlencoded",
+    "F1, text": "Content-Type: text/plain",
+    "F1, no Content-Type": "User-Agent: x",
+    "F2, Java's HttpClient": (
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA"
+    ),
+}
+BINARY_V2 = "Inference-Header-Content-Length: 0\r\nAccept: application/json\r\n"
+
+
+@pytest.mark.parametrize("half_closes", [False, True], ids=["waits", "G2, half-closes"])
+@pytest.mark.parametrize("lines", RAW_REQUESTS.values(), ids=RAW_REQUESTS)
+def test_the_bytes_that_a_client_sends_are_answered(server: Any, photo: Path, lines: str, half_closes: bool) -> None:
+    body = photo.read_bytes()
+    for path, more in (("/predict", ""), ("/v2/models/colors/infer", BINARY_V2)):
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n{more}Content-Length: {len(body)}\r\n\r\n".encode()
+        with server.connect() as connection, connection.makefile("rb") as replies:
+            for last in (False, True):  # the connection is kept for the second
+                connection.sendall(head + body)
+                if half_closes and last:
+                    connection.shutdown(socket.SHUT_WR)
+                status_line = replies.readline()
+                headers = dict(line.decode().rstrip().lower().split(": ", 1) for line in iter(replies.readline, b"\r\n"))
+                answer = json.loads(replies.read(int(headers["content-length"])))
+                assert status_line == b"HTTP/1.1 200 OK\r\n"
+                if path == "/predict":
+                    assert answer["predictions"][0]["label"] == "red"
+                else:
+                    assert answer["outputs"][0]["data"][0] == pytest.approx(0.9968, abs=1e-3)
+                assert half_closes or "connection" not in headers
+            assert not half_closes or replies.read() == b""
+
+
 TYPES = ["text/plain", "application/x-www-form-urlencoded", "multipart/mixed; boundary=B", "image/x-unknown", "nonsense", ""]
 
 
