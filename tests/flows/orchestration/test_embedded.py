@@ -199,6 +199,22 @@ def test_requests_to_this_machine_bypass_the_proxy(
     assert os.environ.get("no_proxy") == before
 
 
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "http_proxy"], ids=lambda name: f"F15-{name}")
+def test_a_socks_proxy_does_not_stop_a_run_that_needs_none(
+    prefect_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """Even if it is not used, the client needs a package for it that is not installed here."""
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    monkeypatch.setenv(variable, "socks5h://127.0.0.1:1080")
+    with pytest.raises(ImportError, match="socksio"):
+        httpx.Client()
+    with prefect_server.settings(), get_client(sync_client=True) as client:
+        assert client.api_healthcheck() is None
+    assert os.environ[variable] == "socks5h://127.0.0.1:1080"
+
+
 def test_pending_states_are_sent_silently_at_the_end(
     prefect_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
