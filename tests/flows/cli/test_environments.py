@@ -54,6 +54,8 @@ class Environment:
     """The commands that fail, each with a pattern of the one line that says why."""
 
 
+DATA = re.compile(r"^(\d+ images of 2 classes.*|  .*)\n", re.MULTILINE)
+"""How `run` describes the photos, on standard error."""
 MEMORY = r"edgeline: not enough memory or threads: .* \[out_of_memory\]\n"
 ENVIRONMENTS = {
     "F9-no HOME": Environment(prefix=("env", "-u", "HOME")),
@@ -151,14 +153,13 @@ def test_a_command_works_or_prints_one_line(
         serve(environment, folder)
         return
     done = execute(environment, command, folder)
-    assert "Traceback" not in done.stderr
+    complaints = DATA.sub("", done.stderr)
     if expected := environment.errors.get(command):
         assert done.returncode == 1, done.stdout
-        assert re.search(expected, done.stderr), done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
+        assert re.search(expected, complaints), done.stderr
+        assert complaints.count("\n") == 1, done.stderr
         return
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    assert (done.returncode, complaints) == (0, "")
     CHECKS.get(command, lambda done, folder: None)(done, folder)
 
 
@@ -203,7 +204,8 @@ def test_two_first_runs_at_once_in_a_new_artifacts_folder_do_not_break_each_othe
     for photos in (trained / "photos", tmp_path / "photos"):
         command = [*MAIN, "run", *TINY, "--data", str(photos), "--artifacts", str(tmp_path / "artifacts")]
         started_runs.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"))
-    errors, codes = [run.communicate()[1] for run in started_runs], [run.returncode for run in started_runs]
+    errors = [DATA.sub("", run.communicate()[1]) for run in started_runs]
+    codes = [run.returncode for run in started_runs]
     prefect = tmp_path / "artifacts" / "prefect"
     waiting = f"edgeline: waiting for another run that is starting Prefect in {prefect}\n"
     assert sum(error.startswith(waiting) for error in errors) == 1, errors
@@ -230,7 +232,7 @@ def test_a_full_disk_is_one_line(place: Callable[[Environment], Path]) -> None:
     done = execute(full, "run", folder)
     assert done.returncode == 1, done.stdout
     assert re.search("No space left on device|database or disk is full|disk I/O error", done.stderr), done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
+    assert DATA.sub("", done.stderr).count("\n") == 1, done.stderr
 
 
 def serve(environment: Environment, folder: Path) -> None:
