@@ -36,7 +36,7 @@ def main() -> None:
         data = Path(temporary, "photos")
         source = arguments.data
         if source == "digits":
-            from edgeline.pipeline.data.digits import write_digits
+            from edgeline.pipeline.sources.digits import write_digits
 
             source = str(write_digits(Path(temporary, "digits")))
         shutil.copytree(source, data)

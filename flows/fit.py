@@ -136,8 +136,10 @@ def fit(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from edgeline.flows.steps import run_pipeline
+        from edgeline.pipeline.runs.home import ensure_home
 
         config = _configure(data, {**(settings or {})}, {"name": name, "model": model, **options})
+        ensure_home(Path(config.artifacts))
         progress = _Progress()
         run, steps = run_pipeline(config, call_prepare=progress.prepare, call_step=progress.execute)
         return FitResult(run, tuple(steps))
@@ -172,9 +174,13 @@ class _Progress:
         return result
 
     def _print(self, result: "StepResult") -> None:
+        from edgeline.flows.step_lines import step_lines
+
         if self._console is not None:
             how = "reused" if result.reused else f"done in {result.seconds:.1f} s"
             self._console.print(f"[bold]{result.name}[/] {how}")
+            for line in step_lines(result):
+                self._console.print(f"  {line}", markup=False)
 
 
 def _configure(data: Any, settings: dict[str, Any], options: dict[str, Any]) -> "PipelineConfig":

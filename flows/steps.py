@@ -3,10 +3,12 @@
 Neither Prefect nor PyTorch is imported here: a module that builds a step is imported only when the step has work to do.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from edgeline.flows.step_lines import step_lines
 from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.data.prepare import find_run, prepare
 from edgeline.pipeline.models.weights import weights_identity
@@ -15,6 +17,8 @@ from edgeline.pipeline.runs.run import Run, StepResult
 from edgeline.pipeline.runs.step import Step
 from edgeline.serve.artifact.reader import versions
 
+LOG = logging.getLogger("edgeline.steps")
+"""Logs what each step found, as information: a program decides whether and where to show it."""
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pillow")
 RUNTIMES = (*LIBRARIES, "onnxruntime", "onnx")
 
@@ -125,4 +129,14 @@ def run_pipeline(
         EdgelineError: a step failed; the results of the steps before it are kept.
     """
     run, prepared = call_prepare(config)
-    return run, [prepared, *(call_step(name, run) for name in STEP_NAMES[1:])]
+    results = [prepared]
+    _log(prepared)
+    for name in STEP_NAMES[1:]:
+        results.append(call_step(name, run))
+        _log(results[-1])
+    return run, results
+
+
+def _log(result: StepResult) -> None:
+    for line in step_lines(result):
+        LOG.info("%s", line)

@@ -12,7 +12,8 @@ from edgeline.export.publishing.variant_table import figures, int8_line
 from edgeline.export.records import Record
 from edgeline.export.verification.report import Accuracy, FailedVariant, VariantResult, VerificationReport
 from edgeline.pipeline.evaluation.report import Share, read_evaluation
-from edgeline.pipeline.runs.run import Run, StepResult
+from edgeline.pipeline.runs.findings import StepFinding
+from edgeline.pipeline.runs.run import Run, StepResult, run_findings
 from edgeline.serve.artifact.manifest import FILE_NAME as MANIFEST
 from edgeline.serve.artifact.manifest import Manifest
 
@@ -64,6 +65,8 @@ class Summary(Record):
     int8: str | None
     artifact_bytes: int
     steps: tuple[StepSummary, ...]
+    findings: tuple[StepFinding, ...]
+    """What the steps noticed, in order."""
 
 
 def summarize(run: Run, steps: list[StepResult]) -> Summary:
@@ -101,6 +104,7 @@ def summarize(run: Run, steps: list[StepResult]) -> Summary:
         int8=int8_line(verification),
         artifact_bytes=sum(entry.size for entry in manifest.files),
         steps=tuple(StepSummary(**asdict(step) | {"folder": str(step.folder)}) for step in steps),
+        findings=run_findings(run),
     )
 
 

@@ -11,10 +11,11 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from pathspec import GitIgnoreSpec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from edgeline.pipeline.config_file import apply_override, read_values
-from edgeline.pipeline.names import AugmentationName, StrategyName
+from edgeline.pipeline.names import AugmentationName, LayoutName, StrategyName
 from edgeline.pipeline.thresholds import Fp16Thresholds, Int8Thresholds
 from edgeline.serve.artifact.manifest import NAME
 from edgeline.serve.errors import ConfigError
@@ -32,6 +33,17 @@ class Section(BaseModel):
 class PrepareConfig(Section):
     """Find, validate, deduplicate and split the images."""
 
+    layout: LayoutName = Field(
+        "auto",
+        description="`top`: each folder in `data` is a class. `leaf`: each folder that directly contains images is one. "
+        "`splits`: the folders in `data` are train/, val/ and test/. `csv`: `data` is a CSV file. `auto`: decided by the names "
+        "of the folders; where two readings are plausible, the run stops and lists them.",
+    )
+    ignore: tuple[str, ...] = Field(
+        (), description='Files and folders to leave out, as in a .gitignore file: `["masks/", "*_mask.png"]`.'
+    )
+    include_hidden: bool = Field(False, description="Read files and folders whose name starts with a dot.")
+    follow_links: bool = Field(False, description="Follow links that lead to files and folders outside `data`.")
     test_share: Fraction = Field(
         0.2, gt=0, description="Share of each class held out for the test split, unless the data defines its own splits."
     )
@@ -50,6 +62,15 @@ class PrepareConfig(Section):
     )
     max_bytes: int = Field(64 * 2**20, ge=1, description="Maximum size of an image file, in bytes.")
     max_pixels: int = Field(50_000_000, ge=1, description="Maximum width * height of an image.")
+
+    @field_validator("ignore")
+    @classmethod
+    def _patterns(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            GitIgnoreSpec.from_lines(value)
+        except ValueError as error:
+            raise ValueError(f"must be patterns as in a .gitignore file: {error}") from error
+        return value
 
 
 class PreprocessConfig(Section):
@@ -277,7 +298,9 @@ class PipelineConfig(Section):
         min_length=1,
         description="Backbone: `efficientnet_lite0` to `_lite2`, any torchvision classifier, or `timm:<name>`.",
     )
-    weights: str = Field("imagenet", min_length=1, description="`imagenet`, `none`, or a local .pth or .safetensors file.")
+    weights: str = Field(
+        "imagenet", min_length=1, description="`imagenet`, `none`, or a local file of `torch.save` or safetensors."
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the split and of training.")
     artifacts: str = Field("artifacts", min_length=1, description="Folder of runs, caches and the store.")
     prepare: PrepareConfig = Field(

@@ -6,3 +6,9 @@ StrategyName = Literal["head", "full", "differential", "gradual"]
 """Each is implemented by a function in `pipeline.training.train.STRATEGIES`."""
 AugmentationName = Literal["none", "light", "flip"]
 """Each is implemented by an entry of `pipeline.training.augment.AUGMENTATIONS`."""
+LayoutName = Literal["auto", "top", "leaf", "splits", "csv"]
+"""How the folders of a data set are read; see `pipeline.sources.layout`."""
+OUTPUT_MARKER = ".edgeline"
+"""File in every folder of artifacts, so that what edgeline writes is never read as data."""
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")

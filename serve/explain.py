@@ -9,11 +9,10 @@ exact for networks that end in average pooling and a linear layer: the map adds 
 exported with `export.explain`; see `serve.artifact.cam_outputs`.
 """
 
-import io
-
 from PIL import Image
 
-from edgeline.serve.preprocess import FORMATS, SIDEWAYS, PreprocessSpec, crop_box, orientation_of
+from edgeline.serve.image_files import open_image
+from edgeline.serve.preprocess import SIDEWAYS, PreprocessSpec, crop_box, orientation_of
 
 METHOD = "cam"
 
@@ -29,7 +28,7 @@ def region_of(image: bytes | Image.Image, spec: PreprocessSpec) -> Region:
         spec: the model's preprocessing.
     """
     if isinstance(image, bytes):
-        with Image.open(io.BytesIO(image), formats=FORMATS) as header:
+        with open_image(image) as header:
             width, height = header.size[::-1] if orientation_of(header) in SIDEWAYS else header.size
     else:
         width, height = image.size

@@ -8,10 +8,12 @@ artifact and compared by digest on load.
 
 The order of the steps matters; it is the contract for every port (`docs/artifact.md`):
 1. read size and format from the header; reject images over the limits before any pixel is decoded;
-2. decode the first frame completely; a truncated file is an error. A JPEG is decoded at 1/8, 1/4 or 1/2 of its size, using
-   fewer terms of its cosine transform, if that leaves at least twice the model's input; see `jpeg_scale`;
-3. rotate and mirror according to the EXIF orientation;
-4. convert to 8-bit RGB: 16-bit is scaled, not clipped; transparency is composited on `background`; CMYK is converted;
+2. decode the first frame completely; a truncated file is an error, unless it is a JPEG of one scan that lacks only its end
+   marker. A JPEG is decoded at 1/8, 1/4 or 1/2 of its size, using fewer terms of its cosine transform, if that leaves at least
+   twice the model's input; see `jpeg_scale`;
+3. rotate and mirror according to the EXIF orientation; no other metadata matters, see `image_files`;
+4. convert to 8-bit RGB: 16-bit is scaled, not clipped; transparency is composited on `background`, except in a BMP whose alpha
+   is zero everywhere; CMYK is converted;
 5. crop the centered rectangle of the model's aspect ratio that covers `crop_fraction` of the image, in whole pixels;
 6. resize it to the model's resolution, antialiased.
 
@@ -21,7 +23,6 @@ with full decoding.
 """
 
 import hashlib
-import io
 import json
 import math
 from dataclasses import asdict, dataclass, fields
@@ -31,9 +32,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from edgeline.serve.errors import ImageError, ManifestError
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""Accepted formats. TIFF, PSD, EPS and others are rejected: each is one more parser to attack, and no camera writes them."""
+from edgeline.serve.image_files import open_image
+from edgeline.serve.jpeg_end import with_end_marker
 
 PILLOW_MAX_PIXELS = 178_956_970
 """Pillow's own limit, whatever `Limits` allows."""
@@ -195,13 +195,17 @@ def _decode(
     try:
         box = None if spec is None else _reduce(image, spec)
         image.load()
-        return _to_rgb(_upright(image), background), box
+        return _to_rgb(_upright(_without_unwritten_alpha(image)), background), box
     except ImageError:
         raise
     # On malicious bytes, Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error, IndexError and more. All of
     # them mean that the image is invalid.
     except Exception as error:
         code = "image_truncated" if "truncated" in str(error) or isinstance(error, EOFError) else "image_invalid"
+        if code == "image_truncated":
+            image.close()  # frees its pixels before others are decoded
+            if (ended := with_end_marker(data)) is not None:
+                return _decode(ended, background, limits, spec)
         raise ImageError(f"the {image.format} data cannot be decoded: {_one_line(error)}", code=code) from error
 
 
@@ -270,7 +274,7 @@ def reduced_box(width: int, height: int, orientation: int, scale: int, spec: Pre
 
 def _open(data: bytes, limits: Limits) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = open_image(data)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         limit = min(limits.max_pixels, PILLOW_MAX_PIXELS)
         raise ImageError(f"the image has more than {limit:,} pixels, the limit", code="image_too_large") from error
@@ -320,6 +324,13 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
     info, image = image.info, image.transpose(transpose)
     image.info = info  # holds the transparency of palette images
+    return image
+
+
+def _without_unwritten_alpha(image: Image.Image) -> Image.Image:
+    """Drop an alpha channel that is zero everywhere from a BMP: programs that know no transparency leave these bytes zero."""
+    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        return image.convert("RGB")
     return image
 
 

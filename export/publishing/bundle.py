@@ -21,10 +21,11 @@ from edgeline.export.records import MeasuredOn
 from edgeline.export.variant_registry import REFERENCE, VARIANTS
 from edgeline.export.verification.report import PassedVariant, UnrunVariant, VerificationReport
 from edgeline.export.verification.verify import choose_samples
-from edgeline.pipeline.data.samples import SPLITS, read_prepared
+from edgeline.pipeline.data.samples import read_prepared
 from edgeline.pipeline.evaluation.report import FILE_NAME as EVALUATION_NAME
 from edgeline.pipeline.evaluation.report import Evaluation, read_evaluation
 from edgeline.pipeline.models.checkpoint import load_checkpoint
+from edgeline.pipeline.names import SPLITS
 from edgeline.pipeline.runs.atomic_files import file_digest
 from edgeline.pipeline.runs.receipts import read_receipt
 from edgeline.pipeline.runs.run import Run
@@ -126,7 +127,7 @@ def write_bundle(run: Run, folder: Path, verification: VerificationReport, *, ve
         "temperature": evaluation.calibration.temperature,
     }
     report.write_report(folder / "report.html", run, evaluation, verification, provenance)
-    report.write_card(folder / "card.md", run.config.artifact_name, evaluation, verification, provenance)
+    report.write_card(folder / "card.md", run, evaluation, verification, provenance)
     max_batch = run.config.verify.max_batch
     variants = [_variant(entry, max_batch) for entry in (verification.reference, *shipped)]
     manifest = Manifest(

@@ -1,6 +1,7 @@
 """The pages of an artifact for people: `report.html`, which works offline, `card.md` and `golden/README.md`."""
 
 import base64
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from edgeline.export.publishing import variant_table
 from edgeline.export.verification.report import VerificationReport
 from edgeline.pipeline.evaluation.report import Evaluation
-from edgeline.pipeline.runs.run import Run
+from edgeline.pipeline.runs.run import Run, run_findings
 from edgeline.serve.runtime.provenance import machine_line
 
 ENVIRONMENT = Environment(
@@ -28,7 +29,7 @@ def write_report(
         provenance=provenance,
         caption=variant_table.CAPTION,
         variants=variant_table.rows(verification),
-        remarks=variant_table.remarks(verification),
+        findings=run_findings(run),
         int8=variant_table.int8_line(verification),
         origins=variant_table.origins(verification, provenance),
         confusion=_data_uri(run.step("evaluate") / "confusion.png"),
@@ -38,14 +39,15 @@ def write_report(
 
 
 def write_card(
-    path: Path, name: str, evaluation: Evaluation, verification: VerificationReport, provenance: dict[str, Any]
+    path: Path, run: Run, evaluation: Evaluation, verification: VerificationReport, provenance: dict[str, Any]
 ) -> None:
     """Write the model card: intended use, accuracy, verification and limits."""
     assert verification.reference is not None, "a report that passed has the reference's figures"
     top1, images, calibration = evaluation.top1, provenance["images"], evaluation.calibration
     held_out, int8 = verification.images.held_out, variant_table.int8_line(verification)
-    more = "".join(f"\n{line}.\n" for line in (*variant_table.remarks(verification), *([f"int8: {int8}"] if int8 else [])))
-    text = f"""# {name}
+    int8_line = f"\nint8: {int8}.\n" if int8 else ""
+    findings = "".join(f"- {_text(finding.message)} ({finding.step})\n" for finding in run_findings(run))
+    text = f"""# {run.config.artifact_name}
 
 An image classifier with {len(evaluation.labels)} classes, on the backbone {provenance["backbone"]} ({provenance["strategy"]}
 trained), packaged by edgeline {provenance["edgeline"]}.
@@ -63,7 +65,10 @@ trained), packaged by edgeline {provenance["edgeline"]}.
 {_markdown(variant_table.rows(verification))}
 
 {variant_table.CAPTION} Measured on {machine_line(verification.reference.measured_on.machine)}.
-{more}
+{int8_line}
+## What was found
+
+{findings or "Nothing that needs attention."}
 ## Intended use
 
 Photos like those it was trained on. It has {len(evaluation.labels)} classes and assigns every photo to one of them:
@@ -149,6 +154,11 @@ def _markdown(lines: list[dict[str, str]]) -> str:
     """Rows by the headings of their columns as a table."""
     table = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in table)
+
+
+def _text(message: str) -> str:
+    """A message as Markdown text: nothing in it is a heading, link, image or HTML."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(message.split()))
 
 
 def _data_uri(path: Path) -> str:

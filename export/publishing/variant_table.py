@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgeline.export.records import MeasuredOn
-from edgeline.export.verification.report import FailedVariant, PassedVariant, UnrunVariant, VerificationReport
+from edgeline.export.verification.report import PassedVariant, UnrunVariant, VerificationReport
 from edgeline.serve.runtime.provenance import machine_line
 
 CAPTION = (
@@ -33,17 +33,6 @@ def figures(variant: PassedVariant | UnrunVariant) -> dict[str, Any]:
 def rows(verification: VerificationReport) -> list[dict[str, str]]:
     """A row for each variant that ships and was run, its cells by the heading of their column."""
     return [_row(variant) for variant in verification.measured]
-
-
-def remarks(verification: VerificationReport) -> list[str]:
-    """A line for each variant without a row: it does not ship, or could not be run here."""
-    lines = []
-    for variant in verification.variants:
-        if isinstance(variant, UnrunVariant):
-            lines.append(_not_run_line(variant))
-        elif isinstance(variant, FailedVariant):
-            lines.append(f"{variant.name} is not shipped: {'; '.join(variant.problems)}")
-    return lines
 
 
 def int8_line(verification: VerificationReport) -> str | None:
@@ -107,20 +96,6 @@ def _row(variant: PassedVariant) -> dict[str, str]:
         "Start, ms": f"{variant.start.total_ms:.0f}",
         "Peak, MB": f"{variant.start.peak_mb:.0f}",
     }
-
-
-def _not_run_line(variant: UnrunVariant) -> str:
-    structure = variant.structure
-    found = f"its inputs, outputs and {structure.weights} weights are those of the network"
-    if (similarity := structure.similarity) is not None:
-        found += (
-            f"; its graph, computed by PyTorch, has the same best class on {similarity.top1_agreement:.2%} of "
-            f"{similarity.images} images, SQNR {similarity.sqnr_db:.0f} dB"
-        )
-    return (
-        f"{variant.name} ({variant.bytes / 1e6:.1f} MB) is shipped and was not run here ({variant.not_run}): {found}; "
-        "`edgeline check` verifies it there"
-    )
 
 
 def _with_interval(value: float, interval: tuple[float, float], factor: float = 1) -> str:

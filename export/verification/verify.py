@@ -28,6 +28,7 @@ from edgeline.export.variant_registry import REFERENCE
 from edgeline.export.variants_report import VariantsReport
 from edgeline.export.verification.context import Findings, VerificationContext
 from edgeline.export.verification.explanations import compare_maps
+from edgeline.export.verification.findings import find_in_verification
 from edgeline.export.verification.report import Accuracy, ImageCounts, ReferenceThresholds, VerificationReport
 from edgeline.export.verification.variants import Result, describe_reference, verify_variants
 from edgeline.pipeline.data.samples import Sample, read_prepared
@@ -36,6 +37,7 @@ from edgeline.pipeline.evaluation.metrics import wilson_interval
 from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.models.checkpoint import load_checkpoint
 from edgeline.pipeline.runs.atomic_files import digest_of
+from edgeline.pipeline.runs.findings import write_findings
 from edgeline.pipeline.runs.receipts import result_digest
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.errors import VerificationError
@@ -61,6 +63,7 @@ def build_verification(run: Run, folder: Path) -> None:
     inputs = {name: result_digest(run.step(name)) for name in file_names.VERIFIED}
     report = report.model_copy(update={"problems": tuple(problems), "passed": not problems, "inputs": inputs})
     report.write(folder / file_names.VERIFICATION)
+    write_findings(folder, find_in_verification(report))
     if report.divergence is not None:
         plot_divergence(report.divergence, folder / PLOT)
     raise_problems(report.problems, report.comparisons)

@@ -4,7 +4,10 @@ Nothing heavy is imported here; the command imports what it needs when it runs.
 """
 
 import json
+import logging
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +18,7 @@ from edgeline.flows.cli.options import (
     Config,
     Data,
     Json,
+    Layout,
     Model,
     Name,
     Overrides,
@@ -39,6 +43,7 @@ LABEL_WIDTH, VARIANT_WIDTH = 20, 24
 
 def run(
     data: Data = None,
+    layout: Layout = None,
     config: Config = None,
     name: Name = None,
     model: Model = None,
@@ -66,13 +71,32 @@ def run(
     """
     from edgeline.flows.summary import summarize
 
-    options = RunOptions(data=data, name=name, model=model, weights=weights, strategy=strategy, seed=seed, artifacts=artifacts)
-    finished, steps = _run_pipeline(load_settings(config, overrides, options), prefect)
+    options = RunOptions(
+        data=data, layout=layout, name=name, model=model, weights=weights, strategy=strategy, seed=seed, artifacts=artifacts
+    )
+    settings = load_settings(config, overrides, options)
+    with _step_lines_on_stderr():
+        finished, steps = _run_pipeline(settings, prefect)
     summary = summarize(finished, steps)
     if as_json:
         print(json.dumps(summary.to_dict()))
         return
     _show(summary, finished, demo)
+
+
+@contextmanager
+def _step_lines_on_stderr() -> Iterator[None]:
+    """Print what each step finds, when it is done."""
+    from edgeline.flows.steps import LOG
+
+    handler = logging.StreamHandler()
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    try:
+        yield
+    finally:
+        LOG.removeHandler(handler)
 
 
 def _run_pipeline(settings: "PipelineConfig", prefect: bool) -> "tuple[Run, list[StepResult]]":
@@ -123,11 +147,11 @@ def _show(summary: "Summary", finished: "Run", demo: bool) -> None:
 
 
 def _show_variants(console: "Console", verification: "VerificationReport") -> None:
-    """Print a table with one column per variant, as many side by side as fit; then what was left out and why."""
+    """Print a table with one column per variant, as many side by side as fit."""
     from rich.markup import escape
     from rich.table import Table
 
-    from edgeline.export.publishing.variant_table import remarks, rows
+    from edgeline.export.publishing.variant_table import rows
 
     variants = rows(verification)
     per_table = max(1, (console.width - LABEL_WIDTH) // VARIANT_WIDTH)
@@ -138,5 +162,3 @@ def _show_variants(console: "Console", verification: "VerificationReport") -> No
             table.add_row(f"[bold]{heading}[/]", *(escape(variant[heading]) for variant in shown))
         console.print()
         console.print(table)
-    for line in remarks(verification):
-        console.print(escape(line))

@@ -12,6 +12,7 @@ from edgeline.flows.cli.options import (
     Config,
     Data,
     Json,
+    Layout,
     Model,
     Name,
     Overrides,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 def prepare(
     data: Data = None,
+    layout: Layout = None,
     config: Config = None,
     name: Name = None,
     model: Model = None,
@@ -50,16 +52,14 @@ def prepare(
     """
     from edgeline.pipeline.data.prepare import prepare as prepare_data
 
-    options = RunOptions(data=data, name=name, model=model, weights=weights, strategy=strategy, seed=seed, artifacts=artifacts)
+    options = RunOptions(
+        data=data, layout=layout, name=name, model=model, weights=weights, strategy=strategy, seed=seed, artifacts=artifacts
+    )
     run, result = prepare_data(load_settings(config, overrides, options))
     summary = json.loads((result.folder / "summary.json").read_text(encoding="utf-8"))
-    rejected = f"{summary['rejected']} rejected, {summary['duplicates']} duplicates, {summary['conflicts']} conflicts"
-    lines = [
-        f"{summary['kept']} images of {len(summary['labels'])} classes; {rejected}",
-        *summary["warnings"],
-        str(run.folder),
-    ]
-    report_step(run, result, summary, lines, as_json)
+    report_step(run, result, summary, [], as_json)
+    if not as_json:
+        print(run.folder)
 
 
 def train(folder: RunFolder, as_json: Json = False) -> None:
@@ -146,18 +146,24 @@ def execute_step(folder: Path, name: str) -> "tuple[Run, StepResult]":
         EdgelineError: the step failed, or one that it reads has not been executed.
     """
     from edgeline.flows.steps import execute
+    from edgeline.pipeline.runs.home import ensure_home
     from edgeline.pipeline.runs.run import open_run
 
     run = open_run(folder)
+    ensure_home(Path(run.config.artifacts))
     return run, execute(name, run)
 
 
 def report_step(run: "Run", result: "StepResult", report: dict[str, Any], lines: list[str], as_json: bool) -> None:
-    """Print what a step did: its report as JSON, or lines for people."""
+    """Print what a step did and found: as JSON, or as lines for people."""
+    from edgeline.flows.step_lines import step_lines
+    from edgeline.pipeline.runs.findings import read_findings
+
     if as_json:
         step = {"name": result.name, "folder": str(result.folder), "reused": result.reused, "seconds": result.seconds}
-        print(json.dumps({"run": str(run.folder), "step": step, "report": report}))
+        findings = [finding.model_dump() for finding in read_findings([result.folder])]
+        print(json.dumps({"run": str(run.folder), "step": step, "report": report, "findings": findings}))
         return
-    for line in lines:
+    for line in (*lines, *step_lines(result)):
         print(line)
     print("reused, nothing it depends on has changed" if result.reused else f"done in {result.seconds:.1f} s")

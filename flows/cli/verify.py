@@ -58,10 +58,9 @@ def verify(folder: RunFolder, as_json: Json = False) -> None:
     except VerificationError as error:
         failed = folder / "verify.partial" / "verification.json"
         if as_json and error.code == VerificationError.code and failed.is_file():
-            print(failed.read_text(encoding="utf-8"), end="")
+            print(json.dumps(json.loads(failed.read_text(encoding="utf-8"))))
             raise typer.Exit(1) from None
         raise
-    from edgeline.export.publishing.variant_table import remarks
     from edgeline.export.verification.report import VerificationReport
 
     report = VerificationReport.read(result.folder / "verification.json")
@@ -69,7 +68,6 @@ def verify(folder: RunFolder, as_json: Json = False) -> None:
         f"passed: {report.images.total} images, batches {', '.join(str(c.batch) for c in report.comparisons)}",
         f"max difference {report.max_difference:.2g} (at most {report.thresholds.max_difference:g} allowed)",
         f"top-1 agreement {report.top1_agreement:.2%}",
-        *remarks(report),
     ]
     report_step(run, result, report.to_dict(), lines, as_json)
 

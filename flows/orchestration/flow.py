@@ -25,6 +25,7 @@ from prefect.states import Completed
 
 from edgeline.flows import steps
 from edgeline.flows.orchestration.report import report
+from edgeline.flows.step_lines import step_lines
 from edgeline.pipeline.config import PipelineConfig, parse_config
 from edgeline.pipeline.data.prepare import prepare as prepare_samples
 from edgeline.pipeline.runs.run import Run, StepResult
@@ -135,7 +136,8 @@ def _check(config: PipelineConfig) -> None:
 
 
 def _message(result: StepResult) -> str:
-    return f"{result.name}: {'reused' if result.reused else f'done in {result.seconds:.1f} s'}: {result.folder}"
+    done = f"{result.name}: {'reused' if result.reused else f'done in {result.seconds:.1f} s'}: {result.folder}"
+    return "\n".join([done, *step_lines(result)])
 
 
 def _completed(result: StepResult, data: Any) -> State[Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
-from edgeline.export.publishing.variant_table import CAPTION, remarks, rows
+from edgeline.export.publishing.variant_table import CAPTION, rows
 from edgeline.flows.summary import read_verification, summarize, summary_rows
 from edgeline.pipeline.runs.run import Run, StepResult
 
@@ -33,9 +33,13 @@ def report(run: Run, steps: list[StepResult]) -> None:
     create_table_artifact(figures, key=key, description=f"{summary.name} version {summary.version}: {summary.artifact}")
     verification = read_verification(summary.artifact)
     create_table_artifact(
-        [*rows(verification), *({"Variant": line} for line in remarks(verification))],
+        rows(verification),
         key=f"{key}-variants",
         description=f"The model, float32 and its variants. {CAPTION}",
+    )
+    found = [{"step": finding.step, "finding": finding.message, "level": finding.level} for finding in summary.findings]
+    create_table_artifact(
+        found, key=f"{key}-findings", description="What the steps noticed: data left out, variants not shipped."
     )
     _report_confusion(key, run.step("evaluate"))
     if not steps[-1].reused:

@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from edgeline.pipeline.data.labels import summarize
-from edgeline.pipeline.data.samples import Split
 from edgeline.pipeline.data.validation import ValidImage
+from edgeline.pipeline.names import Split
+from edgeline.pipeline.sources.labels import summarize
 from edgeline.serve.errors import DataError
 
 PRIORITY: dict[Split | None, int] = {"test": 0, "val": 1, "train": 2, None: 3}

@@ -4,7 +4,7 @@
     prepared = read_prepared(result.folder)
 
 The step's folder contains `samples.csv` (the images that are kept), `rejected.csv`, `duplicates.csv` and `conflicts.csv`
-(the others, with the reason) and `summary.json`. The user's files are never written to.
+(the others, with the reason), `summary.json` and `findings.json`. The user's files are never written to.
 
 The run is identified by the content of the files, not by their times: a second call only hashes them.
 """
@@ -17,17 +17,19 @@ from pathlib import Path, PurePosixPath
 
 from edgeline.pipeline.config import PipelineConfig, PrepareConfig
 from edgeline.pipeline.data.deduplication import Deduplicated, deduplicate
-from edgeline.pipeline.data.discovery import Source, find_source
-from edgeline.pipeline.data.labels import summarize
-from edgeline.pipeline.data.report import build_summary, write_deduplicated, write_rejected
-from edgeline.pipeline.data.samples import Sample, Split, write_samples
+from edgeline.pipeline.data.report import build_summary, find_in_data, write_conflicts, write_duplicates, write_rejected
+from edgeline.pipeline.data.samples import Sample, write_samples
 from edgeline.pipeline.data.split import carve
 from edgeline.pipeline.data.validation import ValidationResult, hash_files, validate_images
+from edgeline.pipeline.names import Split
 from edgeline.pipeline.runs.atomic_files import digest_of, write_json
 from edgeline.pipeline.runs.code_digest import code_digest
 from edgeline.pipeline.runs.content_cache import ContentCache
+from edgeline.pipeline.runs.findings import write_findings
 from edgeline.pipeline.runs.run import Run, StepResult, create_run
 from edgeline.pipeline.runs.step import CODE_CACHE, build_or_reuse, step_key
+from edgeline.pipeline.sources.discovery import Source, find_source
+from edgeline.pipeline.sources.labels import summarize
 from edgeline.serve.errors import DataError, ImageError
 from edgeline.serve.preprocess import Limits
 
@@ -50,9 +52,12 @@ def prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
         write_rejected(folder / "rejected.csv", (*validated.rejected, *validated.ignored))
         _check_validated(source, validated, config.prepare, folder / "rejected.csv")
         deduplicated = deduplicate(validated.images, on_leakage=config.prepare.on_leakage)
+        write_conflicts(folder / "conflicts.csv", deduplicated)
+        _check_conflicts(source.labels, deduplicated, config.prepare, folder / "conflicts.csv")
         samples = _samples(source, deduplicated, _split(source, deduplicated, config))
         write_samples(folder / "samples.csv", samples)
-        write_deduplicated(folder, deduplicated, samples)
+        write_duplicates(folder / "duplicates.csv", deduplicated, samples)
+        write_findings(folder, find_in_data(source, validated, deduplicated, samples))
         summary = {"fingerprint": fingerprint, "seed": config.seed, **build_summary(source, validated, deduplicated, samples)}
         write_json(folder / "summary.json", summary)
 
@@ -71,7 +76,7 @@ def find_run(config: PipelineConfig) -> tuple[Run, str]:
 
 
 def _hash_data(config: PipelineConfig) -> tuple[Source, Limits, list[str | ImageError], str]:
-    source = find_source(config.data, Path(config.artifacts))
+    source = find_source(config.data, Path(config.artifacts), config.prepare)
     limits = Limits(max_bytes=config.prepare.max_bytes, max_pixels=config.prepare.max_pixels)
     hashes = hash_files([source.path(file) for file in source.files], limits)
     return source, limits, hashes, _fingerprint(source, hashes)
@@ -113,6 +118,24 @@ def _check_validated(source: Source, validated: ValidationResult, config: Prepar
     present = {image.file.given for image in validated.images}
     if unusable := sorted(source.given - present):
         raise DataError(f"no usable image in {' and '.join(unusable)}; add images, or remove the split", code="empty_split")
+
+
+def _check_conflicts(labels: Sequence[str], deduplicated: Deduplicated, config: PrepareConfig, table: Path) -> None:
+    """A class that has too few images because the others have a second label is reported as such."""
+    kept = Counter(image.file.label for image in deduplicated.kept)
+    others: dict[str, Counter[str]] = defaultdict(Counter)
+    for image, other in deduplicated.conflicts:
+        others[image.file.label][other.file.label] += 1
+    if lost := [label for label in labels if others[label] and kept[label] < config.min_per_class]:
+        listed = summarize(
+            f"{label!r} keeps {kept[label]} images, because {count:,} are also in {other!r}"
+            for label in lost
+            for other, count in others[label].most_common(1)
+        )
+        raise DataError(
+            f"the same images have two labels and are left out: {listed}; decide on one label for each (listed in {table})",
+            code="label_conflict",
+        )
 
 
 def _split(source: Source, deduplicated: Deduplicated, config: PipelineConfig) -> dict[str, Split]:

@@ -11,18 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from edgeline.pipeline.names import Split
 from edgeline.serve.errors import DataError
 from edgeline.serve.preprocess import Limits, PreprocessSpec, preprocess
 from edgeline.serve.runtime.cpu import usable_cores
 
 T = TypeVar("T")
 R = TypeVar("R")
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

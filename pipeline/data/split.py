@@ -13,7 +13,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
-from edgeline.pipeline.data.samples import Split
+from edgeline.pipeline.names import Split
 
 Counts = Mapping[str, int]
 """Images by class."""

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeline.pipeline.data.file_walk import open_regular, walk
 from edgeline.pipeline.data.samples import map_ahead
 from edgeline.pipeline.progress import track
+from edgeline.pipeline.sources.file_walk import open_regular, read_tree
 from edgeline.serve.errors import DataError, ImageError
 from edgeline.serve.preprocess import Limits, PreprocessSpec, preprocess
 
@@ -46,10 +46,11 @@ def read_photos(folder: Path, spec: PreprocessSpec, limit: int) -> Photos:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; expected a folder of photos", code="no_such_folder")
-    files = sorted(walk(str(folder), os.path.realpath(folder)), key=lambda entry: entry[0])
+    tree = read_tree(os.path.realpath(folder))
+    files = sorted([*((name, None) for name in tree.files), *tree.problems], key=lambda entry: entry[0])
     chosen = [files[i * len(files) // limit] for i in range(limit)] if len(files) > limit else files
-    read = list(track(map_ahead(lambda entry: _read(entry, spec), chosen, ahead=64), "reading photos", len(chosen)))
-    names = [os.path.relpath(path, folder) for path, _ in chosen]
+    read = list(track(map_ahead(lambda entry: _read(tree.root, entry, spec), chosen, ahead=64), "reading photos", len(chosen)))
+    names = [name for name, _ in chosen]
     good = [(name, pixels) for name, pixels in zip(names, read, strict=True) if isinstance(pixels, np.ndarray)]
     bad = tuple((name, str(error)) for name, error in zip(names, read, strict=True) if isinstance(error, ImageError))
     if not good:
@@ -57,12 +58,12 @@ def read_photos(folder: Path, spec: PreprocessSpec, limit: int) -> Photos:
     return Photos(tuple(name for name, _ in good), tuple(pixels for _, pixels in good), bad, len(files))
 
 
-def _read(entry: tuple[str, ImageError | None], spec: PreprocessSpec) -> np.ndarray | ImageError:
-    path, problem = entry
+def _read(root: str, entry: tuple[str, ImageError | None], spec: PreprocessSpec) -> np.ndarray | ImageError:
+    name, problem = entry
     if problem is not None:
         return problem
     try:
-        with open_regular(path) as file:
+        with open_regular(os.path.join(root, name)) as file:
             return preprocess(file.read(Limits().max_bytes + 1), spec)
     except ImageError as error:
         return error

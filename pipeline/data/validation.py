@@ -7,45 +7,34 @@ Memory is bounded by a few images in each thread, whatever the size of the data 
 """
 
 import hashlib
-import io
 import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import TypeVar
 
 from PIL import Image
 
-from edgeline.pipeline.data.discovery import Rejected, Source, SourceFile
-from edgeline.pipeline.data.file_walk import open_regular
-from edgeline.pipeline.data.samples import Split, map_ahead
+from edgeline.pipeline.data.samples import map_ahead
+from edgeline.pipeline.names import Split
 from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.code_digest import code_digest
 from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.pipeline.runs.step import step_key
+from edgeline.pipeline.sources.discovery import Rejected, Source, SourceFile
+from edgeline.pipeline.sources.file_walk import open_regular
+from edgeline.pipeline.sources.image_extensions import FORMAT_EXTENSIONS, extension, is_named_like_an_image
 from edgeline.serve.errors import DataError, ImageError
-from edgeline.serve.preprocess import FORMATS, Limits, decode_image
-
-FORMAT_EXTENSIONS = {
-    "JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"},
-    "MPO": {".jpg", ".jpeg", ".mpo"},
-    "PNG": {".png", ".apng"},
-    "WEBP": {".webp"},
-    "GIF": {".gif"},
-    "BMP": {".bmp", ".dib"},
-}
-UNREAD_EXTENSIONS = {
-    *(".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".ico", ".tga", ".ppm", ".pgm"),
-    *(".pbm", ".pnm", ".eps", ".fits", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2"),
-}
-"""Extensions of unsupported image formats. Such a file is rejected, not ignored."""
-IMAGE_EXTENSIONS = UNREAD_EXTENSIONS.union(*FORMAT_EXTENSIONS.values())
+from edgeline.serve.image_files import open_image
+from edgeline.serve.jpeg_end import lacks_end_marker
+from edgeline.serve.preprocess import Limits, decode_image
 
 STRIP_PIXELS = 2**20
 """Pixels hashed at a time, so that a large image is not copied as a whole."""
+
+FEW_COLORS = 16
 
 BATCH = 256
 """Results written to the cache at a time. A kill loses at most this many."""
@@ -63,6 +52,10 @@ class ImageContent:
     height: int
     format: str
     """Pillow's name of the format, such as `JPEG`."""
+    few_colors: bool
+    """Whether it has at most 16 colors, like a mask of another image."""
+    incomplete_end: bool = False
+    """Whether it is a JPEG that lacks its end marker; its pixels are complete."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,8 +76,8 @@ class ValidImage:
     @property
     def wrong_extension(self) -> bool:
         """Whether the extension is that of another format."""
-        extension = _extension(self.name)
-        return bool(extension) and extension not in FORMAT_EXTENSIONS[self.content.format]
+        own = extension(self.name)
+        return bool(own) and own not in FORMAT_EXTENSIONS[self.content.format]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +129,7 @@ def validate_images(
         if isinstance(result, ImageContent):
             assert isinstance(sha256, str)
             images.append(ValidImage(file=file, sha256=sha256, content=result, split=source.role(file.given)))
-        elif _extension(file.name) not in IMAGE_EXTENSIONS and _is_not_an_image(result, opened=isinstance(sha256, str)):
+        elif not is_named_like_an_image(file.name) and _is_not_an_image(result, opened=isinstance(sha256, str)):
             ignored.append(Rejected(name=file.name, code="ignored", message=str(result)))
         else:
             rejected.append(Rejected(name=file.name, code=result.code, message=str(result)))
@@ -150,10 +143,6 @@ def pixel_digest(image: Image.Image) -> str:
     for top in range(0, image.height, rows):
         digest.update(image.crop((0, top, image.width, min(top + rows, image.height))).tobytes())
     return digest.hexdigest()
-
-
-def _extension(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
 
 
 def _is_not_an_image(error: ImageError, *, opened: bool) -> bool:
@@ -192,8 +181,13 @@ def _decode(path: str, sha256: str, limits: Limits) -> bytes:
     data = _read_again(path, sha256, limits)
     try:
         image = decode_image(data, limits=limits)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-            result = asdict(ImageContent(pixel_digest(image), image.width, image.height, str(header.format)))
+        with open_image(data) as header:
+            format = str(header.format)
+        few_colors = image.getcolors(FEW_COLORS) is not None
+        content = ImageContent(
+            pixel_digest(image), image.width, image.height, format, few_colors, incomplete_end=lacks_end_marker(data)
+        )
+        result = asdict(content)
     except ImageError as error:
         result = {"code": error.code, "message": str(error)}
     return json.dumps(result).encode()
@@ -203,7 +197,7 @@ def _parse(result: bytes) -> ImageContent | ImageError:
     fields = json.loads(result)
     if "code" in fields:
         return ImageError(fields["message"], code=fields["code"])
-    return ImageContent(fields["pixels"], fields["width"], fields["height"], sys.intern(fields["format"]))
+    return ImageContent(**{**fields, "format": sys.intern(fields["format"])})
 
 
 def _read_again(path: str, sha256: str, limits: Limits) -> bytes:

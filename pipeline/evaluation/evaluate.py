@@ -1,6 +1,6 @@
 """Measure a checkpoint on the test split, and calibrate its confidence on the validation split.
 
-Shapes: N images, K classes.
+Shapes: N test images, M validation images, K classes.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from edgeline.pipeline.data.samples import Sample, read_prepared, stream_pixels
+from edgeline.pipeline.evaluation.findings import find_in_evaluation
 from edgeline.pipeline.evaluation.metrics import best_temperature, calibration_error, nll, softmax, wilson_interval
 from edgeline.pipeline.evaluation.plots import write_confusion_png, write_reliability_png
 from edgeline.pipeline.evaluation.report import Average, Calibration, ClassReport, Evaluation, Mistake, Share, write_evaluation
@@ -17,6 +18,7 @@ from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.checkpoint import CALIBRATION, load_checkpoint
 from edgeline.pipeline.models.devices import CPU_BATCH, choose_device, memory_errors, to_device
 from edgeline.pipeline.progress import track
+from edgeline.pipeline.runs.findings import write_findings
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.errors import TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
@@ -34,11 +36,14 @@ def build_evaluation(run: Run, folder: Path) -> None:
     test = prepared.of("test")
     test_logits_NK = compute_logits(network, test, checkpoint.preprocess, device)
     with np.load(run.step("train") / CALIBRATION, allow_pickle=False) as calibration:
-        temperature = best_temperature(calibration["logits"], calibration["targets"])
+        logits_MK, targets_M = calibration["logits"], calibration["targets"]
+    temperature = best_temperature(logits_MK, targets_M)
     evaluation = evaluate(test_logits_NK, test, checkpoint.labels, temperature=temperature, bins=run.config.evaluate.bins)
     evaluation = evaluation.model_copy(update={"device": device.type})
     write_evaluation(folder, evaluation)
     probabilities_NK = softmax(test_logits_NK / temperature)
+    correct = int((logits_MK.argmax(1) == targets_M).sum())
+    write_findings(folder, find_in_evaluation(evaluation, probabilities_NK, correct, len(targets_M)))
     np.savez_compressed(folder / "test.npz", probabilities=probabilities_NK, targets=_targets(test))
     write_confusion_png(folder / "confusion.png", np.asarray(evaluation.confusion), checkpoint.labels)
     write_reliability_png(folder / "reliability.png", probabilities_NK, _targets(test), run.config.evaluate.bins)
@@ -90,6 +95,7 @@ def evaluate(
     confusion = np.zeros((len(labels), len(labels)), int)
     np.add.at(confusion, (targets_N, predicted_N), 1)
     classes = _class_reports(confusion, labels)
+    measured = [entry for entry in classes if entry.support]
     rank_N = (logits_NK > logits_NK[np.arange(len(logits_NK)), targets_N, None]).sum(1)
     return Evaluation(
         labels=list(labels),
@@ -97,7 +103,7 @@ def evaluate(
         top1=_share(int((predicted_N == targets_N).sum()), len(samples)),
         top5=_share(int((rank_N < 5).sum()), len(samples)) if len(labels) > 5 else None,
         classes=classes,
-        macro=Average(**{name: float(np.mean([getattr(c, name) for c in classes])) for name in ("precision", "recall", "f1")}),
+        macro=Average(**{name: float(np.mean([getattr(c, name) for c in measured])) for name in ("precision", "recall", "f1")}),
         confusion=confusion.tolist(),
         calibration=Calibration(
             temperature=temperature,

@@ -41,7 +41,7 @@ class ClassReport(Record):
 
 
 class Average(Record):
-    """Unweighted mean over the classes."""
+    """Unweighted mean over the classes that have test images."""
 
     precision: float
     recall: float

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeline.pipeline.config import PipelineConfig, load_config
+from edgeline.pipeline.names import OUTPUT_MARKER
 from edgeline.pipeline.runs.atomic_files import digest_of, replace_file, write_json
+from edgeline.pipeline.runs.findings import StepFinding, read_findings
 from edgeline.serve.errors import ConfigError, EdgelineError
 
 
@@ -35,6 +37,15 @@ class StepResult:
     seconds: float
 
 
+STEPS_WITH_RESULTS = ("prepare", "train", "evaluate", "export", "variants", "verify")
+"""The folders of a run, in the order of the steps."""
+
+
+def run_findings(run: Run) -> tuple[StepFinding, ...]:
+    """What the finished steps of a run noticed, in order."""
+    return read_findings([run.step(name) for name in STEPS_WITH_RESULTS])
+
+
 def create_run(config: PipelineConfig, fingerprint: str) -> Run:
     """Return the run of a configuration with data of this fingerprint, and create its folder if needed.
 
@@ -45,6 +56,7 @@ def create_run(config: PipelineConfig, fingerprint: str) -> Run:
     folder = config.runs / f"{config.artifact_name}-{digest_of([settings, fingerprint])[:12]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        (config.runs.parent / OUTPUT_MARKER).write_text("edgeline writes to this folder, and does not read it as data.\n")
         replace_file(folder / "config.json", lambda path: write_json(path, config.model_dump(mode="json")))
     except OSError as error:
         raise EdgelineError(

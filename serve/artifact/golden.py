@@ -191,4 +191,4 @@ def _read_pixels(artifact: Artifact, path: str) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return np.asarray(image)
     except Exception as error:  # see serve.preprocess.decode_image for what Pillow's decoders raise
-        raise GoldenError(f"{path} is not a PNG file; publish the artifact again") from error
+        raise GoldenError(f"{path} cannot be read as PNG ({error}); publish the artifact again") from error

@@ -16,6 +16,8 @@ from pathlib import Path
 from edgeline.serve.artifact import manifest as manifests
 from edgeline.serve.artifact.manifest import Manifest
 from edgeline.serve.errors import ArtifactError, DigestError, StoreError
+from edgeline.serve.leftovers import leftover
+from edgeline.serve.system_errors import remedy
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def open_artifact(path: Path) -> Artifact:
     manifest = Manifest.from_json(manifest_data)
     named = {entry.path for entry in manifest.files} | {manifests.FILE_NAME}
     if unknown := sorted(_files_below(folder) - named):
-        raise ArtifactError(f"{folder} has files that are not in its manifest: {', '.join(unknown[:5])}")
+        listed = ", ".join(unknown[:5])
+        raise ArtifactError(f"{folder} has files that are not in its manifest: {listed}; remove them, or copy it again")
     artifact = Artifact(folder, manifest, hashlib.sha256(manifest_data).hexdigest())
     for entry in manifest.files:
         size = _stat(folder / entry.path).st_size
@@ -77,10 +80,15 @@ def resolve(path: Path) -> Path:
         if (path / manifests.FILE_NAME).is_file():
             return path
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
+        raise ArtifactError(
+            f"{path} cannot be read: {error.strerror}; {remedy(error, 'check the disk and its permissions')}"
+        ) from error
     if path.is_dir() and (numbers := versions(path)):
         return path / str(numbers[-1])
-    raise ArtifactError(f"no artifact at {path}: expected a folder with {manifests.FILE_NAME}, or with version folders")
+    message = f"no artifact at {path}: expected a folder with {manifests.FILE_NAME}, or with version folders"
+    if path.is_dir() and (found := names(path)):
+        message += f"; it is a store, so name one of its artifacts: {', '.join(str(path / name) for name in found[:5])}"
+    raise ArtifactError(message)
 
 
 def names(store: Path) -> list[str]:
@@ -112,12 +120,15 @@ def is_version(name: str) -> bool:
 
 
 def _files_below(folder: Path) -> set[str]:
+    """The files of a folder. Leftovers of file managers and the like are left out: they are harmless, as nothing reads them."""
     found = set()
 
     def fail(error: OSError) -> None:  # by default os.walk skips folders that it cannot list
-        raise ArtifactError(f"{error.filename}: {error.strerror}; copy the artifact again") from error
+        raise ArtifactError(f"{error.filename}: {error.strerror}; {remedy(error, 'copy the artifact again')}") from error
 
     for parent, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not leftover(name)]
+        files = [name for name in files if not leftover(name)]
         for name in [*folders, *files]:
             path = Path(parent, name)
             if path.is_symlink():
@@ -130,7 +141,7 @@ def _stat(path: Path) -> os.stat_result:
     try:
         found = os.lstat(path)
     except OSError as error:
-        raise ArtifactError(f"{path}: {error.strerror}; copy the artifact again") from error
+        raise ArtifactError(f"{path}: {error.strerror}; {remedy(error, 'copy the artifact again')}") from error
     if not stat.S_ISREG(found.st_mode):
         raise ArtifactError(f"{path} is not a plain file; an artifact has only plain files")
     return found
@@ -143,4 +154,4 @@ def _read(path: Path, max_bytes: int | None = None) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{path}: {error.strerror}; copy the artifact again") from error
+        raise ArtifactError(f"{path}: {error.strerror}; {remedy(error, 'copy the artifact again')}") from error

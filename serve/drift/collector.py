@@ -15,7 +15,6 @@ statistics are computed for a full buffer at once.
 Shapes: B images in the buffer, V pixel values of each, H x W the model's input, K classes, C features.
 """
 
-import io
 import math
 import threading
 from dataclasses import dataclass
@@ -23,12 +22,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from edgeline.serve.artifact.cam_outputs import EMBEDDING
 from edgeline.serve.artifact.training_features import Features
 from edgeline.serve.drift.snapshot import EDGES, EMBEDDING_EDGES, SCHEMA
-from edgeline.serve.preprocess import FORMATS
+from edgeline.serve.image_files import open_image
 
 if TYPE_CHECKING:
     from edgeline.serve.classifier import Classifier
@@ -206,7 +204,7 @@ def drift_of(classifier: "Classifier") -> Drift:
 
 def origin_of(image: bytes) -> Origin:
     """Read the origin from the header of an image that is known to be valid."""
-    with Image.open(io.BytesIO(image), formats=FORMATS) as header:
+    with open_image(image) as header:
         return Origin(header.width, header.height, len(image))
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
 
+from edgeline.serve.inputs.images import is_picture_name
 from edgeline.serve.inputs.shutdown import Stop
 
 RACY_S = 2.5
@@ -137,7 +138,7 @@ class WatchedFolder:
             if state == self._listed:
                 return
             with os.scandir(self.folder) as entries:
-                inodes = {entry.name: entry.inode() for entry in entries if not entry.name.startswith(".")}
+                inodes = {entry.name: entry.inode() for entry in entries if is_picture_name(entry.name)}
         except OSError as error:
             self._mark_unreadable(error.strerror or str(error))
             return

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from edgeline.serve.errors import ImageError, InputError
 from edgeline.serve.inputs.shutdown import Stop
+from edgeline.serve.leftovers import leftover
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,9 +44,11 @@ def from_paths(arguments: list[str], max_bytes: int) -> Iterator[Picture]:
         if not folder.is_dir():
             yield read_picture(argument, max_bytes)
             continue
-        files = sorted(str(path) for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        files = sorted(str(path) for path in folder.iterdir() if path.is_file() and is_picture_name(path.name))
         if not files:
-            reason = InputError("this folder has no files", code="image_unreadable")
+            folders = sorted(path.name for path in folder.iterdir() if path.is_dir() and is_picture_name(path.name))
+            inner = f"; folders in it are not searched: name one, such as {folder / folders[0]}" if folders else ""
+            reason = InputError(f"this folder has no files{inner}", code="image_unreadable")
             yield Picture({"path": argument}, reason)
         for file in files:
             yield read_picture(file, max_bytes)
@@ -54,12 +57,17 @@ def from_paths(arguments: list[str], max_bytes: int) -> Iterator[Picture]:
 def from_lines(chunks: Iterable[bytes], max_bytes: int) -> Iterator[Picture]:
     """The images whose paths are given one per line, as `find` writes them. Empty lines are ignored."""
     for line in _lines(chunks):
-        path = os.fsdecode(line)
+        path = os.fsdecode(line.removesuffix(b"\r"))  # as Windows ends lines
         if len(line) > MAX_PATH_BYTES:
             reason = InputError(f"a line of over {MAX_PATH_BYTES:,} bytes is not a path", code="image_unreadable")
             yield Picture({"path": f"{path[:80]}..."}, reason)
-        elif line:
+        elif path:
             yield read_picture(path, max_bytes)
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a file in a folder of pictures is read: it is neither hidden nor a leftover of a system or tool."""
+    return not name.startswith(".") and leftover(name) is None
 
 
 def read_picture(path: str, max_bytes: int) -> Picture:

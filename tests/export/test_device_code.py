@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from edgeline.serve.preprocess import (
     reduced_box,
 )
 from edgeline.serve.runtime.session import load_onnxruntime
+from tests.support.image_files import OPAQUE_BMP, WITH_METADATA, WITHOUT_END, encode, picture
 
 pytestmark = pytest.mark.long
 
@@ -361,3 +363,59 @@ def test_a_port_scales_a_large_photo_as_the_reference_does(
     expected = preprocess(photo.read_bytes(), spec)
     assert np.abs(observed.reshape(expected.shape).astype(int) - expected).mean() <= PHOTO_TOLERANCES[program]
     assert jpeg_scale(min(width, height), min(width, height), spec) == 4
+
+
+# What is no pixel.
+
+SMALL = PreprocessSpec(height=24, width=32)
+OF_PNG = {name: files for name, files in WITH_METADATA.items() if "PNG" in name and "EXIF of the wrong" not in name}
+OF_CPP = {name: files for name, files in WITH_METADATA.items() if "WebP" not in name and "text cut off" not in name}
+VECTORS = {
+    "without_edgeline_pixels": OPAQUE_BMP | OF_PNG,
+    "cpp_photo": OPAQUE_BMP | OF_CPP | WITHOUT_END,
+    "kotlin_photo": OPAQUE_BMP,  # the rest is up to Android's decoders, which a desktop Java does not have
+}
+
+
+@pytest.fixture(scope="module")
+def without_edgeline_pixels() -> Callable[[Path], np.ndarray]:
+    device = runpy.run_path(str(DEVICES / "python" / "device.py"))
+    return lambda path: device["pixels_of"](path.read_bytes(), SMALL.to_dict())
+
+
+def pixels_by(port: Any, photo: Path) -> np.ndarray:
+    """The pixels of a photo, by a function or a program."""
+    if callable(port):
+        pixels_HW3: np.ndarray = port(photo)
+        return pixels_HW3
+    numbers = (SMALL.height, SMALL.width, repr(SMALL.crop_fraction), SMALL.interpolation)
+    done = subprocess.run([*port, str(photo), *map(str, numbers)], capture_output=True, check=True)
+    return np.frombuffer(done.stdout, np.uint8).reshape(SMALL.height, SMALL.width, 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*EXIF.*:UserWarning")
+@pytest.mark.parametrize("name", ["without_edgeline_pixels", "cpp_photo", pytest.param("kotlin_photo", marks=pytest.mark.slow)])
+def test_what_is_no_pixel_changes_no_pixel_of_a_port(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """F12, F13, G3."""
+    port = request.getfixturevalue(name)
+    differences = {}
+    for case, (data, plain) in VECTORS[name].items():
+        photo = tmp_path / ("photo.bmp" if "BMP" in case else "photo.jpg" if "JPEG" in case else "photo.png")
+        photo.write_bytes(data)
+        difference = np.abs(pixels_by(port, photo).astype(int) - preprocess(plain, SMALL)).mean()
+        if difference > 0.02:
+            differences[case] = difference
+    assert differences == {}
+
+
+def test_cpp_rejects_a_jpeg_that_lacks_more_than_its_end(cpp_photo: list[str], tmp_path: Path) -> None:
+    """G3: cut anywhere in its last bytes, and between the scans of a progressive one."""
+    photo = tmp_path / "photo.jpg"
+    cut = [whole[:-missing] for _, whole in WITHOUT_END.values() for missing in range(3, 30)]
+    progressive = encode(picture(), "JPEG", progressive=True)
+    cut += [progressive[:at] for at in range(len(progressive)) if progressive.startswith((b"\xff\xda", b"\xff\xd9"), at)]
+    assert len(cut) > 140
+    for data in cut:
+        photo.write_bytes(data)
+        with pytest.raises(subprocess.CalledProcessError):
+            pixels_by(cpp_photo, photo)

@@ -95,7 +95,7 @@ def photos(finished_folder: Path) -> Path:
 
 
 def write_photos(folder: Path) -> Path:
-    """Two classes of small, different pictures."""
+    """Two classes of small, different pictures, one file that is broken and one that is not meant to be an image."""
     chance = random.Random(0)
     for label, color in COLORS.items():
         (folder / label).mkdir(parents=True)
@@ -104,6 +104,8 @@ def write_photos(folder: Path) -> Path:
             for _ in range(30):
                 picture.putpixel((chance.randrange(40), chance.randrange(32)), tuple(chance.randbytes(3)))
             picture.save(folder / label / f"{index}.png")
+    (folder / "warm" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no more")
+    (folder / "warm" / "Thumbs.db").write_bytes(bytes(64))
     return folder
 
 

@@ -17,7 +17,8 @@ from edgeline.serve.http.open_inference.decode import Signature, decode
 from edgeline.serve.http.open_inference.encode import decompress
 from edgeline.serve.http.open_inference.tensors import Spec
 from edgeline.serve.http.request_body import boundary_of, files_in
-from edgeline.serve.preprocess import Limits, PreprocessSpec, preprocess
+from edgeline.serve.preprocess import Limits, PreprocessSpec, decode_image, preprocess
+from tests.support import image_files
 
 COUNTS = [pytest.param(400, id="400"), pytest.param(100_000, id="100000", marks=pytest.mark.nightly)]
 SPEC = PreprocessSpec(height=12, width=16)
@@ -145,6 +146,9 @@ FILES = {
     "lossless WebP": photo("WEBP", lossless=True),
     "GIF": photo("GIF"),
     "BMP": photo("BMP"),
+    "BMP with alpha": image_files.bmp(0),
+    "JPEG without its end": photo("JPEG")[:-2],
+    "JPEG with restarts, without its end": photo("JPEG", restart_marker_blocks=3)[:-2],
 }
 
 
@@ -172,6 +176,70 @@ def test_no_mutant_of_an_image_does_more_than_fail(kind: str, count: int) -> Non
     chance = random.Random(count)
     found = pixels([damaged(chance, FILES[kind]) for _ in range(count)])
     assert len(found) > 1
+
+
+EXIF = b"II*\0\x08\0\0\0\x01\0\x98\x82\x02\0\x04\0\0\0you\0\0\0\0\0"
+BODIES = [
+    EXIF,
+    b"Exif\0\0" + EXIF,
+    b"JFIF\0\1\1\1\0\x48\0\x48\0\0",
+    b"http://ns.adobe.com/xap/1.0/\0<x/>",
+    b"ICC_PROFILE\0\1\1" + bytes(30),
+]
+BODIES += [b"Photoshop 3.0\x008BIM\x03\xed\0\0\0\0\0\x10" + bytes(16), b"MPF\0" + EXIF, b"XML:com.adobe.xmp\0\0\0\0\0<x/>"]
+BODIES += [
+    b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n 6\n457869660000"),
+    b"sRGB\0\0" + zlib.compress(bytes(200)),
+    bytes(8),
+]
+"""Metadata of all formats, without orientation."""
+
+
+def with_metadata(kind: str, chance: random.Random, body: bytes) -> tuple[bytes, bytes]:
+    """A file with damaged metadata, and the one without."""
+    if kind == "JPEG":
+        marker = chance.choice([*range(0xE0, 0xEE), 0xEF, 0xFE])
+        return image_files.jpeg(image_files.segment(marker, body), start=image_files.BARE_JPEG), image_files.BARE_JPEG
+    if kind == "GIF":
+        blocks = b"".join(bytes([len(body[at : at + 40])]) + body[at : at + 40] for at in range(0, len(body), 40)) + b"\0"
+        return image_files.gif(b"!" + chance.choice([b"\xfe", b"\xff", b"\1", b"\0"]) + blocks), image_files.GIF
+    if kind == "WebP":
+        padded = body + bytes(len(body) % 2)
+        return image_files.webp((chance.choice([b"EXIF", b"XMP ", b"ICCP", b"abcd"]), padded)), image_files.WEBP
+    name = chance.choice(
+        [b"eXIf", b"iTXt", b"zTXt", b"tEXt", b"iCCP", b"gAMA", b"cHRM", b"pHYs", b"tIME", b"acTL", b"fcTL", b"abCd"]
+    )
+    chunk = image_files.chunk(name, body, crc=chance.choice([None, 0]))
+    return image_files.png(chunk, last=chance.random() < 0.3), image_files.PNG
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WebP", "GIF"])
+@pytest.mark.parametrize("count", [pytest.param(300, id="300"), pytest.param(20_000, id="20000", marks=pytest.mark.nightly)])
+def test_no_mutant_of_metadata_changes_a_pixel(kind: str, count: int) -> None:
+    """F13."""
+    chance = random.Random(count)
+    for _ in range(count):
+        data, plain = with_metadata(kind, chance, damaged(chance, chance.choice(BODIES)))
+        assert decode_image(data).tobytes() == decode_image(plain).tobytes(), data.hex()
+
+
+@pytest.mark.parametrize("count", [pytest.param(30, id="30"), pytest.param(1000, id="1000", marks=pytest.mark.nightly)])
+def test_a_jpeg_that_lost_its_end_is_complete_or_rejected(count: int) -> None:
+    """G3: any size, sampling, quality and number of restarts; cut anywhere in its last bytes."""
+    chance = random.Random(count)
+    decoded: list[bytes] = []
+    for _ in range(count):
+        image = image_files.picture(chance.randrange(1, 60), chance.randrange(1, 60))
+        image = image.convert(chance.choice(["RGB", "L", "CMYK"]))
+        options = {"quality": chance.randrange(1, 101), "optimize": chance.random() < 0.3, "progressive": chance.random() < 0.1}
+        options |= {"subsampling": chance.randrange(3), "restart_marker_blocks": chance.choice([0, 0, 1, 2, 3, 7, 20])}
+        whole = image_files.encode(image, "JPEG", **options)
+        cut = [whole[:-missing] for missing in range(1, min(40, len(whole)))]
+        found = outcomes(lambda data: decoded.append(decode_image(data).tobytes()), cut, ImageError)
+        assert found.keys() <= {"", "image_truncated", "image_invalid", "not_an_image"}
+        assert set(decoded[len(decoded) - found[""] :]) <= {decode_image(whole).tobytes()}
+    assert len(decoded) >= count
 
 
 def png(width: int, height: int, rows: bytes) -> bytes:

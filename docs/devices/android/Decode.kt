@@ -27,7 +27,7 @@ fun pixels(file: File, background: IntArray, spec: Spec): ByteArray {
 
 /** The stored image at 1/[scale] of its size. Transparent pixels are composited on [background]. */
 fun decode(file: File, background: IntArray, scale: Int = 1): Picture {
-    boundsOf(file)
+    val bounds = boundsOf(file)
     val options = BitmapFactory.Options().apply {
         inPreferredConfig = Bitmap.Config.ARGB_8888
         inPremultiplied = false
@@ -36,9 +36,12 @@ fun decode(file: File, background: IntArray, scale: Int = 1): Picture {
     val bitmap = requireNotNull(BitmapFactory.decodeFile(file.path, options)) { "$file: no image that Android decodes" }
     val rgba = ByteBuffer.allocate(bitmap.byteCount)
     bitmap.copyPixelsToBuffer(rgba) // not getPixels, which would convert a wide-gamut photo to sRGB
-    val picture = Picture(bitmap.width, bitmap.height, ByteArray(3 * bitmap.width * bitmap.height))
-    for (i in 0 until bitmap.width * bitmap.height) {
-        val alpha = rgba[4 * i + 3].toInt() and 0xFF
+    val count = bitmap.width * bitmap.height
+    val picture = Picture(bitmap.width, bitmap.height, ByteArray(3 * count))
+    // In a BMP, alpha that is zero everywhere was never written.
+    val opaque = bounds.outMimeType == "image/bmp" && (0 until count).all { rgba[4 * it + 3] == 0.toByte() }
+    for (i in 0 until count) {
+        val alpha = if (opaque) 255 else rgba[4 * i + 3].toInt() and 0xFF
         for (c in 0 until 3) {
             val value = rgba[4 * i + c].toInt() and 0xFF
             picture.rgb[3 * i + c] = ((value * alpha + background[c] * (255 - alpha) + 127) / 255).toByte()

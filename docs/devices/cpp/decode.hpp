@@ -38,10 +38,28 @@ inline int orientation_of(const Bytes& jpeg) {  // EXIF tag 0x0112; 1 if it is m
   return 1;
 }
 
+// Whether a JPEG of one scan has no end marker. In a progressive one, only that marker shows that no scan is missing.
+inline bool lacks_end(const Bytes& jpeg) {
+  const auto u8 = [&](size_t at) -> size_t { return at < jpeg.size() ? jpeg[at] : 0; };
+  size_t at = 2, components = 0;
+  for (; u8(at) == 0xFF && u8(at + 1) != 0xDA; at += u8(at + 1) == 0xFF ? 1 : 2 + (u8(at + 2) << 8 | u8(at + 3)))
+    if (u8(at + 1) == 0xC0 || u8(at + 1) == 0xC1) components = u8(at + 9);
+  if (u8(at) != 0xFF || components == 0 || u8(at + 4) != components) return false;
+  for (; at + 1 < jpeg.size(); at++)
+    if (jpeg[at] == 0xFF && jpeg[at + 1] == 0xD9) return false;
+  return true;
+}
+
 inline bool is_jpeg(const Bytes& data) { return data.size() > 2 && data[0] == 0xFF && data[1] == 0xD8; }
 
 inline Bytes jpeg_pixels(const Bytes& data, const Spec& spec) {
   if (data.size() > kMaxBytes) fail("too many bytes");
+  if (lacks_end(data)) {  // with the marker, the library warns only if a bit of the pixels is missing
+    Bytes ended = data;
+    if (ended.back() != 0xFF) ended.push_back(0xFF);
+    ended.push_back(0xD9);
+    return jpeg_pixels(ended, spec);
+  }
   const std::unique_ptr<void, int (*)(void*)> decoder(tjInitDecompress(), tjDestroy);
   int width, height, subsampling, colors;
   if (tjDecompressHeader3(decoder.get(), data.data(), data.size(), &width, &height, &subsampling, &colors))
@@ -68,8 +86,13 @@ inline Picture decode(const Bytes& data, const std::array<int, 3>& background) {
       stbi_load_from_memory(data.data(), int(data.size()), &width, &height, &channels, 4), stbi_image_free);
   if (!rgba) fail(stbi_failure_reason());
   Picture picture{width, height, {}};
-  for (const uint8_t* p = rgba.get(); p < rgba.get() + size_t(4) * width * height; p += 4)
-    for (int c = 0; c < 3; c++) picture.rgb.push_back(uint8_t((p[c] * p[3] + background[c] * (255 - p[3]) + 127) / 255));
+  const uint8_t* const end = rgba.get() + size_t(4) * width * height;
+  bool opaque = data[0] == 'B';  // in a BMP, alpha that is zero everywhere was never written
+  for (const uint8_t* p = rgba.get(); p < end && opaque; p += 4) opaque = p[3] == 0;
+  for (const uint8_t* p = rgba.get(); p < end; p += 4) {
+    const int alpha = opaque ? 255 : p[3];
+    for (int c = 0; c < 3; c++) picture.rgb.push_back(uint8_t((p[c] * alpha + background[c] * (255 - alpha) + 127) / 255));
+  }
   return picture;
 }
 

@@ -8,7 +8,7 @@ struct Photo {
     let name: String
     let source: CGImageSource
     let width, height, orientation: Int
-    let isJpeg: Bool
+    let isJpeg, isBmp: Bool
 
     init(_ file: URL) throws {
         name = file.lastPathComponent
@@ -24,6 +24,7 @@ struct Photo {
         self.height = height
         orientation = header[kCGImagePropertyOrientation] as? Int ?? 1
         isJpeg = CGImageSourceGetType(source) as String? == "public.jpeg"
+        isBmp = CGImageSourceGetType(source) as String? == "com.microsoft.bmp"
     }
 }
 
@@ -42,8 +43,9 @@ func modelPixels(of file: URL, background: [Int], spec: Spec) throws -> [UInt8] 
 func decode(_ photo: Photo, background: [Int], scale: Int = 1) throws -> Picture {
     let options: CFDictionary? = scale == 1 ? nil : [kCGImageSourceSubsampleFactor: scale] as CFDictionary
     guard CGImageSourceGetStatusAtIndex(photo.source, 0) == .statusComplete,
-        let image = CGImageSourceCreateImageAtIndex(photo.source, 0, options)
+        let decoded = CGImageSourceCreateImageAtIndex(photo.source, 0, options)
     else { throw Failure(description: "\(photo.name): truncated or damaged") }
+    let image = photo.isBmp ? withoutUnwrittenAlpha(decoded) : decoded
     // Image I/O treats the factor as a hint. With another size the crop would be misplaced.
     let (width, height) = ((photo.width + scale - 1) / scale, (photo.height + scale - 1) / scale)
     guard image.width == width, image.height == height
@@ -70,4 +72,21 @@ func decode(_ photo: Photo, background: [Int], scale: Int = 1) throws -> Picture
         for c in 0..<3 { picture.rgb[3 * i + c] = UInt8(min(255, Int(rgba[4 * i + c]) + (background[c] * clear + 127) / 255)) }
     }
     return picture
+}
+
+/// In a BMP, alpha that is zero everywhere was never written: the same image without alpha.
+private func withoutUnwrittenAlpha(_ image: CGImage) -> CGImage {
+    let opaque: [CGImageAlphaInfo: CGImageAlphaInfo] = [.last: .noneSkipLast, .first: .noneSkipFirst]
+    guard image.bitsPerPixel == 32, image.bitsPerComponent == 8, let without = opaque[image.alphaInfo],
+        let provider = image.dataProvider, let bytes = provider.data as Data?, let space = image.colorSpace
+    else { return image }
+    let lastByte = (image.alphaInfo == .last) != (image.byteOrderInfo == .order32Little)
+    for y in 0..<image.height {
+        for x in 0..<image.width where bytes[y * image.bytesPerRow + 4 * x + (lastByte ? 3 : 0)] != 0 { return image }
+    }
+    let info = CGBitmapInfo(rawValue: image.bitmapInfo.rawValue & ~CGBitmapInfo.alphaInfoMask.rawValue | without.rawValue)
+    return CGImage(
+        width: image.width, height: image.height, bitsPerComponent: 8, bitsPerPixel: 32, bytesPerRow: image.bytesPerRow,
+        space: space, bitmapInfo: info, provider: provider, decode: nil, shouldInterpolate: false,
+        intent: .defaultIntent) ?? image
 }

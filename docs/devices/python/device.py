@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import struct
 import sys
 from pathlib import Path
 
@@ -69,9 +70,22 @@ def reduce(image: Image.Image, orientation: int, spec: dict) -> tuple[float, flo
     return (left + x) / scale, (top + y) / scale, (right + x) / scale, (bottom + y) / scale
 
 
+def without_texts(png: bytes) -> bytes:
+    """Keep what determines the pixels and the orientation of a PNG; Pillow rejects large or damaged texts and profiles."""
+    kept, at = [png[:8]], 8
+    while at + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        if kind[:1].isupper() or kind in (b"tRNS", b"eXIf"):
+            kept.append(png[at : at + 12 + length])
+        at += 12 + length
+    return b"".join(kept)
+
+
 def decode(data: bytes, spec: dict) -> tuple[Image.Image, tuple[float, float, float, float]]:
     """Decode an image file to upright 8-bit RGB; also the rectangle that the model sees."""
     must(len(data) <= MAX_BYTES, "too many bytes")
+    if data.startswith(b"\x89PNG"):
+        data = without_texts(data)
     image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP", "GIF", "BMP"))
     must(image.width * image.height <= MAX_PIXELS, "too many pixels")
     box = None
@@ -79,6 +93,8 @@ def decode(data: bytes, spec: dict) -> tuple[Image.Image, tuple[float, float, fl
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
         box = reduce(image, orientation if orientation in UPRIGHT else 1, spec)
     image.load()
+    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        image = image.convert("RGB")  # alpha that is zero everywhere was never written
     turn = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION, 1))
     if turn is not None:
         info, image = image.info, image.transpose(turn)

@@ -29,7 +29,8 @@ from edgeline.serve.http.request_body import MAX_FILES
 from edgeline.serve.http.routes.downloads import MEDIA_TYPES as DOWNLOAD_TYPES
 from edgeline.serve.http.routes.page import FOLDER
 from edgeline.serve.http.routes.page import MEDIA_TYPES as PAGE_TYPES
-from edgeline.serve.preprocess import FORMATS, Limits
+from edgeline.serve.image_files import FORMATS
+from edgeline.serve.preprocess import Limits
 
 PATH = "/openapi.json"
 ANY_REQUEST = (400, 408, 414, 431, 500, 503)

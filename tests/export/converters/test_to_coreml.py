@@ -19,13 +19,14 @@ from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.parity.report import OutputSimilarity
 from edgeline.export.publishing.golden import GoldenSource, write_golden
 from edgeline.export.publishing.report import write_card, write_report
-from edgeline.export.publishing.variant_table import figures, remarks
+from edgeline.export.publishing.variant_table import figures
 from edgeline.export.variant_registry import VARIANTS
 from edgeline.export.variants import build_variants
 from edgeline.export.variants_report import VariantFile
 from edgeline.export.verification import variant_checks
 from edgeline.export.verification.context import VerificationContext
 from edgeline.export.verification.coreml import check_structure, compare_weights, layer_weights
+from edgeline.export.verification.findings import find_in_verification
 from edgeline.export.verification.report import FailedVariant, PackageStructure, UnrunVariant, VerificationReport
 from edgeline.export.verification.variants import verify_variants
 from edgeline.pipeline.config import VerifyConfig
@@ -35,6 +36,7 @@ from edgeline.pipeline.runs.run import Run
 from edgeline.serve.errors import ArtifactError
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.backends import COREML_FILES, files_of, load_file, not_run_here
+from tests.support.findings import run_with_findings
 
 Check = Callable[..., tuple[PackageStructure, list[str]]]
 
@@ -117,9 +119,9 @@ def test_a_valid_package_is_reported_as_not_run_and_an_invalid_one_fails(
 def test_the_closing_table_and_the_manifest_note_that_it_was_not_run(finished: Any) -> None:
     assert figures(UNRUN) == {"passed": None, "not_run": WHY, "structure": STRUCTURE.to_dict(), "bytes": 6_700_000}
     verification = VerificationReport.read(finished.artifact / "verification.json")
-    [line] = remarks(verification.model_copy(update={"variants": (UNRUN,)}))
-    assert line.startswith(f"coreml-fp16 (6.7 MB) is shipped and was not run here ({WHY}): its inputs, outputs and ")
-    assert "same best class on 100.00% of 24 images, SQNR 44 dB" in line
+    [finding] = find_in_verification(verification.model_copy(update={"variants": (UNRUN,)}))
+    assert finding.message.startswith(f"coreml-fp16 (6.7 MB) is shipped and was not run here ({WHY}): its inputs, outputs and ")
+    assert "same best class on 100.00% of 24 images, SQNR 44 dB" in finding.message
 
 
 def test_the_report_and_the_card_note_that_it_was_not_run(finished: Any, tmp_path: Path) -> None:
@@ -127,10 +129,11 @@ def test_the_report_and_the_card_note_that_it_was_not_run(finished: Any, tmp_pat
     verification = VerificationReport.read(finished.artifact / "verification.json")
     provenance = json.loads((finished.artifact / "manifest.json").read_text())["provenance"]
     verification = verification.model_copy(update={"variants": (*verification.variants, UNRUN)})
-    write_report(tmp_path / "report.html", finished.run, evaluation, verification, provenance)
-    write_card(tmp_path / "card.md", "photos", evaluation, verification, provenance)
+    run = run_with_findings(finished.run, tmp_path / "run", find_in_verification(verification))
+    write_report(tmp_path / "report.html", run, evaluation, verification, provenance)
+    write_card(tmp_path / "card.md", run, evaluation, verification, provenance)
     page = (tmp_path / "report.html").read_text()
-    assert f"<p>coreml-fp16 (6.7 MB) is shipped and was not run here ({WHY})" in page
+    assert f"<li>coreml-fp16 (6.7 MB) is shipped and was not run here ({WHY})" in page
     assert "coreml-fp16 is not shipped" not in page
     assert f"coreml-fp16 (6.7 MB) is shipped and was not run here ({WHY})" in (tmp_path / "card.md").read_text()
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from edgeline.export.publishing.report import write_card, write_report
+from edgeline.export.verification.findings import find_in_verification
 from edgeline.export.verification.report import FailedVariant, VerificationReport
 from edgeline.pipeline.evaluation.report import Evaluation, Mistake, read_evaluation
+from tests.support.findings import run_with_findings
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -52,7 +54,7 @@ def written(finished: Any, hostile: Evaluation, tmp_path_factory: pytest.TempPat
     provenance = json.loads((finished.artifact / "manifest.json").read_text())["provenance"]
     provenance |= {"trained_on": HOSTILE[0]}
     write_report(folder / "report.html", finished.run, hostile, verification, provenance)
-    write_card(folder / "card.md", finished.config.artifact_name, hostile, verification, provenance)
+    write_card(folder / "card.md", finished.run, hostile, verification, provenance)
     return {name: (folder / name).read_text(encoding="utf-8") for name in ("report.html", "card.md")}
 
 
@@ -121,13 +123,14 @@ def test_every_variant_has_its_row_and_what_is_not_shipped_its_reason(
     failed = FailedVariant.model_validate(dict(verification.variants[1]) | {"passed": False, "problems": [why]})
     variants = (verification.variants[0], failed, *verification.variants[2:])
     verification = verification.model_copy(update={"variants": variants})
-    write_report(tmp_path / "report.html", finished.run, hostile, verification, provenance)
-    write_card(tmp_path / "card.md", "photos", hostile, verification, provenance)
+    run = run_with_findings(finished.run, tmp_path / "run", find_in_verification(verification))
+    write_report(tmp_path / "report.html", run, hostile, verification, provenance)
+    write_card(tmp_path / "card.md", run, hostile, verification, provenance)
     text = Page((tmp_path / "report.html").read_text()).text
     assert {"onnx-int8", "ort-fp32", "ort-int8"} <= set(text)
-    assert f"onnx-fp16 is not shipped: {why}." in text
+    assert f"onnx-fp16 is not shipped: {why}. (verify)" in text
     card = (tmp_path / "card.md").read_text()
-    assert f"\nonnx-fp16 is not shipped: {why}.\n" in card
+    assert "\n- onnx-fp16 is not shipped: accuracy drops by \\<b\\>2.00\\</b\\> points. (verify)\n" in card
     assert [line.split(" | ")[0] for line in card.splitlines() if line.startswith(("| onnx", "| ort"))] == [
         *("| onnx-fp32", "| onnx-int8", "| ort-fp32", "| ort-int8"),
     ]

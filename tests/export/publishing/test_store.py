@@ -49,6 +49,20 @@ def publisher(folder: Path, template: Path) -> Callable[[str], tuple[Path, bool]
     return lambda content: publish_folder(folder, content, writer(template, content))
 
 
+@pytest.mark.parametrize(("umask", "expected"), [(0o000, 0o755), (0o022, 0o755), (0o077, 0o700)], ids=["000", "022", "077"])
+def test_only_the_publisher_can_change_a_published_folder_whatever_the_umask_is(
+    publish: Callable[[str], tuple[Path, bool]], umask: int, expected: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        published, _ = publish("a")
+    finally:
+        os.umask(before)
+    folders = (published, *(path for path in published.rglob("*") if path.is_dir()))
+    assert {path.stat().st_mode & 0o777 for path in folders} == {expected}
+    assert {path.stat().st_mode & 0o777 for path in published.rglob("*") if path.is_file()} == {0o444}
+
+
 def tree(folder: Path) -> dict[str, tuple[str, int, int]]:
     """Every file below a folder: its content, mode and modification time."""
     return {

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from edgeline.export.parity.report import AccuracyDrop, OutputSimilarity
-from edgeline.export.publishing.variant_table import figures, int8_line, origins, remarks, rows
+from edgeline.export.publishing.variant_table import figures, int8_line, origins, rows
 from edgeline.export.quantization.report import CalibrationImages, Int8Report, ValidationImages
 from edgeline.export.records import MeasuredOn
+from edgeline.export.verification.findings import find_in_verification
 from edgeline.export.verification.report import (
     ColdStart,
     FailedVariant,
@@ -138,7 +139,8 @@ def test_without_test_images_the_accuracy_is_empty() -> None:
 
 
 def test_a_variant_that_does_not_ship_is_listed_with_its_reason(verification: VerificationReport) -> None:
-    assert remarks(verification) == ["onnx-fp16 is not shipped: SQNR 3.0 dB, at least 40 required"]
+    [finding] = find_in_verification(verification)
+    assert finding.message == "onnx-fp16 is not shipped: SQNR 3.0 dB, at least 40 required."
 
 
 SETTINGS = {

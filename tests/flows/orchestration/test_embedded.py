@@ -1,10 +1,12 @@
 import asyncio
+import fcntl
 import logging
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -14,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from edgeline.flows.orchestration.embedded import EmbeddedServer
+from edgeline.flows.orchestration.embedded import LOCK_NAME, EmbeddedServer
 from edgeline.serve.errors import EdgelineError
 
+DEADLINE_S = 60
 PARENT = """
 import sys
 from pathlib import Path
-from edgeline.flows.orchestration.embedded import EmbeddedServer
+from edgeline.flows.orchestration.embedded import LOCK_NAME, EmbeddedServer
 
 with EmbeddedServer(Path(sys.argv[1])) as server:
     if sys.argv[2] == "serving":
@@ -82,6 +85,60 @@ def test_stopping_the_server_loses_no_task_run(migrated_home: Callable[[], Path]
     with closing(sqlite3.connect(server.home / "prefect.db")) as database:
         states = [state for (state,) in database.execute("SELECT state_name FROM task_run")]
     assert states == ["Completed"] * 6
+
+
+def test_a_start_waits_for_another_one_in_the_same_folder_and_says_so(
+    tmp_path: Path, wait_for: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """F8: two that migrate a new database at the same time fail with NoSuchTableError."""
+    server, printed = EmbeddedServer(tmp_path), []
+
+    def start_and_stop() -> None:
+        with server:
+            pass
+
+    with (tmp_path / LOCK_NAME).open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        second = threading.Thread(target=start_and_stop)
+        second.start()
+        wait_for(lambda: printed.append(capfd.readouterr().err) or "".join(printed))
+        assert "".join(printed) == f"edgeline: waiting for another run that is starting Prefect in {tmp_path}\n"
+        assert not hasattr(server, "process")
+    second.join(DEADLINE_S)
+    assert server.process.poll() is not None
+
+
+def test_the_start_of_a_killed_process_blocks_nobody(
+    migrated_home: Callable[[], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """F8."""
+    home = migrated_home()
+    with parent_of_a_server(home, "starting") as (parent, _), (home / LOCK_NAME).open("a") as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        parent.kill()
+        parent.wait()
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert capfd.readouterr().err == ""
+
+
+def test_others_may_start_once_the_server_responds(prefect_server: EmbeddedServer) -> None:
+    """F8: the lock is not held for the whole run."""
+    with (prefect_server.home / LOCK_NAME).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("name", ["a?b#c%20 ' \"é~", "100%"], ids=["F19-odd characters", "F19-a percent sign"])
+def test_the_database_is_in_the_folder_whatever_its_name_is(
+    migrated_home: Callable[[], Path], tmp_path: Path, name: str
+) -> None:
+    home = tmp_path / "artifacts" / name
+    home.parent.mkdir()
+    migrated_home().rename(home)
+    with EmbeddedServer(home) as server:
+        server.wait()
+        assert (home / "prefect.db-wal").exists()  # of an open database
+    assert [path.name for path in tmp_path.rglob("*") if home not in path.parents] == ["artifacts", name]
 
 
 def test_a_request_without_the_password_is_unauthorized(prefect_server: EmbeddedServer) -> None:

@@ -1,15 +1,15 @@
 import pytest
 
 from edgeline.pipeline.data.deduplication import Deduplicated, deduplicate
-from edgeline.pipeline.data.discovery import SourceFile
-from edgeline.pipeline.data.samples import Split
 from edgeline.pipeline.data.validation import ImageContent, ValidImage
+from edgeline.pipeline.names import Split
+from edgeline.pipeline.sources.discovery import SourceFile
 from edgeline.serve.errors import DataError
 
 
 def image(name: str, pixels: str, label: str = "cat", split: Split | None = None, group: str = "") -> ValidImage:
     file = SourceFile(name=name, label=label, given=split, group=group)
-    return ValidImage(file=file, sha256="0" * 64, content=ImageContent(pixels, 8, 8, "PNG"), split=split)
+    return ValidImage(file=file, sha256="0" * 64, content=ImageContent(pixels, 8, 8, "PNG", few_colors=False), split=split)
 
 
 def names(images: tuple[ValidImage, ...]) -> list[str]:

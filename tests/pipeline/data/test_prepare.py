@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,11 @@ from PIL import Image
 from edgeline.pipeline.config import PipelineConfig, load_config
 from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.data.samples import Prepared, read_prepared
+from edgeline.pipeline.runs.findings import read_findings
 from edgeline.serve.errors import DataError, EdgelineError
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
-TABLES = ["conflicts.csv", "duplicates.csv", "receipt.json", "rejected.csv", "samples.csv", "summary.json"]
+TABLES = ["conflicts.csv", "duplicates.csv", "findings.json", "receipt.json", "rejected.csv", "samples.csv", "summary.json"]
 
 
 def photo(path: Path, number: int, **options: Any) -> Path:
@@ -61,6 +63,12 @@ def table(data: Path, name: str, **settings: Any) -> list[dict[str, str]]:
     _, result = prepare(config(data, **settings))
     with (result.folder / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def findings(data: Path, **settings: Any) -> dict[str, str]:
+    """What prepare noticed, by code."""
+    _, result = prepare(config(data, **settings))
+    return {finding.code: finding.message for finding in read_findings([result.folder])}
 
 
 def data_error(data: Path, **settings: Any) -> DataError:
@@ -106,9 +114,9 @@ def test_the_summary_counts_everything(data: Path) -> None:
     shutil.copy(data / "dog" / "000.png", data / "dog" / "copy.png")
     photo(data / "dog" / "same.png", 1000)
     _, summary = prepared(data, seed=7)
-    numbers = {key: summary[key] for key in summary if key not in ("warnings", "fingerprint")}
+    numbers = {key: summary[key] for key in summary if key != "fingerprint"}
     assert numbers == {
-        "layout": "folders",
+        "layout": "top",
         "labels": ["cat", "dog"],
         "seed": 7,
         "counts": {"cat": {"train": 6, "val": 2, "test": 2}, "dog": {"train": 6, "val": 2, "test": 2}},
@@ -122,7 +130,7 @@ def test_the_summary_counts_everything(data: Path) -> None:
         "conflicts": 2,
         "wrong_extension": 1,
     }
-    assert len(summary["warnings"]) == 4
+    assert set(findings(data, seed=7)) == {"rejected", "wrong_extension", "duplicates", "conflicts", "hidden_skipped"}
 
 
 def test_a_second_call_reuses_the_result_of_the_first(data: Path) -> None:
@@ -259,7 +267,7 @@ def test_given_splits_are_kept_and_missing_ones_carved_from_train(
 ) -> None:
     found, summary = prepared(given_splits(data, **folders))
     assert summary["counts"] == {"cat": counts, "dog": counts}
-    assert [warning in text for text in summary["warnings"]] == ([True] if warning else [])
+    assert [warning in text for text in findings(data).values()] == ([True] if warning else [])
     held_out = {sample.path for sample in found.of("test")}
     assert all(f"/{max(folders, key=list(folders).index)}/" in path for path in held_out)
 
@@ -290,7 +298,7 @@ def test_leaking_images_are_dropped_from_training_and_reported(data: Path) -> No
     shutil.copy(data / "train" / "cat" / "000.png", data / "val" / "cat" / "again.png")
     found, summary = prepared(data)
     assert summary["leaked"] == 1
-    assert any("kept only in the held-out one: 1" in text for text in summary["warnings"])
+    assert any("kept only in the held-out one: 1" in text for text in findings(data).values())
     [row] = table(data, "duplicates.csv")
     assert row == {"path": "train/cat/000.png", "same_as": "val/cat/again.png", "split": "test"}
     assert len(found.of("test")) == 7
@@ -300,14 +308,13 @@ def test_a_strong_imbalance_is_reported(data: Path) -> None:
     photos(data / "cat", 61, 1000)
     for path in sorted((data / "dog").iterdir())[3:]:
         path.unlink()
-    _, summary = prepared(data)
-    assert any("61 images of 'cat', 3 of 'dog'" in text for text in summary["warnings"])
+    assert "61 images of 'cat', 3 of 'dog'" in findings(data)["imbalance"]
 
 
 def test_a_given_split_without_a_class_is_reported(data: Path) -> None:
     given_splits(data, val=3, test=3)
     shutil.rmtree(data / "test" / "cat")
-    assert prepared(data)[1]["warnings"] == ["No image in test of 'cat': these classes are not measured there."]
+    assert findings(data) == {"class_absent_in_test": "No image in test of 'cat': these classes are not measured there."}
 
 
 def empty_class(data: Path) -> None:
@@ -518,3 +525,37 @@ def test_an_unusable_cache_is_a_known_error(data: Path) -> None:
     with pytest.raises(EdgelineError) as caught:
         prepare(config(data))
     assert caught.value.code == "cache_unusable"
+
+
+def test_pictures_with_two_labels_are_the_error_if_a_class_has_too_few_others(data: Path) -> None:
+    """F10: the message was that the class has no images."""
+    for path in (data / "cat").iterdir():
+        shutil.copy(path, data / "dog" / f"again-{path.name}")
+    error = data_error(data)
+    assert error.code == "label_conflict"
+    assert "'cat' keeps 0 images, because 10 are also in 'dog'" in str(error)
+    with open(re.findall(r"listed in (.+)\)", str(error))[0], newline="", encoding="utf-8") as file:
+        assert len(list(csv.DictReader(file))) == 20
+
+
+def test_masks_next_to_the_photos_are_named_and_can_be_left_out(data: Path) -> None:
+    """F3b: 1,267 masks became photos of their class."""
+    for number, name in enumerate(("cat/000.gif", "cat/001_mask.png", "dog/000.bmp")):
+        Image.new("L", (8, 8), number).save(data / name)
+    Image.new("L", (8, 8), 99).save(data / "cat" / "a-black-cat.png")
+    message = findings(data)["masks"]
+    assert "are read as images: 3 files, cat/000.gif for example" in message
+    assert '--set \'prepare.ignore=["*.bmp", "*.gif", "*.png"]\'' in message
+    assert "masks" not in findings(data, ignore=["*.gif", "*_mask.png", "*.bmp"])
+
+
+def test_artifacts_in_the_data_folder_do_not_change_a_second_run(data: Path) -> None:
+    """F4: `edgeline run --data .` in the folder of photos, twice."""
+    inside = config(data).model_copy(update={"artifacts": str(data / "artifacts")})
+    first, _ = prepare(inside)
+    (data / "artifacts" / "store" / "data" / "1").mkdir(parents=True)
+    photo(data / "artifacts" / "store" / "data" / "1" / "golden.png", 5)
+    again, result = prepare(inside)
+    assert (again.folder, result.reused) == (first.folder, True)
+    elsewhere, _ = prepare(config(data))
+    assert read_prepared(elsewhere.step("prepare")).labels == ("cat", "dog")

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeline.pipeline.data.samples import Split
 from edgeline.pipeline.data.split import carve
+from edgeline.pipeline.names import Split
 
 BOTH: dict[Split, float] = {"test": 0.2, "val": 0.2}
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edgeline.pipeline.data.discovery import Source, find_source
 from edgeline.pipeline.data.validation import BATCH, STRIP_PIXELS, ValidationResult, hash_files, pixel_digest, validate_images
 from edgeline.pipeline.runs.content_cache import ContentCache
+from edgeline.pipeline.sources.discovery import Source, find_source
 from edgeline.serve.errors import DataError, ImageError
 from edgeline.serve.preprocess import Limits
+from tests.support.image_files import OPAQUE_BMP, WITH_METADATA, WITHOUT_END
 
 LIMITS = Limits(max_bytes=2**20)
 
@@ -76,6 +77,25 @@ REJECTED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a link to itself": ("a.jpg", lambda path: path.symlink_to(path.name), "unreadable"),
     "a link that leaves": ("a.jpg", lambda path: path.symlink_to("/etc/hostname"), "path_escapes_root"),
 }
+
+
+SAME_PIXELS = WITH_METADATA | OPAQUE_BMP | WITHOUT_END
+
+
+@pytest.mark.filterwarnings("ignore:.*(EXIF|MPO|Truncated).*:UserWarning")
+def test_what_is_no_pixel_makes_no_difference_to_a_data_set(data: Path) -> None:
+    """F12, F13, G3: files whose digest of the pixels is that of the plain picture; those without an end marker are marked."""
+    for index, files in enumerate(SAME_PIXELS.values()):
+        for kind, content in zip(("cat", "dog"), files, strict=True):
+            (data / kind / f"{index:02d}.jpg").write_bytes(content)
+    found = validated(data, Limits())
+    assert found.rejected == ()
+    pixels = {image.name: image.content.pixels for image in found.images}
+    assert [pixels[f"cat/{index:02d}.jpg"] == pixels[f"dog/{index:02d}.jpg"] for index in range(len(SAME_PIXELS))] == (
+        [True] * len(SAME_PIXELS)
+    )
+    without_end = [index for index, name in enumerate(SAME_PIXELS) if name in WITHOUT_END]
+    assert [image.name for image in found.images if image.content.incomplete_end] == [f"cat/{i:02d}.jpg" for i in without_end]
 
 
 @pytest.mark.parametrize(("name", "make", "code"), REJECTED.values(), ids=REJECTED)

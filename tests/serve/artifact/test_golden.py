@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeline.serve import preprocess
+from edgeline.serve import image_files, preprocess
 from edgeline.serve.artifact.reader import open_artifact
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import GoldenError
@@ -67,7 +67,7 @@ def test_a_spec_with_another_crop_is_rejected(folder: Path, seal: Seal) -> None:
 
 
 def test_a_machine_that_cannot_decode_a_sample_is_rejected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preprocess, "FORMATS", ("PNG",))
+    monkeypatch.setattr(image_files, "FORMATS", ("PNG",))
     with pytest.raises(GoldenError, match=r"golden/0.jpg: .*check the decoder of this machine"):
         Classifier.open(folder)
 

@@ -294,6 +294,27 @@ def test_an_unexpected_error_while_loading_is_logged_and_reported(
     assert any(record.exc_info for record in caplog.records)
 
 
+def test_too_little_memory_for_a_version_is_named_without_the_paths_of_the_machine(
+    publish: Publish, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F18: in the server's log, the first cause is named too."""
+
+    def broken(folder: Path) -> Classifier:
+        raise ImportError("/opt/lib/onnxruntime.so: failed to map segment from shared object")
+
+    publish(1)
+    models = repository_of(store / "colors", broken)
+    models.start()
+    until(lambda: models.slots[0].failure is not None)
+    assert models.close(WAIT_S)
+    failure = models.slots[0].failure
+    assert failure is not None
+    assert failure.code == "out_of_memory"
+    assert "/opt/lib" not in failure.reason
+    assert "/opt/lib/onnxruntime.so: failed to map segment" in caplog.text
+    assert not any(record.exc_info for record in caplog.records)
+
+
 def test_the_index_lists_every_loaded_or_rejected_version(publish: Publish, store: Path) -> None:
     publish(1)
     models = repository_of(store / "colors")

@@ -87,7 +87,7 @@ DEATHS = {
     "a crash": ("kill -SEGV $$", "process was killed by SIGSEGV"),
     "out of time": ("kill -XCPU $$", "process was killed by SIGXCPU"),
     "an exit code": ("exit 7", "exit code 7 and reported nothing"),
-    "nonsense": ("echo nonsense; exit 1", "exit code 1 and reported nothing"),
+    "nonsense": ("echo nonsense; exit 1", "exit code 1 and reported nothing; see the server's log"),
 }
 
 
@@ -102,6 +102,18 @@ def test_a_candidate_is_rejected_when_its_child_process_dies(
     with pytest.raises(ArtifactError, match=reason) as caught:
         validate_in_subprocess(artifact_template, max_pixels=PIXELS)
     assert caught.value.code == "candidate_crashed"
+
+
+def test_what_a_child_process_printed_before_it_died_is_in_the_log(
+    artifact_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho Traceback >&2\necho 'ImportError: failed to map segment' >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(ArtifactError):
+        validate_in_subprocess(artifact_template, max_pixels=PIXELS)
+    assert caplog.messages[-1].endswith("ended with exit code 1: ImportError: failed to map segment")
 
 
 DROP_PRIVILEGES = """

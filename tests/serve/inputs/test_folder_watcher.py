@@ -93,6 +93,7 @@ def test_folders_hidden_and_deleted_files_are_skipped(site: Site) -> None:
     os.mkfifo(site.folder / "fifo")
     os.symlink("nowhere", site.folder / "dangling")
     site.write(".hidden", "x")
+    site.write("Thumbs.db", "x")
     site.write("vanishes", "x")
     assert site.poll(0) == []
     (site.folder / "vanishes").unlink()

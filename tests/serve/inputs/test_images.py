@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeline.serve.errors import InputError
-from edgeline.serve.inputs.images import MAX_PATH_BYTES, Picture, from_lines
+from edgeline.serve.inputs.images import MAX_PATH_BYTES, Picture, from_lines, from_paths
 
 LIMIT = 10_000
 
@@ -24,10 +24,12 @@ def read(text: bytes, size: int = 7, limit: int = LIMIT) -> list[Picture]:
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
-@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n"])
-def test_every_line_is_a_path_for_any_chunk_size(folder: Path, size: int, end: bytes) -> None:
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"], ids=["LF", "CR LF (F16)"])
+@pytest.mark.parametrize("lines", [0, 1, 2])
+def test_every_line_is_a_path_for_any_chunk_size(folder: Path, size: int, newline: bytes, lines: int) -> None:
     names = [b"a", b"b c", b"\xff"]
-    text = b"\n".join(os.fsencode(folder) + b"/" + name for name in names) + end
+    end = newline * lines
+    text = newline.join(os.fsencode(folder) + b"/" + name for name in names) + end
     pictures = read(text, size)
     assert [picture.content for picture in pictures] == names
     assert pictures[1].where == {"path": f"{folder}/b c"}
@@ -40,6 +42,22 @@ def test_unreadable_files_are_reported_in_their_place(folder: Path) -> None:
     codes = [picture.content.code if isinstance(picture.content, InputError) else "" for picture in pictures]
     unreadable = "image_unreadable"
     assert codes == ["", unreadable, "image_too_large", unreadable, unreadable, "", unreadable], "- is a path here"
+
+
+def test_leftovers_of_systems_in_a_folder_are_not_pictures(tmp_path: Path) -> None:
+    """F16: Thumbs.db and desktop.ini were errors."""
+    for name in ("a.jpg", "Thumbs.db", "desktop.ini", ".DS_Store", "b.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [picture.where["path"] for picture in from_paths([str(tmp_path)], LIMIT)] == [
+        f"{tmp_path}/a.jpg",
+        f"{tmp_path}/b.jpg",
+    ]
+
+
+def test_a_folder_of_folders_is_not_searched_and_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bees").mkdir()
+    [picture] = from_paths([str(tmp_path)], LIMIT)
+    assert f"name one, such as {tmp_path}/bees" in str(picture.content)
 
 
 def test_an_endless_line_is_reported_once_and_truncated(folder: Path) -> None:

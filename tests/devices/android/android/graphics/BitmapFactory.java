@@ -20,7 +20,7 @@ public class BitmapFactory {
             Bitmap bitmap = new Bitmap(small ? reduced(image, options.inSampleSize) : image);
             options.outWidth = bitmap.getWidth();
             options.outHeight = bitmap.getHeight();
-            options.outMimeType = path.endsWith(".jpg") ? "image/jpeg" : "image/png";
+            options.outMimeType = path.endsWith(".jpg") ? "image/jpeg" : path.endsWith(".bmp") ? "image/bmp" : "image/png";
             return options.inJustDecodeBounds ? null : bitmap;
         } catch (java.io.IOException error) {
             return null;

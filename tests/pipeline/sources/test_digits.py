@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeline.pipeline.data.digits import COUNTS, write_digits
+from edgeline.pipeline.sources.digits import COUNTS, write_digits
 
 
 @pytest.fixture(name="digits", scope="module")
@@ -64,6 +64,6 @@ def test_two_concurrent_writers_leave_one_complete_folder(tmp_path: Path) -> Non
 
 
 def test_complete_digits_do_not_import_scikit_learn(digits: Path) -> None:
-    code = "import sys; from pathlib import Path; from edgeline.pipeline.data.digits import write_digits; "
+    code = "import sys; from pathlib import Path; from edgeline.pipeline.sources.digits import write_digits; "
     code += f"write_digits(Path({str(digits)!r})); print('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -4,7 +4,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from edgeline.pipeline.data.samples import SPLITS, Split
+from edgeline.pipeline.names import SPLITS, Split
 from edgeline.serve.artifact.labels import check_labels
 from edgeline.serve.errors import DataError
 

@@ -1,0 +1,66 @@
+"""Findings of an evaluation: classes without images, splits that differ, confidence that misleads."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from edgeline.pipeline.data.samples import Sample
+from edgeline.pipeline.evaluation.evaluate import evaluate
+from edgeline.pipeline.evaluation.findings import find_in_evaluation
+from edgeline.pipeline.evaluation.metrics import softmax
+
+LABELS = ("a", "b", "c")
+
+
+def sample(index: int) -> Sample:
+    return Sample(
+        path="/x", label=LABELS[index], index=index, split="test", group="", sha256="", pixels="", width=8, height=8, name="x"
+    )
+
+
+def findings(
+    targets: Sequence[int], wrong: int, *, logit: float = 3.0, validation: tuple[int, int] = (95, 100)
+) -> dict[str, str]:
+    """The findings if the first images are classified wrongly, all with the same confidence, by code."""
+    targets_N = np.array(targets)
+    predicted_N = np.where(np.arange(len(targets)) < wrong, (targets_N + 1) % 3, targets_N)
+    logits_NK = np.zeros((len(targets), 3), np.float32)
+    logits_NK[np.arange(len(targets)), predicted_N] = logit
+    evaluation = evaluate(logits_NK, [sample(index) for index in targets], LABELS, temperature=1.0, bins=15)
+    return {found.code: found.message for found in find_in_evaluation(evaluation, softmax(logits_NK), *validation)}
+
+
+def test_an_evaluation_as_expected_has_no_findings() -> None:
+    assert findings([0, 1, 2] * 33, wrong=9) == {}
+
+
+def test_a_class_without_test_images_is_reported_and_left_out_of_the_averages() -> None:
+    """F5: it counted as an F1 of 0."""
+    assert "for lack of test images: 'b', 'c'" in findings([0] * 100, wrong=9)["class_without_test_images"]
+    logits_NK = np.array([[3.0, 0.0, 0.0]] * 4, np.float32)
+    evaluation = evaluate(logits_NK, [sample(0)] * 4, LABELS, temperature=1.0, bins=15)
+    assert (evaluation.macro.f1, evaluation.macro.recall) == (1.0, 1.0)
+
+
+def test_a_test_split_of_another_kind_than_validation_is_reported() -> None:
+    """F3c: 42 % on test, 87 % on validation."""
+    message = findings([0, 1, 2] * 100, wrong=174, validation=(87, 100))["splits_differ"]
+    assert message.startswith(
+        "Accuracy is 42.0% on the test split and 87.0% on validation, more different than chance explains"
+    )
+
+
+@pytest.mark.parametrize(("wrong", "validation"), [(6, (28, 30)), (3, (30, 30)), (0, (26, 30))])
+def test_a_difference_that_chance_explains_is_not_reported(wrong: int, validation: tuple[int, int]) -> None:
+    assert "splits_differ" not in findings([0, 1, 2] * 10, wrong=wrong, validation=validation)
+
+
+def test_confidence_far_from_the_accuracy_is_reported() -> None:
+    """F3c: a calibration error of 0.40."""
+    message = findings([0, 1, 2] * 50, wrong=75, validation=(50, 100))["confidence_misleads"]
+    assert message.startswith("Mean confidence on the test split is 90.9%, accuracy 50.0%")
+
+
+def test_certain_and_almost_always_right_is_not_reported() -> None:
+    assert findings([0, 1, 2] * 50, wrong=1, logit=30.0, validation=(99, 100)) == {}
