@@ -47,6 +47,8 @@ class Deduplicated:
     """Group by pixel digest."""
     near: tuple[NearPair, ...] = ()
     """Near-duplicates among the images that are kept."""
+    near_copies: frozenset[str] = frozenset()
+    """Pixel digests of near-duplicates that do not count when splits are carved, so that adding one moves no other image."""
 
     @property
     def leaked(self) -> tuple[tuple[ValidImage, ValidImage], ...]:

@@ -7,7 +7,7 @@ of the photo that is there already. Without an earlier run, it is the member wit
 import base64
 import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,29 +38,39 @@ def group_near_pairs(deduplicated: Deduplicated, pairs: Sequence[NearPair], hist
         pairs: the near-duplicates.
         history: number of the run that first saw an image, by pixel digest; images without an entry are new.
     """
+    movable = [pair for pair in pairs if {pair.first.split, pair.second.split} <= {None, "train"}]
+    find = _united((deduplicated.group(pair.first), deduplicated.group(pair.second)) for pair in movable)
+    find_picture = _united((pair.first.content.pixels, pair.second.content.pixels) for pair in movable)
+
+    def rank(image: ValidImage) -> tuple[float, int, str]:
+        content = image.content
+        return history.get(content.pixels, float("inf")), -content.width * content.height, content.pixels
+
+    names: dict[str, str] = {}
+    counted: set[tuple[str, str]] = set()
+    copies: set[str] = set()
+    for image in sorted(deduplicated.kept, key=rank):
+        names.setdefault(find(deduplicated.group(image)), deduplicated.group(image))
+        picture = find_picture(image.content.pixels), image.file.label
+        if picture in counted:
+            copies.add(image.content.pixels)
+        counted.add(picture)
+    groups = {pixels: names.get(find(group), group) for pixels, group in deduplicated.groups.items()}
+    return replace(deduplicated, near=tuple(pairs), near_copies=frozenset(copies), groups=groups)
+
+
+def _united(pairs: Iterable[tuple[str, str]]) -> Callable[[str], str]:
+    """A function that returns the same name for all that are connected by pairs."""
     parent: dict[str, str] = {}
 
     def find(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = name = parent[parent[name]]
+        while parent.get(name, name) != name:
+            parent[name] = name = parent.get(parent[name], parent[name])
         return name
 
-    for pair in pairs:
-        if {pair.first.split, pair.second.split} <= {None, "train"}:
-            parent[find(deduplicated.group(pair.second))] = find(deduplicated.group(pair.first))
-    oldest: dict[str, tuple[float, int, str, str]] = {}
-    for image in deduplicated.kept:
-        if (group := deduplicated.group(image)) in parent:
-            content = image.content
-            age = history.get(content.pixels, float("inf"))
-            rank = (age, -content.width * content.height, content.pixels, group)
-            oldest[find(group)] = min(oldest.get(find(group), rank), rank)
-    names = {group: oldest[find(group)][3] for group in parent if find(group) in oldest}
-    return replace(
-        deduplicated,
-        near=tuple(pairs),
-        groups={pixels: names.get(group, group) for pixels, group in deduplicated.groups.items()},
-    )
+    for first, second in pairs:
+        parent[find(second)] = find(first)
+    return find
 
 
 def read_history(cache: ContentCache, deduplicated: Deduplicated) -> dict[str, int]:

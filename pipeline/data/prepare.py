@@ -65,9 +65,8 @@ def prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
         write_conflicts(folder / "conflicts.csv", deduplicated)
         _check_conflicts(source.labels, deduplicated, config.prepare, folder / "conflicts.csv")
         if config.prepare.near_duplicates == "group":
-            deduplicated = group_near_pairs(
-                deduplicated, find_near_pairs(deduplicated.kept), read_history(history, deduplicated)
-            )
+            pairs = find_near_pairs(deduplicated.kept)
+            deduplicated = group_near_pairs(deduplicated, pairs, read_history(history, deduplicated))
         samples = _samples(source, deduplicated, _split(source, deduplicated, config))
         write_samples(folder / "samples.csv", samples)
         write_duplicates(folder / "duplicates.csv", deduplicated, samples)
@@ -162,7 +161,7 @@ def _split(source: Source, deduplicated: Deduplicated, config: PipelineConfig) -
     missing: dict[Split, float] = {split: shares[split] for split in ("test", "val") if split not in roles}
     groups: dict[str, Counter[str]] = defaultdict(Counter)
     for image in deduplicated.kept:
-        if image.split in (None, "train"):
+        if image.split in (None, "train") and image.content.pixels not in deduplicated.near_copies:
             groups[deduplicated.group(image)][image.file.label] += 1
     _check_counts(source.labels, deduplicated, groups, len(missing) + 1, config.prepare.min_per_class)
     carved = carve(groups, missing, seed=config.seed)
@@ -186,14 +185,10 @@ def _check_counts(
         if images[label] >= min_per_class and group_counts[label] < splits
     ]
     if few:
+        hint = "; near-duplicates count as one unless prepare.near_duplicates is ignore" if deduplicated.near else ""
         raise DataError(
             f"too few distinct images, at least {min_per_class} are needed in each class: {summarize(few)}; "
-            "add images, or remove the class"
-            + (
-                "; near-duplicates count as one, set prepare.near_duplicates to ignore to divide them"
-                if deduplicated.near
-                else ""
-            ),
+            f"add images, or remove the class{hint}",
             code="too_few_images",
         )
 

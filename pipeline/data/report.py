@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edgeline.pipeline.data.deduplication import Deduplicated
+from edgeline.pipeline.data.deduplication import Deduplicated, NearPair
 from edgeline.pipeline.data.samples import Sample
 from edgeline.pipeline.data.validation import ValidationResult, ValidImage
 from edgeline.pipeline.names import SPLITS, Split
@@ -170,24 +170,20 @@ def find_in_data(
 
 def _near_findings(deduplicated: Deduplicated) -> Iterator[Finding]:
     if near := [pair for pair in deduplicated.near if not pair.leaks]:
-        yield Finding(
-            code="near_duplicates",
-            message=f"Near-duplicates, kept in one split (near_duplicates.csv, with pictures in near_duplicates.html): {len(near):,} "
-            f"pairs, {near[0].first.name} and {near[0].second.name} for example.",
-        )
+        where = "near_duplicates.csv, with pictures in near_duplicates.html"
+        message = f"Near-duplicates, kept in one split ({where}): {_pairs(near)}."
+        yield Finding(code="near_duplicates", message=message, level="note")
     if leaking := [pair for pair in deduplicated.near if pair.leaks]:
-        yield Finding(
-            code="near_leaked",
-            message=f"Near-duplicates in train and in a held-out split of the data (near_duplicates.csv): {len(leaking):,} pairs, "
-            f"{leaking[0].first.name} and {leaking[0].second.name} for example; remove one of each, or the accuracy is too high.",
-        )
+        where = "Near-duplicates in train and in a held-out split of the data (near_duplicates.csv)"
+        message = f"{where}: {_pairs(leaking)}; remove one of each, or the accuracy is too high."
+        yield Finding(code="near_leaked", message=message)
     if mixed := [pair for pair in deduplicated.near if pair.first.file.label != pair.second.file.label]:
-        pair = mixed[0]
-        yield Finding(
-            code="near_conflicts",
-            message=f"Near-duplicates with different labels: {len(mixed):,} pairs, {pair.first.name} and {pair.second.name} for "
-            "example; check their labels.",
-        )
+        message = f"Near-duplicates with different labels (near_duplicates.csv): {_pairs(mixed)}; check their labels."
+        yield Finding(code="near_conflicts", message=message)
+
+
+def _pairs(pairs: Sequence[NearPair]) -> str:
+    return f"{len(pairs):,} pairs, {pairs[0].first.name} and {pairs[0].second.name} for example"
 
 
 def find_masks(images: Iterable[ValidImage]) -> list[str]:

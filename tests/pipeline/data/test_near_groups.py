@@ -89,13 +89,14 @@ def test_a_copy_that_is_added_later_joins_the_split_of_its_photo(data: Path, kin
 
 
 def test_a_larger_copy_that_is_added_later_does_not_move_its_photo(data: Path) -> None:
-    """The name of a group decides its place among the others, and is that of the photo that was seen first."""
     before = samples(prepare(config(data))[0])
     for path in sorted(data.glob("*/*.jpg")):
         picture = Image.open(path)
         picture.resize((2 * picture.width, 2 * picture.height)).save(path.with_name(f"aa-{path.name}"))
     after = samples(prepare(config(data))[0])
-    assert {name: after[name].group for name in before} == {name: photo.group for name, photo in before.items()}
+    assert {name: (after[name].split, after[name].group) for name in before} == {
+        name: (photo.split, photo.group) for name, photo in before.items()
+    }
 
 
 def test_copies_across_given_splits_are_reported_and_not_moved(data: Path) -> None:
