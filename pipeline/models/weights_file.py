@@ -71,7 +71,7 @@ class LoadedWeights:
         if self.container:
             parts.append(f"from its {self.container}")
         if self.prefix:
-            parts.append(f"without the prefix {self.prefix}")
+            parts.append(f"without the prefix {self.prefix!r}")
         if self.others:
             parts.append(f"which are averaged (EMA) and so preferred to {' and '.join(self.others)}")
         return ", ".join(parts)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from edgeline.pipeline.data.labels import summarize
+from edgeline.pipeline.sources.labels import summarize
 from edgeline.serve.errors import TrainingError
 
 MIN_IMPROVEMENT = 1e-4
