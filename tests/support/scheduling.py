@@ -12,6 +12,8 @@ FIRST = (
     "tests/serve/inference/test_repository.py",
     "tests/serve/http/test_main.py",
     "tests/docs/test_blocks.py",
+    "tests/pipeline/data/test_prepare.py",
+    "tests/serve/conformance/test_checks.py",
 )
 """What takes longest, so that no worker begins with it when the others are done."""
 LAST = ("tests/export/",)
