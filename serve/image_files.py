@@ -81,7 +81,8 @@ def kind_of(data: bytes) -> str | None:
     if data[4:8] == b"ftyp":
         brand = data[8:12].decode("latin-1")
         return {"avif": "an AVIF image", "avis": "an AVIF image"}.get(brand, HEIC if brand in HEIC_BRANDS else "a video")
-    return next((kind for start, kind in OTHER_KINDS.items() if data.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(start)), None)
+    first = data[:64].lstrip(b"\xef\xbb\xbf \r\n\t")
+    return next((kind for start, kind in OTHER_KINDS.items() if first.startswith(start)), None)
 
 
 def _png_without_metadata(data: bytes) -> bytes:

@@ -1,7 +1,7 @@
 """Load a local file of weights into a network.
 
     loaded = load_weights_file(module, Path("model_best.pth.tar"))
-    print(loaded)    # weights model_best.pth.tar: 320 of 320 tensors loaded, from its state_dict, without the prefix module.
+    print(loaded)    # weights model_best.pth.tar: 320 of 320 tensors loaded, from its state_dict, without the prefix 'module.'
 
 The content decides the format, not the name: safetensors, or a zip or legacy file of `torch.save`. Only tensors and plain
 values are unpickled, so a file cannot run code.
