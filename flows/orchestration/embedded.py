@@ -24,6 +24,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -221,12 +222,18 @@ def _start_lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _no_proxy() -> Iterator[None]:
-    """Exclude this machine from the proxy of the environment."""
-    before = os.environ.get("no_proxy")  # the lower-case variable has precedence
-    os.environ["no_proxy"] = ",".join(filter(None, (before or os.environ.get("NO_PROXY"), HOST)))
+    """Exclude this machine from the proxy of the environment.
+
+    Prefect's client cannot be created with a SOCKS proxy in the environment, used or not, unless its package is installed.
+    """
+    proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+    no_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")  # the lower-case variable has precedence
+    os.environ["no_proxy"] = ",".join(filter(None, (no_proxy, HOST)))
+    for name, value in proxies.items():
+        if value.startswith("socks") and find_spec("socksio") is None:
+            del os.environ[name]
     try:
         yield
     finally:
         del os.environ["no_proxy"]
-        if before is not None:
-            os.environ["no_proxy"] = before
+        os.environ.update(proxies)

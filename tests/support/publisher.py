@@ -3,10 +3,10 @@
     python publisher.py publish STORE TEMPLATE CONTENT...        publishes each content after reading a line
     python publisher.py FAULT FOLDER TEMPLATE [first] [sample]   prints the result of each fault as JSON
 
-FAULT is `kill`, `EIO` (one call fails) or `ENOSPC` (every call from then on fails). Calls are all system calls on the store:
-opening, creating, renaming, removing, listing, locking and flushing, and writing the second half of a file. For each of them,
-with `sample` for every eighth, a store is created, empty with `first`, else with one version; a child process publishes to it
-with the fault at that call, and then another child publishes the same without a fault.
+FAULT is `kill`, `EIO` or `EACCES` (one call fails) or `ENOSPC` (every call from then on fails). Calls are all system calls on
+the store: opening, creating, renaming, removing, listing, locking and flushing, and writing the second half of a file. For each
+of them, with `sample` for every eighth, a store is created, empty with `first`, else with one version; a child process publishes
+to it with the fault at that call, and then another child publishes the same without a fault.
 """
 
 import errno
@@ -58,7 +58,7 @@ def plant(fault: str, at: int, folder: Path) -> None:
         if event not in CALLS or (isinstance(arguments[0], str) and not arguments[0].startswith(str(folder))):
             return
         seen += 1
-        if seen < at or (fault == "EIO" and seen > at):
+        if seen < at or (fault in ("EIO", "EACCES") and seen > at):
             return
         if seen == at:
             (folder.parent / "call").write_bytes(event.encode())

@@ -184,7 +184,7 @@ def test_the_settings_of_the_user_are_neither_read_nor_changed(
     from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "postgresql+asyncpg://nowhere/none")
-    assert "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in prefect_server.environment()
+    assert prefect_server.environment()["PREFECT_SERVER_DATABASE_CONNECTION_URL"] == "sqlite+aiosqlite:///prefect.db"
     with temporary_settings({PREFECT_API_URL: "http://theirs/api", PREFECT_API_KEY: "secret"}):
         with prefect_server.settings():
             assert (PREFECT_API_URL.value(), PREFECT_API_KEY.value()) == (prefect_server.url, None)
@@ -204,6 +204,22 @@ def test_requests_to_this_machine_bypass_the_proxy(
         assert urllib.request.proxy_bypass_environment("127.0.0.1")
         assert bool(urllib.request.proxy_bypass_environment("example.org")) == bool(before)
     assert os.environ.get("no_proxy") == before
+
+
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "http_proxy"], ids=lambda name: f"F15-{name}")
+def test_a_socks_proxy_does_not_stop_a_run_that_needs_none(
+    prefect_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """Even if it is not used, the client needs a package for it that is not installed here."""
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    monkeypatch.setenv(variable, "socks5h://127.0.0.1:1080")
+    with pytest.raises(ImportError, match="socksio"):
+        httpx.Client()
+    with prefect_server.settings(), get_client(sync_client=True) as client:
+        assert client.api_healthcheck() is None
+    assert os.environ[variable] == "socks5h://127.0.0.1:1080"
 
 
 def test_pending_states_are_sent_silently_at_the_end(
