@@ -5,8 +5,8 @@
 
 FAULT is `kill`, `EIO` or `EACCES` (one call fails) or `ENOSPC` (every call from then on fails). Calls are all system calls on
 the store: opening, creating, renaming, removing, listing, locking and flushing, and writing the second half of a file. For each
-of them, with `sample` for every eighth, a store is created, empty with `first`, else with one version; a child process publishes
-to it with the fault at that call, and then another child publishes the same without a fault.
+of them, with `sample` for every eighth, a store is created, empty with `first`, else with one version; a child process
+publishes to it with the fault at that call, and then another child publishes the same without a fault.
 """
 
 import errno
