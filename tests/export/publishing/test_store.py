@@ -269,7 +269,7 @@ def until_the_rename(found: Found) -> int:
 
 KILLED = [
     pytest.param(["first"], [], id="the first version", marks=pytest.mark.long),
-    pytest.param([], ["old"], id="the next version"),
+    pytest.param([], ["old"], id="the next version", marks=pytest.mark.long),
 ]
 
 
@@ -284,6 +284,21 @@ def test_a_store_killed_at_any_call_has_the_old_versions_or_the_complete_new_one
         assert entry["shown"] == (old if index < count else [*old, "new"]), entry
         assert (entry["then"], entry["then_shown"]) == ("done", [*old, "new"]), entry
         assert entry["left"] == [".lock", *map(str, range(1, len(old) + 2))], entry
+
+
+def test_a_store_killed_at_every_eighth_call_has_the_old_version_or_the_complete_new_one(
+    tmp_path: Path, template: Path
+) -> None:
+    found = finish(start("kill", tmp_path, template, "sample"))
+    assert len(found) > 6
+    assert {entry["outcome"] for entry in found} == {"killed"}
+    shown = [entry["shown"] for entry in found]
+    assert shown[0] == ["old"]
+    assert shown == sorted(shown)
+    assert {tuple(versions) for versions in shown} <= {("old",), ("old", "new")}
+    assert all(
+        (entry["then"], entry["then_shown"], entry["left"]) == ("done", ["old", "new"], [".lock", "1", "2"]) for entry in found
+    )
 
 
 @pytest.mark.long
