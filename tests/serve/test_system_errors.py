@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from edgeline.serve.errors import ArtifactError, EdgelineError, TrainingError
-from edgeline.serve.system_errors import out_of_memory, system_error
+from edgeline.serve.system_errors import out_of_memory, remedy, system_error
 
 MEMORY: dict[str, BaseException] = {
     "the dynamic linker": ImportError("libtorch_cpu.so: failed to map segment from shared object"),
@@ -66,6 +66,14 @@ def test_an_error_of_the_operating_system_names_the_file_and_what_to_do(tmp_path
     with pytest.raises(OSError, match="too long") as caught:
         path.touch()
     assert str(system_error(caught.value)) == f"{path}: File name too long; choose a shorter path"
+
+
+REMEDIES = {errno.EACCES: "check its permissions", errno.ENOSPC: "free some space", errno.EIO: "copy the file again"}
+
+
+@pytest.mark.parametrize(("number", "expected"), REMEDIES.items(), ids=[errno.errorcode[number] for number in REMEDIES])
+def test_the_remedy_fits_the_number_of_the_error(number: int, expected: str) -> None:
+    assert remedy(OSError(number, os.strerror(number)), "copy the file again") == expected
 
 
 def test_a_bug_is_not_translated() -> None:
