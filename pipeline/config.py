@@ -60,6 +60,11 @@ class PrepareConfig(Section):
         description="What to do if the data's own splits share an image: `drop` it from the split closer to training (the "
         "report lists it), or `stop`.",
     )
+    near_duplicates: Literal["group", "ignore"] = Field(
+        "group",
+        description="Reduced, re-encoded or slightly cropped copies of an image: `group` keeps them in one split and lists "
+        "them; `ignore` does not look for them.",
+    )
     max_bytes: int = Field(64 * 2**20, ge=1, description="Maximum size of an image file, in bytes.")
     max_pixels: int = Field(50_000_000, ge=1, description="Maximum width * height of an image.")
 

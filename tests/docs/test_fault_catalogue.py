@@ -7,6 +7,13 @@ import pytest
 from tests.support.faults.catalogue import MARKS, PAGES, ROOT, ROWS, Row, read_rows
 
 FOUND = read_rows()
+SITUATIONS = read_rows(("docs/situations.md",))
+IDS = {
+    *(f"F{number}" for number in range(1, 20)),
+    *("F3b", "F3c", "F3d"),
+    *(f"G{number}" for number in range(1, 6)),
+    *(f"S{number}" for number in range(1, 11)),
+}
 
 
 def test_the_pages_list_every_fault_once_and_in_order() -> None:
@@ -25,7 +32,12 @@ def test_no_row_is_overlooked_because_of_its_form() -> None:
     assert len(marked) == sum(row.status != "met" for row in FOUND), "a mark is at the beginning of its cell"
 
 
-@pytest.mark.parametrize("row", FOUND, ids=[row.number for row in FOUND])
+def test_the_page_of_situations_lists_each_once() -> None:
+    assert sorted(row.number for row in SITUATIONS) == sorted(IDS)
+    assert all(row.status == "met" for row in SITUATIONS)
+
+
+@pytest.mark.parametrize("row", [*FOUND, *SITUATIONS], ids=[row.number for row in (*FOUND, *SITUATIONS)])
 def test_every_test_that_a_row_names_exists(row: Row) -> None:
     assert bool(row.tests) != row.untested, f"{row.number} must name tests, or none"
     assert row.tests or row.status != "met", f"{row.number} is said to be met, and no test shows it"

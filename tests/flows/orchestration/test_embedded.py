@@ -18,6 +18,7 @@ import pytest
 
 from edgeline.flows.orchestration.embedded import LOCK_NAME, EmbeddedServer
 from edgeline.serve.errors import EdgelineError
+from tests.support.cases import cases
 
 DEADLINE_S = 60
 PARENT = """
@@ -53,8 +54,14 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("moment", ["serving", "starting"])
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM], ids=lambda signum: signum.name)
+ENDS = {
+    f"{signum.name}-{moment}": (signum, moment)
+    for signum in (signal.SIGKILL, signal.SIGTERM)
+    for moment in ("serving", "starting")
+}
+
+
+@pytest.mark.parametrize(("signum", "moment"), cases(ENDS, quick=["SIGKILL-serving"]))
 def test_the_server_ends_when_its_parent_is_killed(
     migrated_home: Callable[[], Path], wait_for: Any, signum: signal.Signals, moment: str
 ) -> None:

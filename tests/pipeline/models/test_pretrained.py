@@ -22,6 +22,7 @@ from edgeline.pipeline.models.backbones import build
 from edgeline.pipeline.models.pretrained import LITE, Normalization, Pretrained, load
 from edgeline.serve.errors import ConfigError, WeightsError
 from edgeline.serve.preprocess import PreprocessSpec, decode_image, preprocess
+from tests.support.cases import cases
 
 Preprocessing = Callable[[bytes], np.ndarray]
 
@@ -81,6 +82,7 @@ def test_lite0_is_accurate_and_each_of_three_wrong_set_ups_is_less_accurate(phot
     assert {name: (a, b) for name, (a, b) in wrong.items() if a > accuracy - 0.04 or b < loss + 0.1} == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["efficientnet_lite1", "efficientnet_lite2"])
 def test_the_larger_lites_are_accurate(model: str, photos: tuple[list[bytes], Tensor]) -> None:
     accuracy, _ = measure(load(model, "imagenet"), (photos[0][:24], photos[1][:24]))
@@ -105,7 +107,7 @@ LITES = {
 }
 
 
-@pytest.mark.parametrize("model", LITE)
+@pytest.mark.parametrize("model", cases({name: name for name in LITE}, quick=["efficientnet_lite0"]))
 def test_every_tensor_of_a_lite_is_that_of_the_wheel(model: str) -> None:
     pretrained = load(model, "imagenet")
     state = pretrained.module.state_dict()

@@ -32,6 +32,7 @@ from edgeline.serve.http import routes
 from edgeline.serve.http.app import AppOptions, create_app
 from edgeline.serve.http.responses import status_of
 from edgeline.serve.preprocess import Limits
+from tests.support.processes import HTTP
 
 JPEG = {"Content-Type": "image/jpeg"}
 SMALL = Limits(max_bytes=100_000, max_pixels=10_000)
@@ -376,7 +377,7 @@ def test_a_bad_image_does_not_affect_concurrent_good_ones(site: Any, artifact_te
     alone = [site.client.post("/predict", content=photo).json() for photo in photos]
 
     def post(body: bytes) -> tuple[int, Any]:
-        reply = httpx.post(f"{site.url}/predict", content=body)
+        reply = HTTP.post(f"{site.url}/predict", content=body)
         return reply.status_code, reply.json()
 
     with ThreadPoolExecutor(16) as pool:

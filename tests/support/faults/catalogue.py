@@ -5,6 +5,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +35,12 @@ class Row:
         return next((mark for mark in MARKS if self.happens.startswith(f"**{mark}**")), "met")
 
 
-def read_rows() -> list[Row]:
+def read_rows(pages: Iterable[str] = PAGES) -> list[Row]:
     """Every row of the tables, in the order of the pages."""
     rows = []
-    for page in PAGES:
+    for page in pages:
         text = (ROOT / page).read_text(encoding="utf-8")
-        for number, fault, happens, tests in re.findall(r"(?m)^\| ([A-Z]\d\d) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", text):
+        for number, fault, happens, tests in re.findall(r"(?m)^\| ([A-Z]\d+[a-z]?) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", text):
             named = tuple(re.findall(r"`([\w/]+\.py)::(\w+)`", tests))
             rows.append(Row(number, fault, happens, named, "none" in tests))
     return rows

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.processes import HTTP
+
 Reply = tuple[int, dict[str, Any]]
 Client = Callable[[str, Path, dict[str, str]], Reply]
 
@@ -59,12 +61,12 @@ def python_urllib(url: str, path: Path, headers: dict[str, str]) -> Reply:
 
 
 def python_httpx(url: str, path: Path, headers: dict[str, str]) -> Reply:
-    reply = httpx.post(url, content=path.read_bytes(), headers=headers, timeout=20)
+    reply = HTTP.post(url, content=path.read_bytes(), headers=headers, timeout=20)
     return reply.status_code, reply.json()
 
 
 def httpx_put(url: str, path: Path, headers: dict[str, str]) -> Reply:
-    reply = httpx.put(url, content=path.read_bytes(), headers=headers, timeout=20)
+    reply = HTTP.put(url, content=path.read_bytes(), headers=headers, timeout=20)
     return reply.status_code, reply.json()
 
 
@@ -162,11 +164,11 @@ def test_put_and_post_give_the_same_answer(server: Any, photo: Path) -> None:
 
 def test_put_is_counted_under_its_own_method(server: Any, photo: Path) -> None:
     httpx_put(f"{server.url}/predict", photo, {})
-    assert 'method="PUT",route="/predict",status="200"' in httpx.get(f"{server.url}/metrics").text
+    assert 'method="PUT",route="/predict",status="200"' in HTTP.get(f"{server.url}/metrics").text
 
 
 def test_openapi_describes_both_methods_alike(server: Any) -> None:
-    described = httpx.get(f"{server.url}/openapi.json").json()["paths"]["/predict"]
+    described = HTTP.get(f"{server.url}/openapi.json").json()["paths"]["/predict"]
     post, put = ({**described[method], "operationId": ""} for method in ("post", "put"))
     assert post == put
     assert "Content-Type" in post["requestBody"]["description"]
