@@ -12,6 +12,7 @@ Invariants:
 
 import os
 import stat
+import sys
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,12 @@ HIDDEN, IGNORED, OUTPUT = "hidden", "prepare.ignore", "edgeline"
 """Reasons why a file or folder is skipped; the others are what leaves it, as `serve.leftovers` names them."""
 OUTPUT_FOLDERS = frozenset({"cache", "data", "prefect", "runs", "store"})
 """Folders in the folder of artifacts."""
+ENCODING = sys.getfilesystemencoding()
+NOT_UTF8 = (
+    "the name is not UTF-8; rename the file"
+    if ENCODING == "utf-8"
+    else f"the name cannot be read in this system's encoding, {ENCODING}; set LC_ALL=C.UTF-8"
+)
 MANIFEST, MANIFEST_MARK, MANIFEST_BYTES = "manifest.json", b'"edgeline.artifact/', 8 * 2**20
 
 
@@ -144,7 +151,7 @@ class _Walk:
         for entry in entries:
             name = self._name(entry.path)
             if printable_name(entry.name) != entry.name:
-                self._reject(name, ImageError("the name is not UTF-8; rename the file", code="name_not_utf8"))
+                self._reject(name, ImageError(NOT_UTF8, code="name_not_utf8"))
             elif reason := self._skip(entry, name, written_to):
                 self._add_skipped(entry, name, reason)
             elif _leads_to_folder(entry):
