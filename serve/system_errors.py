@@ -13,6 +13,8 @@ OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 """In messages of the dynamic linker, NumPy, PyTorch, ONNX Runtime, SQLite and Python."""
+DISK_FULL = re.compile("No space left on device|Disk quota exceeded|disk is full")
+"""In messages of errors that are no `OSError`: safetensors' and SQLite's."""
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space, or raise the quota",
@@ -47,7 +49,9 @@ def system_error(error: BaseException) -> EdgelineError | None:
     if isinstance(error, UnicodeError) and encoding != "utf-8":  # of a file name
         return EdgelineError(f"{error}; the system's encoding is {encoding}: set LC_ALL=C.UTF-8", code="io_error")
     if not isinstance(error, OSError):
-        return None
+        full = DISK_FULL.search(str(error))
+        reason = " ".join(str(error).split())[:200]
+        return EdgelineError(f"{reason}; {REMEDIES[errno.ENOSPC]}", code="io_error") if full else None
     where = f"{error.filename}: " if error.filename else ""
     todo = remedy(error, "check the disk and its permissions")
     return EdgelineError(f"{where}{error.strerror or error}; {todo}", code="io_error")
