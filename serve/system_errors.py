@@ -51,10 +51,11 @@ def system_error(error: BaseException) -> EdgelineError | None:
     if not isinstance(error, OSError):
         full = DISK_FULL.search(str(error))
         reason = " ".join(str(error).split())[:200]
-        return EdgelineError(f"{reason}; {REMEDIES[errno.ENOSPC]}", code="io_error") if full else None
+        return EdgelineError(f"{reason}; {REMEDIES[errno.ENOSPC]}", code="disk_full") if full else None
     where = f"{error.filename}: " if error.filename else ""
     todo = remedy(error, "check the disk and its permissions")
-    return EdgelineError(f"{where}{error.strerror or error}; {todo}", code="io_error")
+    code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "io_error"
+    return EdgelineError(f"{where}{error.strerror or error}; {todo}", code=code)
 
 
 def out_of_memory(error: BaseException) -> EdgelineError | None:

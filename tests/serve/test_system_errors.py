@@ -78,7 +78,9 @@ def test_the_remedy_fits_the_number_of_the_error(number: int, expected: str) -> 
 
 def test_a_full_disk_is_named_in_errors_that_are_not_of_python() -> None:
     error = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
-    assert str(system_error(error)) == f"{error}; free some space"
+    found = system_error(error)
+    assert found is not None
+    assert (str(found), found.code) == (f"{error}; free some space", "disk_full")
 
 
 def test_a_bug_is_not_translated() -> None:
