@@ -14,11 +14,13 @@ help: ## List the targets
 demo: .venv/ready ## Digits -> trained, verified, published; then classify a few held-out images
 	$(BIN)/edgeline run --data digits --demo
 
-test: .venv/ready ## Run the whole test suite
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --max-worker-restart 0
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+
+test: .venv/ready ## Run the tests, in minutes
+	$(PYTEST)
 
 long: .venv/ready ## Run the long tests: compilers, emulators, other runtimes, a real schedule
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --max-worker-restart 0 -m long
+	$(PYTEST) -m long
 
 fuzz: .venv/ready ## Run the long fuzzing
 	$(BIN)/python -m pytest -m nightly

@@ -136,8 +136,10 @@ def fit(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from edgeline.flows.steps import run_pipeline
+        from edgeline.pipeline.runs.home import ensure_home
 
         config = _configure(data, {**(settings or {})}, {"name": name, "model": model, **options})
+        ensure_home(Path(config.artifacts))
         progress = _Progress()
         run, steps = run_pipeline(config, call_prepare=progress.prepare, call_step=progress.execute)
         return FitResult(run, tuple(steps))

@@ -60,6 +60,11 @@ class PrepareConfig(Section):
         description="What to do if the data's own splits share an image: `drop` it from the split closer to training (the "
         "report lists it), or `stop`.",
     )
+    near_duplicates: Literal["group", "ignore"] = Field(
+        "group",
+        description="Reduced, re-encoded or slightly cropped copies of an image: `group` keeps them in one split and lists "
+        "them; `ignore` does not look for them.",
+    )
     max_bytes: int = Field(64 * 2**20, ge=1, description="Maximum size of an image file, in bytes.")
     max_pixels: int = Field(50_000_000, ge=1, description="Maximum width * height of an image.")
 
@@ -298,7 +303,9 @@ class PipelineConfig(Section):
         min_length=1,
         description="Backbone: `efficientnet_lite0` to `_lite2`, any torchvision classifier, or `timm:<name>`.",
     )
-    weights: str = Field("imagenet", min_length=1, description="`imagenet`, `none`, or a local .pth or .safetensors file.")
+    weights: str = Field(
+        "imagenet", min_length=1, description="`imagenet`, `none`, or a local file of `torch.save` or safetensors."
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of the split and of training.")
     artifacts: str = Field("artifacts", min_length=1, description="Folder of runs, caches and the store.")
     prepare: PrepareConfig = Field(

@@ -20,11 +20,12 @@ from edgeline.serve.artifact.cam_outputs import EMBEDDING, EVIDENCE, cam_output_
 from edgeline.serve.artifact.manifest import Variant
 from edgeline.serve.artifact.reader import Artifact, open_artifact
 from edgeline.serve.artifact.training_features import Features, read_features
-from edgeline.serve.errors import ArtifactError, InputError
+from edgeline.serve.errors import ArtifactError, EdgelineError, GoldenError, InputError
 from edgeline.serve.explain import METHOD, Region, region_of
 from edgeline.serve.preprocess import Limits, preprocess
 from edgeline.serve.runtime.backends import load, uses_onnxruntime
 from edgeline.serve.runtime.graph_cache import CachedGraph
+from edgeline.serve.runtime.session import reason_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +249,14 @@ class Classifier:
         self.features = read_features(self.artifact)
         if verify:
             evidence = self.evidence if self.explains else None
-            self.self_test = golden.run_self_test(self.artifact, self.answer, self.variant.name, evidence)
+            try:
+                self.self_test = golden.run_self_test(self.artifact, self.answer, self.variant.name, evidence)
+            except EdgelineError:
+                raise
+            except Exception as error:  # the exceptions of the runtimes have no common base class
+                raise GoldenError(
+                    f"{self.variant.file} cannot compute the golden samples on this machine: {reason_of(error)}"
+                ) from error
         return self
 
     def _check_contract(self) -> None:

@@ -28,6 +28,25 @@ PNG_ORIENTATION = (b"eXIf", b"iTXtXML:com.adobe.xmp\0\0", b"tEXtRaw profile type
 PILLOW_MAX_TEXT = 2**20
 """Bytes of an inflated text from which Pillow rejects a PNG."""
 
+HEIC, HEIC_BRANDS = "a HEIC image", ("heic", "heix", "heim", "heis", "hevc", "hevx", "mif1", "msf1")
+OTHER_KINDS = {
+    b"II*\0": "a TIFF image",
+    b"MM\0*": "a TIFF image",
+    b"8BPS": "a Photoshop image",
+    b"\0\0\0\x0cJXL ": "a JPEG XL image",
+    b"\xff\x0a": "a JPEG XL image",
+    b"\0\0\0\x0cjP  ": "a JPEG 2000 image",
+    b"%PDF": "a PDF document",
+    b"PK\x03\x04": "a ZIP archive",
+    b"version https://git-lfs": "a pointer of Git LFS; run git lfs pull",
+    b"<svg": "an SVG image",
+    b"<?xml": "XML",
+    b"<!doctype html": "a web page",
+    b"<!DOCTYPE html": "a web page",
+    b"<html": "a web page",
+}
+"""What other files start with."""
+
 JPEG_KEPT = ((b"JFIF\0", 16), (b"Adobe", 14), (b"Exif\0\0", 8), (b"http://ns.adobe.com/xap/1.0/\0", 2))
 """Starts and least lengths of the application segments that determine the colors or the orientation."""
 WEBP_KEPT = (b"VP8X", b"ALPH", b"VP8 ", b"VP8L", b"ANIM", b"ANMF")
@@ -55,6 +74,15 @@ def open_image(data: bytes) -> Image.Image:
         else:
             raise
         return Image.open(io.BytesIO(plain), formats=FORMATS)
+
+
+def kind_of(data: bytes) -> str | None:
+    """What bytes are that are not an image in one of `FORMATS`, for messages; None if unknown."""
+    if data[4:8] == b"ftyp":
+        brand = data[8:12].decode("latin-1")
+        return {"avif": "an AVIF image", "avis": "an AVIF image"}.get(brand, HEIC if brand in HEIC_BRANDS else "a video")
+    first = data[:64].lstrip(b"\xef\xbb\xbf \r\n\t")
+    return next((kind for start, kind in OTHER_KINDS.items() if first.startswith(start)), None)
 
 
 def _png_without_metadata(data: bytes) -> bytes:

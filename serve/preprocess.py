@@ -32,7 +32,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from edgeline.serve.errors import ImageError, ManifestError
-from edgeline.serve.image_files import open_image
+from edgeline.serve.image_files import kind_of, open_image
 from edgeline.serve.jpeg_end import with_end_marker
 
 PILLOW_MAX_PIXELS = 178_956_970
@@ -280,7 +280,8 @@ def _open(data: bytes, limits: Limits) -> Image.Image:
         raise ImageError(f"the image has more than {limit:,} pixels, the limit", code="image_too_large") from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            "the bytes are not an image in a supported format (JPEG, PNG, WebP, GIF, BMP)", code="not_an_image"
+            f"the bytes are not an image in a supported format (JPEG, PNG, WebP, GIF, BMP){_other_kind(data)}",
+            code="not_an_image",
         ) from error
     except Exception as error:  # a malicious header, see _decode
         raise ImageError(f"the image header cannot be read: {_one_line(error)}") from error
@@ -291,6 +292,14 @@ def _open(data: bytes, limits: Limits) -> Image.Image:
             code="image_too_large",
         )
     return image
+
+
+def _other_kind(data: bytes) -> str:
+    """The end of a message about bytes of a known kind that is not supported."""
+    kind = kind_of(data)
+    if kind is None:
+        return ""
+    return f", they are {kind}" + ("; convert it to JPEG or PNG" if kind.endswith("image") else "")
 
 
 def _reduce(image: Image.Image, spec: PreprocessSpec) -> Box | None:

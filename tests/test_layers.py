@@ -172,6 +172,7 @@ def test_importing_an_entry_point_loads_nothing_heavy(module: str, heavy: set[st
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.long
 def test_everything_below_the_flow_imports_without_prefect() -> None:
     elsewhere = [name for name, module in MODULES.items() if module.subpackage not in (PREFECT_SUBPACKAGE, "flows.cli")]
     names = [f"edgeline.{name}" for name in elsewhere]

@@ -69,9 +69,9 @@ def _add_version(folder: Path, write: Callable[[Path, int], object]) -> Path:
         version = max(versions(folder), default=0) + 1
         write(staging, version)
         Classifier.open(staging)  # what fails its self-test here is not published
-        for path in staging.rglob("*"):
-            if path.is_file():
-                path.chmod(0o444)
+        for path in (staging, *staging.rglob("*")):
+            # Read-only files, in folders that only their owner can change, whatever the umask is.
+            path.chmod(path.stat().st_mode & 0o755 if path.is_dir() else 0o444)
         sync_tree(staging)
         target = folder / str(version)
         _rename_into_place(staging, target)

@@ -5,6 +5,7 @@ Nothing heavy is imported here; the command imports what it needs when it runs.
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,8 +41,10 @@ def deploy_pipeline(
     """
     from edgeline.flows.orchestration.deployment import deploy
     from edgeline.pipeline.config import load_config
+    from edgeline.pipeline.runs.home import ensure_home
 
     settings = load_config(config, overrides, data=data, name=name, artifacts=artifacts)
+    ensure_home(Path(settings.artifacts))
     deployed = deploy(settings, DeploymentOptions(name=deployment, cron=cron, timezone=timezone, pool=pool))
     if as_json:
         print(json.dumps(asdict(deployed)))

@@ -5,6 +5,7 @@ has only the base install. This is one of the two process edges: an error that a
 code 1, an invalid command line exit code 2, and an interrupt exit code 130.
 """
 
+import io
 import os
 import sys
 import warnings
@@ -17,6 +18,7 @@ from edgeline.flows.extras import missing_extra
 from edgeline.serve.cli import register as device
 from edgeline.serve.conformance import command as conformance
 from edgeline.serve.errors import EdgelineError
+from edgeline.serve.system_errors import out_of_memory, system_error
 
 app = typer.Typer(
     name="edgeline",
@@ -63,23 +65,25 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Pillow's warnings about damaged metadata: every image gets a prediction or an error of ours.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    # Prefect's about a home that cannot be written: the embedded server has a folder of its own.
+    warnings.filterwarnings("ignore", message="Failed to create the Prefect home directory")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # for labels and file names that a terminal's encoding lacks
     try:
         app()
     except EdgelineError as error:
-        fail(error)
-    except ModuleNotFoundError as error:
-        missing = missing_extra(error)
-        if missing is None:
-            raise
-        fail(missing)
+        fail(out_of_memory(error) or error)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone
         sys.exit(1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        fail(EdgelineError(f"{where}{error.strerror or error}; check the disk and its permissions", code="io_error"))
+    except Exception as error:
+        known = (missing_extra(error) if isinstance(error, ModuleNotFoundError) else None) or system_error(error)
+        if known is None:
+            raise
+        fail(known)
 
 
 def fail(error: EdgelineError) -> None:

@@ -32,7 +32,7 @@ Model = Annotated[
     str | None,
     typer.Option(help="`efficientnet_lite0` to `efficientnet_lite2`, a torchvision classifier, or `timm:<name>`."),
 ]
-Weights = Annotated[str | None, typer.Option(help="`imagenet`, `none`, or a local .pth or .safetensors file.")]
+Weights = Annotated[str | None, typer.Option(help="`imagenet`, `none`, or a local file of `torch.save` or safetensors.")]
 Strategy = Annotated[str | None, typer.Option(help=f"{', '.join(_OTHERS)} or {_LAST}.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the split and of training.")]
 Artifacts = Annotated[str | None, typer.Option(help="Folder of runs, caches and the store.")]
@@ -58,14 +58,17 @@ class RunOptions:
 def load_settings(config: Path | None, overrides: list[str] | None, options: RunOptions) -> "PipelineConfig":
     """Build the configuration: from the file, then `--set`, then the options, later ones winning.
 
+    Its artifacts folder becomes the home of a user without one.
+
     Raises:
         ConfigError: with every problem found.
     """
     from edgeline.pipeline.config import load_config
+    from edgeline.pipeline.runs.home import ensure_home
 
     nested = {"train.strategy": options.strategy, "prepare.layout": options.layout}
     overrides = [*(overrides or []), *(f"{name}={value}" for name, value in nested.items() if value)]
-    return load_config(
+    settings = load_config(
         config,
         overrides,
         data=options.data,
@@ -75,3 +78,5 @@ def load_settings(config: Path | None, overrides: list[str] | None, options: Run
         seed=options.seed,
         artifacts=options.artifacts,
     )
+    ensure_home(Path(settings.artifacts))
+    return settings

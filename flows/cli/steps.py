@@ -146,9 +146,11 @@ def execute_step(folder: Path, name: str) -> "tuple[Run, StepResult]":
         EdgelineError: the step failed, or one that it reads has not been executed.
     """
     from edgeline.flows.steps import execute
+    from edgeline.pipeline.runs.home import ensure_home
     from edgeline.pipeline.runs.run import open_run
 
     run = open_run(folder)
+    ensure_home(Path(run.config.artifacts))
     return run, execute(name, run)
 
 

@@ -58,7 +58,7 @@ def verify(folder: RunFolder, as_json: Json = False) -> None:
     except VerificationError as error:
         failed = folder / "verify.partial" / "verification.json"
         if as_json and error.code == VerificationError.code and failed.is_file():
-            print(failed.read_text(encoding="utf-8"), end="")
+            print(json.dumps(json.loads(failed.read_text(encoding="utf-8"))))
             raise typer.Exit(1) from None
         raise
     from edgeline.export.verification.report import VerificationReport

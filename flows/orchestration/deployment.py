@@ -91,7 +91,7 @@ def deploy(config: "PipelineConfig", options: DeploymentOptions | None = None) -
         parameters = {"config": absolute_parameters(config)}
         identity = _apply(options, parameters)
     except (httpx.HTTPError, RuntimeError, ValueError) as error:  # the network's; Prefect's checks, remote and local
-        reason = " ".join(str(error).split())[:500]
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise EdgelineError(f"{server} rejects the deployment: {reason}", code="deploy_failed") from error
     return DeploymentInfo(
         f"edgeline/{options.name}", identity, options.cron, options.timezone, options.pool, server, parameters

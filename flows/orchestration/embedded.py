@@ -13,6 +13,7 @@ request sent before the server is up waits for it.
 """
 
 import base64
+import fcntl
 import http.client
 import logging
 import os
@@ -22,15 +23,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from edgeline.serve.errors import EdgelineError
+from edgeline.serve.terminal import printable
 
 HOST = "127.0.0.1"
 LOG_NAME = "server.log"
+LOCK_NAME = ".start.lock"
 START_S = 180.0
 """Timeout of a start. The first one migrates the database: 11 s on two idle cores, ten times as long on busy ones."""
 STOP_S = 10.0
@@ -45,6 +49,9 @@ BATCHES = {
 SETTINGS = BATCHES | {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # Relative to the server's working folder, because Prefect's default puts the path of its home into the URL as it is: one
+    # with ?, # or % in it would be cut or changed.
+    "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///prefect.db",
     "PREFECT_SERVER_UI_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "ERROR",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
@@ -81,24 +88,31 @@ class EmbeddedServer:
         """
         try:
             self.home.mkdir(parents=True, exist_ok=True)
-            with socket.create_server((HOST, 0)) as listener, self.log.open("wb") as log:
-                self.port: int = listener.getsockname()[1]
-                self.process = subprocess.Popen(
-                    [sys.executable, "-P", str(Path(__file__).with_name("embedded_process.py")), str(listener.fileno())],
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=(listener.fileno(),),
-                    env=self.environment(),
-                    cwd=self.home,  # Prefect reads settings from files in the working folder
-                    start_new_session=True,  # so that Ctrl-C stops this process first, and the end of the run is still recorded
-                )
+            with ExitStack() as lock:
+                lock.enter_context(_start_lock(self.home / LOCK_NAME))
+                self._start()
+                self._lock = lock.pop_all()
         except OSError as error:
             raise self._failure(str(error)) from error
         return self
 
+    def _start(self) -> None:
+        with socket.create_server((HOST, 0)) as listener, self.log.open("ab") as log:
+            log.truncate(0)
+            self.port: int = listener.getsockname()[1]
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", str(Path(__file__).with_name("embedded_process.py")), str(listener.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=(listener.fileno(),),
+                env=self.environment(),
+                cwd=self.home,  # Prefect reads settings from files in the working folder
+                start_new_session=True,  # so that Ctrl-C stops this process first, and the end of the run is still recorded
+            )
+
     def wait(self) -> None:
-        """Wait until the server responds.
+        """Wait until the server responds; then others may start in the same folder.
 
         Raises:
             EdgelineError: it died, or does not respond in time.
@@ -113,6 +127,7 @@ class EmbeddedServer:
             connection.close()
         if status != http.client.OK:
             raise self._failure(f"status {status} from {self.url}")
+        self._lock.close()
 
     @contextmanager
     def settings(self) -> Iterator[None]:
@@ -153,6 +168,7 @@ class EmbeddedServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Stop the process by closing its standard input."""
+        self._lock.close()
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
@@ -189,13 +205,35 @@ class EmbeddedServer:
 
 
 @contextmanager
+def _start_lock(path: Path) -> Iterator[None]:
+    """Wait until no other server starts in this folder: two that migrate one database at the same time break each other.
+
+    The lock ends with its process, so it cannot become stale.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            message = f"edgeline: waiting for another run that is starting Prefect in {path.parent}"
+            print(printable(message), file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def _no_proxy() -> Iterator[None]:
-    """Exclude this machine from the proxy of the environment."""
-    before = os.environ.get("no_proxy")  # the lower-case variable has precedence
-    os.environ["no_proxy"] = ",".join(filter(None, (before or os.environ.get("NO_PROXY"), HOST)))
+    """Exclude this machine from the proxy of the environment.
+
+    Prefect's client cannot be created with a SOCKS proxy in the environment, used or not, unless its package is installed.
+    """
+    proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+    no_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")  # the lower-case variable has precedence
+    os.environ["no_proxy"] = ",".join(filter(None, (no_proxy, HOST)))
+    for name, value in proxies.items():
+        if value.startswith("socks") and find_spec("socksio") is None:
+            del os.environ[name]
     try:
         yield
     finally:
         del os.environ["no_proxy"]
-        if before is not None:
-            os.environ["no_proxy"] = before
+        os.environ.update(proxies)

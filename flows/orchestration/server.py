@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from edgeline.flows.orchestration.connection_advice import advice, without_password
 from edgeline.flows.orchestration.embedded import EmbeddedServer
 from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.progress import waiting
@@ -88,9 +88,9 @@ def check_server(url: str) -> str:
             get_client(sync_client=True, httpx_settings={"timeout": PROBE_S}) as client,
         ):
             client.raise_for_api_version_mismatch()
-    except (RuntimeError, ValueError, httpx.HTTPError, httpx.InvalidURL) as error:
+    except (RuntimeError, ValueError, ImportError, httpx.HTTPError, httpx.InvalidURL) as error:  # ImportError: a SOCKS proxy
         raise _unusable(url, error.__cause__ or error) from error
-    return _without_password(url)
+    return without_password(url)
 
 
 def opt_out() -> None:
@@ -113,15 +113,10 @@ def _run(config: PipelineConfig, url: str) -> tuple[Run, list[StepResult]]:
 def _unusable(url: str, error: BaseException) -> EdgelineError:
     reason = " ".join(str(error).split()) or type(error).__name__
     return EdgelineError(
-        f"the Prefect server {_without_password(url)} cannot be used: {reason[:300]}; start it (prefect server start), "
-        "unset PREFECT_API_URL for an embedded one, or use --no-prefect; finished steps are kept",
+        f"the Prefect server {without_password(url)} cannot be used: {reason[:300]}; {advice(url, error)}, unset "
+        "PREFECT_API_URL for an embedded one, or use --no-prefect; finished steps are kept",
         code="prefect_unreachable",
     )
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _may_have_settings() -> bool:

@@ -18,6 +18,21 @@ from edgeline.serve.errors import DataError
 PRIORITY: dict[Split | None, int] = {"test": 0, "val": 1, "train": 2, None: 3}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NearPair:
+    """Two images that show the same picture, reduced, re-encoded or slightly cropped."""
+
+    first: ValidImage
+    second: ValidImage
+    similarity: float
+    """0 to 1."""
+
+    @property
+    def leaks(self) -> bool:
+        """Whether the data's own splits divide the pair."""
+        return "train" in (splits := {self.first.split, self.second.split} - {None}) and len(splits) > 1
+
+
 @dataclass(frozen=True)
 class Deduplicated:
     """The images that are kept, and those that are removed."""
@@ -30,6 +45,10 @@ class Deduplicated:
     """A removed copy, and a copy with another label, which is removed too."""
     groups: dict[str, str]
     """Group by pixel digest."""
+    near: tuple[NearPair, ...] = ()
+    """Near-duplicates among the images that are kept."""
+    near_copies: frozenset[str] = frozenset()
+    """Pixel digests of near-duplicates that do not count when splits are carved, so that adding one moves no other image."""
 
     @property
     def leaked(self) -> tuple[tuple[ValidImage, ValidImage], ...]:

@@ -17,7 +17,15 @@ from pathlib import Path, PurePosixPath
 
 from edgeline.pipeline.config import PipelineConfig, PrepareConfig
 from edgeline.pipeline.data.deduplication import Deduplicated, deduplicate
-from edgeline.pipeline.data.report import build_summary, find_in_data, write_conflicts, write_duplicates, write_rejected
+from edgeline.pipeline.data.near_groups import extend_history, find_near_pairs, group_near_pairs, read_history, write_pictures
+from edgeline.pipeline.data.report import (
+    build_summary,
+    find_in_data,
+    write_conflicts,
+    write_duplicates,
+    write_near_duplicates,
+    write_rejected,
+)
 from edgeline.pipeline.data.samples import Sample, write_samples
 from edgeline.pipeline.data.split import carve
 from edgeline.pipeline.data.validation import ValidationResult, hash_files, validate_images
@@ -47,6 +55,8 @@ def prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
     source, limits, hashes, fingerprint = _hash_data(config)
     run = create_run(config, fingerprint)
 
+    history = ContentCache(config.cache / "first_seen.sqlite")
+
     def build(folder: Path) -> None:
         validated = validate_images(source, hashes, limits, ContentCache(config.cache / "images.sqlite"))
         write_rejected(folder / "rejected.csv", (*validated.rejected, *validated.ignored))
@@ -54,9 +64,15 @@ def prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
         deduplicated = deduplicate(validated.images, on_leakage=config.prepare.on_leakage)
         write_conflicts(folder / "conflicts.csv", deduplicated)
         _check_conflicts(source.labels, deduplicated, config.prepare, folder / "conflicts.csv")
+        if config.prepare.near_duplicates == "group":
+            pairs = find_near_pairs(deduplicated.kept)
+            deduplicated = group_near_pairs(deduplicated, pairs, read_history(history, deduplicated))
         samples = _samples(source, deduplicated, _split(source, deduplicated, config))
         write_samples(folder / "samples.csv", samples)
         write_duplicates(folder / "duplicates.csv", deduplicated, samples)
+        write_near_duplicates(folder / "near_duplicates.csv", deduplicated, samples)
+        write_pictures(folder / "near_duplicates.html", deduplicated.near, samples)
+        extend_history(history, deduplicated)
         write_findings(folder, find_in_data(source, validated, deduplicated, samples))
         summary = {"fingerprint": fingerprint, "seed": config.seed, **build_summary(source, validated, deduplicated, samples)}
         write_json(folder / "summary.json", summary)
@@ -145,7 +161,7 @@ def _split(source: Source, deduplicated: Deduplicated, config: PipelineConfig) -
     missing: dict[Split, float] = {split: shares[split] for split in ("test", "val") if split not in roles}
     groups: dict[str, Counter[str]] = defaultdict(Counter)
     for image in deduplicated.kept:
-        if image.split in (None, "train"):
+        if image.split in (None, "train") and image.content.pixels not in deduplicated.near_copies:
             groups[deduplicated.group(image)][image.file.label] += 1
     _check_counts(source.labels, deduplicated, groups, len(missing) + 1, config.prepare.min_per_class)
     carved = carve(groups, missing, seed=config.seed)
@@ -169,9 +185,10 @@ def _check_counts(
         if images[label] >= min_per_class and group_counts[label] < splits
     ]
     if few:
+        hint = "; near-duplicates count as one unless prepare.near_duplicates is ignore" if deduplicated.near else ""
         raise DataError(
             f"too few distinct images, at least {min_per_class} are needed in each class: {summarize(few)}; "
-            "add images, or remove the class",
+            f"add images, or remove the class{hint}",
             code="too_few_images",
         )
 

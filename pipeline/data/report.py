@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edgeline.pipeline.data.deduplication import Deduplicated
+from edgeline.pipeline.data.deduplication import Deduplicated, NearPair
 from edgeline.pipeline.data.samples import Sample
 from edgeline.pipeline.data.validation import ValidationResult, ValidImage
 from edgeline.pipeline.names import SPLITS, Split
@@ -50,6 +50,20 @@ def write_duplicates(path: Path, deduplicated: Deduplicated, samples: Sequence[S
     _write_table(path, ("path", "same_as", "split"), duplicates)
 
 
+def write_near_duplicates(path: Path, deduplicated: Deduplicated, samples: Iterable[Sample]) -> None:
+    """Write `near_duplicates.csv`."""
+    split = {sample.pixels: sample.split for sample in samples}
+    rows = (
+        (
+            *(pair.first.name, pair.first.file.label, split[pair.first.content.pixels]),
+            *(pair.second.name, pair.second.file.label, split[pair.second.content.pixels]),
+            f"{pair.similarity:.3f}",
+        )
+        for pair in deduplicated.near
+    )
+    _write_table(path, ("path", "label", "split", "other_path", "other_label", "other_split", "similarity"), rows)
+
+
 def build_summary(
     source: Source, validated: ValidationResult, deduplicated: Deduplicated, samples: Sequence[Sample]
 ) -> dict[str, Any]:
@@ -66,6 +80,7 @@ def build_summary(
         "duplicates": len(deduplicated.duplicates),
         "leaked": len(deduplicated.leaked),
         "conflicts": len(deduplicated.conflicts),
+        "near_duplicates": len(deduplicated.near),
         "wrong_extension": sum(image.wrong_extension for image in validated.images),
     }
 
@@ -122,6 +137,9 @@ def find_in_data(
     if wrong := [image.name for image in validated.images if image.wrong_extension]:
         message = f"Files whose format differs from their extension, read by their content: {summarize(wrong, 3)}."
         yield Finding(code="wrong_extension", message=message)
+    if incomplete := [image.name for image in validated.images if image.content.incomplete_end]:
+        message = f"JPEGs without their end marker, read because every row is there: {summarize(incomplete, 3)}."
+        yield Finding(code="incomplete_end", message=message, level="note")
     if masks := find_masks(validated.images):
         endings = sorted({f"*{PurePosixPath(name).suffix}" for name in masks})
         yield Finding(
@@ -146,7 +164,26 @@ def find_in_data(
             message=f"Left out, because copies have different labels (conflicts.csv): {len(deduplicated.conflicts):,} files, "
             f"{copy.name} = {other.name} for example.",
         )
+    yield from _near_findings(deduplicated)
     yield from _balance_findings(count_samples(source.labels, samples))
+
+
+def _near_findings(deduplicated: Deduplicated) -> Iterator[Finding]:
+    if near := [pair for pair in deduplicated.near if not pair.leaks]:
+        where = "near_duplicates.csv, with pictures in near_duplicates.html"
+        message = f"Near-duplicates, kept in one split ({where}): {_pairs(near)}."
+        yield Finding(code="near_duplicates", message=message, level="note")
+    if leaking := [pair for pair in deduplicated.near if pair.leaks]:
+        where = "Near-duplicates in train and in a held-out split of the data (near_duplicates.csv)"
+        message = f"{where}: {_pairs(leaking)}; remove one of each, or the accuracy is too high."
+        yield Finding(code="near_leaked", message=message)
+    if mixed := [pair for pair in deduplicated.near if pair.first.file.label != pair.second.file.label]:
+        message = f"Near-duplicates with different labels (near_duplicates.csv): {_pairs(mixed)}; check their labels."
+        yield Finding(code="near_conflicts", message=message)
+
+
+def _pairs(pairs: Sequence[NearPair]) -> str:
+    return f"{len(pairs):,} pairs, {pairs[0].first.name} and {pairs[0].second.name} for example"
 
 
 def find_masks(images: Iterable[ValidImage]) -> list[str]:

@@ -6,6 +6,7 @@ is added, one photo is decoded. Every run hashes all files.
 Memory is bounded by a few images in each thread, whatever the size of the data set.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from typing import TypeVar
 
 from PIL import Image
 
+from edgeline.pipeline.data.near_duplicates import perceptual_hash
 from edgeline.pipeline.data.samples import map_ahead
 from edgeline.pipeline.names import Split
 from edgeline.pipeline.progress import track
@@ -54,6 +56,8 @@ class ImageContent:
     """Pillow's name of the format, such as `JPEG`."""
     few_colors: bool
     """Whether it has at most 16 colors, like a mask of another image."""
+    thumbnail: bytes | None
+    """For finding near-duplicates, see `near_duplicates.perceptual_hash`."""
     incomplete_end: bool = False
     """Whether it is a JPEG that lacks its end marker; its pixels are complete."""
 
@@ -184,10 +188,16 @@ def _decode(path: str, sha256: str, limits: Limits) -> bytes:
         with open_image(data) as header:
             format = str(header.format)
         few_colors = image.getcolors(FEW_COLORS) is not None
-        content = ImageContent(
-            pixel_digest(image), image.width, image.height, format, few_colors, incomplete_end=lacks_end_marker(data)
-        )
-        result = asdict(content)
+        thumbnail = perceptual_hash(image)
+        result = {
+            "pixels": pixel_digest(image),
+            "width": image.width,
+            "height": image.height,
+            "format": format,
+            "few_colors": few_colors,
+            "thumbnail": None if thumbnail is None else base64.b64encode(thumbnail).decode(),
+            "incomplete_end": lacks_end_marker(data),
+        }
     except ImageError as error:
         result = {"code": error.code, "message": str(error)}
     return json.dumps(result).encode()
@@ -197,7 +207,8 @@ def _parse(result: bytes) -> ImageContent | ImageError:
     fields = json.loads(result)
     if "code" in fields:
         return ImageError(fields["message"], code=fields["code"])
-    return ImageContent(**{**fields, "format": sys.intern(fields["format"])})
+    thumbnail = None if fields["thumbnail"] is None else base64.b64decode(fields["thumbnail"])
+    return ImageContent(**{**fields, "format": sys.intern(fields["format"]), "thumbnail": thumbnail})
 
 
 def _read_again(path: str, sha256: str, limits: Limits) -> bytes:

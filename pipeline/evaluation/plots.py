@@ -3,6 +3,7 @@
 Equal numbers give equal bytes.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,4 +65,7 @@ def write_divergence_png(path: Path, sqnr_db: Sequence[float], layers: Sequence[
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110, metadata=METADATA)
+    with warnings.catch_warnings():
+        # matplotlib's font has Latin, Greek and Cyrillic letters only; other labels are drawn as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(path, dpi=110, metadata=METADATA)

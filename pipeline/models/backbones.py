@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edgeline.pipeline.config import PreprocessConfig
 from edgeline.pipeline.models.pretrained import Normalization, load
+from edgeline.pipeline.models.weights_file import LoadedWeights
 from edgeline.serve.errors import ConfigError
 from edgeline.serve.preprocess import PreprocessSpec
 
@@ -28,6 +29,8 @@ class Network(nn.Module):
         self.register_buffer("std", torch.tensor(normalization.std).view(1, 3, 1, 1))
         self.mean: Tensor
         self.std: Tensor
+        self.loaded: LoadedWeights | None = None
+        """What of a local file the pretrained weights were loaded from, if they were."""
 
     def features(self, images_NCHW: Tensor) -> Tensor:
         """Normalize pixels of 0 to 255 and run the backbone: float32 (N, D)."""
@@ -76,7 +79,7 @@ def build(
 
     Args:
         model: a backbone's name.
-        weights: `imagenet`, `none` (random), one of torchvision's weight names, or a local .pth or .safetensors file.
+        weights: `imagenet`, `none` (random), one of torchvision's weight names, or a local file.
         classes: outputs of the new head. Its weights are zero, so that every class is equally likely at first.
         dropout: share of features dropped in training.
         preprocess: changes to the preprocessing that the weights were trained with.
@@ -91,6 +94,7 @@ def build(
     pretrained = load(model, weights)
     features = remove_classifier(pretrained.module, model)
     network = Network(pretrained.module, features, classes, dropout, pretrained.normalization)
+    network.loaded = pretrained.loaded
     nn.init.zeros_(network.classifier.weight)
     nn.init.zeros_(network.classifier.bias)
     network = network.to(memory_format=torch.channels_last).eval()
@@ -114,7 +118,8 @@ def _change(spec: PreprocessSpec, requested: PreprocessConfig, network: Network,
             network.features(torch.full((1, 3, changed.height, changed.width), 127.0))
     except (RuntimeError, AssertionError) as error:  # of a transformer, which has one embedding for each patch
         raise ConfigError(
-            f"preprocess.size = {requested.size}: {model} supports {spec.height}x{spec.width} only; remove the setting"
+            f"preprocess.size = {requested.size}: {model} supports {spec.height}x{spec.width} only ({_one_line(error)}); "
+            "remove the setting"
         ) from error
     return changed
 
@@ -145,13 +150,19 @@ def _check_features(network: Network, spec: PreprocessSpec, model: str) -> None:
         with torch.inference_mode():
             features_ND = network.features(torch.full((1, 3, spec.height, spec.width), 127.0))
     except RuntimeError as error:  # shapes that do not match
-        raise _no_classifier(model) from error
+        raise _no_classifier(model, f" ({_one_line(error)})") from error
     if features_ND.shape != (1, network.classifier.in_features):
         raise _no_classifier(model)
 
 
-def _no_classifier(model: str) -> ConfigError:
-    return ConfigError(f"model {model!r} does not end in a linear classifier that can be replaced; choose another model")
+def _no_classifier(model: str, reason: str = "") -> ConfigError:
+    return ConfigError(
+        f"model {model!r} does not end in a linear classifier that can be replaced{reason}; choose another model"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def stages(backbone: nn.Module) -> list[Stage]:

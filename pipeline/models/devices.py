@@ -73,13 +73,14 @@ def memory_errors(batch_size: int, remedy: str = "") -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(batch_size, remedy) from error
+        raise _out_of_memory(batch_size, remedy, error) from error
     except RuntimeError as error:
         if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
             raise
-        raise _out_of_memory(batch_size, remedy) from error
+        raise _out_of_memory(batch_size, remedy, error) from error
 
 
-def _out_of_memory(batch_size: int, remedy: str) -> TrainingError:
+def _out_of_memory(batch_size: int, remedy: str, error: BaseException) -> TrainingError:
     remedy = remedy or f"lower train.batch_size, for example to {max(2, batch_size // 2)}"
-    return TrainingError(f"a batch of {batch_size} images does not fit into memory; {remedy}", code="out_of_memory")
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    return TrainingError(f"a batch of {batch_size} images does not fit into memory ({reason}); {remedy}", code="out_of_memory")

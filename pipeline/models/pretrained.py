@@ -8,7 +8,7 @@ torchvision's classifiers have their own names, and any other timm model is `tim
 """
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeline.pipeline.models.weights import is_file
+from edgeline.pipeline.models.weights_file import LoadedWeights, load_weights_file
 from edgeline.pipeline.runs.atomic_files import file_digest
 from edgeline.serve.errors import ConfigError, WeightsError
 from edgeline.serve.preprocess import INTERPOLATIONS, PreprocessSpec
@@ -58,6 +59,8 @@ class Pretrained:
     module: nn.Module
     preprocess: PreprocessSpec
     normalization: Normalization
+    loaded: LoadedWeights | None = None
+    """What of a local file was loaded, if the weights are from one."""
 
 
 def load(model: str, weights: str) -> Pretrained:
@@ -65,7 +68,7 @@ def load(model: str, weights: str) -> Pretrained:
 
     Args:
         model: `efficientnet_lite0` to `_lite2`, a torchvision classifier, or `timm:<name>`.
-        weights: `imagenet`, `none` (random), one of torchvision's weight names, or a local .pth or .safetensors file.
+        weights: `imagenet`, `none` (random), one of torchvision's weight names, or a local file.
 
     Raises:
         ConfigError: there is no such model, or no such weights for it.
@@ -78,7 +81,7 @@ def load(model: str, weights: str) -> Pretrained:
     else:
         pretrained = _load_torchvision(model, weights)
     if is_file(weights):
-        _load_file(pretrained.module, Path(weights))
+        return replace(pretrained, loaded=load_weights_file(pretrained.module, Path(weights)))
     return pretrained
 
 
@@ -212,35 +215,6 @@ def _download(weights: Any) -> dict[str, Tensor]:
             f"the weights {weights} cannot be downloaded ({_one_line(error)}); if this machine is offline, download "
             f"{file_name} on another one (its sha256 begins with {digits}) and copy it into {path.parent}"
         ) from error
-
-
-def _load_file(module: nn.Module, path: Path) -> None:
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:  # unpickling fails in many ways, which all mean the same to the user
-        raise WeightsError(
-            f"weights {path} cannot be read as tensors only ({_one_line(error)}); use a .safetensors file, or a .pth file that "
-            "contains nothing but a state dict"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"weights {path} do not contain a state dict (tensors by name); save only the state dict")
-    own = module.state_dict()
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    # The classifier may be for other classes; everything before it must be there.
-    missing = [key for key in own if key not in fitting and key.rpartition(".")[0] != _classifier_name(module)]
-    if missing:
-        raise WeightsError(
-            f"weights {path} do not fit the network: {len(missing)} of {len(own)} tensors are missing or have another shape, "
-            f"the first is {missing[0]}"
-        )
-    module.load_state_dict(fitting, strict=False)
-
-
-def _classifier_name(module: nn.Module) -> str:
-    linears = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    return linears[-1] if linears else "classifier"
 
 
 def _one_line(error: Exception) -> str:

@@ -1,14 +1,18 @@
 """The meaning of a `weights` setting, without loading anything. Does not import torch."""
 
+import re
 from pathlib import Path
 
 from edgeline.pipeline.runs.atomic_files import file_digest
 from edgeline.serve.errors import WeightsError
 
+NAME = re.compile(r"imagenet|none|[A-Z][A-Z0-9_]*")
+"""torchvision's names of weights, such as `IMAGENET1K_V1`, are in capital letters."""
+
 
 def is_file(weights: str) -> bool:
-    """Whether a `weights` setting names a file."""
-    return Path(weights).suffix in (".pth", ".pt", ".safetensors")
+    """Whether a `weights` setting names a file: everything but a name of weights, whatever its extension."""
+    return NAME.fullmatch(weights) is None
 
 
 def weights_identity(weights: str) -> str:
@@ -21,5 +25,6 @@ def weights_identity(weights: str) -> str:
         return weights
     try:
         return file_digest(Path(weights))
-    except OSError as error:
-        raise WeightsError(f"weights {weights}: {error.strerror}; name an existing file") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise WeightsError(f"weights {weights}: {reason}; use imagenet, none, or the path of an existing file") from error

@@ -52,6 +52,11 @@ class ContentCache:
             with closing(sqlite3.connect(self.path, timeout=60)) as database, database:
                 yield database
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise EdgelineError(
+                    f"the disk with the cache {self.path} is full; free some space, and what is finished is reused",
+                    code="disk_full",
+                ) from error
             raise EdgelineError(
                 f"the cache {self.path} cannot be used ({error}); delete it, and it is created again", code="cache_unusable"
             ) from error

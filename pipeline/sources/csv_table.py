@@ -37,6 +37,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 """Names of the columns, preferred ones first; upper case, blanks and dashes do not matter."""
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+SEPARATOR_LINE = re.compile(r"sep=.\r?\n")
+"""First line that Excel writes and reads."""
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 EXPECTED = "the first line must name the columns path,label[,split][,group], separated by commas, semicolons or tabs"
 
@@ -83,6 +85,7 @@ def read_table(path: Path) -> Table:
         raise DataError(
             f"{path} is not a UTF-8 CSV file: {error}; save it as UTF-8, in a spreadsheet 'CSV UTF-8'", code="csv_invalid"
         ) from error
+    text = SEPARATOR_LINE.sub("", text, count=1) if text.startswith("sep=") else text
     delimiter, columns = _header(path, text)
     root = os.path.realpath(path.parent)
     rows: list[Row] = []

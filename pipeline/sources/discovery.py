@@ -37,6 +37,7 @@ from edgeline.serve.errors import DataError
 
 Layout = Literal["digits", "top", "leaf", "splits", "csv"]
 
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 LAYOUTS = (
     "a folder of class folders with images, a folder with train/ and val/ or test/ folders of these, "
     "or a .csv file with the columns path,label[,split][,group]"
@@ -109,7 +110,8 @@ def find_source(data: str, artifacts: Path, settings: PrepareConfig = PrepareCon
     Raises:
         DataError: the data does not exist, can be read in several ways, or its classes cannot be used.
     """
-    source = _find(data, artifacts, settings)
+    # A shell expands `--data ~/photos` but not `--data=~/photos`, and nothing expands it in a configuration file.
+    source = _find(os.path.expanduser(data) if not os.path.lexists(data) else data, artifacts, settings)
     if printable_name(source.root) != source.root:
         raise DataError(f"{printable_name(source.root)} is not a UTF-8 path; rename the folder", code="name_not_utf8")
     if len(source.labels) < 2:
@@ -130,6 +132,8 @@ def _find(data: str, artifacts: Path, settings: PrepareConfig) -> Source:
         if settings.layout not in ("auto", "csv"):
             raise DataError(f"{data} is a CSV file; --layout {settings.layout} needs a folder", code="layout_unknown")
         return _in_table(Path(data))
+    if data.lower().endswith(ARCHIVES):
+        raise DataError(f"{data} is an archive; extract it and use the folder", code="layout_unknown")
     if os.path.lexists(data):
         raise DataError(f"{data} is neither a folder nor a CSV file; expected {LAYOUTS}", code="layout_unknown")
     raise DataError(f"{data} does not exist (in {Path.cwd()}); expected {LAYOUTS}", code="data_missing")

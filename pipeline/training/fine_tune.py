@@ -114,7 +114,8 @@ def _train_epoch(context: TrainingContext, state: TrainingState, epoch: int, epo
         with autocast(device):
             logits_NK = context.network(pixels_NHW3)
         loss = functional.cross_entropy(logits_NK.float(), targets_N, weights_K, label_smoothing=config.label_smoothing)
-        check_finite(loss.item(), epoch)
+        first = step * config.batch_size
+        check_finite(loss.item(), epoch, [sample.name for sample in order[first : first + len(targets_N)]])
         state.optimizer.zero_grad()
         state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         state.scaler.step(state.optimizer)

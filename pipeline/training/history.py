@@ -1,8 +1,10 @@
 """The history of a training: losses by epoch, the best epoch, and when to stop."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from edgeline.pipeline.sources.labels import summarize
 from edgeline.serve.errors import TrainingError
 
 MIN_IMPROVEMENT = 1e-4
@@ -40,14 +42,20 @@ class TrainingHistory:
         return len(self.epochs) - self.best_epoch >= patience
 
 
-def check_finite(loss: float, epoch: int) -> None:
+def check_finite(loss: float, epoch: int, images: Sequence[str] = ()) -> None:
     """Reject a loss that is NaN or infinite.
+
+    Args:
+        loss: of a batch, or of an epoch.
+        epoch: counted from 1.
+        images: names of the batch's images, for the message.
 
     Raises:
         TrainingError: the loss is not finite.
     """
     if not math.isfinite(loss):
+        batch = f", in the batch of {summarize(images, 3)}" if images else ""
         raise TrainingError(
-            f"the loss became {loss} in epoch {epoch}; lower train.learning_rate, or look for images of constant color",
+            f"the loss became {loss} in epoch {epoch}{batch}; lower train.learning_rate, or look for images of constant color",
             code="loss_not_finite",
         )

@@ -19,7 +19,9 @@ from edgeline.pipeline.data.stress_images import FINGERPRINT_NAME, write_preproc
 from edgeline.pipeline.models.backbones import build
 from edgeline.pipeline.models.checkpoint import CALIBRATION, Checkpoint, save_checkpoint
 from edgeline.pipeline.models.devices import choose_device, describe_device
+from edgeline.pipeline.models.weights_file import LoadedWeights
 from edgeline.pipeline.names import StrategyName
+from edgeline.pipeline.runs.findings import Finding, write_findings
 from edgeline.pipeline.runs.run import Run
 from edgeline.pipeline.training import fine_tune, linear_probe
 from edgeline.pipeline.training.context import Strategy, TrainingContext, TrainingResult
@@ -89,6 +91,16 @@ def build_checkpoint(run: Run, folder: Path) -> None:
     targets_N = np.array([sample.index for sample in prepared.of("val")])
     np.savez_compressed(folder / CALIBRATION, logits=result.val_logits_NK, targets=targets_N)
     write_preprocessing_fingerprint(folder / FINGERPRINT_NAME, spec)
+    write_findings(folder, find_in_weights(network.loaded))
+
+
+def find_in_weights(loaded: LoadedWeights | None) -> list[Finding]:
+    """What of a local weights file was loaded: a warning if wrappings were undone or a choice was made."""
+    if loaded is None:
+        return []
+    guessed = bool(loaded.container or loaded.prefix or loaded.others)
+    message = f"{str(loaded)[:1].upper()}{str(loaded)[1:]}."
+    return [Finding(code="weights_loaded", message=message, level="warning" if guessed else "note")]
 
 
 def train(context: TrainingContext) -> TrainingResult:

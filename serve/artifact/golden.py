@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from edgeline.serve.artifact.pixel_difference import likely_cause, mean_difference
 from edgeline.serve.artifact.reader import Artifact
@@ -191,4 +191,5 @@ def _read_pixels(artifact: Artifact, path: str) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return np.asarray(image)
     except Exception as error:  # see serve.preprocess.decode_image for what Pillow's decoders raise
-        raise GoldenError(f"{path} is not a PNG file; publish the artifact again") from error
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        raise GoldenError(f"{path} is not a PNG file{reason}; publish the artifact again") from error

@@ -1,5 +1,6 @@
 """Rules for class names."""
 
+import sys
 from collections import Counter
 from typing import Any
 
@@ -12,6 +13,10 @@ def check_labels(labels: list[Any]) -> list[str]:
     """
     if not all(isinstance(label, str) for label in labels):
         return ["labels must be text"]
+    if undecodable := [label for label in labels if any("\ud800" <= character <= "\udfff" for character in label)]:
+        encoding = sys.getfilesystemencoding()
+        remedy = "" if encoding == "utf-8" else "; set LC_ALL=C.UTF-8"
+        return [f"label {label!a} is not text in this system's encoding, {encoding}{remedy}" for label in undecodable]
     problems = [
         f"label {label!r} is empty, has surrounding blanks, or has a control character"
         for label in labels

@@ -98,7 +98,8 @@ class Manifest:
         if len(data) > MAX_BYTES:
             raise ManifestError(f"{FILE_NAME} has {len(data):,} bytes, the limit is {MAX_BYTES:,}")
         try:
-            return cls.from_dict(json.loads(data, parse_constant=_reject_constant))
+            text = data.decode("utf-8")  # json.loads would guess the encoding and accept a byte order mark
+            return cls.from_dict(json.loads(text, parse_constant=_reject_constant, object_pairs_hook=_unique))
         except (ValueError, RecursionError) as error:
             raise ManifestError(f"{FILE_NAME} is not JSON: {error}") from error
 
@@ -221,6 +222,14 @@ def is_safe_path(path: str) -> bool:
 
 def _reject_constant(name: str) -> None:
     raise ValueError(f"it contains {name}, which is not valid JSON")
+
+
+def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's members; parsers differ in which of two with the same name they use, so that is an error."""
+    found = dict(members)
+    if len(found) < len(members):
+        raise ValueError("an object has the same name twice")
+    return found
 
 
 Entry = TypeVar("Entry", FileEntry, Variant)

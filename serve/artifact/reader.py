@@ -17,6 +17,7 @@ from edgeline.serve.artifact import manifest as manifests
 from edgeline.serve.artifact.manifest import Manifest
 from edgeline.serve.errors import ArtifactError, DigestError, StoreError
 from edgeline.serve.leftovers import leftover
+from edgeline.serve.system_errors import remedy
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,15 @@ def resolve(path: Path) -> Path:
         if (path / manifests.FILE_NAME).is_file():
             return path
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
+        raise ArtifactError(
+            f"{path} cannot be read: {error.strerror}; {remedy(error, 'check the disk and its permissions')}"
+        ) from error
     if path.is_dir() and (numbers := versions(path)):
         return path / str(numbers[-1])
-    raise ArtifactError(f"no artifact at {path}: expected a folder with {manifests.FILE_NAME}, or with version folders")
+    message = f"no artifact at {path}: expected a folder with {manifests.FILE_NAME}, or with version folders"
+    if path.is_dir() and (found := names(path)):
+        message += f"; it is a store, so name one of its artifacts: {', '.join(str(path / name) for name in found[:5])}"
+    raise ArtifactError(message)
 
 
 def names(store: Path) -> list[str]:
@@ -118,7 +124,7 @@ def _files_below(folder: Path) -> set[str]:
     found = set()
 
     def fail(error: OSError) -> None:  # by default os.walk skips folders that it cannot list
-        raise ArtifactError(f"{error.filename}: {error.strerror}; copy the artifact again") from error
+        raise ArtifactError(f"{error.filename}: {error.strerror}; {remedy(error, 'copy the artifact again')}") from error
 
     for parent, folders, files in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not leftover(name)]
@@ -135,7 +141,7 @@ def _stat(path: Path) -> os.stat_result:
     try:
         found = os.lstat(path)
     except OSError as error:
-        raise ArtifactError(f"{path}: {error.strerror}; copy the artifact again") from error
+        raise ArtifactError(f"{path}: {error.strerror}; {remedy(error, 'copy the artifact again')}") from error
     if not stat.S_ISREG(found.st_mode):
         raise ArtifactError(f"{path} is not a plain file; an artifact has only plain files")
     return found
@@ -148,4 +154,4 @@ def _read(path: Path, max_bytes: int | None = None) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ArtifactError(f"{path}: {error.strerror}; copy the artifact again") from error
+        raise ArtifactError(f"{path}: {error.strerror}; {remedy(error, 'copy the artifact again')}") from error

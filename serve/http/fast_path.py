@@ -32,7 +32,7 @@ PLAIN_URL = PATH.encode()
 TOP_K_URL = PLAIN_URL + b"?top_k="
 TYPES = frozenset((b"application/octet-stream", *(b"image/" + kind for kind in (b"jpeg", b"png", b"webp", b"gif", b"bmp"))))
 """Common Content-Types of an image: those need no closer look."""
-UNUSUAL = frozenset((b"content-encoding", b"transfer-encoding", b"expect", b"upgrade", b"x-request-timeout-ms"))
+UNUSUAL = frozenset((b"content-encoding", b"transfer-encoding", b"expect", b"x-request-timeout-ms"))
 """Headers that change how a request is handled."""
 
 

@@ -1,12 +1,14 @@
 """From an HTTP request to the bytes of the images in it.
 
-A body is one image, or `multipart/form-data` with one or more files, for browsers and forms. Whether it is an image is decided
-by its bytes, not by its Content-Type: many clients send a wrong one, or none. Either kind is rejected by its declared length
+A body is one image, or `multipart/form-data` with one or more files, for browsers and forms; their names and the form's other
+fields are ignored. Whether it is an image is decided by its bytes, not by its Content-Type: many clients send a wrong one, or
+none. Either kind is rejected by its declared length
 before a byte is read, and by its real length as it arrives, so a request buffers at most `max_bytes`, and all requests
 together at most their budget.
 """
 
 import contextlib
+import re
 from collections.abc import AsyncIterator, Iterator
 
 from python_multipart.exceptions import FormParserError
@@ -19,6 +21,14 @@ from edgeline.serve.errors import InputError, OverloadedError
 FORM_OVERHEAD = 64 * 2**10
 """Bytes that boundaries and part headers may add to images."""
 MAX_FILES = 64
+MAX_FIELDS = 64
+"""Parts of a form that are not files."""
+PARAMETER = re.compile(rb';\s*([^=;"\s]+)\s*=(?:\s*"(?:\\.|[^"\\])*")?')
+"""A parameter of a Content-Disposition: its name, and its value if that is quoted."""
+FILENAMES = {b"filename", b"filename*"}
+"""RFC 7578 forbids the second, yet some clients send it alone for a name that is not ASCII."""
+FILE_TYPES = (b"image/", b"application/octet-stream")
+"""Content-Types of parts that are files even without a filename: some clients for phones send none."""
 
 
 def boundary_of(headers: Headers) -> bytes | None:
@@ -118,7 +128,7 @@ def files_in(body: bytes, boundary: bytes) -> list[bytes]:
     """The bytes of each file in a multipart body.
 
     Raises:
-        InputError: the body is malformed or truncated, or has anything but 1 to 64 files.
+        InputError: the body is malformed or truncated, has not 1 to 64 files, or more than 64 other fields.
     """
     form = _Form()
     parser = MultipartParser(
@@ -145,19 +155,21 @@ def files_in(body: bytes, boundary: bytes) -> list[bytes]:
 
 
 class _Form:
-    """Collects the files of a form; stops the parser at the first part that is not a file."""
+    """Collects the files of a form, and skips its other fields."""
 
     def __init__(self) -> None:
         self.files: list[list[bytes]] = []
         self.ended = False
-        self._is_file = False
+        self._fields = 0
         self._name, self._value = bytearray(), bytearray()
+        self._parameters: set[bytes] = set()
+        self._type = self._encoding = b""
+        self._data: list[bytes] | None = None
+        """Of the current part; None if it is skipped."""
 
     def on_part_begin(self) -> None:
-        if len(self.files) == MAX_FILES:
-            raise _invalid(f"the multipart body has more than {MAX_FILES} files; send them in several requests")
-        self.files.append([])
-        self._is_file = False
+        self._parameters = set()
+        self._type = self._encoding = b""
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
         self._name += data[start:end]
@@ -166,22 +178,33 @@ class _Form:
         self._value += data[start:end]
 
     def on_header_end(self) -> None:
-        if self._name.lower() == b"content-disposition":
-            self._is_file = b"filename" in parse_options_header(bytes(self._value))[1]
-        elif self._name.lower() == b"content-transfer-encoding" and bytes(self._value).lower() not in (
-            b"binary",
-            b"8bit",
-            b"7bit",
-        ):
-            raise _invalid("the part has a Content-Transfer-Encoding; send the file's bytes as they are")
+        name, value = bytes(self._name).lower(), bytes(self._value)
+        if name == b"content-disposition":
+            self._parameters = {each.lower() for each in PARAMETER.findall(value)}
+        elif name == b"content-type":
+            self._type = value.strip().lower()
+        elif name == b"content-transfer-encoding":
+            self._encoding = value.strip().lower()
         self._name, self._value = bytearray(), bytearray()
 
     def on_headers_finished(self) -> None:
-        if not self._is_file:
-            raise _invalid("the multipart body has a part that is not a file; send images with a filename, top_k in the query")
+        is_named = b"name" in self._parameters
+        if not self._parameters & FILENAMES and not (is_named and self._type.startswith(FILE_TYPES)):
+            self._data = None
+            self._fields += 1
+            if self._fields > MAX_FIELDS:
+                raise _invalid(f"the multipart body has more than {MAX_FIELDS} fields that are not files; send the images only")
+            return
+        if self._encoding not in (b"", b"binary", b"8bit", b"7bit"):
+            raise _invalid("the part has a Content-Transfer-Encoding; send the file's bytes as they are")
+        if len(self.files) == MAX_FILES:
+            raise _invalid(f"the multipart body has more than {MAX_FILES} files; send them in several requests")
+        self._data = []
+        self.files.append(self._data)
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        self.files[-1].append(data[start:end])
+        if self._data is not None:
+            self._data.append(data[start:end])
 
     def on_end(self) -> None:
         self.ended = True

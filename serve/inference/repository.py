@@ -25,6 +25,7 @@ from edgeline.serve.artifact.newer_version import find_newer, find_newest
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import ArtifactError, EdgelineError
 from edgeline.serve.inference.slot import Failure, Loading, Slot, Unavailable
+from edgeline.serve.system_errors import out_of_memory
 
 LOG = logging.getLogger(__name__)
 
@@ -174,11 +175,8 @@ class ModelRepository:
         slot.last_tried = candidate
         try:
             found = self._load(slot, candidate.folder)
-        except EdgelineError as error:
-            self._reject(slot, _failure(error, candidate.folder, candidate.version))
         except Exception as error:
-            LOG.exception("loading %s failed unexpectedly", candidate.folder)
-            self._reject(slot, _bug(error, candidate.version))
+            self._reject(slot, _explain(error, candidate.folder, candidate.version))
         else:
             self._accept(slot, found)
 
@@ -228,6 +226,17 @@ def _failure(error: EdgelineError, folder: Path, version: int | None = None) -> 
     for path in (folder, folder.parent):
         reason = reason.replace(f"{path}{os.sep}", "").replace(str(path), path.name)
     return Failure(error.code, reason, version)
+
+
+def _explain(error: Exception, folder: Path, version: int | None) -> Failure:
+    """What clients see of an error while loading; they do not see this machine's paths."""
+    if (memory := out_of_memory(error)) is not None:
+        LOG.error("loading %s failed: %s", folder, memory)
+        return Failure(memory.code, "there is not enough memory to load it; see the server's log", version)
+    if isinstance(error, EdgelineError):
+        return _failure(error, folder, version)
+    LOG.exception("loading %s failed unexpectedly", folder)
+    return _bug(error, version)
 
 
 def _bug(error: Exception, version: int | None = None) -> Failure:

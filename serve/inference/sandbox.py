@@ -8,6 +8,7 @@ drops its own privileges, opens the artifact, which runs the self-test against i
 
 import contextlib
 import json
+import logging
 import os
 import resource
 import signal
@@ -26,6 +27,7 @@ MAX_MEMORY_BYTES = 4 * 2**30
 MAX_OPEN_FILES = 256
 FEW_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 """On a machine with many cores, thread stacks and arenas alone would exceed the child's address space."""
+LOG = logging.getLogger(__name__)
 ROOT = Path(str(edgeline.__file__)).parents[1]
 """The folder that holds the package, for the child's path."""
 
@@ -63,8 +65,12 @@ def validate_in_subprocess(path: Path, variant: str | None = None, *, max_pixels
     try:
         report = json.loads(child.stdout.splitlines()[-1])
     except (IndexError, ValueError):
+        # Not in the message, which clients see: it may contain this machine's paths.
+        last = (child.stderr.decode(errors="replace").strip() or "no output").splitlines()[-1]
+        LOG.error("validating %s ended with exit code %d: %s", path, child.returncode, last[:300])
         raise ArtifactError(
-            f"the validation process ended with exit code {child.returncode} and reported nothing", code="candidate_crashed"
+            f"the validation process ended with exit code {child.returncode} and reported nothing; see the server's log",
+            code="candidate_crashed",
         ) from None
     raise ArtifactError(report["error"], code=report["code"])
 

@@ -46,7 +46,9 @@ def from_paths(arguments: list[str], max_bytes: int) -> Iterator[Picture]:
             continue
         files = sorted(str(path) for path in folder.iterdir() if path.is_file() and is_picture_name(path.name))
         if not files:
-            reason = InputError("this folder has no files", code="image_unreadable")
+            folders = sorted(path.name for path in folder.iterdir() if path.is_dir() and is_picture_name(path.name))
+            inner = f"; folders in it are not searched: name one, such as {folder / folders[0]}" if folders else ""
+            reason = InputError(f"this folder has no files{inner}", code="image_unreadable")
             yield Picture({"path": argument}, reason)
         for file in files:
             yield read_picture(file, max_bytes)

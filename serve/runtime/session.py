@@ -10,6 +10,7 @@ entry must also be added to `serve.runtime.provenance.runtime_options`.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -26,6 +27,8 @@ SETTINGS = {
     # Keeps float layers float: this optimizer would quantize the weights of layers that quantization excluded, per tensor.
     "optimization.disable_specified_optimizers": "WeightBiasQuantization",
 }
+SOURCE_LOCATION = re.compile(r"/onnxruntime_src/\S+:\d+ .*?\) ")
+"""File, line and C++ signature in a message of ONNX Runtime, which are longer than its reason."""
 EXACT = {"session.x64quantprecision": "1"}
 """For x86 without VNNI, which adds two int8 products in 16 bits and saturates: makes results exact, and slower."""
 
@@ -65,7 +68,8 @@ def create_session(model: bytes, *, optimized: Path | None = None, **options: Un
     """Create an inference session for the CPU.
 
     Args:
-        model: an ONNX or ORT file. Bytes, not a path: no external data can be reached, and what was hashed is what is loaded.
+        model: an ONNX or ORT file. Bytes, not a path, so that what was hashed is what is loaded; weights in other files,
+            which a path relative to the working directory would otherwise reach, are an error.
         optimized: a file to write the optimized graph to.
         options: see `SessionOptions`.
 
@@ -74,19 +78,24 @@ def create_session(model: bytes, *, optimized: Path | None = None, **options: Un
     """
     ort = load_onnxruntime()
     ort_options = session_options(**options)
+    ort_options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     if optimized is not None:
         ort_options.optimized_model_filepath = str(optimized)
         ort_options.add_session_config_entry("session.save_model_format", "ONNX")  # the default depends on the file name
     try:
         session = ort.InferenceSession(model, ort_options, providers=list(PROVIDERS))
     except Exception as error:  # its exceptions have no common base class
-        reason = " ".join(str(error).split())[:300]
         raise ArtifactError(
-            f"ONNX Runtime {ort.__version__} cannot load the model: {reason}", code="model_unloadable"
+            f"ONNX Runtime {ort.__version__} cannot load the model: {reason_of(error)}", code="model_unloadable"
         ) from error
     # The session keeps the bytes to load them again with other providers, and there are none.
     session._model_bytes = None
     return session
+
+
+def reason_of(error: Exception) -> str:
+    """The reason in an exception of ONNX Runtime, on one line."""
+    return SOURCE_LOCATION.sub("", " ".join(str(error).split()))[:300] or type(error).__name__
 
 
 def session_options(**options: Unpack[SessionOptions]) -> Any:

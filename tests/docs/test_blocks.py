@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cases import cases
 from tests.support.doc_blocks import EXECUTED, PageRun, matches, normalized, read_blocks
 from tests.support.explaining import explain_itself
 
@@ -124,7 +125,11 @@ def statistics(folder: Path, images: Path) -> bytes:
     return json.dumps(counted | dict.fromkeys(("version", "manifest_sha256", "since", "until"))).encode()
 
 
-@pytest.mark.parametrize("page", sorted(RUN))
+QUICK = RUN - {"docs/verify-any-onnx.md"}
+"""That one imports torch for each command."""
+
+
+@pytest.mark.parametrize("page", cases({page: page for page in sorted(RUN)}, quick=QUICK))
 def test_the_blocks_of_a_page_run_and_print_what_it_shows(page: str, workspace: Callable[[], Path]) -> None:
     run = PageRun(workspace())
     with run.serving():

@@ -1,19 +1,17 @@
 """A Prefect API for the tests of the flows, and one small run of the whole pipeline that they share."""
 
+import json
 import random
 import shutil
-import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
-from importlib.metadata import version
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from PIL import Image
 
-from edgeline.flows.orchestration.embedded import EmbeddedServer
 from edgeline.flows.steps import run_pipeline
 from edgeline.pipeline.config import PipelineConfig, load_config
 from tests.support.shared_results import shared_result
@@ -22,7 +20,6 @@ COLORS = {"warm": (200, 60, 40), "cold": (40, 70, 200)}
 EACH = 20
 TINY = ["model=timm:test_efficientnet", "weights=none", "preprocess.size=32"]
 """A network of 0.4 MB with random weights: the steps are tested here, not training."""
-DATABASE = "prefect.db"
 DEADLINE_S = 60
 
 Value = TypeVar("Value")
@@ -43,46 +40,12 @@ def wait_for() -> Callable[[Callable[[], Value | None]], Value]:
 
 
 @pytest.fixture(scope="session")
-def migrated_home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """`migrated_home()`: a new folder for a Prefect server. Its database is migrated already, from the second run on."""
-    assert request.config.cache is not None
-    kept = request.config.cache.mkdir(f"prefect-{version('prefect')}") / DATABASE
-
-    def make() -> Path:
-        home = tmp_path_factory.mktemp("prefect")
-        if kept.exists():
-            shutil.copy(kept, home / DATABASE)
-        return home
-
-    if not kept.exists():
-        with EmbeddedServer(make()) as server:
-            server.wait()
-        with closing(sqlite3.connect(server.home / DATABASE)) as full, closing(sqlite3.connect(kept)) as copy:
-            full.backup(copy)
-    return make
-
-
-@pytest.fixture(scope="session")
-def prefect_server(migrated_home: Callable[[], Path]) -> Iterator[EmbeddedServer]:
-    """A running server."""
-    with EmbeddedServer(migrated_home()) as server:
-        server.wait()
-        yield server
-
-
-@pytest.fixture
-def prefect_api(prefect_server: EmbeddedServer) -> Iterator[str]:
-    """The URL of an API that is configured for the duration of the test."""
-    with prefect_server.settings():
-        yield prefect_server.url
-
-
-@pytest.fixture(scope="session")
 def finished_folder(request: pytest.FixtureRequest) -> Path:
-    """`tints/` with photos, and `artifacts/` of a finished run."""
+    """`tints/` with photos, `artifacts/` of a finished run, and `steps.json` with what each of its steps returned."""
 
     def build(folder: Path) -> None:
-        run_pipeline(configure(write_photos(folder / "tints"), folder / "artifacts"))
+        _, steps = run_pipeline(configure(write_photos(folder / "tints"), folder / "artifacts"))
+        (folder / "steps.json").write_text(json.dumps([asdict(step) | {"folder": str(step.folder)} for step in steps]))
 
     inputs = {"file": __file__, "config": configure(Path("tints"), Path("artifacts")).model_dump(mode="json")}
     return shared_result(request.config, "flows-run", build, code=("edgeline.flows.steps",), inputs=inputs)

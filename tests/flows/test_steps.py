@@ -5,60 +5,34 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from edgeline.flows.steps import is_up_to_date, run_pipeline
 from edgeline.flows.summary import next_commands, summarize, summary_rows
-from edgeline.pipeline.config import PipelineConfig, load_config
+from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.runs.run import Run, StepResult
-from tests.support.shared_results import shared_result
+from tests.support.cases import cases
 
 pytestmark = pytest.mark.slow
 
 
-def make_photos(folder: Path) -> Path:
-    """Two classes of small noisy pictures, red ones and blue ones."""
-    draw = np.random.default_rng(0)
-    for label, channel in (("red", 0), ("blue", 2)):
-        (folder / label).mkdir(parents=True)
-        for index in range(12):
-            pixels = draw.integers(0, 90, (40, 48, 3), dtype=np.uint8)
-            pixels[:, :, channel] += 120
-            Image.fromarray(pixels).save(folder / label / f"{index}.png")
-    return folder
+Completed = tuple[PipelineConfig, Run, list[StepResult]]
 
 
-TINY = ["model=timm:test_efficientnet", "weights=none", "preprocess.size=32"]
-SETTINGS = ["verify.images=20", "export.variants=[]", *TINY]
-
-
-@pytest.fixture(name="completed", scope="module")
-def _completed(request: pytest.FixtureRequest) -> tuple[PipelineConfig, Run, list[StepResult]]:
+@pytest.fixture(name="completed")
+def _completed(finished: PipelineConfig, finished_folder: Path) -> Completed:
     """A configuration with its finished run, and what each step returned when it was built."""
-
-    def configure(folder: Path) -> PipelineConfig:
-        return load_config(None, SETTINGS, data=str(folder / "photos"), artifacts=str(folder / "artifacts"))
-
-    def build(folder: Path) -> None:
-        make_photos(folder / "photos")
-        run, steps = run_pipeline(configure(folder))
-        results = [{**asdict(step), "folder": str(step.folder)} for step in steps]
-        (folder / "results.json").write_text(json.dumps({"run": str(run.folder), "steps": results}))
-
-    inputs = {"file": __file__, "config": load_config(None, SETTINGS).model_dump(mode="json")}
-    folder = shared_result(request.config, "steps-run", build, code=("edgeline.flows.steps",), inputs=inputs)
-    results = json.loads((folder / "results.json").read_text())
-    steps = [StepResult(**{**step, "folder": Path(step["folder"])}) for step in results["steps"]]
-    return configure(folder), Run(Path(results["run"]), configure(folder)), steps
+    returned = json.loads((finished_folder / "steps.json").read_text())
+    steps = [StepResult(**{**step, "folder": Path(step["folder"])}) for step in returned]
+    [run] = finished.runs.iterdir()
+    return finished, Run(run, finished), steps
 
 
 @pytest.fixture(name="copied")
-def _copied(completed: tuple[PipelineConfig, Run, list[StepResult]], tmp_path: Path) -> PipelineConfig:
+def _copied(completed: Completed, tmp_path: Path) -> PipelineConfig:
     """The finished run's configuration on a copy of its artifacts, which tests may damage."""
     config = completed[0]
     shutil.copytree(config.artifacts, tmp_path / "artifacts")
@@ -69,27 +43,27 @@ def reused(config: PipelineConfig) -> dict[str, bool]:
     return {step.name: step.reused for step in run_pipeline(config)[1]}
 
 
-def test_the_pipeline_ends_with_a_published_artifact(completed: tuple[PipelineConfig, Run, list[StepResult]]) -> None:
+def test_the_pipeline_ends_with_a_published_artifact(completed: Completed) -> None:
     config, _, steps = completed
     assert [step.name for step in steps] == ["prepare", "train", "evaluate", "export", "variants", "verify", "publish"]
-    assert steps[-1].folder == config.store / "photos" / "1"
+    assert steps[-1].folder == config.store / "tints" / "1"
     assert not any(step.reused for step in steps)
 
 
-def test_every_step_is_reused_if_nothing_has_changed(completed: tuple[PipelineConfig, Run, list[StepResult]]) -> None:
+def test_every_step_is_reused_if_nothing_has_changed(completed: Completed) -> None:
     config = completed[0]
     assert is_up_to_date(config)
     assert all(reused(config).values())
 
 
-def test_a_run_that_reuses_every_step_does_not_import_torch(completed: tuple[PipelineConfig, Run, list[StepResult]]) -> None:
+def test_a_run_that_reuses_every_step_does_not_import_torch(completed: Completed) -> None:
     config = completed[0]
     program = (
-        "import sys; from edgeline.flows.steps import run_pipeline; from edgeline.pipeline.config import load_config\n"
-        f"run_pipeline(load_config(None, {SETTINGS!r}, data={config.data!r}, artifacts={config.artifacts!r}))\n"
+        "import sys; from edgeline.flows.steps import run_pipeline; from edgeline.pipeline.config import PipelineConfig\n"
+        "run_pipeline(PipelineConfig.model_validate_json(sys.argv[1]))\n"
         "assert 'torch' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-c", program, config.model_dump_json()], check=True)
 
 
 DAMAGED = {
@@ -100,11 +74,15 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize(("path", "content", "redone"), DAMAGED.values(), ids=DAMAGED)
+QUICK = ("a deleted checkpoint", "a changed evaluation", "an empty receipt")
+"""Without its ONNX file a run is exported again."""
+
+
+@pytest.mark.parametrize(("path", "content", "redone"), cases(DAMAGED, quick=QUICK))
 def test_a_damaged_result_is_detected_and_rebuilt(
     copied: PipelineConfig, path: str, content: bytes | None, redone: str
 ) -> None:
-    [run] = copied.runs.glob("photos-*")
+    [run] = copied.runs.glob("tints-*")
     if content is None:
         (run / path).unlink()
     else:
@@ -125,15 +103,15 @@ def test_a_changed_setting_makes_a_run_out_of_date(copied: PipelineConfig) -> No
 def test_an_added_photo_makes_a_run_out_of_date(copied: PipelineConfig, tmp_path: Path) -> None:
     shutil.copytree(copied.data, tmp_path / "photos")
     moved = copied.model_copy(update={"data": str(tmp_path / "photos")})
-    Image.new("RGB", (40, 48), (250, 10, 10)).save(tmp_path / "photos" / "red" / "new.png")
+    Image.new("RGB", (40, 48), (250, 10, 10)).save(tmp_path / "photos" / "warm" / "new.png")
     assert not is_up_to_date(moved)
 
 
-def test_the_summary_has_every_figure_and_the_next_commands(completed: tuple[PipelineConfig, Run, list[StepResult]]) -> None:
+def test_the_summary_has_every_figure_and_the_next_commands(completed: Completed) -> None:
     _, run, steps = completed
     summary = summarize(run, steps)
     rows = dict(summary_rows(summary))
-    assert rows["artifact"] == "photos version 1"
+    assert rows["artifact"] == "tints version 1"
     assert "95 % interval" in rows["accuracy (test)"]
     assert summary.max_difference <= 1e-4
     assert [figures["name"] for figures in summary.variants] == ["onnx-fp32"]
@@ -142,7 +120,7 @@ def test_the_summary_has_every_figure_and_the_next_commands(completed: tuple[Pip
 
 
 def test_a_second_process_on_the_same_step_fails_and_names_the_first(copied: PipelineConfig) -> None:
-    [run] = copied.runs.glob("photos-*")
+    [run] = copied.runs.glob("tints-*")
     program = (
         "import fcntl, sys, time; f = open(sys.argv[1], 'a+'); fcntl.flock(f, fcntl.LOCK_EX)\n"
         "f.truncate(0); f.write('process 1 on elsewhere'); f.flush(); print('held', flush=True); time.sleep(60)"

@@ -79,6 +79,8 @@ FORM = b"".join(
     % (n, bytes(40))
     for n in range(3)
 )
+FORM += b'--B\r\nContent-Disposition: form-data; name="note"\r\n\r\nhello\r\n'
+FORM += b"--B\r\nContent-Disposition: form-data; name=f; filename*=utf-8''a.jpg\r\n\r\n" + bytes(40) + b"\r\n"
 
 
 @pytest.mark.parametrize("count", COUNTS)

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeline.serve import classifier as classifier_module
 from edgeline.serve.classifier import Classifier
-from edgeline.serve.errors import ArtifactError, ImageError, InputError, ManifestError
+from edgeline.serve.errors import ArtifactError, GoldenError, ImageError, InputError, ManifestError
 
 Seal = Callable[..., Path]
 
@@ -122,6 +122,22 @@ def test_a_graph_that_violates_its_contract_is_rejected(
     with pytest.raises(ArtifactError, match="the manifest specifies") as rejection:
         Classifier.open(folder)
     assert rejection.value.code == "spec_mismatch"
+
+
+def fail_at_every_image(model: onnx.ModelProto) -> None:
+    output = model.graph.node[-1].output[0]
+    model.graph.node[-1].output[0] = "before"
+    model.graph.initializer.append(helper.make_tensor("shape", TensorProto.INT64, [1], [7]))
+    model.graph.node.append(helper.make_node("Reshape", ["before", "shape"], ["seven"]))
+    model.graph.node.append(helper.make_node("ReduceSum", ["seven"], ["sum"], keepdims=0))
+    model.graph.node.append(helper.make_node("Add", ["before", "sum"], [output]))
+
+
+def test_a_model_that_loads_and_cannot_be_run_is_rejected_in_one_line(make_artifact: Callable[..., Path], seal: Seal) -> None:
+    folder = edit_model(make_artifact(), seal, fail_at_every_image)
+    with pytest.raises(GoldenError, match=r"model\.onnx cannot compute the golden samples .*cannot be reshaped") as rejection:
+        Classifier.open(folder)
+    assert "\n" not in str(rejection.value)
 
 
 def test_an_additional_label_is_rejected(make_artifact: Callable[..., Path], seal: Seal) -> None:

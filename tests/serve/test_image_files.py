@@ -222,3 +222,29 @@ def test_a_truncated_photo_takes_no_more_memory_than_a_whole_one() -> None:
     ended = subprocess.run([sys.executable, "-c", program], input=photo, capture_output=True, check=True, cwd=ROOT)
     whole, without_end = map(int, ended.stdout.split())
     assert without_end < whole + 15_000  # KiB; the pixels are 48 MB
+
+
+KINDS = {
+    "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "they are a HEIC image; convert it to JPEG or PNG"),
+    "AVIF": (b"\0\0\0\x1cftypavif\0\0\0\0", "they are an AVIF image; convert it to JPEG or PNG"),
+    "MP4": (b"\0\0\0\x18ftypmp42\0\0\0\0", "they are a video"),
+    "TIFF": (b"II*\0\x08\0\0\0", "they are a TIFF image; convert it to JPEG or PNG"),
+    "a web page": (b"\n<!DOCTYPE html><title>404</title>", "they are a web page"),
+    "a pointer of Git LFS": (
+        b"version https://git-lfs.github.com/spec/v1\n",
+        "they are a pointer of Git LFS; run git lfs pull",
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "words"), KINDS.values(), ids=KINDS)
+def test_a_file_of_another_kind_is_named_with_what_to_do(data: bytes, words: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        decode_image(data)
+    assert caught.value.code == "not_an_image"
+    assert str(caught.value).endswith(words)
+
+
+def test_unknown_bytes_are_only_not_an_image() -> None:
+    with pytest.raises(ImageError, match=r"\(JPEG, PNG, WebP, GIF, BMP\)$"):
+        decode_image(b"hello")

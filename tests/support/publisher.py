@@ -1,12 +1,12 @@
 """Publishes a small artifact again and again in a separate process, with a fault at each system call in turn.
 
     python publisher.py publish STORE TEMPLATE CONTENT...        publishes each content after reading a line
-    python publisher.py FAULT FOLDER TEMPLATE [first]            prints the result of each fault as JSON
+    python publisher.py FAULT FOLDER TEMPLATE [first] [sample]   prints the result of each fault as JSON
 
-FAULT is `kill`, `EIO` (one call fails) or `ENOSPC` (every call from then on fails). Calls are all system calls on the store:
-opening, creating, renaming, removing, listing, locking and flushing, and writing the second half of a file. For each of them a
-store is created, empty with `first`, else with one version; a child process publishes to it with the fault at that call, and
-then another child publishes the same without a fault.
+FAULT is `kill`, `EIO` or `EACCES` (one call fails) or `ENOSPC` (every call from then on fails). Calls are all system calls on
+the store: opening, creating, renaming, removing, listing, locking and flushing, and writing the second half of a file. For each
+of them, with `sample` for every eighth, a store is created, empty with `first`, else with one version; a child process
+publishes to it with the fault at that call, and then another child publishes the same without a fault.
 """
 
 import errno
@@ -58,7 +58,7 @@ def plant(fault: str, at: int, folder: Path) -> None:
         if event not in CALLS or (isinstance(arguments[0], str) and not arguments[0].startswith(str(folder))):
             return
         seen += 1
-        if seen < at or (fault == "EIO" and seen > at):
+        if seen < at or (fault in ("EIO", "EACCES") and seen > at):
             return
         if seen == at:
             (folder.parent / "call").write_bytes(event.encode())
@@ -92,7 +92,7 @@ def shown(folder: Path) -> list[str]:
     return [artifact.manifest.provenance["content_sha256"] for artifact in artifacts]
 
 
-def main(fault: str, root: Path, template: Path, *, first: bool) -> list[dict[str, Any]]:
+def main(fault: str, root: Path, template: Path, *, first: bool, step: int) -> list[dict[str, Any]]:
     load_onnxruntime()  # once, rather than in every child
     # A killed process loses nothing that the kernel has accepted, so flushing is not needed here.
     os.fsync = lambda descriptor: sys.audit("os.fsync", descriptor)
@@ -104,7 +104,7 @@ def main(fault: str, root: Path, template: Path, *, first: bool) -> list[dict[st
         (old / ".staging-1-left").mkdir()
         (old / ".staging-1-left" / "labels.txt").write_text("re")
     found = []
-    for at in range(1, 1000):
+    for at in range(1, 1000, step):
         shutil.copytree(base, root / str(at))
         folder = root / str(at) / "store" / "colors"
 
@@ -134,4 +134,5 @@ if __name__ == "__main__":
         published = [publish_folder(folder, content, writer(template, content)) for content in sys.argv[4:]]
         print(json.dumps([[int(target.name), reused] for target, reused in published]))
     else:
-        print(json.dumps(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), first=sys.argv[4:] == ["first"])))
+        step = 8 if "sample" in sys.argv else 1
+        print(json.dumps(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), first="first" in sys.argv, step=step)))

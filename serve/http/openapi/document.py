@@ -24,7 +24,7 @@ from edgeline.serve.explain import METHOD
 from edgeline.serve.http.auth import OPEN
 from edgeline.serve.http.open_inference.decode import MAX_JSON_BYTES
 from edgeline.serve.http.open_inference.routes import MAX_BYTES, MAX_CONTROL_BYTES, UNSUPPORTED
-from edgeline.serve.http.openapi.schemas import BINARY, CODES, SCHEMAS, V2_IMAGES, Schema, closed, failed, listed, ref
+from edgeline.serve.http.openapi.schemas import BINARY, CODES, SCHEMAS, V2_IMAGES, Schema, extensible, failed, listed, ref
 from edgeline.serve.http.request_body import MAX_FILES
 from edgeline.serve.http.routes.downloads import MEDIA_TYPES as DOWNLOAD_TYPES
 from edgeline.serve.http.routes.page import FOLDER
@@ -240,13 +240,13 @@ def _infer() -> Schema:
 
 def _image_body(limits: Limits) -> Schema:
     kinds = [f"image/{kind.lower()}" for kind in FORMATS]
-    files = closed({"file": listed(BINARY, minItems=1, maxItems=MAX_FILES)})
+    files = extensible({"file": listed(BINARY, minItems=1, maxItems=MAX_FILES)})
     raw = {kind: {"schema": BINARY} for kind in (*kinds, "application/octet-stream")}
     return {
         "required": True,
         "description": f"an image of at most {limits.max_bytes:,} bytes and {limits.max_pixels:,} pixels, or a form of such "
-        "files; every part must have a filename, and may have any name. The bytes decide whether it is an image: any other "
-        "Content-Type, or none, is accepted too, except application/json, which is 415",
+        "files, which may have any names; fields that are not files are ignored, parameters are in the query. The bytes decide "
+        "whether it is an image: any other Content-Type, or none, is accepted too, except application/json, which is 415",
         "content": {**raw, "multipart/form-data": {"schema": files}},
     }
 

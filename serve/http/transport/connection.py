@@ -7,11 +7,16 @@ this module decides what the connection waits for, and which request is answered
     nothing --head complete--> pending --small body complete--> current --answered--> next of the pipeline, or nothing
      75 s        5 s                          15 s             the application's deadline
 
+A client that ends its half of the connection (a half-close) still gets the responses to the requests that are complete. TCP
+does not show whether it has also gone: its system rejects data only once some is sent. So if the response takes longer than
+`PROBE_S`, a `100 Continue` is sent, which every HTTP/1.1 client has to accept, and if that is rejected, the work is cancelled.
+
 Invariants: requests of one connection are answered in the order in which they came; a rejected request ends its connection; and
 nothing that arrives here can harm any other connection.
 """
 
 import asyncio
+import socket
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
@@ -26,6 +31,9 @@ if TYPE_CHECKING:
 
 READ_AHEAD = 8
 """Requests in the pipeline behind the current one; with more, reading pauses."""
+PROBE_S = 0.5
+"""After a client's half-close, the time until it is checked whether the client is still there, and between two checks."""
+PROBE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LINGER_S = 2.0
 """How long a client may go on sending a body that was answered unread, before the connection closes."""
 
@@ -55,6 +63,8 @@ class Connection(asyncio.Protocol):
         """The current request until it is dispatched: first, all that came with its head is parsed, and a small body is
         waited for."""
         self._reading_paused = False
+        self._probe_timer: asyncio.TimerHandle | None = None
+        """Runs after the client's half-close."""
 
     # --- called by the transport ----------------------------------------------------------------------------------------
 
@@ -80,6 +90,8 @@ class Connection(asyncio.Protocol):
         self.connections.open.discard(self)
         self._stop_waiting()
         self._deadline.close()
+        if self._probe_timer is not None:
+            self._probe_timer.cancel()
         self.resume_writing()
         self._pipeline.clear()
         if self._current is not None:
@@ -103,8 +115,18 @@ class Connection(asyncio.Protocol):
             self.pause_reading()
 
     def eof_received(self) -> bool:
-        """Treat the end of the client's data as a disconnect: a client that has gone looks the same from here."""
-        return False
+        """Keep the connection after the client's half-close if there are complete requests to answer; else close it."""
+        current, incoming = self._current, self._parser.incoming
+        if self._pipeline and self._pipeline[-1] is incoming:
+            self._pipeline.pop()
+        # asyncio cannot write after the end of a client's TLS stream.
+        if current is None or not current.body_complete or current.answered or self.scheme == "https":
+            return False
+        self._parser.enter(State.DISCARD)
+        last = self._pipeline[-1] if self._pipeline else current
+        last.keep_alive = False
+        self._probe_timer = self.loop.call_later(PROBE_S, self._probe, current)
+        return True
 
     def pause_writing(self) -> None:
         """The client reads its response slowly: wait, for a limited time."""
@@ -206,6 +228,19 @@ class Connection(asyncio.Protocol):
             self._stop_waiting()
             self.connections.slow.pop(self, None)
             self.transport.abort()
+
+    # --- after a half-close -----------------------------------------------------------------------------------------------
+
+    def _probe(self, unsent: Request | None) -> None:
+        """Send data to a client that has not had any since its half-close; drop the connection if data was rejected."""
+        if self.transport.is_closing():
+            return
+        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.drop()
+            return
+        if unsent is not None and unsent is self._current and unsent.may_get_interim_response:
+            self.transport.write(PROBE)
+        self._probe_timer = self.loop.call_later(PROBE_S, self._probe, None)
 
     # --- the order of requests ------------------------------------------------------------------------------------------
 

@@ -93,6 +93,8 @@ class Request:
                 chunked = True
             elif name == b"expect":
                 expects = expects or value.lower() == b"100-continue"
+        if self.method == "CONNECT":
+            return "CONNECT is for proxies, which this server is not"
         if version not in ("1.0", "1.1"):
             return "unsupported HTTP version; this server supports 1.1"
         if hosts != 1 and (version == "1.1" or hosts):
@@ -110,6 +112,11 @@ class Request:
         self._wants_continue = expects and version == "1.1"
         self.head_complete = True
         return None
+
+    @property
+    def may_get_interim_response(self) -> bool:
+        """Whether a `100 Continue` may still be sent: not to an HTTP/1.0 client, and not after the response has begun."""
+        return self._version == "1.1" and not self.started
 
     @property
     def awaits_small_body(self) -> bool:

@@ -7,6 +7,8 @@ httptools splits the bytes; what arrives moves the parser through these states:
        +---------------------+--------------------+--rejected, or last response written--> DISCARD
        +---------------------+--------------------+--aborted, or connection lost---------> CLOSED
 
+An offer to switch to another protocol (`Upgrade: h2c`) is ignored: the head is parsed again without it, from BETWEEN.
+
 Invariant: after a rejection nothing more is parsed, so that later bytes are never treated as a request.
 """
 
@@ -39,7 +41,7 @@ class State(IntEnum):
 
 TRANSITIONS = {
     State.BETWEEN: {State.HEAD, State.DISCARD, State.CLOSED},
-    State.HEAD: {State.BODY, State.DISCARD, State.CLOSED},
+    State.HEAD: {State.BODY, State.BETWEEN, State.DISCARD, State.CLOSED},
     State.BODY: {State.BETWEEN, State.DISCARD, State.CLOSED},
     State.DISCARD: {State.DISCARD, State.CLOSED},
     State.CLOSED: {State.CLOSED},
@@ -75,14 +77,38 @@ class RequestParser:
             # httptools buffers an unfinished line of any length. The first piece of a head, which may also be the end of a
             # body, is not counted: a piece is at most 256 kB.
             self._head_bytes += len(data)
+        rest: memoryview | None = memoryview(data)
         try:
-            self._http.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._connection.close_after_current()
+            while rest is not None:
+                rest = self._parse(rest)
         except httptools.HttpParserError:
             if self.state not in IGNORING:
                 self._reject(400, "request_malformed", "the request is malformed HTTP")
         self._check_size(len(data))
+
+    def _parse(self, data: memoryview) -> memoryview | None:
+        """Parse up to the end of the data, or of the first head that offers another protocol; return what follows that."""
+        try:
+            self._http.feed_data(data)
+        except httptools.HttpParserUpgrade as end_of_head:
+            if self.state in IGNORING:
+                return None
+            self._parse_without_offer()
+            return data[end_of_head.args[0] :]
+        return None
+
+    def _parse_without_offer(self) -> None:
+        """Parse the head again, without its offer, which a server may ignore (RFC 9110, section 7.8).
+
+        httptools ends a request that has such an offer after its head, and would take its body for the next request.
+        """
+        request, ended = self.incoming, self._http
+        assert request is not None
+        first = b"%b %b HTTP/%b" % (ended.get_method(), request.url, ended.get_http_version().encode())
+        lines = [b"%b: %b" % header for header in request.headers if header[0] != b"upgrade"]
+        self.enter(State.BETWEEN)
+        self._http = httptools.HttpRequestParser(self)
+        self._http.feed_data(b"\r\n".join([first, *lines, b"", b""]))
 
     def close(self) -> None:
         """Release the connection and the request."""
@@ -144,6 +170,8 @@ class RequestParser:
         """The head is complete."""
         if self.state in IGNORING:
             return
+        if self._http.should_upgrade() and self._http.get_method() != b"CONNECT":
+            return  # httptools stops here, and the head is parsed again
         request = self.incoming
         assert request is not None
         if (problem := request.begin(self._http)) is not None:
@@ -176,8 +204,8 @@ class RequestParser:
 
     def on_message_complete(self) -> None:
         """The body is complete."""
-        if self.state in IGNORING:
-            return
+        if self.state is not State.BODY:
+            return  # rejected, or a head that is parsed again
         self.enter(State.BETWEEN)
         request, self.incoming = self.incoming, None
         assert request is not None

@@ -82,6 +82,7 @@ def test_a_failed_conversion_leaves_the_variant_out_with_the_reason(
     )
 
 
+@pytest.mark.long
 def test_the_converter_gets_the_network_for_one_image_and_balanced_training_images(
     run: Run, deployed: CalibratedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +97,7 @@ def test_the_converter_gets_the_network_for_one_image_and_balanced_training_imag
     assert [path.name for path in given["float32"].iterdir()] == ["program.pt2"]
     images_NHW3 = np.load(given["int8"] / "calibration.npy")
     assert images_NHW3.dtype == np.uint8
-    assert images_NHW3.shape == (run.config.export.calibration_images, 160, 160, 3)
+    assert images_NHW3.shape == (run.config.export.calibration_images, 96, 96, 3)
     program = torch.export.load(given["int8"] / "program.pt2").module()
     image_1HW3 = torch.from_numpy(images_NHW3[:1])
     for found, expected in zip(program(image_1HW3), deployed(image_1HW3), strict=True):

@@ -56,7 +56,7 @@ def test_an_ort_file_has_no_layout_that_only_x86_supports(variants: Path) -> Non
 
 
 def test_int8_in_ort_format_has_the_same_outputs(variants: Path) -> None:
-    pixels_NHW3 = np.random.default_rng(0).integers(0, 256, (2, 160, 160, 3), dtype=np.uint8)
+    pixels_NHW3 = np.random.default_rng(0).integers(0, 256, (2, 96, 96, 3), dtype=np.uint8)
     [one, other] = [
         create_session((variants / name).read_bytes()).run(["logits"], {"image": pixels_NHW3})[0]
         for name in ("model.int8.onnx", "model.int8.ort")

@@ -38,7 +38,7 @@ def shape(value: onnx.ValueInfoProto) -> tuple[str, int, list[int | str]]:
 
 
 def test_it_maps_bytes_to_probabilities_and_logits_with_a_free_batch(graph: onnx.ModelProto) -> None:
-    assert [shape(value) for value in graph.graph.input] == [("image", TensorProto.UINT8, ["batch", 160, 160, 3])]
+    assert [shape(value) for value in graph.graph.input] == [("image", TensorProto.UINT8, ["batch", 96, 96, 3])]
     assert [shape(value) for value in graph.graph.output] == [
         ("probabilities", TensorProto.FLOAT, ["batch", 3]),
         ("logits", TensorProto.FLOAT, ["batch", 3]),

@@ -20,6 +20,7 @@ from edgeline.pipeline.data.samples import Sample
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.pretrained import Normalization
 from edgeline.serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, jpeg_scale, preprocess
+from tests.support.cases import cases
 
 LABELS = ("red", "green", "blue")
 SPEC = PreprocessSpec(height=32, width=32)
@@ -223,7 +224,10 @@ def test_published_photos_of_a_run_have_no_place(finished: Any) -> None:
 # Their size.
 
 
-@pytest.mark.parametrize(("kind", "options"), [("JPEG", {}), ("PNG", {"compress_level": 1})], ids=["JPEG", "PNG"])
+KINDS = {"JPEG": ("JPEG", {}), "PNG": ("PNG", {"compress_level": 1})}
+
+
+@pytest.mark.parametrize(("kind", "options"), cases(KINDS, quick=["JPEG"]))
 def test_a_photo_of_twelve_megapixels_becomes_a_small_sample(
     write: Write, keep: Keep, kind: str, options: dict[str, int]
 ) -> None:

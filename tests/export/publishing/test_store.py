@@ -49,6 +49,20 @@ def publisher(folder: Path, template: Path) -> Callable[[str], tuple[Path, bool]
     return lambda content: publish_folder(folder, content, writer(template, content))
 
 
+@pytest.mark.parametrize(("umask", "expected"), [(0o000, 0o755), (0o022, 0o755), (0o077, 0o700)], ids=["000", "022", "077"])
+def test_only_the_publisher_can_change_a_published_folder_whatever_the_umask_is(
+    publish: Callable[[str], tuple[Path, bool]], umask: int, expected: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        published, _ = publish("a")
+    finally:
+        os.umask(before)
+    folders = (published, *(path for path in published.rglob("*") if path.is_dir()))
+    assert {path.stat().st_mode & 0o777 for path in folders} == {expected}
+    assert {path.stat().st_mode & 0o777 for path in published.rglob("*") if path.is_file()} == {0o444}
+
+
 def tree(folder: Path) -> dict[str, tuple[str, int, int]]:
     """Every file below a folder: its content, mode and modification time."""
     return {
@@ -255,7 +269,7 @@ def until_the_rename(found: Found) -> int:
 
 KILLED = [
     pytest.param(["first"], [], id="the first version", marks=pytest.mark.long),
-    pytest.param([], ["old"], id="the next version"),
+    pytest.param([], ["old"], id="the next version", marks=pytest.mark.long),
 ]
 
 
@@ -272,17 +286,34 @@ def test_a_store_killed_at_any_call_has_the_old_versions_or_the_complete_new_one
         assert entry["left"] == [".lock", *map(str, range(1, len(old) + 2))], entry
 
 
+def test_a_store_killed_at_every_eighth_call_has_the_old_version_or_the_complete_new_one(
+    tmp_path: Path, template: Path
+) -> None:
+    found = finish(start("kill", tmp_path, template, "sample"))
+    assert len(found) > 6
+    assert {entry["outcome"] for entry in found} == {"killed"}
+    shown = [entry["shown"] for entry in found]
+    assert shown[0] == ["old"]
+    assert shown == sorted(shown)
+    assert {tuple(versions) for versions in shown} <= {("old",), ("old", "new")}
+    assert all(
+        (entry["then"], entry["then_shown"], entry["left"]) == ("done", ["old", "new"], [".lock", "1", "2"]) for entry in found
+    )
+
+
 @pytest.mark.long
-def test_an_error_of_any_call_is_reported_and_publishes_nothing(tmp_path: Path, template: Path) -> None:
-    found = faults(tmp_path, template, "EIO")
+@pytest.mark.parametrize("fault", ["EIO", "EACCES"])
+def test_an_error_of_any_call_is_reported_and_publishes_nothing(tmp_path: Path, template: Path, fault: str) -> None:
+    found = faults(tmp_path, template, fault)
     count = until_the_rename(found)
     [_, staging, *_] = [index for index, entry in enumerate(found) if entry["call"] == "os.mkdir"]
     for index, entry in enumerate(found):
-        if index < staging and entry["outcome"] == "done":
-            # Reading or deleting something old failed; the new version is complete.
+        is_listing = entry["call"] == "os.scandir" and fault == "EACCES"  # Python skips folders that it may not list
+        if (index < staging or is_listing) and entry["outcome"] == "done":
+            # Reading or deleting something old failed, or making the files read-only; the new version is complete.
             assert entry["shown"] == ["old", "new"], entry
         elif index < count:
-            assert re.match(r"(Store|Artifact)Error: .*Input/output error", entry["outcome"]), entry
+            assert re.match(rf"(Store|Artifact)Error: .*{os.strerror(getattr(errno, fault))}", entry["outcome"]), entry
             assert entry["shown"] == ["old"], entry
         else:
             assert re.match("StoreError: .*is published, but the disk does not confirm it", entry["outcome"]), entry

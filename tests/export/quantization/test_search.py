@@ -7,13 +7,13 @@ import pytest
 from edgeline.export.parity.report import AccuracyDrop
 from edgeline.export.quantization import search
 from edgeline.export.quantization.search import SearchRequest, choose_calibration, choose_int8, search_schedule
-from edgeline.export.quantization.search import _without_worst as without_worst
-from edgeline.export.quantization.static_int8 import integer_share, measure_ranges, quantize
 from edgeline.pipeline.config import ExportConfig
 from edgeline.pipeline.data.samples import Sample, read_prepared
 from edgeline.pipeline.runs.atomic_files import digest_of
 from edgeline.pipeline.thresholds import Int8Thresholds
 from edgeline.serve.errors import DataError
+from edgeline.serve.preprocess import PreprocessSpec
+from tests.support.small_graphs import ONE_FOR_ALL, SIZE, convolutional
 
 
 @pytest.fixture(scope="module")
@@ -86,47 +86,25 @@ def test_a_thorough_run_tries_every_kind_of_recipe() -> None:
 
 Choose = Any
 LENIENT = Int8Thresholds(min_sqnr_db=5, min_agreement=0.5, min_clear_agreement=0.5, max_kl=1, max_difference=1)
-
-
-@pytest.fixture(scope="module")
-def kept() -> dict[Any, Any]:
-    """Measured and quantized once for all tests of this file."""
-    return {}
+SMALL = PreprocessSpec(height=SIZE, width=SIZE)
 
 
 @pytest.fixture
-def choose(
-    finished: Any, spec: Any, samples: dict[str, list[Sample]], kept: dict[Any, Any], monkeypatch: pytest.MonkeyPatch
-) -> Choose:
-    """`choose(times, **settings)`: the search on the shared run, with these times instead of measured ones."""
+def choose(samples: dict[str, list[Sample]], monkeypatch: pytest.MonkeyPatch) -> Choose:
+    """`choose(times, **settings)`: the search on a network of ten small convolutions, with these times, not measured ones."""
 
     def run(times: dict[str, float], thresholds: Int8Thresholds | None = None, **settings: Any) -> Any:
         def timed(models: dict[str, bytes], pixels: Any) -> dict[str, float]:
             return {name: next(ms for part, ms in times.items() if name.endswith(part)) for name in models}
 
-        def once(name: str, function: Any, key: Any) -> None:
-            def call(*arguments: Any) -> Any:
-                place = (name, *key(arguments))
-                if place not in kept:
-                    kept[place] = function(*arguments)
-                return kept[place]
-
-            monkeypatch.setattr(search, name, call)
-
         monkeypatch.setattr(search, "time_in_turn", timed)
-        # Percentiles and entropies take half a minute: minimum and maximum stand in for them.
-        once("measure_ranges", lambda ready, batches, _: measure_ranges(ready, batches, "minmax"), lambda _: ())
-        once("quantize", quantize, lambda arguments: (arguments[2],))
-        once("integer_share", integer_share, lambda arguments: (arguments[1],))
-        once("_without_worst", without_worst, lambda arguments: (arguments[2].target,))
-        config = ExportConfig(calibration_images=8, **settings)
         return choose_int8(
             SearchRequest(
-                reference=finished.model,
-                spec=spec,
+                reference=convolutional(*ONE_FOR_ALL, layers=10),
+                spec=SMALL,
                 train=samples["train"],
                 val=samples["val"],
-                config=config,
+                config=ExportConfig(calibration_images=8, **settings),
                 thresholds=thresholds or LENIENT,
             )
         )
@@ -148,7 +126,6 @@ def test_the_fastest_recipe_that_passes_is_chosen_and_of_equally_fast_ones_the_m
     assert "tensor" not in chosen
 
 
-@pytest.mark.long
 def test_a_recipe_that_the_release_gate_would_reject_is_not_chosen_and_the_search_continues(choose: Choose) -> None:
     first = choose({"float32": 10, "": 5}).report.tried
     needed = max(entry.similarity.sqnr_db for entry in first) + 0.01
@@ -173,7 +150,6 @@ def test_a_time_measured_on_another_processor_does_not_decide(choose: Choose, mo
     assert str(choice.report.timed_on).startswith("x86")
 
 
-@pytest.mark.long
 def test_for_old_x86_only_recipes_that_cannot_saturate_pass(choose: Choose) -> None:
     choice = choose({"float32": 10, "minmax 7 bits": 5, "7 bits bias": 5}, target="x86-avx2")
     assert choice.model is not None
@@ -196,7 +172,6 @@ def lossy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "drop_between", lambda *_: drop)
 
 
-@pytest.mark.long
 def test_where_no_recipe_passes_every_stage_is_tried_and_nothing_is_shipped(choose: Choose, lossy: None) -> None:
     choice = choose({"float32": 10, "": 5}, max_drop=1.0)
     assert choice.model is None

@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from torch import nn
 
 from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.parity import layerwise
-from edgeline.export.parity.compare import raise_problems
+from edgeline.export.parity.compare import Outputs, raise_problems
 from edgeline.export.quantization.qdq_check import check_quantized, requantized
 from edgeline.export.variants_report import VariantFile
-from edgeline.export.verification.context import VerificationContext
+from edgeline.export.verification import context as contexts
+from edgeline.export.verification.context import VerificationContext, run_pytorch
 from edgeline.export.verification.report import FailedVariant, VerificationReport
 from edgeline.export.verification.variants import Result, verify_variants
 from edgeline.export.verification.verify import verify
@@ -46,6 +46,8 @@ from tests.support.faults import quantization, weights
 from tests.support.faults.surgery import divisor, mutate, rewrite
 from tests.support.faults.table import AREAS, FAULTS, Fault, markdown
 
+pytestmark = pytest.mark.usefixtures("measured_costs")
+
 Seal = Callable[..., Path]
 Gate = Callable[[bytes], VerificationReport]
 Int8Gate = Callable[[bytes], Result]
@@ -58,23 +60,10 @@ def of(gate: str, *, on_device: bool = False) -> Any:
     return pytest.mark.parametrize("fault", chosen, ids=[fault.name for fault in chosen])
 
 
-class Remembering(CalibratedModel):
-    """PyTorch's outputs, computed once: none of these faults affects them."""
-
-    def __init__(self, deployed: CalibratedModel) -> None:
-        super().__init__(deployed.network, deployed.temperature)
-        self.known: dict[bytes, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        key = hashlib.sha256(image.numpy().tobytes()).digest()
-        if key not in self.known:
-            self.known[key] = super().forward(image)
-        return self.known[key]
-
-
 @pytest.fixture(scope="module")
-def reference(deployed: CalibratedModel) -> CalibratedModel:
-    return Remembering(deployed)
+def pytorch_run(deployed: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample]) -> tuple[Outputs, list[np.ndarray]]:
+    """Pixels and PyTorch's outputs, computed once: no fault of the reference affects them."""
+    return run_pytorch(deployed, spec, held_out)
 
 
 @pytest.fixture(scope="module")
@@ -98,14 +87,17 @@ def remembered_layers(pytorch_layers: dict[bytes, dict[str, np.ndarray]], monkey
 
 @pytest.fixture
 def gate(
-    remembered_layers: None, reference: CalibratedModel, spec: PreprocessSpec, held_out: list[Sample], thresholds: VerifyConfig
+    remembered_layers: None,
+    pytorch_run: tuple[Outputs, list[np.ndarray]],
+    context: VerificationContext,
+    held_out: list[Sample],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Gate:
     """`gate(model)`: verify an ONNX file as a run would, and raise its problems."""
+    monkeypatch.setattr(contexts, "run_pytorch", lambda *_: pytorch_run)
 
     def run(model: bytes) -> VerificationReport:
-        report = verify(
-            VerificationContext(deployed=reference, model=model, spec=spec, samples=held_out, config=thresholds, opset=18)
-        )
+        report = verify(replace(context, model=model, samples=held_out))
         raise_problems(report.problems, report.comparisons)
         return report
 
@@ -226,7 +218,7 @@ def test_an_int8_file_with_a_fault_is_rejected(int8: bytes, int8_gate: Int8Gate,
 @of("preprocessing_fingerprint")
 def test_preprocessing_with_a_fault_is_rejected(
     finished: Any,
-    reference: CalibratedModel,
+    deployed: CalibratedModel,
     spec: PreprocessSpec,
     thresholds: VerifyConfig,
     monkeypatch: pytest.MonkeyPatch,
@@ -236,7 +228,7 @@ def test_preprocessing_with_a_fault_is_rejected(
     with pytest.raises(VerificationError, match=fault.pattern) as error:
         verify(
             VerificationContext(
-                deployed=reference,
+                deployed=deployed,
                 model=finished.model,
                 spec=spec,
                 samples=[],
@@ -307,7 +299,7 @@ def test_probabilities_rounded_to_half_precision_are_rejected(
     """Zeros and ones survive any rounding, so the model is made less confident first."""
     temperature = 100 * deployed.temperature
     unsure = mutate(finished.model, lambda graph: rewrite(graph, divisor(graph), lambda _: temperature))
-    less_sure = Remembering(CalibratedModel(deployed.network, temperature))
+    less_sure = CalibratedModel(deployed.network, temperature)
     context = VerificationContext(deployed=less_sure, model=unsure, spec=spec, samples=[], config=thresholds)
     assert verify(context).passed
     rounded = mutate(unsure, graphs.probabilities_rounded_to_half_precision)

@@ -24,6 +24,8 @@ from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import VerificationError
 from edgeline.serve.preprocess import PreprocessSpec
 
+pytestmark = pytest.mark.usefixtures("measured_costs")
+
 Verify = Callable[..., Result]
 
 

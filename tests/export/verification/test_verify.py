@@ -30,6 +30,8 @@ from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.cpu import usable_cores
 from edgeline.serve.runtime.session import SETTINGS
 
+pytestmark = pytest.mark.usefixtures("measured_costs")
+
 Redo = Callable[[Path], None]
 TOO_STRICT = "verify.max_difference=1e-12"
 """A threshold that no float32 arithmetic satisfies."""

@@ -1,10 +1,12 @@
 import asyncio
+import fcntl
 import logging
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -14,13 +16,15 @@ from typing import Any
 
 import pytest
 
-from edgeline.flows.orchestration.embedded import EmbeddedServer
+from edgeline.flows.orchestration.embedded import LOCK_NAME, EmbeddedServer
 from edgeline.serve.errors import EdgelineError
+from tests.support.cases import cases
 
+DEADLINE_S = 60
 PARENT = """
 import sys
 from pathlib import Path
-from edgeline.flows.orchestration.embedded import EmbeddedServer
+from edgeline.flows.orchestration.embedded import LOCK_NAME, EmbeddedServer
 
 with EmbeddedServer(Path(sys.argv[1])) as server:
     if sys.argv[2] == "serving":
@@ -50,8 +54,14 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("moment", ["serving", "starting"])
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM], ids=lambda signum: signum.name)
+ENDS = {
+    f"{signum.name}-{moment}": (signum, moment)
+    for signum in (signal.SIGKILL, signal.SIGTERM)
+    for moment in ("serving", "starting")
+}
+
+
+@pytest.mark.parametrize(("signum", "moment"), cases(ENDS, quick=["SIGKILL-serving"]))
 def test_the_server_ends_when_its_parent_is_killed(
     migrated_home: Callable[[], Path], wait_for: Any, signum: signal.Signals, moment: str
 ) -> None:
@@ -82,6 +92,60 @@ def test_stopping_the_server_loses_no_task_run(migrated_home: Callable[[], Path]
     with closing(sqlite3.connect(server.home / "prefect.db")) as database:
         states = [state for (state,) in database.execute("SELECT state_name FROM task_run")]
     assert states == ["Completed"] * 6
+
+
+def test_a_start_waits_for_another_one_in_the_same_folder_and_says_so(
+    tmp_path: Path, wait_for: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """F8: two that migrate a new database at the same time fail with NoSuchTableError."""
+    server, printed = EmbeddedServer(tmp_path), []
+
+    def start_and_stop() -> None:
+        with server:
+            pass
+
+    with (tmp_path / LOCK_NAME).open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        second = threading.Thread(target=start_and_stop)
+        second.start()
+        wait_for(lambda: printed.append(capfd.readouterr().err) or "".join(printed))
+        assert "".join(printed) == f"edgeline: waiting for another run that is starting Prefect in {tmp_path}\n"
+        assert not hasattr(server, "process")
+    second.join(DEADLINE_S)
+    assert server.process.poll() is not None
+
+
+def test_the_start_of_a_killed_process_blocks_nobody(
+    migrated_home: Callable[[], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """F8."""
+    home = migrated_home()
+    with parent_of_a_server(home, "starting") as (parent, _), (home / LOCK_NAME).open("a") as file:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        parent.kill()
+        parent.wait()
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert capfd.readouterr().err == ""
+
+
+def test_others_may_start_once_the_server_responds(prefect_server: EmbeddedServer) -> None:
+    """F8: the lock is not held for the whole run."""
+    with (prefect_server.home / LOCK_NAME).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@pytest.mark.parametrize("name", ["a?b#c%20 ' \"é~", "100%"], ids=["F19-odd characters", "F19-a percent sign"])
+def test_the_database_is_in_the_folder_whatever_its_name_is(
+    migrated_home: Callable[[], Path], tmp_path: Path, name: str
+) -> None:
+    home = tmp_path / "artifacts" / name
+    home.parent.mkdir()
+    migrated_home().rename(home)
+    with EmbeddedServer(home) as server:
+        server.wait()
+        assert (home / "prefect.db-wal").exists()  # of an open database
+    assert [path.name for path in tmp_path.rglob("*") if home not in path.parents] == ["artifacts", name]
 
 
 def test_a_request_without_the_password_is_unauthorized(prefect_server: EmbeddedServer) -> None:
@@ -120,7 +184,7 @@ def test_the_settings_of_the_user_are_neither_read_nor_changed(
     from prefect.settings import PREFECT_API_KEY, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "postgresql+asyncpg://nowhere/none")
-    assert "PREFECT_SERVER_DATABASE_CONNECTION_URL" not in prefect_server.environment()
+    assert prefect_server.environment()["PREFECT_SERVER_DATABASE_CONNECTION_URL"] == "sqlite+aiosqlite:///prefect.db"
     with temporary_settings({PREFECT_API_URL: "http://theirs/api", PREFECT_API_KEY: "secret"}):
         with prefect_server.settings():
             assert (PREFECT_API_URL.value(), PREFECT_API_KEY.value()) == (prefect_server.url, None)
@@ -140,6 +204,22 @@ def test_requests_to_this_machine_bypass_the_proxy(
         assert urllib.request.proxy_bypass_environment("127.0.0.1")
         assert bool(urllib.request.proxy_bypass_environment("example.org")) == bool(before)
     assert os.environ.get("no_proxy") == before
+
+
+@pytest.mark.parametrize("variable", ["ALL_PROXY", "http_proxy"], ids=lambda name: f"F15-{name}")
+def test_a_socks_proxy_does_not_stop_a_run_that_needs_none(
+    prefect_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """Even if it is not used, the client needs a package for it that is not installed here."""
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    monkeypatch.setenv(variable, "socks5h://127.0.0.1:1080")
+    with pytest.raises(ImportError, match="socksio"):
+        httpx.Client()
+    with prefect_server.settings(), get_client(sync_client=True) as client:
+        assert client.api_healthcheck() is None
+    assert os.environ[variable] == "socks5h://127.0.0.1:1080"
 
 
 def test_pending_states_are_sent_silently_at_the_end(

@@ -14,6 +14,7 @@ from edgeline.flows import steps as pipeline_steps
 from edgeline.flows.orchestration.server import check_server, run_with_prefect
 from edgeline.pipeline.config import PipelineConfig
 from edgeline.serve.errors import DataError, EdgelineError
+from tests.support.cases import cases
 
 ASK = (
     "import sys\nfrom edgeline.flows.orchestration.server import configured_url\n"
@@ -53,7 +54,11 @@ print(len(steps), steps[-1].folder.parent.name, steps[-1].folder.name)
 """
 
 
-@pytest.mark.parametrize(("environment", "files", "answer"), PLACES.values(), ids=PLACES)
+QUICK = ("nothing anywhere", "the environment", "pyproject.toml of something else")
+"""The others import Prefect too, for three seconds each."""
+
+
+@pytest.mark.parametrize(("environment", "files", "answer"), cases(PLACES, quick=QUICK))
 def test_the_configured_server_is_found_in_every_place_that_prefect_reads(
     tmp_path: Path, environment: dict[str, str], files: dict[str, str], answer: str
 ) -> None:
@@ -74,7 +79,7 @@ UNREADABLE: dict[str, tuple[dict[str, str], str]] = {
 }
 
 
-@pytest.mark.parametrize(("environment", "file"), UNREADABLE.values(), ids=UNREADABLE)
+@pytest.mark.parametrize(("environment", "file"), cases(UNREADABLE, quick=["a broken file"]))
 def test_settings_that_prefect_cannot_read_are_an_error(tmp_path: Path, environment: dict[str, str], file: str) -> None:
     (tmp_path / "prefect.toml").write_text(file)
     done = subprocess.run(

@@ -9,7 +9,8 @@ from edgeline.serve.errors import DataError
 
 def image(name: str, pixels: str, label: str = "cat", split: Split | None = None, group: str = "") -> ValidImage:
     file = SourceFile(name=name, label=label, given=split, group=group)
-    return ValidImage(file=file, sha256="0" * 64, content=ImageContent(pixels, 8, 8, "PNG", few_colors=False), split=split)
+    content = ImageContent(pixels, 8, 8, "PNG", few_colors=False, thumbnail=None)
+    return ValidImage(file=file, sha256="0" * 64, content=content, split=split)
 
 
 def names(images: tuple[ValidImage, ...]) -> list[str]:

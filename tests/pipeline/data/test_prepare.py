@@ -23,7 +23,8 @@ from edgeline.pipeline.runs.findings import read_findings
 from edgeline.serve.errors import DataError, EdgelineError
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
-TABLES = ["conflicts.csv", "duplicates.csv", "findings.json", "receipt.json", "rejected.csv", "samples.csv", "summary.json"]
+TABLES = ["conflicts.csv", "duplicates.csv", "findings.json", "near_duplicates.csv", "near_duplicates.html", "receipt.json"]
+TABLES += ["rejected.csv", "samples.csv", "summary.json"]
 
 
 def photo(path: Path, number: int, **options: Any) -> Path:
@@ -128,6 +129,7 @@ def test_the_summary_counts_everything(data: Path) -> None:
         "duplicates": 1,
         "leaked": 0,
         "conflicts": 2,
+        "near_duplicates": 0,
         "wrong_extension": 1,
     }
     assert set(findings(data, seed=7)) == {"rejected", "wrong_extension", "duplicates", "conflicts", "hidden_skipped"}

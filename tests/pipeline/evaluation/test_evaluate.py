@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 from torch import nn
 
 from edgeline.pipeline.data.samples import Prepared, Sample
@@ -54,6 +53,12 @@ def random_logits(classes: int, images: int = 200) -> tuple[np.ndarray, np.ndarr
 
 @pytest.mark.parametrize("classes", [2, 5, 6, 20])
 def test_every_metric_equals_that_of_scikit_learn(classes: int) -> None:
+    from sklearn.metrics import (  # imports for a second, in every worker
+        confusion_matrix,
+        precision_recall_fscore_support,
+        top_k_accuracy_score,
+    )
+
     labels = [f"class {index}" for index in range(classes)]
     logits_NK, targets_N = random_logits(classes)
     found = evaluate(logits_NK, samples_of(targets_N, labels), labels, temperature=1.3, bins=15)

@@ -88,11 +88,14 @@ OUT = {"torch on a GPU": run_out_on_a_gpu, "torch on a CPU": run_out_in_torch, "
 @pytest.mark.parametrize("run_out", OUT.values(), ids=OUT)
 def test_running_out_of_memory_names_the_batch_and_half_of_it(run_out: Callable[[], None]) -> None:
     with (
-        pytest.raises(TrainingError, match=r"a batch of 64 images .*; lower train\.batch_size, for example to 32") as caught,
+        pytest.raises(
+            TrainingError, match=r"a batch of 64 images .* \(.+\); lower train\.batch_size, for example to 32"
+        ) as caught,
         memory_errors(64),
     ):
         run_out()
     assert caught.value.code == "out_of_memory"
+    assert " ".join(str(caught.value.__cause__).split())[:100] in str(caught.value)
 
 
 def test_the_remedy_can_be_given() -> None:

@@ -22,6 +22,7 @@ from edgeline.pipeline.models.backbones import build
 from edgeline.pipeline.models.pretrained import LITE, Normalization, Pretrained, load
 from edgeline.serve.errors import ConfigError, WeightsError
 from edgeline.serve.preprocess import PreprocessSpec, decode_image, preprocess
+from tests.support.cases import cases
 
 Preprocessing = Callable[[bytes], np.ndarray]
 
@@ -81,6 +82,7 @@ def test_lite0_is_accurate_and_each_of_three_wrong_set_ups_is_less_accurate(phot
     assert {name: (a, b) for name, (a, b) in wrong.items() if a > accuracy - 0.04 or b < loss + 0.1} == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", ["efficientnet_lite1", "efficientnet_lite2"])
 def test_the_larger_lites_are_accurate(model: str, photos: tuple[list[bytes], Tensor]) -> None:
     accuracy, _ = measure(load(model, "imagenet"), (photos[0][:24], photos[1][:24]))
@@ -105,7 +107,7 @@ LITES = {
 }
 
 
-@pytest.mark.parametrize("model", LITE)
+@pytest.mark.parametrize("model", cases({name: name for name in LITE}, quick=["efficientnet_lite0"]))
 def test_every_tensor_of_a_lite_is_that_of_the_wheel(model: str) -> None:
     pretrained = load(model, "imagenet")
     state = pretrained.module.state_dict()
@@ -218,14 +220,14 @@ def plain_pickle(path: Path, payload: Any) -> None:
     path.write_bytes(pickle.dumps(payload))
 
 
-@pytest.mark.parametrize("name", ["weights.pth", "weights.pt", "weights.safetensors"])
+@pytest.mark.parametrize("name", ["weights.pth", "weights.bin", "weights.safetensors"])
 @pytest.mark.parametrize("write", [torch_pickle, plain_pickle])
 def test_code_in_a_weights_file_is_rejected_and_does_not_run(
     write: Callable[[Path, Any], None], name: str, tmp_path: Path
 ) -> None:
     marker = tmp_path / "it-ran"
     write(tmp_path / name, Hostile(marker))
-    with pytest.raises(WeightsError, match=r"cannot be read as tensors only.*use a \.safetensors file"):
+    with pytest.raises(WeightsError, match=r"contains posix\.mkdir, which .*: do not use it|a Python pickle"):
         load("mobilenet_v3_small", str(tmp_path / name))
     assert not marker.exists()
 
@@ -266,8 +268,8 @@ UNFIT = {
         lambda: {k: v for k, v in load("mobilenet_v3_small", "none").module.state_dict().items() if k != "classifier.0.bias"},
         r"1 of \d+ tensors are missing or have another shape, the first is classifier\.0\.bias",
     ),
-    "a list": (lambda: [torch.ones(3)], "do not contain a state dict"),
-    "a nested state dict": (lambda: {"state_dict": {"a": torch.ones(3)}}, "do not contain a state dict"),
+    "a list": (lambda: [torch.ones(3)], "does not contain a state dict"),
+    "a nested state dict of another network": (lambda: {"state_dict": {"a": torch.ones(3)}}, "closest match: state_dict"),
 }
 
 
@@ -276,14 +278,6 @@ def test_a_file_that_does_not_fit_is_rejected(make: Callable[[], Any], message: 
     torch.save(make(), tmp_path / "weights.pth")
     with pytest.raises(WeightsError, match=message):
         load("mobilenet_v3_small", str(tmp_path / "weights.pth"))
-
-
-def test_a_truncated_weights_file_is_rejected(tmp_path: Path) -> None:
-    save_file(load("mobilenet_v3_small", "none").module.state_dict(), tmp_path / "weights.safetensors")
-    data = (tmp_path / "weights.safetensors").read_bytes()
-    (tmp_path / "weights.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(WeightsError, match="cannot be read as tensors only"):
-        load("mobilenet_v3_small", str(tmp_path / "weights.safetensors"))
 
 
 NO_MODEL = {

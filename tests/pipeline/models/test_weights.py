@@ -13,12 +13,17 @@ SETTINGS = {
     "weights/a.pth": True,
     "a.pt": True,
     "/b/c.safetensors": True,
-    "a.onnx": False,
+    "model_best.pth.tar": True,
+    "epoch=9.ckpt": True,
+    "pytorch_model.bin": True,
+    "A.PTH": True,
+    "weights": True,
+    "./IMAGENET1K_V2": True,
 }
 
 
-@pytest.mark.parametrize(("weights", "named"), SETTINGS.items())
-def test_a_setting_is_a_file_if_it_has_the_extension_of_one(weights: str, named: bool) -> None:
+@pytest.mark.parametrize(("weights", "named"), SETTINGS.items(), ids=[f"F14-{setting}" for setting in SETTINGS])
+def test_a_setting_is_a_file_unless_it_is_a_name_of_weights(weights: str, named: bool) -> None:
     assert is_file(weights) == named
 
 
@@ -35,5 +40,5 @@ def test_a_file_that_cannot_be_read_is_rejected(kind: str, tmp_path: Path) -> No
     path = tmp_path / "a.pth"
     if kind == "a folder":
         path.mkdir()
-    with pytest.raises(WeightsError, match=r"a\.pth: .*; name an existing file"):
+    with pytest.raises(WeightsError, match=r"a\.pth: .*; use imagenet, none, or the path of an existing file"):
         weights_identity(str(path))

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,13 +26,11 @@ AFTER_EXPORT = {"variants", "verify", "publish"}
 
 
 @pytest.fixture(name="sources")
-def copied_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of the project's source files."""
+def copied_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project's source files, with their times: what was parsed of the originals is not parsed again."""
     shutil.copytree(ROOT / "edgeline", tmp_path / "edgeline", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(module, "ROOT", tmp_path)
-    forget_sources()
-    yield tmp_path / "edgeline"
-    forget_sources()
+    return tmp_path / "edgeline"
 
 
 def digests() -> dict[str, str]:
@@ -147,6 +145,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_cache_is_ignored(sources: Path, tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    forget_sources()
     cache = tmp_path / "code.json"
     expected = code_digest("edgeline.pipeline.training.train", cache=cache)
     damage(cache)
@@ -155,6 +154,7 @@ def test_a_damaged_cache_is_ignored(sources: Path, tmp_path: Path, damage: Calla
 
 
 def test_an_edit_is_noticed_when_the_cache_is_read(sources: Path, tmp_path: Path) -> None:
+    forget_sources()
     cache, path = tmp_path / "code.json", sources / "pipeline" / "data" / "split.py"
     before = code_digest("edgeline.pipeline.data.prepare", cache=cache)
     size, text = path.stat().st_size, path.read_text()

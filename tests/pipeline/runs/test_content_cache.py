@@ -3,6 +3,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,7 @@ def test_a_reader_may_stop_halfway(cache: ContentCache) -> None:
 WRITER = """
 import itertools, sys
 from pathlib import Path
+from typing import Any
 from edgeline.pipeline.runs.content_cache import ContentCache
 cache = ContentCache(Path(sys.argv[1]))
 for batch in itertools.count() if sys.argv[3] == "endless" else range(int(sys.argv[3])):
@@ -110,3 +112,20 @@ def test_a_file_in_place_of_its_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
     with pytest.raises(EdgelineError, match="cache cannot be created"):
         ContentCache(tmp_path / "cache" / "images.sqlite")
+
+
+def test_a_full_disk_is_named_and_what_was_stored_stays(cache: ContentCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D32: SQLite's own limit stands in for the disk's; it raises the same error."""
+    cache.put([("a", b"1")])
+    connect = sqlite3.connect
+
+    def connect_to_a_small_disk(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
+        connection.execute("PRAGMA max_page_count = 8")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", connect_to_a_small_disk)
+    with pytest.raises(EdgelineError, match=f"the disk with the cache {cache.path} is full; free some space") as caught:
+        cache.put([("b", bytes(100_000))])
+    assert caught.value.code == "disk_full"
+    assert list(cache.get(["a", "b"])) == [("a", b"1")]

@@ -178,6 +178,15 @@ def test_a_missing_path_is_an_error_that_names_the_layouts(tmp_path: Path) -> No
     assert "path,label" in str(error)
 
 
+def test_an_archive_is_to_be_extracted(tmp_path: Path) -> None:
+    assert "is an archive; extract it" in str(data_error(touch(tmp_path, "photos.tar.gz") / "photos.tar.gz"))
+
+
+def test_a_home_folder_that_no_shell_expanded_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(touch(tmp_path, "photos/a/1.jpg", "photos/b/1.jpg")))
+    assert find_source("~/photos", tmp_path / "artifacts").root == str(tmp_path / "photos")
+
+
 @pytest.mark.parametrize("name", ["photos.zip", "photo.jpg", "list.txt"])
 def test_a_file_that_is_not_csv_is_rejected(tmp_path: Path, name: str) -> None:
     assert data_error(touch(tmp_path, name) / name).code == "layout_unknown"
@@ -403,6 +412,7 @@ HEADERS = {
     "filename,class": "filename,class\na.jpg,cat\nb.jpg,dog\n",
     "image,label": "image,label\na.jpg,cat\nb.jpg,dog\n",
     "file;category": "file;category\na.jpg;cat\nb.jpg;dog\n",
+    "the line that Excel writes": "sep=;\r\npath;label\r\na.jpg;cat\r\nb.jpg;dog\r\n",
     "tabs and capitals": "File Name\tLabel\tSize\na.jpg\tcat\t1\nb.jpg\tdog\t2\n",
     "the documented name first": "path,file,label,class_name\na.jpg,0,cat,x\nb.jpg,1,dog,y\n",
 }

@@ -22,6 +22,7 @@ from edgeline.pipeline.training.fine_tune import HEAD_FACTOR, parameter_groups, 
 from edgeline.pipeline.training.resume import PREVIOUS, RESUME
 from edgeline.serve.errors import TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
+from tests.support.cases import cases
 
 CPU = torch.device("cpu")
 STRATEGIES = ("full", "differential", "gradual")
@@ -179,7 +180,7 @@ def test_gradual_changes_the_upper_half_in_the_second_epoch_and_nothing_that_is_
 # Training
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", cases({name: name for name in STRATEGIES}, quick=["gradual"]))
 def test_every_strategy_learns_the_shapes(strategy: str, fitted: Fitted, lite0: Network, tmp_path: Path) -> None:
     result = fitted(lite0, config(strategy, epochs=3, augment="light"), spec=PreprocessSpec(height=64, width=64))
     history = result.history
@@ -205,8 +206,14 @@ def test_a_last_batch_of_one_image_is_left_out(fitted: Fitted, small: Network) -
     assert len(fitted(small, config("full", batch_size=35, epochs=1)).history.epochs) == 1
 
 
-def test_a_diverging_loss_stops_training_and_names_the_epoch(fitted: Fitted, small: Network) -> None:
-    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) in epoch [12]; lower train\.learning_rate") as caught:
+DIVERGED = (
+    r"the loss became (nan|inf) in epoch [12], in the batch of (\w+/\d+\.png, ){2}\w+/\d+\.png and 9 more; "
+    r"lower train\.learning_rate"
+)
+
+
+def test_a_diverging_loss_stops_training_and_names_the_epoch_and_the_batch(fitted: Fitted, small: Network) -> None:
+    with pytest.raises(TrainingError, match=DIVERGED) as caught:
         fitted(small, config("full", learning_rate=1e30))
     assert caught.value.code == "loss_not_finite"
 
@@ -275,7 +282,7 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize(("kill", "left"), KILLS.values(), ids=KILLS)
+@pytest.mark.parametrize(("kill", "left"), cases(KILLS, quick=["during an epoch"]))
 def test_an_interrupted_training_ends_with_the_same_weights_as_an_uninterrupted_one(
     kill: Callable[[pytest.MonkeyPatch], None],
     left: set[str],
@@ -398,11 +405,7 @@ def two_states(small_template: Network, shapes: Prepared, tmp_path_factory: pyte
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-IN_MAKE_TEST = ("the newest is cut", "both are cut")
-CASES = [pytest.param(*case, id=name, marks=[] if name in IN_MAKE_TEST else pytest.mark.long) for name, case in DAMAGES.items()]
-
-
-@pytest.mark.parametrize(("damage", "names", "trained"), CASES)
+@pytest.mark.parametrize(("damage", "names", "trained"), cases(DAMAGES, quick=["the newest is cut"]))
 def test_a_damaged_state_costs_an_epoch_and_does_not_change_the_result(
     damage: Callable[[Path], None],
     names: tuple[str, ...],

@@ -15,15 +15,16 @@ from edgeline.pipeline.data.stress_images import check_preprocessing
 from edgeline.pipeline.evaluation.evaluate import compute_logits
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.checkpoint import CALIBRATION, load_checkpoint, read_settings
+from edgeline.pipeline.models.weights_file import LoadedWeights
 from edgeline.pipeline.runs.run import Run
 from edgeline.pipeline.training.class_weights import EXPONENTS, class_weights
 from edgeline.pipeline.training.context import TrainingContext
-from edgeline.pipeline.training.train import STRATEGIES, build_checkpoint, train
+from edgeline.pipeline.training.train import STRATEGIES, build_checkpoint, find_in_weights, train
 from edgeline.serve.errors import DataError, TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
 
 CPU = torch.device("cpu")
-FILES = ["calibration.npz", "checkpoint.json", "checkpoint.safetensors", "preprocessing_fingerprint.npz"]
+FILES = ["calibration.npz", "checkpoint.json", "checkpoint.safetensors", "findings.json", "preprocessing_fingerprint.npz"]
 
 
 @pytest.fixture(name="make_context")
@@ -96,7 +97,7 @@ def test_data_that_cannot_be_trained_on_is_rejected_before_training_starts(
 
 
 REMEDIES = {
-    "head": "a batch of 8 images does not fit into memory; choose a smaller model",
+    "head": "a batch of 8 images does not fit into memory .*; choose a smaller model",
     "full": "a batch of 16 .* for example to 8",
 }
 
@@ -192,3 +193,16 @@ def test_random_weights_depend_on_the_seed_alone(make_run: Callable[..., Run], t
     first, same, other = ({name: tensor for name, tensor in each.items() if tensor.is_floating_point()} for each in weights)
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_weights_of_a_file_are_a_finding_and_a_warning_if_wrappings_were_undone() -> None:
+    """F14."""
+    plain = LoadedWeights(path="w.pth", matched=9, total=11, unused=2, container="", prefix="", others=())
+    wrapped = replace(plain, container="state_dict", prefix="module.")
+    assert find_in_weights(None) == []
+    assert [found.level for found in find_in_weights(plain)] == ["note"]
+    [found] = find_in_weights(wrapped)
+    assert (found.level, found.message) == (
+        "warning",
+        "Weights w.pth: 9 of 11 tensors loaded, from its state_dict, without the prefix 'module.'.",
+    )

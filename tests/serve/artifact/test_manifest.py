@@ -114,6 +114,10 @@ NOT_JSON = {
     "a number of 5,000 digits": b'{"version": ' + b"9" * 5000 + b"}",
     "NaN": b'{"metrics": {"loss": NaN}}',
     "infinity": b'{"metrics": {"loss": -Infinity}}',
+    "a byte order mark": b"\xef\xbb\xbf{}",
+    "UTF-16": "{}".encode("utf-16"),
+    "a name twice": b'{"version": 1, "version": 2}',
+    "a name twice further down": b'{"files": [{"path": "a", "path": "b"}]}',
 }
 
 

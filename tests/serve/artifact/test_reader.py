@@ -81,6 +81,12 @@ def test_an_extra_file_is_rejected(folder: Path, name: str) -> None:
         Classifier.open(folder)
 
 
+def test_in_place_of_a_store_one_of_its_artifacts_is_to_be_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "birds store" / "birds" / "1")
+    with pytest.raises(ArtifactError, match="it is a store, so name one of its artifacts: .*birds store/birds$"):
+        Classifier.open(tmp_path / "birds store")
+
+
 @pytest.mark.parametrize("name", [".DS_Store", "golden/._0.png", "@eaDir/model.onnx/thumb.jpg", "Thumbs.db", "lost+found/x"])
 def test_what_a_file_manager_leaves_in_an_artifact_is_ignored(folder: Path, name: str) -> None:
     """F11: a .DS_Store stopped the server."""

@@ -251,3 +251,30 @@ def test_the_optimized_graph_is_cached_with_the_option(
     assert len(cached) == bool(processor_identity())
     assert run("predict", artifact_template, *photos, "--cache", tmp_path / "cache") == first
     assert run("predict", artifact_template, *photos) == first
+
+
+ENCODINGS = {
+    "F17-ASCII": ({"PYTHONIOENCODING": "ascii"}, r"warm \U0001f525"),
+    "F17-the C locale": ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, r"warm \U0001f525"),
+    "F17-UTF-8": ({"PYTHONIOENCODING": "utf-8"}, "warm 🔥"),
+}
+
+
+@pytest.mark.parametrize("command", ["predict", "predict --json"])
+@pytest.mark.parametrize(("environment", "printed"), ENCODINGS.values(), ids=ENCODINGS)
+def test_a_label_that_the_terminal_cannot_show_is_escaped(
+    environment: dict[str, str], printed: str, command: str, make_artifact: Callable[..., Path], seal: Callable[..., Path]
+) -> None:
+    artifact = make_artifact()
+    labels = ["warm 🔥", *(artifact / "labels.txt").read_text().splitlines()[1:]]
+    (artifact / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+    golden = artifact / "golden" / "golden.json"
+    golden.write_text(golden.read_text().replace('"red"', '"warm \\ud83d\\udd25"'))
+    seal(artifact, labels=labels)
+    arguments = [*command.split(), str(artifact), str(artifact / "golden" / "0.jpg")]
+    done = subprocess.run([*MAIN, *arguments], env=os.environ | environment, capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stderr) == (0, "")
+    if command == "predict":
+        assert printed in done.stdout
+    else:
+        assert json.loads(done.stdout)["predictions"][0]["label"] == "warm 🔥"

@@ -32,6 +32,7 @@ from edgeline.serve.http import routes
 from edgeline.serve.http.app import AppOptions, create_app
 from edgeline.serve.http.responses import status_of
 from edgeline.serve.preprocess import Limits
+from tests.support.processes import HTTP
 
 JPEG = {"Content-Type": "image/jpeg"}
 SMALL = Limits(max_bytes=100_000, max_pixels=10_000)
@@ -137,6 +138,7 @@ FORMS: dict[str, Callable[[bytes], dict[str, Any]]] = {
     "no content type": lambda data: {"content": data},
     "chunked": lambda data: {"content": iter([data[:100], data[100:]]), "headers": JPEG},
     "multipart": lambda data: {"files": {"file": ("a.jpg", data, "image/jpeg")}},
+    "G4, multipart with other fields": lambda data: {"files": {"f": ("a.jpg", data)}, "data": {"top_k": "1", "note": "a"}},
 }
 
 
@@ -181,7 +183,7 @@ REJECTED: dict[str, tuple[dict[str, Any], int, str]] = {
     "a plain form": ({"data": {"a": "b"}}, 422, "not_an_image"),
     "gzip": ({"content": zlib.compress(png()), "headers": {"Content-Encoding": "gzip"}}, 415, "content_encoding_not_supported"),
     "65 files": ({"files": [("f", ("a", b"a"))] * 65}, 400, "multipart_invalid"),
-    "a field next to the file": ({"files": {"f": ("a", b"a")}, "data": {"top_k": "1"}}, 400, "multipart_invalid"),
+    "a form without a file": ({"files": {"note": (None, "a")}}, 400, "multipart_invalid"),
     "no boundary": ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 400, "multipart_invalid"),
     "unterminated": (
         {
@@ -375,7 +377,7 @@ def test_a_bad_image_does_not_affect_concurrent_good_ones(site: Any, artifact_te
     alone = [site.client.post("/predict", content=photo).json() for photo in photos]
 
     def post(body: bytes) -> tuple[int, Any]:
-        reply = httpx.post(f"{site.url}/predict", content=body)
+        reply = HTTP.post(f"{site.url}/predict", content=body)
         return reply.status_code, reply.json()
 
     with ThreadPoolExecutor(16) as pool:

@@ -98,6 +98,8 @@ PLAIN = {
     "an id": ("/predict", IMAGE, "X-Request-Id: abc"),
     "an invalid id": ("/predict", IMAGE, "X-Request-Id: a b"),
     "the last of its connection": ("/predict", IMAGE, "Connection: close"),
+    "F2, an offer of HTTP/2": ("/predict", IMAGE, "Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAE"),
+    "Upgrade without Connection": ("/predict", IMAGE, "Upgrade: h2c"),
 }
 UNUSUAL = {
     "top_k=0": ("/predict?top_k=0", IMAGE),

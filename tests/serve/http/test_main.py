@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from edgeline.serve.runtime.graph_cache import processor_identity
-from tests.support.processes import DEADLINE_S, MAIN, ROOT, connect, line_of, read_all, started, wait_until_ready
+from tests.support.processes import DEADLINE_S, HTTP, MAIN, ROOT, connect, line_of, read_all, started, wait_until_ready
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def ready(url: str) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{url}/readyz").json()
+    found: dict[str, Any] = HTTP.get(f"{url}/readyz").json()
     return found
 
 
@@ -70,14 +70,14 @@ def test_after_sigkill_it_restarts_on_the_same_port(followed: Any, tmp_path: Pat
     photo = (store / "1" / "golden" / "0.jpg").read_bytes()
     with started(store, "--cache", str(tmp_path / "cache")) as (process, url), connect(url) as idle:
         wait_until_ready(url)
-        before = httpx.post(f"{url}/predict", content=photo).json()
+        before = HTTP.post(f"{url}/predict", content=photo).json()
         process.kill()
         assert process.wait(DEADLINE_S) == -signal.SIGKILL
         port = str(httpx.URL(url).port)
         with started(store, "--cache", str(tmp_path / "cache"), "--port", port) as (_, again):
             wait_until_ready(again)
             assert again == url
-            assert httpx.post(f"{again}/predict", content=photo).json() == before
+            assert HTTP.post(f"{again}/predict", content=photo).json() == before
         assert read_all(idle) == b""
 
 
@@ -107,7 +107,7 @@ def test_readiness_ends_before_the_socket_closes(artifact_template: Path) -> Non
     patient += "from edgeline.flows.cli.main import main; main()"
     with started(artifact_template, main=[sys.executable, "-c", patient]) as (process, url):
         wait_until_ready(url)
-        with connect(url) as uploading, httpx.Client(base_url=url) as probing:
+        with connect(url) as uploading, httpx.Client(base_url=url, verify=False) as probing:
             uploading.sendall(head)
             assert probing.get("/readyz").status_code == 200
             process.send_signal(signal.SIGTERM)
@@ -124,7 +124,7 @@ def test_a_second_signal_ends_the_grace_period(artifact_template: Path) -> None:
         wait_until_ready(url)
         with connect(url) as connection:
             connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
-            assert httpx.get(f"{url}/healthz").status_code == 200
+            assert HTTP.get(f"{url}/healthz").status_code == 200
             process.send_signal(signal.SIGTERM)
             process.send_signal(signal.SIGTERM)
             until(lambda: process.poll() is not None or process.send_signal(signal.SIGTERM) is not None)
@@ -153,7 +153,7 @@ def test_with_tls_only_https_is_answered(artifact_template: Path, certificate: t
             assert client.post("/predict", content=photo).json()["predictions"][0]["label"] == "red"
             assert client.post("/predict", content=photo * 200).status_code in (200, 422)
         with pytest.raises(httpx.TransportError):
-            httpx.get(url.replace("https", "http") + "/healthz")
+            HTTP.get(url.replace("https", "http") + "/healthz")
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_S) == 0
         assert "Traceback" not in (process.stderr.read() if process.stderr else "")
@@ -167,9 +167,9 @@ def test_metrics_of_an_exposed_server_are_on_loopback_only(artifact_template: Pa
         address = url.replace("0.0.0.0", "127.0.0.1")
         where = line_of(process.stdout)
         wait_until_ready(address)
-        assert httpx.get(f"{address}/metrics").status_code == 401
-        assert httpx.get(f"{address}/metrics", headers={"Authorization": "Bearer " + "a" * 32}).status_code == 404
-        assert "edgeline_ready 1.0" in httpx.get(where.split()[-1]).text
+        assert HTTP.get(f"{address}/metrics").status_code == 401
+        assert HTTP.get(f"{address}/metrics", headers={"Authorization": "Bearer " + "a" * 32}).status_code == 404
+        assert "edgeline_ready 1.0" in HTTP.get(where.split()[-1]).text
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_S) == 0
         lines = (process.stderr.read() if process.stderr else "").splitlines()

@@ -16,6 +16,7 @@ def part(body: bytes = IMAGE, disposition: bytes = b'form-data; name="file"; fil
 
 
 END = b"--B--\r\n"
+FIELD = part(b"3", b'form-data; name="note"', b"Content-Type: text/plain; charset=utf-8\r\n")
 READ = {
     "one file": part() + END,
     "with a content type": part(more=b"Content-Type: image/jpeg\r\n") + END,
@@ -23,6 +24,26 @@ READ = {
     "with an epilogue": part() + END + b"epilogue",
     "a name with a path": part(disposition=b'form-data; name="f"; filename="../../etc/passwd"') + END,
     "binary transfer": part(more=b"Content-Transfer-Encoding: binary\r\n") + END,
+    "G4, a field before the file": FIELD + part() + END,
+    "G4, a field after the file": part() + FIELD + END,
+    "G4, 64 fields around the file": FIELD * 32 + part() + FIELD * 32 + END,
+    "G4, a field with a transfer encoding": part(b"YQ==", b"form-data; name=f", b"Content-Transfer-Encoding: base64\r\n")
+    + part()
+    + END,
+    "G4, a field whose name mentions a file": part(b"a", b'form-data; name="a; filename=b.jpg"') + part() + END,
+    "G4, a part without a disposition": b"--B\r\nContent-Type: image/jpeg\r\n\r\n123\r\n" + part() + END,
+    "G4, only filename*": part(disposition=b"form-data; name=f; filename*=UTF-8''%e2%82%ac.jpg") + END,
+    "G4, filename and filename*": part(disposition=b"form-data; name=f; filename=a.jpg; filename*=utf-8''../a%00.jpg") + END,
+    "G4, a filename with quotes": part(disposition=b'form-data; name="f"; filename="a\\"; b="c.jpg"') + END,
+    "G4, a Windows path": part(disposition=b'form-data; name="f"; filename="C:\\photos\\"') + END,
+    "G4, an empty filename": part(disposition=b'form-data; name="f"; filename=""') + END,
+    "G4, capital letters": part(disposition=b'Form-Data; Name="f"; FileName="a.jpg"') + END,
+    "G4, an image type instead of a filename": part(disposition=b'form-data; name="f"', more=b"content-type: IMAGE/jpeg\r\n")
+    + END,
+    "G4, a binary type instead of a filename": part(
+        disposition=b'form-data; name="f"', more=b"Content-Type: application/octet-stream\r\n"
+    )
+    + END,
 }
 REJECTED = {
     "empty": (b"", "before its closing"),
@@ -33,13 +54,12 @@ REJECTED = {
     "cut in the end": (part() + b"--B-", "malformed|before its closing"),
     "another boundary": (part().replace(b"--B", b"--C") + END, "malformed"),
     "65 files": (part() * 65 + END, "more than 64 files"),
-    "a field before the file": (part(b"3", b'form-data; name="top_k"') + part() + END, "not a file"),
-    "a field after the file": (part() + part(b"3", b'form-data; name="top_k"') + END, "not a file"),
-    "a field only": (part(b"3", b'form-data; name="top_k"') + END, "not a file"),
-    "no disposition": (b"--B\r\nContent-Type: image/jpeg\r\n\r\n" + IMAGE + b"\r\n" + END, "not a file"),
-    "filename*, which RFC 7578 forbids": (part(disposition=b"form-data; name=f; filename*=UTF-8''a.jpg") + END, "not a file"),
+    "a field only": (FIELD + END, "has no file"),
+    "65 fields": (FIELD * 65 + part() + END, "more than 64 fields"),
+    "no disposition": (b"--B\r\nContent-Type: image/jpeg\r\n\r\n" + IMAGE + b"\r\n" + END, "has no file"),
     "base64": (part(more=b"Content-Transfer-Encoding: base64\r\n") + END, "Transfer-Encoding"),
-    "10,000 parts": (part(b"") * 10_000 + END, "more than 64 files"),
+    "10,000 files": (part(b"") * 10_000 + END, "more than 64 files"),
+    "10,000 fields": (FIELD * 10_000 + END, "more than 64 fields"),
     "a part header of 1 MB": (part(more=b"X: " + b"a" * 2**20 + b"\r\n") + END, "malformed"),
     "10,000 part headers": (part(more=b"X: y\r\n" * 10_000) + END, "malformed"),
     "a header without a colon": (part(more=b"nonsense\r\n") + END, "malformed"),

@@ -50,6 +50,31 @@ def test_validation_of_an_endless_graph_times_out(make_artifact: Any, seal: Any)
     assert caught.value.code == "candidate_too_slow"
 
 
+def make_huge(folder: Path) -> None:
+    """Replace the graph by one that fills 64 GB before it answers."""
+    model = onnx.load(folder / "model.onnx")
+    graph = model.graph
+    graph.initializer.append(helper.make_tensor("shape", TensorProto.INT64, [1], [2**34]))
+    last = graph.node[-1]
+    output_name, last.output[0] = last.output[0], "before"
+    graph.node.append(helper.make_node("ReduceSum", ["before"], ["start"], keepdims=0))
+    graph.node.append(helper.make_node("Expand", ["start", "shape"], ["expanded"]))
+    graph.node.append(helper.make_node("ReduceMax", ["expanded"], ["end"], keepdims=0))
+    graph.node.append(helper.make_node("Add", ["before", "end"], [output_name]))
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+
+
+def test_a_graph_that_needs_too_much_memory_is_rejected(make_artifact: Any, seal: Any) -> None:
+    """A18."""
+    folder = make_artifact()
+    make_huge(folder)
+    seal(folder)
+    with pytest.raises(ArtifactError, match="cannot compute the golden samples.*Expand.*alloc") as caught:
+        validate_in_subprocess(folder, max_pixels=PIXELS)
+    assert caught.value.code == "golden_mismatch"
+    assert "\n" not in str(caught.value)
+
+
 def test_validation_raises_the_error_of_a_bad_artifact(make_artifact: Any) -> None:
     folder = make_artifact()
     (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:-1])
@@ -62,7 +87,7 @@ DEATHS = {
     "a crash": ("kill -SEGV $$", "process was killed by SIGSEGV"),
     "out of time": ("kill -XCPU $$", "process was killed by SIGXCPU"),
     "an exit code": ("exit 7", "exit code 7 and reported nothing"),
-    "nonsense": ("echo nonsense; exit 1", "exit code 1 and reported nothing"),
+    "nonsense": ("echo nonsense; exit 1", "exit code 1 and reported nothing; see the server's log"),
 }
 
 
@@ -77,6 +102,18 @@ def test_a_candidate_is_rejected_when_its_child_process_dies(
     with pytest.raises(ArtifactError, match=reason) as caught:
         validate_in_subprocess(artifact_template, max_pixels=PIXELS)
     assert caught.value.code == "candidate_crashed"
+
+
+def test_what_a_child_process_printed_before_it_died_is_in_the_log(
+    artifact_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho Traceback >&2\necho 'ImportError: failed to map segment' >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(ArtifactError):
+        validate_in_subprocess(artifact_template, max_pixels=PIXELS)
+    assert caplog.messages[-1].endswith("ended with exit code 1: ImportError: failed to map segment")
 
 
 DROP_PRIVILEGES = """

@@ -54,6 +54,12 @@ def test_leftovers_of_systems_in_a_folder_are_not_pictures(tmp_path: Path) -> No
     ]
 
 
+def test_a_folder_of_folders_is_not_searched_and_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bees").mkdir()
+    [picture] = from_paths([str(tmp_path)], LIMIT)
+    assert f"name one, such as {tmp_path}/bees" in str(picture.content)
+
+
 def test_an_endless_line_is_reported_once_and_truncated(folder: Path) -> None:
     line = b"x" * (20 * MAX_PATH_BYTES)
     pictures = read(line + b"\n" + os.fsencode(folder) + b"/a", 2**16)

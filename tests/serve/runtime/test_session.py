@@ -91,6 +91,36 @@ def test_bytes_that_are_not_a_model_are_rejected_with_one_line(data: bytes) -> N
     assert "\n" not in str(rejection.value)
 
 
+def test_a_model_of_a_newer_operator_set_is_rejected_with_the_runtimes_version(artifact_template: Path) -> None:
+    """A19."""
+    import onnx
+
+    model = onnx.load(artifact_template / "model.onnx")
+    model.opset_import[0].version = 99
+    with pytest.raises(ArtifactError, match=r"ONNX Runtime \d+\.\d+\.\d+ cannot load the model: .*opset") as rejection:
+        create_session(model.SerializeToString(), threads=1)
+    assert "\n" not in str(rejection.value)
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "../models/weights.bin", "{folder}/weights.bin"])
+def test_weights_in_another_file_are_not_read(
+    artifact_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str
+) -> None:
+    """A15: not even from the working directory, which a path relative to no model file would begin at."""
+    import onnx
+
+    folder = tmp_path / "models"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    model = onnx.load(artifact_template / "model.onnx")
+    weights = model.graph.initializer[1]
+    Path("weights.bin").write_bytes(weights.raw_data)
+    onnx.external_data_helper.set_external_data(weights, location.format(folder=folder), 0, len(weights.raw_data))
+    weights.ClearField("raw_data")
+    with pytest.raises(ArtifactError, match="cannot load the model: .*[Ee]xternal data"):
+        create_session(model.SerializeToString(), threads=1)
+
+
 PREDICT = """
 import json, os, sys
 connected = []

@@ -22,6 +22,7 @@ import pytest
 
 from edgeline.serve.http.routes import published_files as published
 from edgeline.serve.http.routes.published_files import OpenFile, Published, store_of
+from tests.support.processes import HTTP
 
 MAKE = Callable[..., Path]
 LARGE = 24 * 2**20
@@ -440,7 +441,7 @@ def test_a_new_version_is_hashed_once_for_all_clients(own: Any, large: Path, mon
     monkeypatch.setattr(published.OpenFile, "digest", counted)
     with ThreadPoolExecutor(8) as pool:
         url = f"{own.url}/artifacts/colors/1/model.large.bin"
-        replies = list(pool.map(lambda _: httpx.head(url).status_code, range(24)))
+        replies = list(pool.map(lambda _: HTTP.head(url).status_code, range(24)))
     assert replies == [200] * 24
     assert hashed == [LARGE]
 

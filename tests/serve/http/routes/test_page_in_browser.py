@@ -1,6 +1,7 @@
 """The web page in a real browser: photos are added in every possible way, and predictions are read from the screen.
 
-Each test also fails if the page logs an error or sends a request to another host than the server under test.
+Each test also fails if the page logs an error or sends a request to another host than the server under test. A few of them run
+in `make test`, the others in `make long`.
 """
 
 import base64
@@ -157,6 +158,7 @@ def test_a_chosen_photo_is_classified(site: Any, visit: Any, artifact_template: 
     sync_api.expect(tab.page.locator("#announcement")).to_have_text(re.compile(r"^photo\.jpg: red, 99\.7\s%$"))
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not FLOWERS.is_dir(), reason="no real photos here (../shared/data)")
 def test_a_real_photo_is_shown_and_classified(site: Any, visit: Any) -> None:
     photo = sorted(FLOWERS.rglob("*.jpg"))[7]
@@ -216,6 +218,7 @@ def test_the_page_shows_the_explanation(explaining_template: Path, serving: Any,
         sync_api.expect(overlay).to_have_count(0)
 
 
+@pytest.mark.long
 def test_no_explanation_is_shown_for_another_versions_prediction(
     explaining_template: Path, tmp_path: Path, seal: Any, serving: Any, visit: Any, halves: bytes
 ) -> None:
@@ -235,6 +238,7 @@ def test_no_explanation_is_shown_for_another_versions_prediction(
         sync_api.expect(result.locator(".why .problem")).to_contain_text("colors 2 has replaced version 1")
 
 
+@pytest.mark.long
 def test_a_model_without_maps_has_no_why_button(site: Any, visit: Any, artifact_template: Path) -> None:
     tab = visit(site.url)
     sync_api.expect(tab.page.locator("#status")).to_have_text("Ready")
@@ -243,6 +247,7 @@ def test_a_model_without_maps_has_no_why_button(site: Any, visit: Any, artifact_
     assert tab.page.get_by_role("button", name="Why?").count() == 0
 
 
+@pytest.mark.long
 def test_the_page_asks_for_a_token_if_the_server_requires_one(
     artifact_template: Path, tmp_path: Path, serving: Any, visit: Any
 ) -> None:
@@ -266,6 +271,7 @@ def test_the_page_asks_for_a_token_if_the_server_requires_one(
         assert "a-token" not in tab.page.url
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("event", ["drop", "paste"])
 def test_a_dropped_or_pasted_photo_is_classified(site: Any, visit: Any, artifact_template: Path, event: str) -> None:
     tab = visit(site.url)
@@ -278,6 +284,7 @@ def test_a_dropped_or_pasted_photo_is_classified(site: Any, visit: Any, artifact
     assert tab.results().count() == 1
 
 
+@pytest.mark.long
 def test_several_photos_are_listed_newest_first_up_to_a_limit(site: Any, visit: Any, artifact_template: Path) -> None:
     tab = visit(site.url)
     photos = [file_of(golden(artifact_template, index % 4), f"{index}.jpg") for index in range(4)]
@@ -305,6 +312,7 @@ def test_a_bad_file_shows_the_servers_message_and_the_next_photo_is_classified(
     sync_api.expect(bad.locator(".thumb")).to_have_text("no preview")
 
 
+@pytest.mark.long
 def test_a_file_over_the_limit_is_rejected_before_it_is_sent(site: Any, visit: Any, tmp_path: Path) -> None:
     tab = visit(site.url)
     sync_api.expect(tab.page.locator("h1")).to_have_text("colors")
@@ -318,6 +326,7 @@ def test_a_file_over_the_limit_is_rejected_before_it_is_sent(site: Any, visit: A
     assert [url for url in sent if "predict" in url] == []
 
 
+@pytest.mark.long
 def test_the_camera_takes_a_photo_and_is_released(site: Any, visit: Any) -> None:
     tab = visit(site.url)
     tab.page.get_by_role("button", name="Use camera").click()
@@ -332,6 +341,7 @@ def test_the_camera_takes_a_photo_and_is_released(site: Any, visit: Any) -> None
     sync_api.expect(tab.page.get_by_role("button", name="Use camera")).to_be_focused()
 
 
+@pytest.mark.long
 def test_a_page_without_a_secure_origin_explains_why_there_is_no_camera(site: Any, visit: Any) -> None:
     tab = visit(site.url.replace("127.0.0.1", "insecure.test"))
     button = tab.page.get_by_role("button", name="Use camera")
@@ -343,6 +353,7 @@ def test_a_page_without_a_secure_origin_explains_why_there_is_no_camera(site: An
 # A server that is not ready, slow, or lost
 
 
+@pytest.mark.long
 def test_a_photo_waits_until_the_model_is_ready(artifact_template: Path, serving: Any, visit: Any) -> None:
     go_on = threading.Event()
 
@@ -365,6 +376,7 @@ def test_a_photo_waits_until_the_model_is_ready(artifact_template: Path, serving
         sync_api.expect(tab.page.locator("h1")).to_have_text("colors")
 
 
+@pytest.mark.long
 def test_the_page_shows_why_an_artifact_failed_to_load(tmp_path: Path, serving: Any, visit: Any) -> None:
     with serving(tmp_path / "nothing") as site:
         tab = visit(site.url)
@@ -382,6 +394,7 @@ class Slow(Classifier):
         return super().pixels(image)
 
 
+@pytest.mark.long
 def test_a_slow_request_shows_its_duration_and_can_be_removed(artifact_template: Path, serving: Any, visit: Any) -> None:
     Slow.go_on = threading.Event()
     with serving(artifact_template, open_classifier=Slow.open) as site:
@@ -399,6 +412,7 @@ def test_a_slow_request_shows_its_duration_and_can_be_removed(artifact_template:
         tab.wait_for(2)
 
 
+@pytest.mark.long
 def test_after_a_lost_server_a_photo_can_be_sent_again(artifact_template: Path, serving: Any, visit: Any) -> None:
     with serving(artifact_template) as site:
         tab = visit(site.url)
@@ -413,6 +427,7 @@ def test_after_a_lost_server_a_photo_can_be_sent_again(artifact_template: Path, 
         sync_api.expect(result.locator(".bars .label").first).to_have_text("red")
 
 
+@pytest.mark.long
 def test_the_times_of_the_server_timing_header_are_shown(site: Any, visit: Any, artifact_template: Path) -> None:
     tab = visit(site.url)
 
@@ -429,6 +444,7 @@ def test_the_times_of_the_server_timing_header_are_shown(site: Any, visit: Any, 
 # The model
 
 
+@pytest.mark.long
 def test_the_model_is_shown_with_metrics_matrix_and_card(serving: Any, visit: Any, relabeled: Any, evaluated: Any) -> None:
     with serving(relabeled(LABELS, evaluated(CONFUSION, LABELS), CARD)) as site:
         page = visit(site.url).page
@@ -452,6 +468,7 @@ def test_the_model_is_shown_with_metrics_matrix_and_card(serving: Any, visit: An
         assert card.locator("a, img, b, script").count() == 0
 
 
+@pytest.mark.long
 def test_the_accuracy_of_the_served_variant_is_shown_first(
     serving: Any, visit: Any, relabeled: Any, evaluated: Any, seal: Any
 ) -> None:
@@ -468,6 +485,7 @@ def test_the_accuracy_of_the_served_variant_is_shown_first(
         sync_api.expect(page.locator("#matrix")).to_contain_text("with the model in float32")
 
 
+@pytest.mark.long
 def test_a_large_confusion_matrix_is_a_picture_and_classes_can_be_searched(
     serving: Any, visit: Any, relabeled: Any, evaluated: Any
 ) -> None:
@@ -517,6 +535,7 @@ def test_hostile_labels_are_shown_as_text_on_narrow_and_wide_screens(
             assert tab.page.evaluate("document.documentElement.scrollWidth") == width
 
 
+@pytest.mark.long
 def test_the_browser_blocks_turning_text_into_markup(site: Any, visit: Any) -> None:
     tab = visit(site.url)
     error = tab.page.evaluate(
@@ -563,6 +582,7 @@ CONTRASTS = """
 """
 
 
+@pytest.mark.long
 def test_every_text_has_enough_contrast_in_light_and_dark_mode(
     serving: Any, visit: Any, relabeled: Any, evaluated: Any, artifact_template: Path
 ) -> None:
@@ -580,6 +600,7 @@ def test_every_text_has_enough_contrast_in_light_and_dark_mode(
             assert found["low"] == []
 
 
+@pytest.mark.long
 def test_the_page_works_with_the_keyboard_alone(site: Any, visit: Any, artifact_template: Path) -> None:
     tab = visit(site.url)
     tab.page.on("filechooser", lambda chooser: None)  # from now on the browser gives them to the test
@@ -602,6 +623,7 @@ def test_the_page_works_with_the_keyboard_alone(site: Any, visit: Any, artifact_
     assert tab.page.locator(".result").count() == 0
 
 
+@pytest.mark.long
 def test_every_control_and_region_has_a_name(site: Any, visit: Any, artifact_template: Path) -> None:
     tab = visit(site.url)
     tab.page.set_input_files("#files", [file_of(golden(artifact_template, 0))])

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.support.processes import HTTP
+
 Reply = tuple[int, dict[str, Any]]
 Client = Callable[[str, Path, dict[str, str]], Reply]
 
@@ -59,12 +61,12 @@ def python_urllib(url: str, path: Path, headers: dict[str, str]) -> Reply:
 
 
 def python_httpx(url: str, path: Path, headers: dict[str, str]) -> Reply:
-    reply = httpx.post(url, content=path.read_bytes(), headers=headers, timeout=20)
+    reply = HTTP.post(url, content=path.read_bytes(), headers=headers, timeout=20)
     return reply.status_code, reply.json()
 
 
 def httpx_put(url: str, path: Path, headers: dict[str, str]) -> Reply:
-    reply = httpx.put(url, content=path.read_bytes(), headers=headers, timeout=20)
+    reply = HTTP.put(url, content=path.read_bytes(), headers=headers, timeout=20)
     return reply.status_code, reply.json()
 
 
@@ -95,6 +97,40 @@ WITHOUT_A_FORM = {name: client for name, client in CLIENTS.items() if name != "c
 def test_an_image_is_classified_as_each_client_sends_it(server: Any, photo: Path, client: Client) -> None:
     status, answer = client(f"{server.url}/predict", photo, {})
     assert (status, answer["predictions"][0]["label"]) == (200, "red")
+
+
+RAW_REQUESTS = {
+    "F1, curl --data-binary": "Content-Type: application/x-www-form-urlencoded",
+    "F1, text": "Content-Type: text/plain",
+    "F1, no Content-Type": "User-Agent: x",
+    "F2, Java's HttpClient": (
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA"
+    ),
+}
+BINARY_V2 = "Inference-Header-Content-Length: 0\r\nAccept: application/json\r\n"
+
+
+@pytest.mark.parametrize("half_closes", [False, True], ids=["waits", "G2, half-closes"])
+@pytest.mark.parametrize("lines", RAW_REQUESTS.values(), ids=RAW_REQUESTS)
+def test_the_bytes_that_a_client_sends_are_answered(server: Any, photo: Path, lines: str, half_closes: bool) -> None:
+    body = photo.read_bytes()
+    for path, more in (("/predict", ""), ("/v2/models/colors/infer", BINARY_V2)):
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n{more}Content-Length: {len(body)}\r\n\r\n".encode()
+        with server.connect() as connection, connection.makefile("rb") as replies:
+            for last in (False, True):  # the connection is kept for the second
+                connection.sendall(head + body)
+                if half_closes and last:
+                    connection.shutdown(socket.SHUT_WR)
+                status_line = replies.readline()
+                headers = dict(line.decode().rstrip().lower().split(": ", 1) for line in iter(replies.readline, b"\r\n"))
+                answer = json.loads(replies.read(int(headers["content-length"])))
+                assert status_line == b"HTTP/1.1 200 OK\r\n"
+                if path == "/predict":
+                    assert answer["predictions"][0]["label"] == "red"
+                else:
+                    assert answer["outputs"][0]["data"][0] == pytest.approx(0.9968, abs=1e-3)
+                assert half_closes or "connection" not in headers
+            assert not half_closes or replies.read() == b""
 
 
 TYPES = ["text/plain", "application/x-www-form-urlencoded", "multipart/mixed; boundary=B", "image/x-unknown", "nonsense", ""]
@@ -128,11 +164,11 @@ def test_put_and_post_give_the_same_answer(server: Any, photo: Path) -> None:
 
 def test_put_is_counted_under_its_own_method(server: Any, photo: Path) -> None:
     httpx_put(f"{server.url}/predict", photo, {})
-    assert 'method="PUT",route="/predict",status="200"' in httpx.get(f"{server.url}/metrics").text
+    assert 'method="PUT",route="/predict",status="200"' in HTTP.get(f"{server.url}/metrics").text
 
 
 def test_openapi_describes_both_methods_alike(server: Any) -> None:
-    described = httpx.get(f"{server.url}/openapi.json").json()["paths"]["/predict"]
+    described = HTTP.get(f"{server.url}/openapi.json").json()["paths"]["/predict"]
     post, put = ({**described[method], "operationId": ""} for method in ("post", "put"))
     assert post == put
     assert "Content-Type" in post["requestBody"]["description"]

@@ -146,13 +146,6 @@ def test_a_head_request_gets_no_response_body(place: Place) -> None:
     assert answer.count(b'"path"') == 1
 
 
-def test_a_protocol_upgrade_is_ignored(place: Place) -> None:
-    upgrade = (
-        b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n\r\n"
-    )
-    assert statuses(place.raw(upgrade)) == [200]
-
-
 def test_an_application_that_listens_for_the_disconnect_receives_it(place: Place) -> None:
     answer = place.raw(post(b"abc", b"/listen") + post(b"abc", b"/listen") + LAST)
     assert statuses(answer) == [200, 200, 200]

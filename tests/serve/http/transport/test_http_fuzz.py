@@ -62,6 +62,10 @@ HEADERS = [
     ],
     *[b"Expect: 100-continue", b"Connection: close", b"Connection: keep-alive, close", b"Connection: upgrade", b"Upgrade: h2c"],
     *[
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAAAAIAAAAA",
+        b"Upgrade: websocket\r\nConnection: keep-alive, Upgrade",
+    ],
+    *[
         b"Content-Type: multipart/form-data; boundary=B",
         b"Content-Encoding: gzip",
         b"X-Request-Timeout-Ms: 0",
@@ -135,7 +139,10 @@ def request(chance: random.Random) -> bytes:
 
 
 def exchange(connection: socket.socket, chance: random.Random, sent: bytes) -> tuple[bytes, bool]:
-    """Send it in up to four packets; return the response, and whether that is all: a server may wait for more of a body."""
+    """Send it in up to four packets, and sometimes half-close; return the response, and whether that is all of it.
+
+    A server may wait for more of a body.
+    """
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.settimeout(PATIENCE_S)
     cuts = sorted(chance.randrange(len(sent) + 1) for _ in range(chance.choice([0, 0, 1, 3])))
@@ -143,6 +150,8 @@ def exchange(connection: socket.socket, chance: random.Random, sent: bytes) -> t
     try:
         for first, last in zip([0, *cuts], [*cuts, len(sent)], strict=True):
             connection.sendall(sent[first:last])
+        if chance.random() < 0.2:
+            connection.shutdown(socket.SHUT_WR)
         while piece := connection.recv(65536):
             answer += piece
     except (ConnectionError, TimeoutError):

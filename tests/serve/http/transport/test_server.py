@@ -10,12 +10,22 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
 import pytest
 
 from edgeline.serve.errors import ConfigError
 from edgeline.serve.http.transport.server import accept_rest, is_exposed, listen, url_of
-from tests.support.processes import DEADLINE_S, MAIN, ROOT, connect, is_accepting, line_of, read_all, started, wait_until_ready
+from tests.support.processes import (
+    DEADLINE_S,
+    HTTP,
+    MAIN,
+    ROOT,
+    connect,
+    is_accepting,
+    line_of,
+    read_all,
+    started,
+    wait_until_ready,
+)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -26,7 +36,7 @@ def test_a_signal_ends_it_with_code_0_after_the_accepted_request(artifact_templa
         wait_until_ready(url)
         with connect(url) as connection, connect(url):  # the second one stays silent
             connection.sendall(head + photo[:100])
-            assert httpx.get(f"{url}/healthz").status_code == 200  # the loop has seen the head by now
+            assert HTTP.get(f"{url}/healthz").status_code == 200  # the loop has seen the head by now
             process.send_signal(number)
             deadline = time.monotonic() + DEADLINE_S
             while is_accepting(url):
@@ -62,7 +72,7 @@ def test_a_stuck_client_is_disconnected_after_the_grace_period(artifact_template
         wait_until_ready(url)
         with connect(url) as connection:
             connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
-            assert httpx.get(f"{url}/healthz").status_code == 200
+            assert HTTP.get(f"{url}/healthz").status_code == 200
             start = time.monotonic()
             process.send_signal(signal.SIGTERM)
             assert process.wait(DEADLINE_S) == 0
@@ -97,11 +107,11 @@ def test_a_stuck_decoder_does_not_keep_the_process_alive(artifact_template: Path
 def test_a_missing_artifact_leaves_the_server_alive_with_the_reason(tmp_path: Path) -> None:
     with started(tmp_path / "absent") as (process, url):
         deadline = time.monotonic() + DEADLINE_S
-        while (reply := httpx.get(f"{url}/readyz")).json()["code"] == "loading":
+        while (reply := HTTP.get(f"{url}/readyz")).json()["code"] == "loading":
             assert time.monotonic() < deadline
         assert (reply.status_code, reply.json()["code"]) == (503, "artifact_invalid")
         assert "no artifact at absent" in reply.json()["error"]
-        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert HTTP.get(f"{url}/healthz").status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(DEADLINE_S) == 0
         assert "no artifact at" in (process.stderr.read() if process.stderr else "")
@@ -109,20 +119,20 @@ def test_a_missing_artifact_leaves_the_server_alive_with_the_reason(tmp_path: Pa
 
 def test_the_artifacts_own_store_is_offered_for_download(artifact_template: Path) -> None:
     with started(artifact_template.parent) as (_, url):
-        assert httpx.get(f"{url}/artifacts").json()["artifacts"] == [{"name": "colors", "versions": [1], "latest": 1}]
+        assert HTTP.get(f"{url}/artifacts").json()["artifacts"] == [{"name": "colors", "versions": [1], "latest": 1}]
 
 
 def test_another_store_can_be_set(artifact_template: Path, tmp_path: Path) -> None:
     with started(artifact_template, "--store", str(tmp_path)) as (_, url):
-        assert httpx.get(f"{url}/artifacts").json() == {"artifacts": []}
+        assert HTTP.get(f"{url}/artifacts").json() == {"artifacts": []}
 
 
 def test_limits_are_settable(artifact_template: Path) -> None:
     photo = (artifact_template / "golden" / "0.jpg").read_bytes()
     with started(artifact_template, "--max-pixels", "1000", "--max-bytes", "5000", "--threads", "1") as (_, url):
         wait_until_ready(url)
-        assert httpx.post(f"{url}/predict", content=photo).json()["code"] == "image_too_large"
-        assert httpx.post(f"{url}/predict", content=bytes(5001)).json()["code"] == "body_too_large"
+        assert HTTP.post(f"{url}/predict", content=photo).json()["code"] == "image_too_large"
+        assert HTTP.post(f"{url}/predict", content=bytes(5001)).json()["code"] == "body_too_large"
 
 
 def test_listening_to_other_machines_prints_one_warning(artifact_template: Path) -> None:
@@ -171,14 +181,14 @@ def test_memory_is_bounded_under_endless_bodies_and_bombs(artifact_template: Pat
     limit = 4 * 2**20
     with started(artifact_template, "--max-bytes", str(limit)) as (process, url):
         wait_until_ready(url)
-        httpx.post(f"{url}/predict", content=(artifact_template / "golden" / "0.jpg").read_bytes())
+        HTTP.post(f"{url}/predict", content=(artifact_template / "golden" / "0.jpg").read_bytes())
         before = memory_of(process, "VmRSS")
         for _ in range(3):
             with connect(url) as connection, contextlib.suppress(ConnectionError):
                 connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
                 for _ in range(1000):
                     connection.sendall(b"10000\r\n" + bytes(2**16) + b"\r\n")
-        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert HTTP.get(f"{url}/healthz").status_code == 200
         assert memory_of(process, "VmHWM") - before < 5 * limit
 
 

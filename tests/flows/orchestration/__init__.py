@@ -1,0 +1,1 @@
+"""Tests of orchestration. A package, because its Prefect server is a fixture of package scope."""
