@@ -26,7 +26,7 @@ from PIL import Image
 
 SIDE = 32
 """Of the thumbnail."""
-MIN_SIDE = 16
+MIN_SIDE = 24
 """Shorter side below which an image is not compared, in pixels."""
 MIN_CONTRAST = 1.5
 """Standard deviation of the thumbnail, in levels of 0 to 255, below which an image is not compared."""
