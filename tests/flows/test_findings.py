@@ -19,7 +19,7 @@ from edgeline.flows.summary import summarize
 from edgeline.pipeline.config import PipelineConfig
 
 EXPECTED = {
-    "rejected": "Rejected files, listed in rejected.csv: 1 image_invalid (warm/broken.jpg).",
+    "rejected": "Rejected files, listed in rejected.csv: 1 not_an_image (warm/broken.jpg).",
     "leftovers_skipped": "Skipped, as left by systems and tools: warm/Thumbs.db (Windows).",
 }
 

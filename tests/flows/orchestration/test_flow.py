@@ -59,7 +59,7 @@ def test_a_finished_run_has_tables_and_the_confusion_matrix_in_the_ui(
     kinds = ("-variants", "-findings", "-confusion", "-confusion-image")
     assert set(mine) == {"edgeline-tints", *(f"edgeline-tints{kind}" for kind in kinds)}
     assert '"onnx-fp32"' in mine["edgeline-tints-variants"].data
-    assert "Rejected files, listed in rejected.csv: 1 image_invalid (warm/broken.jpg)." in mine["edgeline-tints-findings"].data
+    assert "Rejected files, listed in rejected.csv: 1 not_an_image (warm/broken.jpg)." in mine["edgeline-tints-findings"].data
     assert '"artifact"' in mine["edgeline-tints"].data
     assert "tints version 1" in mine["edgeline-tints"].data
     assert mine["edgeline-tints-confusion"].data.startswith("| true \\ predicted | cold | warm |")
