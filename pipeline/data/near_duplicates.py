@@ -1,18 +1,18 @@
 """Find reduced, re-encoded, slightly cropped and brightened copies of images, without comparing every pair.
 
     hashes = [perceptual_hash(image) for image in images]     # while each image is decoded
-    found = find_near_duplicates(hashes)                       # found.pairs, found.groups()
+    found = find_near_duplicates(hashes)                      # found.pairs, found.groups()
 
-A hash is a gray thumbnail of 32 x 32 values with mean and contrast removed. From it come 63-bit codes, one of the whole thumbnail
-and one of each usual crop: the signs of its lowest cosine frequencies relative to their median (Zauner 2010, "Implementation and
-benchmarking of perceptual image hash functions"). Codes of two images within `RADIUS` bits are found by their four 16-bit parts:
-one of the parts differs in at most one bit (Norouzi et al. 2012, "Fast search in Hamming space with multi-index hashing"), so
-nothing within the radius is missed.
+A hash is a gray thumbnail of 32 x 32 values with normalized mean and contrast. Codes of 63 bits are made of it, one of the
+whole thumbnail and one of each usual crop: whether each of its lowest cosine frequencies is above their median (Zauner 2010,
+"Implementation and benchmarking of perceptual image hash functions"). If two codes differ in at most `RADIUS` bits, one of
+their four 16-bit parts differs in at most one bit (Norouzi et al. 2012, "Fast search in Hamming space with multi-index
+hashing"). Looking up these parts therefore misses nothing within the radius.
 
-Codes of different images can be similar by chance, so every pair is verified: one thumbnail must explain the other by shift,
-scale, brightness and contrast (a linear regression), with a share of the variance of at least `SIMILARITY`. Where images share a
-layout, such as digits, forms or the pictures of a fixed camera, that share is large for many pairs. They are recognized by random
-pairs, and then only nearly identical thumbnails count.
+Codes of different images can be similar by chance, so every pair is verified: shift, scale, brightness and contrast of one
+thumbnail must explain at least `SIMILARITY` of the variance of the other, in a linear regression. Where images share a layout,
+such as digits, forms or pictures of a fixed camera, they explain much for many pairs. Random pairs show that, and then only
+nearly identical thumbnails count.
 
 Invariants: images without contrast have no hash and no near-duplicates; the result depends only on the hashes and their order.
 """
@@ -26,6 +26,8 @@ from PIL import Image
 
 SIDE = 32
 """Of the thumbnail."""
+MIN_SIDE = 24
+"""Shorter side below which an image is not compared, in pixels."""
 MIN_CONTRAST = 1.5
 """Standard deviation of the thumbnail, in levels of 0 to 255, below which an image is not compared."""
 CONTRAST = 40.0
@@ -37,8 +39,8 @@ SIMILARITY = 0.85
 """Share of the variance that a near-duplicate explains."""
 STRICT_RADIUS, STRICT_SIMILARITY = 3, 0.985
 """The same for images that share a layout."""
-ALIKE = 0.5
-"""Images share a layout if a tenth of random pairs explain this share of each other's variance."""
+ALIKE = 0.2
+"""Images share a layout if half of random pairs explain more than this share of each other's variance."""
 ROUNDS = 8
 """Different images with the same code that are distinguished."""
 
@@ -50,9 +52,13 @@ VIEWS = (
     *[(down, across) for down in ("start", "end", "whole") for across in ("start", "end", "whole")][:-1],
 )
 """Crops of an image that its near-duplicates may show; the first is the image itself."""
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+SAMPLED = 256
+"""Rows and columns of a larger image that are used."""
 RANDOM_PAIRS = 5000
-BATCH = 4096
+BATCH = 512
+"""Images or pairs computed at a time, so that the values stay in the processor's cache."""
+MAX_COMPARED, MAX_VERIFIED = 10**9, 2 * 10**6
+"""Pairs of codes, and of thumbnails, that are compared at most; above, a smaller radius is used."""
 
 Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Two indices and a view or a similarity, each of shape (P,)."""
@@ -87,15 +93,17 @@ class NearDuplicates:
 
 def perceptual_hash(image: Image.Image) -> bytes | None:
     """Return the hash of an upright RGB image: 1,024 bytes, or None if it has too little contrast or detail to be compared."""
-    if min(image.size) < SIDE:
+    if min(image.size) < MIN_SIDE:
         return None
-    small = image.resize((2 * SIDE, 2 * SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    gray = (np.asarray(small, np.float32) @ LUMA).reshape(SIDE, 2, SIDE, 2).mean((1, 3))
+    # Of a large image, every so many pixels are enough for averages, and much cheaper than all.
+    size = (min(image.width, SAMPLED), min(image.height, SAMPLED))
+    sampled = image if image.size == size else image.resize(size, Image.Resampling.NEAREST)
+    gray = np.asarray(sampled.convert("L").convert("F").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
     contrast = float(gray.std())
     if contrast < MIN_CONTRAST:
         return None
-    values = (gray - gray.mean()) * (CONTRAST / contrast) + 128
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8).tobytes()
+    levels = np.clip((gray - gray.mean()) * (CONTRAST / contrast) + 128.5, 0, 255)
+    return bytes(levels.astype(np.uint8))
 
 
 def find_near_duplicates(hashes: Sequence[bytes | None]) -> NearDuplicates:
@@ -112,7 +120,7 @@ def find_near_duplicates(hashes: Sequence[bytes | None]) -> NearDuplicates:
     alike = _are_alike(thumbnails_NSS)
     radius, similarity = (STRICT_RADIUS, STRICT_SIMILARITY) if alike else (RADIUS, SIMILARITY)
     equal, kept = _collapse(thumbnails_NSS, codes_VN[0], similarity)
-    first, second, view = _candidates(codes_VN[:, kept], radius)
+    first, second, view = _candidates(codes_VN[:, kept], _affordable(codes_VN[0, kept], radius))
     similar = _verify(thumbnails_NSS, (kept[first], kept[second], view), similarity)
     best: dict[tuple[int, int], float] = {}
     for one, other, value in (*zip(*equal, strict=True), *zip(*similar, strict=True)):
@@ -135,9 +143,14 @@ CROPS = {name: _interpolation(*edges) for name, edges in EDGES.items()}
 COSINES = np.cos(np.pi * (np.arange(SIDE) + 0.5) * np.arange(FREQUENCIES)[:, None] / SIDE).astype(np.float32)
 
 
-def _view(thumbnails_NSS: np.ndarray, view: int) -> np.ndarray:
+HALVES = {name: matrix.reshape(SIDE // 2, 2, SIDE).mean(1) for name, matrix in CROPS.items()}
+
+
+def _half(thumbnails_NSS: np.ndarray, view: int) -> np.ndarray:
+    """A view of thumbnails at half their size: float32 (N, SIDE / 2, SIDE / 2)."""
     down, across = VIEWS[view]
-    return CROPS[down] @ thumbnails_NSS.astype(np.float32) @ CROPS[across].T
+    halves_Nhh: np.ndarray = HALVES[down] @ thumbnails_NSS.astype(np.float32) @ HALVES[across].T
+    return halves_Nhh
 
 
 def _codes(thumbnails_NSS: np.ndarray) -> np.ndarray:
@@ -154,20 +167,21 @@ def _codes(thumbnails_NSS: np.ndarray) -> np.ndarray:
 def _are_alike(thumbnails_NSS: np.ndarray) -> bool:
     first, second = np.random.default_rng(0).integers(0, len(thumbnails_NSS), (2, RANDOM_PAIRS))
     first, second = first[first != second], second[first != second]
-    return bool(np.quantile(_similarity(_view(thumbnails_NSS[first], 0), thumbnails_NSS[second]), 0.9) > ALIKE)
+    return bool(np.median(_similarity(_half(thumbnails_NSS[first], 0), _half(thumbnails_NSS[second], 0))) > ALIKE)
 
 
-def _similarity(from_PSS: np.ndarray, to_PSS: np.ndarray) -> np.ndarray:
-    """The share of variance of one thumbnail that another explains by shift, scale, brightness and contrast, at half size."""
-    half = SIDE // 2
-    from_Phh, to_Phh = (levels.reshape(-1, half, 2, half, 2).mean((2, 4), dtype=np.float32) for levels in (from_PSS, to_PSS))
-    y, x = (np.linspace(-1, 1, half, dtype=np.float32)[:, None], np.linspace(-1, 1, half, dtype=np.float32)[None])
+def _similarity(from_Phh: np.ndarray, to_Phh: np.ndarray) -> np.ndarray:
+    """The share of a picture's variance that another one explains by shift, scale, brightness and contrast."""
     down, across = np.gradient(from_Phh, axis=1), np.gradient(from_Phh, axis=2)
-    causes = np.stack([np.ones_like(from_Phh), from_Phh, down, across, y * down, x * across], 1).reshape(len(from_Phh), 6, -1)
-    levels = to_Phh.reshape(len(to_Phh), -1, 1)
-    squares = causes @ causes.transpose(0, 2, 1) + 0.01 * np.eye(6, dtype=np.float32)
-    rest = levels - causes.transpose(0, 2, 1) @ np.linalg.solve(squares, causes @ levels)
-    return 1 - rest.var((1, 2)) / np.maximum(levels.var((1, 2)), 1e-6)
+    y = np.linspace(-1, 1, SIDE // 2, dtype=np.float32)[:, None]
+    causes = (np.ones_like(from_Phh), from_Phh, down, across, y * down, y.T * across)
+    causes_P6F = np.stack(causes, 1).reshape(len(from_Phh), len(causes), -1)
+    levels_PF1 = to_Phh.reshape(len(to_Phh), -1, 1)
+    turned_PF6 = causes_P6F.transpose(0, 2, 1)
+    squares_P66 = causes_P6F @ turned_PF6 + 0.01 * np.eye(len(causes), dtype=np.float32)
+    rest_PF1 = levels_PF1 - turned_PF6 @ np.linalg.solve(squares_P66, causes_P6F @ levels_PF1)
+    explained_P: np.ndarray = 1 - rest_PF1.var((1, 2)) / np.maximum(levels_PF1.var((1, 2)), 1e-6)
+    return explained_P
 
 
 def _verify(thumbnails_NSS: np.ndarray, pairs: Pairs, similarity: float) -> Pairs:
@@ -178,8 +192,8 @@ def _verify(thumbnails_NSS: np.ndarray, pairs: Pairs, similarity: float) -> Pair
         of_view = order[np.searchsorted(pairs[2][order], view) : np.searchsorted(pairs[2][order], view, "right")]
         for at in range(0, len(of_view), BATCH):
             batch = of_view[at : at + BATCH]
-            viewed = _view(thumbnails_NSS[pairs[0][batch]], view)
-            values[batch] = _similarity(viewed, thumbnails_NSS[pairs[1][batch]])
+            first, second = thumbnails_NSS[pairs[0][batch]], thumbnails_NSS[pairs[1][batch]]
+            values[batch] = _similarity(_half(first, view), _half(second, 0))
     passed = values >= similarity
     return pairs[0][passed], pairs[1][passed], values[passed]
 
@@ -206,18 +220,37 @@ def _collapse(thumbnails_NSS: np.ndarray, codes_N: np.ndarray, similarity: float
     return (merged[0], merged[1], merged[2]), np.sort(np.concatenate(firsts))
 
 
+def _affordable(codes_N: np.ndarray, radius: int) -> int:
+    """The largest radius up to `radius` with a bounded number of comparisons, estimated from random pairs; 0 for none."""
+    if len(codes_N) < 2:
+        return 0
+    first, second = np.random.default_rng(0).integers(0, len(codes_N), (2, 10**6))
+    distances = np.bitwise_count(codes_N[first] ^ codes_N[second])[first != second]
+    counts = [np.bincount(codes_N.view(np.uint16)[part::4]) for part in range(4)]
+    compared = len(VIEWS) * sum(int((count.astype(np.int64) ** 2).sum()) for count in counts)
+    for smaller in (RADIUS, STRICT_RADIUS):
+        verified = (distances <= smaller).mean() * len(codes_N) ** 2 / 2
+        if smaller <= radius and verified <= MAX_VERIFIED and compared * len(_masks(smaller)) <= MAX_COMPARED:
+            return smaller
+    return 0
+
+
+def _masks(radius: int) -> list[int]:
+    """Differences of one of the four parts that codes within the radius must have."""
+    return [0, *(1 << bit for bit in range(16))] if radius >= 4 else [0] if radius else []
+
+
 def _candidates(codes_VN: np.ndarray, radius: int) -> Pairs:
     """Pairs whose codes differ in at most `radius` bits, each with the view of the first image that is closest."""
     count = codes_VN.shape[1]
     parts_VN4 = np.ascontiguousarray(codes_VN).view(np.uint16).reshape(len(codes_VN), count, 4)
-    masks = [0, *(1 << bit for bit in range(16))] if radius >= 4 else [0]
-    found: list[np.ndarray] = []
+    found = [np.zeros(0, np.uint64)]
     for part in range(4):
         keys_N = parts_VN4[0, :, part]
         order = np.argsort(keys_N, kind="stable")
         starts = np.concatenate([[0], np.cumsum(np.bincount(keys_N, minlength=2**16))])
         for view in range(len(codes_VN)):
-            for mask in masks:
+            for mask in _masks(radius):
                 wanted_N = (parts_VN4[view, :, part] ^ np.uint16(mask)).astype(np.int64)
                 for query, at in _ranges(starts[wanted_N], starts[wanted_N + 1]):
                     other = order[at]
@@ -235,7 +268,8 @@ def _candidates(codes_VN: np.ndarray, radius: int) -> Pairs:
 def _packed(first: np.ndarray, second: np.ndarray, distance: np.ndarray, view: int) -> np.ndarray:
     """Sortable: 27 bits for each image, 6 for the distance, 4 for the view."""
     pair = first.astype(np.uint64) << np.uint64(37) | second.astype(np.uint64) << np.uint64(10)
-    return pair | distance.astype(np.uint64) << np.uint64(4) | np.uint64(view)
+    packed: np.ndarray = pair | distance.astype(np.uint64) << np.uint64(4) | np.uint64(view)
+    return packed
 
 
 def _ranges(start_N: np.ndarray, stop_N: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
