@@ -10,12 +10,10 @@ The 100,000 hashes are blends of two real ones, turned and with noise; a tenth o
 import argparse
 import io
 import random
-import resource
 import statistics
 import time
+import tracemalloc
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +54,7 @@ def main() -> None:
         groups[f"digits, {side} x {side}"] = measure_groups(f"digits at {side}", [], scaled, None)
         real += [perceptual_hash(image) for image in scaled] if not copies else []
     speed = measure_speed()
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:  # whose memory holds no photos
-        large = process.submit(measure_large, real, arguments.images).result()
+    large = measure_large(real, arguments.images)
     print(
         "{images:,} images: {seconds:.1f} s, {cpu_seconds:.1f} s of CPU, {peak_mb:.0f} MB, {recall:.3f} found".format(**large)
     )
@@ -185,13 +182,15 @@ def one_round(data: bytes) -> tuple[float, float]:
 
 
 def measure_large(real: Hashes, count: int) -> dict[str, object]:
-    """Seconds, and the peak memory of the process, for many hashes; the share of copies among them that is found."""
+    """Seconds, and the most memory allocated beyond the hashes, for many of them; the share of copies that is found."""
     hashes, sources = synthetic(np.frombuffer(b"".join(filter(None, real)), np.uint8).reshape(-1, SIDE, SIDE), count)
+    tracemalloc.start()
     start = time.process_time()
     with Clock() as clock:
         found = find_near_duplicates(hashes)
     cpu = time.process_time() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = tracemalloc.get_traced_memory()[1] / 1e6
+    tracemalloc.stop()
     pairs = {(first, second) for first, second, _ in found.pairs}
     recall = statistics.fmean((source, count - len(sources) + at) in pairs for at, source in enumerate(sources))
     figures = {"images": count, "seconds": clock.seconds, "cpu_seconds": cpu, "peak_mb": peak, "recall": recall}
