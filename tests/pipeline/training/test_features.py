@@ -207,7 +207,10 @@ def test_a_batch_that_does_not_fit_into_memory_is_reported(compute: Compute, sma
             raise torch.OutOfMemoryError("tried to allocate 20 GiB")
 
     small.backbone.register_forward_pre_hook(run_out)
-    with pytest.raises(TrainingError, match="a batch of 8 images does not fit into memory; choose a smaller model") as caught:
+    with pytest.raises(
+        TrainingError,
+        match=r"a batch of 8 images does not fit into memory \(tried to allocate 20 GiB\); choose a smaller model",
+    ) as caught:
         compute(shapes.of("val"))
     assert caught.value.code == "out_of_memory"
 
