@@ -1,7 +1,7 @@
 """Run the tests of every situation in the documentation: `python -m tests.support.situations [--long]`.
 
-Prints each row of docs/situations.md with the numbers of its cases that passed, failed or were skipped. The cases of `make long`,
-which take about 20 minutes, are run with `--long`.
+Prints each row of docs/situations.md with the numbers of its cases that passed, failed or were skipped. The cases of
+`make long`, which take about 20 minutes, are run with `--long`.
 """
 
 import re
