@@ -25,6 +25,7 @@ ARTIFACT_CODES = (
     "model_output_not_finite",
     "model_unloadable",
     "not_run_here",
+    "out_of_memory",
     "spec_mismatch",
 )
 """Codes for an artifact that is not served, or a file of one that cannot be downloaded."""

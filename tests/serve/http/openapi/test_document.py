@@ -97,7 +97,7 @@ def sources() -> Iterator[ast.AST]:
 
 AT = {"error_reply": 2, "Rejection": 1, "_reject": 1, "bad": 1}
 """Functions with an error code among their positional parameters, and its index."""
-COMMAND_CODES = {"address_unusable", "config_invalid"}
+COMMAND_CODES = {"address_unusable", "config_invalid", "disk_full", "io_error"}
 """Codes of commands, before a server runs."""
 
 
