@@ -23,6 +23,7 @@ from edgeline.export.publishing.report import write_golden_page
 from edgeline.export.variant_registry import VariantSpec
 from edgeline.pipeline.config import PublishConfig
 from edgeline.pipeline.data.samples import ADMITTED, Sample, map_ahead, read_image
+from edgeline.pipeline.models.devices import one_thread
 from edgeline.pipeline.runs.atomic_files import write_json
 from edgeline.serve.artifact.golden import FILE_NAME
 from edgeline.serve.preprocess import EXIF_ORIENTATION, PreprocessSpec, crop_box, decode_image, fit, jpeg_scale, preprocess
@@ -201,7 +202,8 @@ def _encode(image: Image.Image, suffix: str, *, orientation: int | None = None) 
 
 def _run_sample(source: GoldenSource, data: bytes, suffix: str) -> _GoldenSample:
     pixels_HW3 = preprocess(data, source.spec)
-    with torch.inference_mode():
+    # Rounding depends on the number of threads, and publishing the same run again must write the same bytes.
+    with torch.inference_mode(), one_thread():
         [probabilities_K], [logits_K] = (output.numpy() for output in source.deployed(torch.from_numpy(np.stack([pixels_HW3]))))
     second, first = np.sort(probabilities_K)[-2:]
     return _GoldenSample(
