@@ -40,7 +40,7 @@ def test_the_page_of_situations_lists_each_once() -> None:
 @pytest.mark.parametrize("row", [*FOUND, *SITUATIONS], ids=[row.number for row in (*FOUND, *SITUATIONS)])
 def test_every_test_that_a_row_names_exists(row: Row) -> None:
     assert bool(row.tests) != row.untested, f"{row.number} must name tests, or none"
-    assert row.tests or row.status != "met", f"{row.number} is said to be met, and no test shows it"
+    assert row.tests or row.status != "met", f"{row.number} is marked as met, but names no test"
     for file, test in row.tests:
         [path] = (ROOT / "tests").rglob(file)
         assert f"\ndef {test}(" in path.read_text(encoding="utf-8"), f"{row.number}: {file}::{test}"

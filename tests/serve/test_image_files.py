@@ -1,4 +1,4 @@
-"""Pixels depend on nothing but pixels: metadata, an alpha that nobody wrote, a missing end marker."""
+"""Pixels depend on nothing but pixels: metadata, unwritten alpha, a missing end marker."""
 
 import subprocess
 import sys
@@ -178,7 +178,7 @@ def test_a_jpeg_without_its_end_is_decoded_scaled_too(options: dict[str, int]) -
 
 
 def test_a_progressive_jpeg_without_its_end_is_rejected() -> None:
-    """G3: only its end marker tells that no scan is missing."""
+    """G3: only its end marker shows that no scan is missing."""
     whole = encode(picture(), "JPEG", progressive=True)
     scans = [at for at in range(len(whole)) if whole.startswith(b"\xff\xda", at)]
     assert len(scans) > 5

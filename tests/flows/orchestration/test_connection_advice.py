@@ -1,4 +1,4 @@
-"""A Prefect server that cannot be used: the message says what to change (F15)."""
+"""A Prefect server that cannot be used: the message names what to change (F15)."""
 
 import shutil
 import socket
@@ -80,7 +80,7 @@ def closed_port() -> Iterator[int]:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """The files of a certificate that nobody trusts, and of its key."""
+    """The files of an untrusted certificate, and of its key."""
     if shutil.which("openssl") is None:
         pytest.skip("no openssl to make a certificate with")
     files = tmp_path / "cert.pem", tmp_path / "key.pem"

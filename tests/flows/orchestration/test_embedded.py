@@ -94,7 +94,7 @@ def test_stopping_the_server_loses_no_task_run(migrated_home: Callable[[], Path]
     assert states == ["Completed"] * 6
 
 
-def test_a_start_waits_for_another_one_in_the_same_folder_and_says_so(
+def test_a_start_waits_for_another_one_in_the_same_folder_and_reports_it(
     tmp_path: Path, wait_for: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """F8: two that migrate a new database at the same time fail with NoSuchTableError."""
@@ -115,7 +115,7 @@ def test_a_start_waits_for_another_one_in_the_same_folder_and_says_so(
     assert server.process.poll() is not None
 
 
-def test_the_start_of_a_killed_process_blocks_nobody(
+def test_the_start_of_a_killed_process_blocks_no_other(
     migrated_home: Callable[[], Path], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """F8."""

@@ -51,7 +51,7 @@ class Environment:
     read_only: tuple[str, ...] = ()
     """Folders that cannot be written, relative to it."""
     errors: dict[str, str] = field(default_factory=dict)
-    """The commands that fail, each with a pattern of the one line that says why."""
+    """The commands that fail, each with a pattern of the one line that explains it."""
 
 
 DATA = re.compile(r"^(\d+ images of 2 classes.*|  .*)\n", re.MULTILINE)

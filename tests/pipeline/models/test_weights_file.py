@@ -55,7 +55,7 @@ def test_the_content_of_a_weights_file_decides_its_format(name: str, write: Call
 
 
 OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
-# How the state dict is wrapped, the container and the prefix that are reported, and what the report says.
+# How the state dict is wrapped, the container and the prefix that are reported, and the text of the report.
 WRAPPINGS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str, str, str]] = {
     "the ImageNet example of PyTorch": (
         lambda state: {"epoch": 9, "state_dict": prefixed("module.", state), "optimizer": OPTIMIZER},
@@ -103,16 +103,16 @@ WRAPPINGS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str, str, str]] =
 
 
 @pytest.mark.parametrize(
-    ("wrap", "container", "prefix", "said"), WRAPPINGS.values(), ids=[f"F14-{wrapping}" for wrapping in WRAPPINGS]
+    ("wrap", "container", "prefix", "text"), WRAPPINGS.values(), ids=[f"F14-{wrapping}" for wrapping in WRAPPINGS]
 )
 def test_a_wrapping_is_undone_and_reported(
-    wrap: Callable[[dict[str, Tensor]], Any], container: str, prefix: str, said: str, tmp_path: Path
+    wrap: Callable[[dict[str, Tensor]], Any], container: str, prefix: str, text: str, tmp_path: Path
 ) -> None:
     given, target = network().state_dict(), network()
     torch.save(wrap(given), tmp_path / "w.ckpt")
     loaded = load_weights_file(target, tmp_path / "w.ckpt")
     assert (loaded.container, loaded.prefix) == (container, prefix)
-    assert str(loaded) == f"weights {tmp_path / 'w.ckpt'}: {said}"
+    assert str(loaded) == f"weights {tmp_path / 'w.ckpt'}: {text}"
     assert all(torch.equal(tensor, given[key]) for key, tensor in target.state_dict().items() if "batches" not in key)
 
 
