@@ -144,7 +144,13 @@ def test_a_deployment_runs_on_schedule_and_publishes(
     tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id])))
     assert {task.name: task.state_name for task in tasks} == dict.fromkeys(STEPS, "Completed")
     keys = {artifact.key for artifact in client.read_artifacts() if artifact.flow_run_id == flow_run.id}
-    assert keys == {"edgeline-tints", "edgeline-tints-confusion", "edgeline-tints-confusion-image", "edgeline-tints-variants"}
+    assert keys == {
+        "edgeline-tints",
+        "edgeline-tints-confusion",
+        "edgeline-tints-confusion-image",
+        "edgeline-tints-variants",
+        "edgeline-tints-findings",
+    }
     assert not [command for command in processes_of(environment["PREFECT_HOME"]) if "server" not in command]
 
 
