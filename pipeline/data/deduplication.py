@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from edgeline.pipeline.data.connected import connected
 from edgeline.pipeline.data.validation import ValidImage
 from edgeline.pipeline.names import Split
 from edgeline.pipeline.sources.labels import summarize
@@ -108,18 +109,8 @@ def _groups(copies: dict[str, list[ValidImage]]) -> dict[str, str]:
     A merged group has the first of the users' names. An image without a group is a group of its own, named by its digest.
     Additional data therefore leaves most names unchanged.
     """
-    parent: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = name = parent[parent[name]]
-        return name
-
     users = {pixels: sorted({image.file.group for image in cluster} - {""}) for pixels, cluster in copies.items()}
-    for names in users.values():
-        for name in names[1:]:
-            first, second = sorted((find(names[0]), find(name)))
-            parent[second] = first
+    find = connected((names[0], name) for names in users.values() for name in names[1:])
     return {pixels: find(names[0]) if names else pixels for pixels, names in users.items()}
 
 

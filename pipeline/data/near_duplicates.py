@@ -24,6 +24,8 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
+from edgeline.pipeline.data.connected import connected
+
 SIDE = 32
 """Of the thumbnail."""
 MIN_SIDE = 24
@@ -75,18 +77,9 @@ class NearDuplicates:
 
     def groups(self) -> list[list[int]]:
         """The connected images, each group sorted, the groups by their first image."""
-        parent: dict[int, int] = {}
-
-        def find(index: int) -> int:
-            while parent.setdefault(index, index) != index:
-                parent[index] = index = parent[parent[index]]
-            return index
-
-        for first, second, _ in self.pairs:
-            low, high = sorted((find(first), find(second)))
-            parent[high] = low
+        find = connected((first, second) for first, second, _ in self.pairs)
         members: dict[int, list[int]] = {}
-        for index in sorted(parent):
+        for index in sorted({index for pair in self.pairs for index in pair[:2]}):
             members.setdefault(find(index), []).append(index)
         return list(members.values())
 

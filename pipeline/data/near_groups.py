@@ -7,10 +7,11 @@ of the photo that is there already. Without an earlier run, it is the member wit
 import base64
 import html
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from edgeline.pipeline.data.connected import connected
 from edgeline.pipeline.data.deduplication import Deduplicated, NearPair
 from edgeline.pipeline.data.near_duplicates import find_near_duplicates
 from edgeline.pipeline.data.samples import ADMITTED, Sample
@@ -39,8 +40,8 @@ def group_near_pairs(deduplicated: Deduplicated, pairs: Sequence[NearPair], hist
         history: number of the run that first saw an image, by pixel digest; images without an entry are new.
     """
     movable = [pair for pair in pairs if {pair.first.split, pair.second.split} <= {None, "train"}]
-    find = _united((deduplicated.group(pair.first), deduplicated.group(pair.second)) for pair in movable)
-    find_picture = _united((pair.first.content.pixels, pair.second.content.pixels) for pair in movable)
+    find = connected((deduplicated.group(pair.first), deduplicated.group(pair.second)) for pair in movable)
+    find_picture = connected((pair.first.content.pixels, pair.second.content.pixels) for pair in movable)
 
     def rank(image: ValidImage) -> tuple[float, int, str]:
         content = image.content
@@ -57,20 +58,6 @@ def group_near_pairs(deduplicated: Deduplicated, pairs: Sequence[NearPair], hist
         counted.add(picture)
     groups = {pixels: names.get(find(group), group) for pixels, group in deduplicated.groups.items()}
     return replace(deduplicated, near=tuple(pairs), near_copies=frozenset(copies), groups=groups)
-
-
-def _united(pairs: Iterable[tuple[str, str]]) -> Callable[[str], str]:
-    """A function that returns the same name for all that are connected by pairs."""
-    parent: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        while parent.get(name, name) != name:
-            parent[name] = name = parent.get(parent[name], parent[name])
-        return name
-
-    for first, second in pairs:
-        parent[find(second)] = find(first)
-    return find
 
 
 def read_history(cache: ContentCache, deduplicated: Deduplicated) -> dict[str, int]:

@@ -17,6 +17,7 @@ from edgeline.serve.classifier import Classifier, Outputs
 from edgeline.serve.errors import ArtifactError
 from edgeline.serve.http.service import ServingLimits
 from edgeline.serve.inference.repository import ModelRepository
+from edgeline.serve.inference.slot import Failure
 from tests.support.cases import cases
 from tests.support.loading import TestLoader
 
@@ -277,11 +278,11 @@ def test_no_request_fails_while_good_and_bad_versions_are_published(publish: Pub
     assert set(statuses) == {200}
 
 
-def test_an_unexpected_error_while_loading_is_logged_and_reported(
-    publish: Publish, store: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def failure_to_load(publish: Publish, store: Path, error: Exception) -> Failure:
+    """How a version is reported whose loading raises an error."""
+
     def broken(folder: Path) -> Classifier:
-        raise RuntimeError("secret")
+        raise error
 
     publish(1)
     models = repository_of(store / "colors", broken)
@@ -290,6 +291,13 @@ def test_an_unexpected_error_while_loading_is_logged_and_reported(
     assert models.close(WAIT_S)
     failure = models.slots[0].failure
     assert failure is not None
+    return failure
+
+
+def test_an_unexpected_error_while_loading_is_logged_and_reported(
+    publish: Publish, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    failure = failure_to_load(publish, store, RuntimeError("secret"))
     assert failure.code == "internal_error"
     assert "secret" not in failure.reason
     assert any(record.exc_info for record in caplog.records)
@@ -299,17 +307,8 @@ def test_too_little_memory_for_a_version_is_named_without_the_paths_of_the_machi
     publish: Publish, store: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """F18: in the server's log, the first cause is named too."""
-
-    def broken(folder: Path) -> Classifier:
-        raise ImportError("/opt/lib/onnxruntime.so: failed to map segment from shared object")
-
-    publish(1)
-    models = repository_of(store / "colors", broken)
-    models.start()
-    until(lambda: models.slots[0].failure is not None)
-    assert models.close(WAIT_S)
-    failure = models.slots[0].failure
-    assert failure is not None
+    error = ImportError("/opt/lib/onnxruntime.so: failed to map segment from shared object")
+    failure = failure_to_load(publish, store, error)
     assert failure.code == "out_of_memory"
     assert "/opt/lib" not in failure.reason
     assert "/opt/lib/onnxruntime.so: failed to map segment" in caplog.text
