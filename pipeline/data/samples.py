@@ -74,7 +74,7 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> None:
 
 
 def write_attributes(path: Path, attributes: Mapping[str, Iterable[tuple[str, str]]]) -> None:
-    """Write `attributes.csv`: the further columns of the user's CSV file, with every image's pixel digest. Without any, no file.
+    """Write `attributes.csv`, the further columns of the user's CSV file; nothing if there are none.
 
     Args:
         path: of the file.

@@ -1,11 +1,9 @@
-"""Find images that are probably labeled wrongly, by confident learning (Northcutt et al. 2021, "Confident Learning: Estimating
-Uncertainty in Dataset Labels").
+"""Find images that are probably labeled wrongly.
 
-Heads that have not seen an image estimate its class. An image counts as an example of a class if its probability of that class is
-at least the mean probability of the images with that label. Counted by label and by class, these examples estimate how many
-labels are wrong. So many images are reported: those whose label falls farthest below the most probable other class.
-
-Twelve lines of numpy find what the library cleanlab finds, without pandas (`benchmarks/label_errors.py`).
+The method is confident learning (Northcutt et al. 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels"). Heads
+that have not seen an image estimate its class. An image counts as an example of a class if its probability of that class is at
+least the mean probability of the images with that label. Counted by label and by class, these examples estimate how many labels
+are wrong. That many images are reported: those whose label falls farthest below the most probable other class.
 
 Shapes: M images, K classes.
 """

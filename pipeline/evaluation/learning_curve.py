@@ -1,8 +1,8 @@
 """How accuracy grows with the number of images: what all of them bring over half of them, and what more of one class would.
 
-A linear classifier in closed form (ridge regression to the classes, each class with the same weight) is fitted to subsets of the
-training images on the features of the frozen backbone, and measured on the test images. A fit takes 30 ms for 1,000 images, so
-the whole curve takes about a second.
+A linear classifier in closed form (ridge regression to the classes, each class with the same weight) is fitted to subsets of
+the training images on the features of the frozen backbone, and measured on the test images. A fit takes 30 ms for 1,000 images,
+so the whole curve takes about a second.
 
 Shapes: N training images, T test images, D features, K classes, R repetitions.
 """
@@ -16,7 +16,7 @@ from scipy.linalg import cho_factor, cho_solve
 from edgeline.pipeline.evaluation.report import Record
 
 PENALTY = 0.3
-"""Ridge penalty, times the mean squared norm of the features: the best of six on two sets of photos, and both flat around it."""
+"""Ridge penalty, times the mean squared norm of the features: the best of six on two sets of photos."""
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
 MAX_IMAGES = 20_000
 """Larger sets are sampled: a fit takes a time proportional to the images."""
@@ -92,7 +92,9 @@ def learning_curve(train: Table, test: Table, labels: list[str], *, seed: int) -
     for share in shares:
         # Without sampling, the whole set is the same in every repetition.
         different = orders if share * share_used < 1 else orders[:1]
-        rows[share] = np.stack([_correct(train, [own[: _part(own, share * share_used)] for own in order], test) for order in different])
+        rows[share] = np.stack(
+            [_correct(train, [own[: _part(own, share * share_used)] for own in order], test) for order in different]
+        )
     points = [
         Point(images=round(share * counts_K.sum()), **_interval(rows_RT, test.groups_N, chance, CONFIDENCE))
         for share, rows_RT in rows.items()
@@ -148,20 +150,14 @@ def fit_and_predict(train: Table, test_TD: np.ndarray) -> np.ndarray:
     gram = centered_ND @ centered_ND.T if dual else centered_ND.T @ centered_ND
     gram[np.diag_indices(len(gram))] += max(PENALTY * float(np.trace(gram)) / images, 1e-6)
     factor = cho_factor(gram, overwrite_a=True)
-    if dual:
-        weights_DK = centered_ND.T @ cho_solve(factor, centered_NK)
-    else:
-        weights_DK = cho_solve(factor, centered_ND.T @ centered_NK)
-    answers_T: np.ndarray = ((test_TD - mean_D) @ weights_DK + mean_K).argmax(1)
-    return answers_T
+    weights_DK = centered_ND.T @ cho_solve(factor, centered_NK) if dual else cho_solve(factor, centered_ND.T @ centered_NK)
+    return np.asarray(((test_TD - mean_D) @ weights_DK + mean_K).argmax(1))
 
 
 def _correct(train: Table, subset: list[np.ndarray], test: Table) -> np.ndarray:
     """Which test images are classified correctly after learning from a subset, float (T,)."""
     chosen = np.concatenate(subset)
-    part = Table(
-        features_ND=train.features_ND[chosen], targets_N=train.targets_N[chosen], groups_N=train.groups_N[chosen]
-    )
+    part = Table(features_ND=train.features_ND[chosen], targets_N=train.targets_N[chosen], groups_N=train.groups_N[chosen])
     return (fit_and_predict(part, test.features_ND) == test.targets_N).astype(float)
 
 

@@ -1,6 +1,6 @@
 """Accuracy by the further columns of the user's CSV file: camera, site, hour, operator.
 
-A column of few values is sliced by its values, a column of numbers by its quartiles. Columns with as many texts as images, such as
+A column of few values is sliced by its values, a column of numbers by its quartiles. Columns of many different texts, such as
 comments, are left out.
 
 Shapes: N test images.
@@ -46,7 +46,9 @@ def slice_by(columns: Mapping[str, Sequence[str]], correct_N: np.ndarray) -> lis
         for value in _ordered(values)
     ]
     return [
-        Slice(column=column, value=value, share=_share(correct_N[in_N]), p_value=min(1.0, len(found) * _fisher(correct_N, in_N)))
+        Slice(
+            column=column, value=value, share=_share(correct_N[in_N]), p_value=min(1.0, len(found) * _fisher(correct_N, in_N))
+        )
         for column, value, in_N in found
     ]
 

@@ -1,7 +1,7 @@
 """A map of the embeddings: similar images lie near each other.
 
-Principal components by default: the same input gives the same map, in a fraction of a second. UMAP shows neighborhoods better, and
-its distances mean less; it needs the package umap-learn.
+Principal components by default: the same input gives the same map, in a fraction of a second. UMAP shows neighborhoods better,
+and its distances mean less; it needs the package umap-learn.
 
 Shapes: N images, D features.
 """
@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -41,20 +42,22 @@ def place(features_ND: np.ndarray, method: Method = "pca") -> np.ndarray:
     return places_N2
 
 
-def write_embedding_png(path: Path, places_N2: np.ndarray, targets_N: np.ndarray, wrong_N: np.ndarray, labels: list[str]) -> None:
+def write_embedding_png(
+    path: Path, places_N2: np.ndarray, targets_N: np.ndarray, wrong_N: np.ndarray, labels: list[str]
+) -> None:
     """Draw the map: one color for each class, a cross for each image that was classified wrongly."""
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     axes = figure.add_subplot()
-    colors = "tab10" if len(labels) <= 10 else "tab20" if len(labels) <= MAX_LEGEND else "hsv"
-    scale = {"tab10": 10, "tab20": 20}.get(colors, len(labels))
-    shown = axes.scatter(*places_N2[~wrong_N].T, c=targets_N[~wrong_N], cmap=colors, vmin=0, vmax=scale - 0.001, s=14)
-    axes.scatter(*places_N2[wrong_N].T, c=targets_N[wrong_N], cmap=colors, vmin=0, vmax=scale - 0.001, s=70, marker="X", edgecolors="black")
+    colormap = matplotlib.colormaps["tab10" if len(labels) <= 10 else "tab20" if len(labels) <= MAX_LEGEND else "hsv"]
+    steps = colormap.N if len(labels) <= MAX_LEGEND else len(labels)
+    colors_K4 = [colormap(index / steps) for index in range(len(labels))]
+    for chosen_N, style in ((~wrong_N, {"s": 14}), (wrong_N, {"s": 70, "marker": "X", "edgecolors": "black"})):
+        x_N, y_N = places_N2[chosen_N].T
+        axes.scatter(x_N, y_N, c=[colors_K4[index] for index in targets_N[chosen_N]], **style)
     axes.set(xticks=[], yticks=[])
     if len(labels) <= MAX_LEGEND:
-        handles = [
-            axes.plot([], [], "o", color=shown.cmap(shown.norm(index)), label=label if len(label) <= 24 else label[:23] + "…")[0]
-            for index, label in enumerate(labels)
-        ]
+        names = [label if len(label) <= 24 else label[:23] + "…" for label in labels]
+        handles = [axes.plot([], [], "o", color=color, label=name)[0] for name, color in zip(names, colors_K4, strict=True)]
         legend = figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
         for text in legend.get_texts():
             text.set_parse_math(False)
@@ -66,7 +69,7 @@ def write_embedding_png(path: Path, places_N2: np.ndarray, targets_N: np.ndarray
 
 def _umap(features_ND: np.ndarray) -> np.ndarray:
     try:
-        import umap
+        import umap  # type: ignore[import-not-found]
     except ModuleNotFoundError as error:
         raise ConfigError(
             "UMAP is not installed: pip install umap-learn, or use principal components (--map pca)", code="umap_missing"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from edgeline.pipeline.models.backbones import Network
 
 SAME_FEATURES = 1e-4
-"""Largest difference of features that are computed in two ways, as a share of the largest."""
+"""Two float32 sums in another order differ by less than this share of the largest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
