@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgeline.pipeline.models.backbones import Network
 from edgeline.serve.errors import ConfigError
 
 SHOWN = 16
+MIN_POSITIONS = 100
+"""Of the layer that is shown by default: deeper maps are too coarse to recognize anything in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +27,21 @@ class FeatureMaps:
     """float32."""
 
 
-def layer_names(network: Network, size: tuple[int, int]) -> list[str]:
-    """The layers of the backbone whose output is a map, in the order of their names.
+def map_layers(network: Network, size: tuple[int, int]) -> dict[str, int]:
+    """The layers of the backbone whose output is a map, from the input on, each with its number of positions.
 
     Args:
         network: in evaluation mode, on the CPU.
         size: height and width of the model's input.
     """
-    found: dict[str, None] = {}
+    found: dict[str, int] = {}
+
+    def record(name: str, output: object) -> None:
+        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() > 1:
+            found[name] = output.shape[2:].numel()
+
     hooks = [
-        module.register_forward_hook(lambda _m, _i, output, name=name: found.update({name: None}) if _is_map(output) else None)
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: record(name, output))
         for name, module in network.backbone.named_modules()
         if name
     ]
@@ -44,32 +51,36 @@ def layer_names(network: Network, size: tuple[int, int]) -> list[str]:
     finally:
         for hook in hooks:
             hook.remove()
-    return [name for name, _ in network.backbone.named_modules() if name in found]
+    return found
 
 
-def find_layer(network: Network, name: str, size: tuple[int, int]) -> nn.Module:
-    """Return a layer of the backbone.
+def choose_layer(network: Network, name: str | None, size: tuple[int, int]) -> str:
+    """Return the name of a layer with feature maps: the given one, or the last with 100 positions.
 
     Raises:
-        ConfigError: there is none of this name, or its output is not a map; the message names the nearest ones.
+        ConfigError: there is none of this name, or its output is not a map; the message has the nearest ones.
     """
-    known = layer_names(network, size)
+    known = map_layers(network, size)
+    if not known:
+        raise ConfigError("this network has no layer with feature maps", code="layer_unknown")
+    if name is None:
+        return [each for each, positions in known.items() if positions >= MIN_POSITIONS or positions == max(known.values())][-1]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or list(known)[:3]
         raise ConfigError(f"no layer {name!r} with feature maps; the nearest are {', '.join(near)}", code="layer_unknown")
-    return network.backbone.get_submodule(name)
+    return name
 
 
-def feature_maps(network: Network, layer: nn.Module, pixels_HW3: np.ndarray) -> FeatureMaps:
+def feature_maps(network: Network, layer: str, pixels_HW3: np.ndarray) -> FeatureMaps:
     """Compute the channels of a layer that vary most over an image, at most 16.
 
     Args:
         network: in evaluation mode, on the CPU.
-        layer: as `find_layer` returns it.
+        layer: as `choose_layer` returns it.
         pixels_HW3: uint8.
     """
     outputs: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    hook = network.backbone.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:
         with torch.inference_mode():
             network.features(torch.from_numpy(pixels_HW3[None]).permute(0, 3, 1, 2).float())
@@ -78,7 +89,3 @@ def feature_maps(network: Network, layer: nn.Module, pixels_HW3: np.ndarray) -> 
     maps_Chw = outputs[0][0].float().numpy()
     strongest = np.argsort(-maps_Chw.std((1, 2)), kind="stable")[:SHOWN]
     return FeatureMaps(strongest.tolist(), maps_Chw[strongest])
-
-
-def _is_map(output: object) -> bool:
-    return isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() > 1

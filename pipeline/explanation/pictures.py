@@ -71,7 +71,7 @@ def data_uri(path: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def file_stem(names: Sequence[str]) -> list[str]:
+def short_names(names: Sequence[str]) -> list[str]:
     """A short file name for each image: its number and the readable part of its name."""
     readable = ["".join(c if c.isascii() and c.isalnum() else "-" for c in Path(name).stem)[:40] for name in names]
     return [f"{number:02}-{name}" for number, name in enumerate(readable)]
