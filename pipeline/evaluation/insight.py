@@ -33,8 +33,8 @@ from edgeline.serve.preprocess import PreprocessSpec
 
 FILE_NAME = "insight.json"
 PICTURES = "pictures"
-MAX_PICTURED = {"mistakes": 12, "label_errors": 24}
-"""Heatmaps take a tenth of a second each."""
+MAX_PICTURED = {"mistakes": 8, "label_errors": 24}
+"""The heatmaps of a mistake take a fifth of a second."""
 
 
 class LabelError(Record):

@@ -20,14 +20,14 @@ PENALTY = 0.3
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
 MAX_IMAGES = 20_000
 """Larger sets are sampled: a fit takes a time proportional to the images."""
-WORK = 20_000
+WORK = 10_000
 """Images of all repetitions together, for the largest share: small sets, whose subsets differ most, are repeated most."""
 REPETITIONS = (2, 20)
 MIN_PER_CLASS = 2
 CANDIDATES = 5
 """Classes of which more images are considered: those that are recognized worst."""
 MORE = 50
-MAX_HALVED = 6
+MAX_HALVED = 4
 """Repetitions with half of a class."""
 RESAMPLES = 2000
 BLOCK = 100

@@ -59,9 +59,9 @@ def write_history_png(path: Path, history: Sequence[Mapping[str, float]], best_e
     epochs = range(1, len(history) + 1)
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, label in (("train_loss", "training"), ("val_loss", "validation")):
+    for name, label in (("train_loss", "training"), ("val_loss", "held out")):
         left.plot(epochs, [epoch[name] for epoch in history], label=label)
-    right.plot(epochs, [epoch["val_accuracy"] for epoch in history], color="C1", label="validation")
+    right.plot(epochs, [epoch["val_accuracy"] for epoch in history], color="C1", label="held out")
     left.set(xlabel="epoch", ylabel="loss")
     right.set(xlabel="epoch", ylabel="accuracy")
     for axes in (left, right):
