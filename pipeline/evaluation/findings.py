@@ -12,7 +12,7 @@ import numpy as np
 from scipy.stats import fisher_exact
 
 from edgeline.pipeline.evaluation.insight import Insight
-from edgeline.pipeline.evaluation.learning_curve import ClassGain, LearningCurve, Point
+from edgeline.pipeline.evaluation.learning_curve import LearningCurve, Point
 from edgeline.pipeline.evaluation.report import Evaluation
 from edgeline.pipeline.runs.findings import Finding
 from edgeline.pipeline.sources.labels import summarize
@@ -26,6 +26,9 @@ DEVIATIONS = 3.3
 MIN_DIFFERENCE = 0.02
 """Smaller differences of accuracy are not reported, though thousands of images can prove them: heads that were trained out of
 fold have seen fewer images than the network that is tested."""
+
+MIN_GAIN = 0.0005
+"""Lower end of the interval of what more images of a class bring, from which it is reported: it does not round to zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +104,12 @@ def describe_curve(curve: LearningCurve) -> str:
         f"With {half.images:,} training images accuracy is {_with_interval(half)}, with {whole.images:,} "
         f"{_with_interval(whole)}, by a quick linear classifier on the pretrained features."
     )
-    if curve.classes and curve.classes[0].low > 0:
-        text += f" {describe_gain(curve.classes[0])}"
+    for gain in [gain for gain in curve.classes if gain.low >= MIN_GAIN][:1]:
+        text += (
+            f" {gain.more} more of {gain.label!r} would give about {100 * gain.gain:+.1f} points "
+            f"({100 * gain.low:+.1f} to {100 * gain.high:+.1f})."
+        )
     return text
-
-
-def describe_gain(gain: ClassGain) -> str:
-    """What more images of a class would bring, in one sentence."""
-    return (
-        f"{gain.more} more of {gain.label!r} would give about {100 * gain.gain:+.1f} points "
-        f"({100 * gain.low:+.1f} to {100 * gain.high:+.1f})."
-    )
 
 
 def _with_interval(point: Point) -> str:

@@ -3,8 +3,9 @@
 The method is confident learning (Northcutt et al. 2021, "Confident Learning: Estimating Uncertainty in Dataset Labels"). Heads
 that have not seen an image estimate its class. An image counts as an example of a class if its probability of that class is at
 least the mean probability of the images with that label. Counted by label and by class, these examples estimate how many labels
-are wrong. At most that many images are reported: those whose label falls farthest below the most probable other class. Confident
-learning takes the mistakes of a weak model for label errors too, so this class must also be ten times as probable as the label.
+are wrong. At most that many images are reported: those whose label falls farthest below the most probable other class.
+Confident learning takes the mistakes of a weak model for label errors too, so this class must be ten times as probable as the
+label.
 
 Shapes: M images, K classes.
 """
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 MIN_ODDS = 10.0
-"""With 5 % swapped labels this costs no more than a twentieth of what is found on two sets of photos. On clean labels and features
-that classify only a quarter of the images correctly, it leaves 2 % of the images of 72 %."""
+"""With 5 % swapped labels on two sets of photos this costs 2 % of what is found. On clean labels, with features by which only a
+quarter of the images are classified correctly, it leaves 20 of 1,081 images where confident learning alone reports 779."""
 
 
 @dataclass(frozen=True, slots=True)
