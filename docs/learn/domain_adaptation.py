@@ -2,36 +2,30 @@
 
     python domain_adaptation.py SOURCE TARGET [ARTIFACTS]
 
-SOURCE and TARGET are folders with one folder for each class, of the same classes. Labels of TARGET are used only to measure. A small
-network learns to classify the features of SOURCE, while two of its layers are pulled towards equal distributions on both domains.
-Compared on TARGET with the plain head, and with the same network without the pull (weight 0).
+SOURCE and TARGET are folders with one folder for each class, of the same classes. Labels of TARGET are used only to measure. A
+small network learns to classify the features of SOURCE, while two of its layers are pulled towards equal distributions on
+both. Compared on TARGET with the plain head, and with the same network without the pull.
 
 Shapes: N images of a batch, D features, K classes.
 """
 
 import sys
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
+from cached_features import read_features
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeline.pipeline.config import TrainConfig, load_config
-from edgeline.pipeline.data.prepare import prepare
-from edgeline.pipeline.data.samples import read_prepared
-from edgeline.pipeline.models.backbones import build
+from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.models.devices import one_thread
-from edgeline.pipeline.runs.content_cache import ContentCache
-from edgeline.pipeline.training.features import FeatureExtractor
 from edgeline.pipeline.training.heads import HeadData, train_heads
 
 HIDDEN, EPOCHS, BATCH, WEIGHT, SEEDS = 256, 30, 64, 1.0, 5
 
 
 def mk_mmd(source_ND: Tensor, target_ND: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy with five Gaussian kernels, whose widths lie around the mean distance. A number, 0 or more."""
+    """Squared maximum mean discrepancy with five Gaussian kernels, whose widths lie around the mean squared distance."""
     both = torch.cat([source_ND, target_ND])
     distances = torch.cdist(both, both).square()
     widths = distances.detach().mean() * torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0])
@@ -77,28 +71,23 @@ def accuracy(network: nn.Module, features_ND: Tensor, labels_N: Tensor) -> float
         return (network(features_ND).argmax(1) == labels_N).float().mean().item()
 
 
-def read_features(data: str, artifacts: str) -> tuple[Tensor, Tensor]:
-    """The features and labels of all images in a folder; features that are in the cache are not computed again."""
-    run, _ = prepare(load_config(data=data, artifacts=artifacts))
-    prepared = read_prepared(run.step("prepare"))
-    network, spec = build("efficientnet_lite0", "imagenet", classes=len(prepared.labels))
-    extractor = FeatureExtractor(network, spec, ContentCache(Path(artifacts, "cache", "features.sqlite")), torch.device("cpu"))
-    with tempfile.TemporaryDirectory() as folder:
-        table = extractor.compute(prepared.samples, Path(folder, "features.npy"))
-        return torch.from_numpy(np.array(table)), torch.tensor([sample.index for sample in prepared.samples])
+def compare(source: tuple[Tensor, np.ndarray], target: tuple[Tensor, np.ndarray]) -> dict[str, np.ndarray]:
+    """Accuracy on the target by method, one for each seed."""
+    source_ND, labels_N = source[0], torch.from_numpy(source[1])
+    found: dict[str, list[float]] = {"plain head": [], "small network": [], "with MK-MMD": []}
+    for seed in range(SEEDS):
+        networks = [plain_head(source_ND, labels_N, seed=seed)]
+        networks += [adapt(source_ND, labels_N, target[0], weight=weight, seed=seed) for weight in (0, WEIGHT)]
+        for values, network in zip(found.values(), networks, strict=True):
+            values.append(accuracy(network, target[0], torch.from_numpy(target[1])))
+    return {name: np.array(values) for name, values in found.items()}
 
 
 if __name__ == "__main__":
-    artifacts = sys.argv[3] if len(sys.argv) > 3 else "artifacts"
-    (source_ND, labels_N), (target_ND, truth_N) = (read_features(data, artifacts) for data in sys.argv[1:3])
+    folder = sys.argv[3] if len(sys.argv) > 3 else "artifacts"
+    source, target = (read_features(data, folder) for data in sys.argv[1:3])
     with one_thread():
-        trained = [
-            (
-                plain_head(source_ND, labels_N, seed=seed),
-                *(adapt(source_ND, labels_N, target_ND, weight=w, seed=seed) for w in (0, WEIGHT)),
-            )
-            for seed in range(SEEDS)
-        ]
-    for name, networks in zip(("plain head", "small network", "with MK-MMD"), zip(*trained, strict=True), strict=True):
-        found = 100 * np.array([accuracy(network, target_ND, truth_N) for network in networks])
-        print(f"{name:14} {found.mean():.1f} % on {len(truth_N)} target photos (seeds {found.min():.1f} to {found.max():.1f})")
+        measured = compare(source, target)
+    for name, values in measured.items():
+        low, mean, high = 100 * values.min(), 100 * values.mean(), 100 * values.max()
+        print(f"{name:13} {mean:.1f} % of {len(target[1])} target photos (seeds {low:.1f} to {high:.1f})")
