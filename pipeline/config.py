@@ -33,6 +33,7 @@ class Section(BaseModel):
 class PrepareConfig(Section):
     """Find, validate, deduplicate and split the images."""
 
+    seed: int | None = Field(None, ge=0, lt=2**31, description="Seed of the split; by default the run's `seed`.")
     layout: LayoutName = Field(
         "auto",
         description="`top`: each folder in `data` is a class. `leaf`: each folder that directly contains images is one. "
