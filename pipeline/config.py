@@ -336,6 +336,11 @@ class PublishConfig(Section):
         le=64,
         description="Number of held-out images that are shipped in the artifact as golden samples. They become public with it.",
     )
+    pictures: bool = Field(
+        True,
+        description="Show small pictures in the report: of mistakes in the test split, with heatmaps, and of training images "
+        "whose labels should be checked. They become public with it.",
+    )
     golden_tolerance: float = Field(
         1e-3,
         gt=0,
