@@ -76,7 +76,7 @@ def prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
         write_pictures(folder / "near_duplicates.html", deduplicated.near, samples)
         extend_history(history, deduplicated)
         write_findings(folder, find_in_data(source, validated, deduplicated, samples))
-        summary = {"fingerprint": fingerprint, "seed": config.seed, **build_summary(source, validated, deduplicated, samples)}
+        summary = {"fingerprint": fingerprint, "seed": _seed(config), **build_summary(source, validated, deduplicated, samples)}
         write_json(folder / "summary.json", summary)
 
     result = build_or_reuse(run, "prepare", _key(config, source, fingerprint), build)
@@ -105,10 +105,15 @@ def _key(config: PipelineConfig, source: Source, fingerprint: str) -> str:
         "fingerprint": fingerprint,
         "root": source.root,  # samples.csv contains absolute paths
         "layout": source.layout,
-        "seed": config.seed,
+        "seed": _seed(config),
         "settings": config.prepare.model_dump(mode="json"),
     }
     return step_key(inputs, code_digest("edgeline.pipeline.data.prepare", cache=config.cache / CODE_CACHE), ("pillow",))
+
+
+def _seed(config: PipelineConfig) -> int:
+    """The seed of the split."""
+    return config.seed if config.prepare.seed is None else config.prepare.seed
 
 
 def _fingerprint(source: Source, hashes: Sequence[str | ImageError]) -> str:
@@ -169,7 +174,7 @@ def _split(source: Source, deduplicated: Deduplicated, config: PipelineConfig) -
         if image.split in (None, "train") and image.content.pixels not in deduplicated.near_copies:
             groups[deduplicated.group(image)][image.file.label] += 1
     _check_counts(source.labels, deduplicated, groups, len(missing) + 1, config.prepare.min_per_class)
-    carved = carve(groups, missing, seed=config.seed)
+    carved = carve(groups, missing, seed=_seed(config))
     _check_carved(source.labels, groups, carved, ("train", *missing))
     return {
         image.content.pixels: image.split if image.split in ("val", "test") else carved[deduplicated.group(image)]

@@ -34,7 +34,7 @@ def write_confusion_png(path: Path, confusion_KK: np.ndarray, labels: Sequence[s
         for row, column in zip(*np.nonzero(confusion_KK), strict=True):
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(confusion_KK[row, column]), ha="center", va="center", color=color, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def write_reliability_png(path: Path, probabilities_NK: np.ndarray, targets_N: np.ndarray, bins: int) -> None:
@@ -51,7 +51,7 @@ def write_reliability_png(path: Path, probabilities_NK: np.ndarray, targets_N: n
     upper.set(ylabel="accuracy", ylim=(0, 1))
     lower.bar(edges[:-1], counts, width=1 / bins, align="edge", edgecolor="white", color="0.5")
     lower.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def write_history_png(path: Path, history: Sequence[Mapping[str, float]], best_epoch: int) -> None:
@@ -68,7 +68,7 @@ def write_history_png(path: Path, history: Sequence[Mapping[str, float]], best_e
         axes.axvline(best_epoch, color="0.6", linestyle="--", linewidth=1, label="chosen epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def write_learning_curve_png(path: Path, curve: LearningCurve) -> None:
@@ -82,7 +82,7 @@ def write_learning_curve_png(path: Path, curve: LearningCurve) -> None:
     axes.set_xticks(images, [f"{count:,}" for count in images])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def write_divergence_png(path: Path, sqnr_db: Sequence[float], layers: Sequence[str]) -> None:
@@ -94,10 +94,11 @@ def write_divergence_png(path: Path, sqnr_db: Sequence[float], layers: Sequence[
     every = max(1, len(layers) // 12)
     axes.set_xticks(range(0, len(layers), every), layers[::every], rotation=60, ha="right", fontsize=6, parse_math=False)
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG; characters that the font lacks are drawn as boxes."""
     FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         # matplotlib's font has Latin, Greek and Cyrillic letters only; other labels are drawn as boxes.
