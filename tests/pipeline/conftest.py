@@ -149,6 +149,7 @@ def make_run(shapes: Prepared) -> Callable[..., Run]:
 
     def make(artifacts: Path, prepared: Prepared = shapes, **options: Any) -> Run:
         overrides = [f"train.{key}={value}" for key, value in options.pop("train", {}).items()]
+        overrides.append("preprocess.size=96")  # a fifth of the time of 224
         config = load_config(None, overrides, artifacts=str(artifacts), name="shapes", **options)
         run = create_run(config, prepared.fingerprint)
         run.step("prepare").mkdir()

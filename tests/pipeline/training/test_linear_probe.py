@@ -52,11 +52,9 @@ def test_a_head_on_imagenet_features_classifies_the_shapes(
     assert not list(tmp_path.glob("*.npy"))
 
 
-def test_the_same_seed_gives_the_same_weights_bit_for_bit(
-    fitted: Fitted, lite0_template: tuple[Network, PreprocessSpec], lite0: Network, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(fitted: Fitted, small: Network, tmp_path: Path) -> None:
     config = TrainConfig(views=1, epochs=5)
-    networks = [lite0, *(copy.deepcopy(lite0) for _ in range(2))]
+    networks = [small, *(copy.deepcopy(small) for _ in range(2))]
     first, again, other = (
         fitted(network, config, seed=seed, cache=tmp_path / f"cache-{number}")
         for number, (network, seed) in enumerate(zip(networks, (3, 3, 4), strict=True))
@@ -88,7 +86,7 @@ def test_the_refit_learns_from_validation_and_calibration_gets_the_logits_from_b
     assert after < 0.8 * before
 
 
-def test_views_are_further_training_images(fitted: Fitted, lite0: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_are_further_training_images(fitted: Fitted, small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[tuple[int, int]] = []
     original = HeadTrainer.fit
 
@@ -98,12 +96,12 @@ def test_views_are_further_training_images(fitted: Fitted, lite0: Network, monke
         return original(trainer, head, train, val)
 
     monkeypatch.setattr(HeadTrainer, "fit", recording)
-    fitted(lite0, PLAIN.model_copy(update={"views": 2, "epochs": 1}))
+    fitted(small, PLAIN.model_copy(update={"views": 2, "epochs": 1}))
     assert sizes == [(3 * 36, 3 * 36)]
 
 
 def test_the_refit_trains_on_the_same_views_of_validation_images(
-    fitted: Fitted, lite0: Network, monkeypatch: pytest.MonkeyPatch
+    fitted: Fitted, small: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[tuple[int, list[int]]] = []
     original = HeadTrainer.refit
@@ -114,7 +112,7 @@ def test_the_refit_trains_on_the_same_views_of_validation_images(
         original(trainer, head, everything, epochs)
 
     monkeypatch.setattr(HeadTrainer, "refit", recording)
-    fitted(lite0, PLAIN.model_copy(update={"views": 2, "epochs": 1, "refit": True}))
+    fitted(small, PLAIN.model_copy(update={"views": 2, "epochs": 1, "refit": True}))
     assert sizes == [(3 * 48, [48, 48, 48])]
 
 
