@@ -125,8 +125,8 @@ def statistics(folder: Path, images: Path) -> bytes:
     return json.dumps(counted | dict.fromkeys(("version", "manifest_sha256", "since", "until"))).encode()
 
 
-QUICK = RUN - {"docs/verify-any-onnx.md"}
-"""That one imports torch for each command."""
+QUICK = RUN - {"docs/verify-any-onnx.md", "docs/index.md", "docs/drift.md", "docs/conformance.md"}
+"""The first imports torch for each command; the others start more processes of kinds that other pages start too."""
 
 
 @pytest.mark.parametrize("page", cases({page: page for page in sorted(RUN)}, quick=QUICK))
