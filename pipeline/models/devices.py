@@ -1,5 +1,8 @@
 """The device that training and evaluation compute on, and what depends on it: threads, precision, batch size, memory."""
 
+import ctypes
+import functools
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -36,6 +39,23 @@ def describe_device(device: torch.device) -> str:
 def autocast(device: torch.device) -> AbstractContextManager[None]:
     """Mixed precision on a GPU; nothing on a CPU, where it would only cost accuracy."""
     return torch.autocast("cuda", dtype=torch.float16) if device.type == "cuda" else nullcontext()
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have glibc reuse the memory of freed tensors instead of returning it to the system after every layer.
+
+    Otherwise each layer's output is fresh memory that the kernel fills with zeros, page by page: a third of the CPU time of
+    an EfficientNet-Lite0 on 224 px, and several times that on a busy virtual machine. The values that the network computes
+    do not change. On other C libraries nothing happens.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "gnu_get_libc_version"):
+        m_trim_threshold, m_mmap_threshold = -1, -3  # of malloc.h
+        libc.mallopt(m_mmap_threshold, 2**30)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 @contextmanager
