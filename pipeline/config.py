@@ -140,15 +140,14 @@ class TrainConfig(Section):
     patience: int = Field(20, ge=1, description="Stop after this many epochs without a better validation loss.")
     refit: bool = Field(
         True,
-        description="`head`: after validation has determined the best number of epochs, train again on train and validation "
-        "together for that many, but at least 40. The temperature is still fitted on images that were not trained on.",
+        description="Train the weights that ship on train and validation together, for the number of epochs that "
+        "held-out images have determined. `false`: on train alone. The temperature is always fitted on images that were not "
+        "trained on.",
     )
-    views: int = Field(
-        0,
-        ge=0,
-        le=16,
-        description="Augmented views of each training image, in addition to the plain one. With `head`, their features are "
-        "cached too.",
+    views: Literal["auto"] | Annotated[int, Field(ge=0, le=16)] = Field(
+        "auto",
+        description="`head`: augmented views of each training image, in addition to the plain one; their features are cached "
+        "too. `auto`: 4 up to 500 images, 2 up to 2,000 with at most 50 in each class on average, otherwise none.",
     )
     augment: AugmentationName = Field(
         "light",

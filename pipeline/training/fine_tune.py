@@ -28,7 +28,7 @@ from edgeline.pipeline.models.backbones import Network, stages
 from edgeline.pipeline.models.devices import autocast, memory_errors, to_device
 from edgeline.pipeline.progress import track
 from edgeline.pipeline.training.augment import augment
-from edgeline.pipeline.training.context import TrainingContext, TrainingResult
+from edgeline.pipeline.training.context import HeldOutLogits, TrainingContext, TrainingResult
 from edgeline.pipeline.training.history import check_finite
 from edgeline.pipeline.training.resume import TrainingState, delete_states
 
@@ -66,7 +66,11 @@ def fit(context: TrainingContext) -> TrainingResult:
     network.load_state_dict(state.best)
     val_logits_NK = compute_val_logits(context).numpy()
     delete_states(context.folder)
-    return TrainingResult(history=history, val_logits_NK=val_logits_NK)
+    val = context.prepared.of("val")
+    calibration = HeldOutLogits(
+        logits_NK=val_logits_NK, targets_N=val_targets_N.numpy(), images=[sample.sha256 for sample in val]
+    )
+    return TrainingResult(history=history, calibration=calibration)
 
 
 def parameter_groups(network: Network, config: TrainConfig) -> list[dict[str, Any]]:
