@@ -70,7 +70,8 @@ def _values(field: FieldInfo) -> str:
 
 
 def _type_name(annotation: Any) -> str:
-    return {str: "text", int: "whole number", float: "number", bool: "true or false"}.get(annotation, str(annotation))
+    names = {str: "text", int: "whole number", int | None: "whole number", float: "number", bool: "true or false"}
+    return names.get(annotation, str(annotation))
 
 
 if __name__ == "__main__":

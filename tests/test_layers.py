@@ -30,6 +30,7 @@ SUBPACKAGE_FORBIDDEN = {
     "pipeline.data": {"torch", "pipeline.models", "pipeline.training", "pipeline.evaluation"},
     "pipeline.models": {"pipeline.training", "pipeline.evaluation"},
     "pipeline.training": {"pipeline.evaluation"},
+    "pipeline.explanation": {"pipeline.data", "pipeline.training", "pipeline.evaluation"},
     "export.graph": {"export.publishing", "export.verification", "export.emulation", "export.external"},
     "export.parity": {"export.publishing", "export.verification", "export.quantization", "export.converters"},
     "export.quantization": {"export.publishing", "export.verification"},
