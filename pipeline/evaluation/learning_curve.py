@@ -158,7 +158,7 @@ def _correct(train: Table, subset: list[np.ndarray], test: Table) -> np.ndarray:
     """Which test images are classified correctly after learning from a subset, float (T,)."""
     chosen = np.concatenate(subset)
     part = Table(features_ND=train.features_ND[chosen], targets_N=train.targets_N[chosen], groups_N=train.groups_N[chosen])
-    return (fit_and_predict(part, test.features_ND) == test.targets_N).astype(float)
+    return np.asarray(fit_and_predict(part, test.features_ND) == test.targets_N, float)
 
 
 def _by_class(train: Table, chance: np.random.Generator) -> list[np.ndarray]:
