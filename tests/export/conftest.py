@@ -39,6 +39,7 @@ ORIENTATIONS = (1, 6, 3, 8)
 ORIENTATION, GPS = 0x0112, 0x8825
 VARIANTS = ("onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8")
 SETTINGS = [
+    "train.strategy=head",
     "train.epochs=60",
     "preprocess.size=96",  # a fifth of the time of 224
     "publish.golden=5",
