@@ -64,6 +64,10 @@ NOT_EXECUTED: dict[str, list[str]] = {
         "trains for about a minute; tests/flows runs every step",
         "trains for about a minute; examples/quickstart.ipynb is executed by tests/flows",
     ],
+    "docs/understand.md": [
+        "needs two finished runs; tests/flows/cli/test_compare.py compares them",
+        "needs a finished run; tests/flows/cli/test_explain.py explains one",
+    ],
     "docs/verify-any-onnx.md": [
         "imports torch for each command; tests/export/external/test_verify.py runs such files",
         "`model` is yours",

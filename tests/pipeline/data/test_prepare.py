@@ -18,7 +18,7 @@ from PIL import Image
 
 from edgeline.pipeline.config import PipelineConfig, load_config
 from edgeline.pipeline.data.prepare import prepare
-from edgeline.pipeline.data.samples import Prepared, read_prepared
+from edgeline.pipeline.data.samples import Prepared, read_attributes, read_prepared
 from edgeline.pipeline.runs.findings import read_findings
 from edgeline.serve.errors import DataError, EdgelineError
 
@@ -272,6 +272,20 @@ def test_given_splits_are_kept_and_missing_ones_carved_from_train(
     assert [warning in text for text in findings(data).values()] == ([True] if warning else [])
     held_out = {sample.path for sample in found.of("test")}
     assert all(f"/{max(folders, key=list(folders).index)}/" in path for path in held_out)
+
+
+def test_the_other_columns_of_a_csv_file_are_kept_with_the_images(data: Path) -> None:
+    rows = [f"{kind}/{number:03}.png,{kind},{number % 2}" for kind in ("cat", "dog") for number in range(10)]
+    (data / "list.csv").write_text("\n".join(["path,label,site", *rows]))
+    run, result = prepare(config(data / "list.csv"))
+    found = read_attributes(result.folder)
+    assert found.keys() == {"site"}
+    for sample in read_prepared(result.folder).samples:
+        assert found["site"][sample.pixels] == str(int(Path(sample.name).stem) % 2)
+    (data / "list.csv").write_text("\n".join(["path,label,site", *rows]).replace(",0", ",2"))
+    other, _ = prepare(config(data / "list.csv"))
+    assert other.folder != run.folder, "another value is other data"
+    assert read_attributes(prepare(config(data))[1].folder) == {}
 
 
 def test_a_csv_file_with_splits_follows_the_same_rule(data: Path) -> None:
