@@ -90,11 +90,11 @@ def train_heads(data: HeadData, config: TrainConfig, class_weights_K: Tensor, se
     used_R, epochs = torch.from_numpy(np.flatnonzero(learns_RF[:, shipped])), config.epochs or EPOCHS
     history, best = TrainingHistory(), (torch.empty(0), torch.empty(0), np.empty(0))
     for epoch in track(range(1, epochs + 1), "training the head", epochs):
-        batches = used_R[torch.randperm(len(used_R), generator=generator)].split(config.batch_size)
+        batches = torch.split(used_R[torch.randperm(len(used_R), generator=generator)], config.batch_size)
         total = 0.0
         for batch_B in batches:
             features_BD = _drop(rows[batch_B.numpy()], config.dropout, generator)
-            logits_BFK = (features_BD @ weight_FKD.flatten(0, 1).T).unflatten(1, (-1, classes)) + bias_FK
+            logits_BFK = (features_BD @ weight_FKD.flatten(0, 1).T).view(len(batch_B), -1, classes) + bias_FK
             losses_F = _losses(
                 logits_BFK, targets_R[batch_B], learns_RF[batch_B], class_weights_K, smoothing=config.label_smoothing
             )
@@ -172,7 +172,7 @@ def _held_out_logits(
     rows: FeatureRows, held_rows_N: np.ndarray, held_folds_N: Tensor, weight_FKD: Tensor, bias_FK: Tensor
 ) -> Tensor:
     logits_NK = torch.empty(len(held_rows_N), weight_FKD.shape[1])
-    for fold in held_folds_N.unique().tolist():
+    for fold in np.unique(held_folds_N.numpy()).tolist():
         here_N = held_folds_N == fold
         for part in np.array_split(np.flatnonzero(here_N.numpy()), max(1, int(here_N.sum()) // BLOCK)):
             logits_NK[part] = rows[held_rows_N[part]] @ weight_FKD[fold].T + bias_FK[fold]

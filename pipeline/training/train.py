@@ -22,17 +22,20 @@ from edgeline.pipeline.models.weights_file import LoadedWeights
 from edgeline.pipeline.names import StrategyName
 from edgeline.pipeline.runs.findings import Finding, write_findings
 from edgeline.pipeline.runs.run import Run
-from edgeline.pipeline.training import fine_tune
 from edgeline.pipeline.training.context import Strategy, TrainingContext, TrainingResult
-from edgeline.pipeline.training.strategies import head
+from edgeline.pipeline.training.strategies import differential, few_shot, full, gradual, head, lp_ft, partial, scratch
 
 STRATEGIES: Mapping[StrategyName, Strategy] = {
     "head": head.fit,
-    "full": fine_tune.fit,
-    "differential": fine_tune.fit,
-    "gradual": fine_tune.fit,
+    "few-shot": few_shot.fit,
+    "lp-ft": lp_ft.fit,
+    "full": full.fit,
+    "partial": partial.fit,
+    "differential": differential.fit,
+    "gradual": gradual.fit,
+    "scratch": scratch.fit,
 }
-"""By the name in the configuration. `fine_tune` covers three, which differ in learning rates and in what is frozen when."""
+"""By the name in the configuration."""
 
 if STRATEGIES.keys() != set(get_args(StrategyName)):
     raise TypeError(f"STRATEGIES has {sorted(STRATEGIES)}, train.strategy allows {sorted(get_args(StrategyName))}")
@@ -54,11 +57,12 @@ def build_checkpoint(run: Run, folder: Path) -> None:
     config = run.config
     prepared = read_prepared(run.step("prepare"))
     device = choose_device(config.train.device)
+    weights = "none" if config.train.strategy == "scratch" else config.weights
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # of the weights that are not loaded: all with `weights = "none"`, else the head's
         network, spec = build(
             config.model,
-            config.weights,
+            weights,
             classes=len(prepared.labels),
             dropout=config.train.dropout,
             preprocess=config.preprocess,
@@ -76,7 +80,7 @@ def build_checkpoint(run: Run, folder: Path) -> None:
     result = train(context)
     checkpoint = Checkpoint(
         model=config.model,
-        weights=config.weights,
+        weights=weights,
         labels=prepared.labels,
         preprocess=spec,
         dropout=config.train.dropout,

@@ -3,6 +3,7 @@
 Shapes: M training and validation images, D features, K classes.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -49,6 +50,17 @@ def fit(context: TrainingContext) -> TrainingResult:
         images=[samples[row].sha256 for row in trained.held_out_rows],
     )
     return TrainingResult(history=trained.history, calibration=held_out, out_of_fold=held_out)
+
+
+def fit_start(context: TrainingContext) -> TrainingResult:
+    """Train the head that a strategy for the other layers starts with. The configured epochs and rate are those of the layers.
+
+    Raises:
+        DataError: a file is missing or has changed.
+        TrainingError: the loss is not finite, or a batch does not fit into memory.
+    """
+    config = context.config.model_copy(update={"epochs": 0, "learning_rate": 0.0})
+    return fit(replace(context, config=config))
 
 
 def number_of_views(config: TrainConfig, images: int, classes: int) -> int:

@@ -39,7 +39,7 @@ def digests() -> dict[str, str]:
 
 EDITS = {
     "pipeline/data/split.py": {"prepare"},
-    "pipeline/training/fine_tune.py": {"train"},
+    "pipeline/training/layers.py": {"train"},
     "pipeline/training/features.py": {"train", "the feature cache"},
     "pipeline/training/augment.py": {"train", "the feature cache", "variants"},  # quantization-aware training augments too
     "pipeline/models/checkpoint.py": AFTER_PREPARE,
