@@ -118,12 +118,18 @@ class TrainConfig(Section):
     """Train the head, or the backbone too."""
 
     strategy: StrategyName = Field(
-        "head",
-        description="`head`: train a linear layer on the features of a frozen backbone, which are computed once. `few-shot`: "
-        "the same with the mean features of each class, for a handful of images. The next ones start from the trained head. "
-        "`lp-ft`: train all layers, a little more slowly towards the input. `full`: all with one learning rate. `partial`: "
-        "those named in `unfreeze`. `differential`: all, much more slowly towards the input. `gradual`: the same, unfrozen "
-        "one after the other from the top. `scratch`: all from random weights, as a baseline.",
+        "auto",
+        description="`auto`: the best of `head`, `few-shot` and, within `budget`, `lp-ft` on held-out images; the run reports "
+        "which and why. `head`: train a linear layer on the features of a frozen backbone, which are computed once. "
+        "`few-shot`: the same with the mean features of each class, for a handful of images. The next ones start from the "
+        "trained head. `lp-ft`: train all layers, a little more slowly towards the input. `full`: all with one learning rate. "
+        "`partial`: those named in `unfreeze`. `differential`: all, much more slowly towards the input. `gradual`: the same, "
+        "unfrozen one after the other from the top. `scratch`: all from random weights, as a baseline.",
+    )
+    budget: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
+        "auto",
+        description="`strategy=auto`: minutes of training that the layers below the head may take, by its estimate. `auto`: "
+        "none on a CPU, no limit on a GPU.",
     )
     unfreeze: tuple[str, ...] = Field(
         (), description='`partial`: the stages to train besides the head, such as `["blocks.5", "blocks.6"]`.'
@@ -335,6 +341,11 @@ class PublishConfig(Section):
         ge=2,
         le=64,
         description="Number of held-out images that are shipped in the artifact as golden samples. They become public with it.",
+    )
+    pictures: bool = Field(
+        True,
+        description="Show small pictures in the report: of mistakes in the test split, with heatmaps, and of training images "
+        "whose labels should be checked. They become public with it.",
     )
     golden_tolerance: float = Field(
         1e-3,

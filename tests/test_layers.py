@@ -39,6 +39,7 @@ SUBPACKAGE_FORBIDDEN = {
     "pipeline.training": {"pipeline.evaluation", "pipeline.experiments"},
     "pipeline.evaluation": {"pipeline.experiments"},
     "pipeline.experiments": {"torch", "pipeline.models", "pipeline.training"},
+    "pipeline.explanation": {"pipeline.data", "pipeline.training", "pipeline.evaluation"},
     "export.graph": {"export.publishing", "export.verification", "export.emulation", "export.external"},
     "export.parity": {"export.publishing", "export.verification", "export.quantization", "export.converters"},
     "export.quantization": {"export.publishing", "export.verification"},

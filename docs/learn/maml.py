@@ -2,8 +2,8 @@
 
     python maml.py DATA [SHOTS] [ARTIFACTS]
 
-DATA has a folder for each class. Two thirds of the classes make the training episodes, the others only test. An episode has some
-classes, SHOTS photos of each to adapt to, and others to classify. Compared with a linear head trained on the same few photos.
+DATA has a folder for each class. Two thirds of the classes make the training episodes, the others only test. An episode draws
+some classes, SHOTS photos of each to adapt to, and others to classify. Compared with a linear head on the same few photos.
 """
 
 import sys

@@ -4,7 +4,8 @@
     prepared = read_prepared(result.folder)
 
 The step's folder contains `samples.csv` (the images that are kept), `rejected.csv`, `duplicates.csv` and `conflicts.csv`
-(the others, with the reason), `summary.json` and `findings.json`. The user's files are never written to.
+(the others, with the reason), `summary.json` and `findings.json`; for a CSV file with further columns also `attributes.csv`.
+The user's files are never written to.
 
 The run is identified by the content of the files, not by their times: a second call only hashes them.
 """
@@ -26,7 +27,7 @@ from edgeline.pipeline.data.report import (
     write_near_duplicates,
     write_rejected,
 )
-from edgeline.pipeline.data.samples import Sample, write_samples
+from edgeline.pipeline.data.samples import ATTRIBUTES, Sample, write_attributes, write_samples
 from edgeline.pipeline.data.split import carve
 from edgeline.pipeline.data.validation import ValidationResult, hash_files, validate_images
 from edgeline.pipeline.names import Split
@@ -69,6 +70,7 @@ def prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
             deduplicated = group_near_pairs(deduplicated, pairs, read_history(history, deduplicated))
         samples = _samples(source, deduplicated, _split(source, deduplicated, config))
         write_samples(folder / "samples.csv", samples)
+        write_attributes(folder / ATTRIBUTES, {image.content.pixels: image.file.attributes for image in deduplicated.kept})
         write_duplicates(folder / "duplicates.csv", deduplicated, samples)
         write_near_duplicates(folder / "near_duplicates.csv", deduplicated, samples)
         write_pictures(folder / "near_duplicates.html", deduplicated.near, samples)
@@ -117,7 +119,10 @@ def _seed(config: PipelineConfig) -> int:
 def _fingerprint(source: Source, hashes: Sequence[str | ImageError]) -> str:
     """Digest of the whole data set. A file that cannot be hashed is represented by the reason."""
     files = [
-        [file.name, file.label, file.given, file.group, sha256 if isinstance(sha256, str) else f"!{sha256.code}"]
+        [
+            *(file.name, file.label, file.given, file.group, sha256 if isinstance(sha256, str) else f"!{sha256.code}"),
+            *([file.attributes] if file.attributes else []),
+        ]
         for file, sha256 in zip(source.files, hashes, strict=True)
     ]
     rejected = [[file.name, f"!{file.code}"] for file in source.rejected]

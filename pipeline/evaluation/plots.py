@@ -1,15 +1,18 @@
-"""Plots for the report: confusion matrix, reliability diagram, divergence by layer.
+"""Plots for the report: confusion matrix, reliability diagram, learning curve, training history, divergence by layer.
 
 Equal numbers give equal bytes.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from edgeline.pipeline.evaluation.learning_curve import LearningCurve
 
 METADATA = {"Software": None}  # matplotlib's version in the file would make equal plots differ
 
@@ -48,6 +51,37 @@ def write_reliability_png(path: Path, probabilities_NK: np.ndarray, targets_N: n
     upper.set(ylabel="accuracy", ylim=(0, 1))
     lower.bar(edges[:-1], counts, width=1 / bins, align="edge", edgecolor="white", color="0.5")
     lower.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
+    save_figure(figure, path)
+
+
+def write_history_png(path: Path, history: Sequence[Mapping[str, float]], best_epoch: int) -> None:
+    """Draw loss and accuracy by epoch, with a line at the epoch whose weights were chosen."""
+    epochs = range(1, len(history) + 1)
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, label in (("train_loss", "training"), ("val_loss", "held out")):
+        left.plot(epochs, [epoch[name] for epoch in history], label=label)
+    right.plot(epochs, [epoch["val_accuracy"] for epoch in history], color="C1", label="held out")
+    left.set(xlabel="epoch", ylabel="loss")
+    right.set(xlabel="epoch", ylabel="accuracy")
+    for axes in (left, right):
+        axes.axvline(best_epoch, color="0.6", linestyle="--", linewidth=1, label="chosen epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def write_learning_curve_png(path: Path, curve: LearningCurve) -> None:
+    """Draw accuracy by number of training images, with its interval."""
+    images = [point.images for point in curve.points]
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.fill_between(images, [p.low for p in curve.points], [p.high for p in curve.points], alpha=0.2)
+    axes.plot(images, [point.accuracy for point in curve.points], marker="o")
+    axes.set(xlabel="training images", ylabel="accuracy", xscale="log")
+    axes.set_xticks(images, [f"{count:,}" for count in images])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
     save_figure(figure, path)
 
 

@@ -129,7 +129,7 @@ def measure(model: str) -> Backbone:
     return Backbone(
         name=model,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
-        macs=_multiply_adds(module, spec.height, spec.width),
+        macs=multiply_adds(module, spec.height, spec.width),
         size=spec.height,
         file="" if model.startswith("timm:") else _torchvision_file(model),
         int8="not measured",
@@ -146,7 +146,7 @@ def _without_memory(make: Callable[[], Built]) -> Built:
         return make()
 
 
-def _multiply_adds(module: nn.Module, height: int, width: int) -> int:
+def multiply_adds(module: nn.Module, height: int, width: int) -> int:
     """Multiply-adds of the convolutions and linear layers for one image."""
     # Not with torch.utils.flop_counter, which imports Triton.
     counts: list[int] = []

@@ -72,6 +72,8 @@ class TrainingResult:
     """Cross-fitted logits of a head on the frozen backbone for all training and validation images, if one was trained."""
     findings: list[Finding] = field(default_factory=list)
     """What the strategy noticed or decided."""
+    strategy: str = ""
+    """The strategy that was chosen, if not the configured one."""
 
 
 Strategy = Callable[[TrainingContext], TrainingResult]

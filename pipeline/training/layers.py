@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.data.samples import Sample, map_ahead, stream_pixels
 from edgeline.pipeline.models.backbones import Network, stages
 from edgeline.pipeline.models.devices import CPU_BATCH, autocast, is_memory_error, memory_errors, to_device
@@ -107,15 +108,12 @@ class LayerTrainer:
 
     def __post_init__(self) -> None:
         config, network = self.context.config, self.context.network
+        self.epochs, self.passes = schedule_length(config, self.plan, len(self.samples))
         self.folder.mkdir(parents=True, exist_ok=True)
         device = self.context.device
         scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and config.precision in ("auto", "fp16"))
         self.state = TrainingState(network, build_optimizer(parameter_groups(network, self.plan), config), scaler)
-        steps = math.ceil(len(self.samples) / config.batch_size)
-        self.epochs = config.epochs or self.plan.epochs
-        self.passes = 1 if config.epochs else max(1, math.ceil(MIN_STEPS / (self.epochs * steps)))
-        """Passes over the images in an epoch."""
-        self.total_steps = self.epochs * self.passes * steps
+        self.total_steps = self.epochs * self.passes * math.ceil(len(self.samples) / config.batch_size)
         self.parts = 1
         """Number of parts that a batch is split into, because it does not fit into memory."""
         spec = self.context.spec if config.augment == "none" else canvas(self.context.spec)
@@ -236,6 +234,22 @@ class LayerTrainer:
             f"{self.parts} parts of at most {size}."
         )
         self.findings[:] = [Finding(code="batch_split", message=message, level="note")]
+
+
+def schedule_length(config: TrainConfig, plan: LayerPlan, images: int) -> tuple[int, int]:
+    """Return the number of epochs, and of passes over the images in each of them."""
+    if config.epochs:
+        return config.epochs, 1
+    steps = math.ceil(images / config.batch_size)
+    return plan.epochs, max(1, math.ceil(MIN_STEPS / (plan.epochs * steps)))
+
+
+def training_images(context: TrainingContext, plan: LayerPlan) -> int:
+    """Return on how many images a training makes a step, counted with repetitions, if it is not stopped early."""
+    train, both = (len(context.prepared.of(*splits)) for splits in (("train",), ("train", "val")))
+    return sum(
+        math.prod(schedule_length(context.config, plan, n)) * n for n in ([train, both] if context.config.refit else [train])
+    )
 
 
 def parameter_groups(network: Network, plan: LayerPlan) -> list[dict[str, Any]]:

@@ -23,9 +23,10 @@ from edgeline.pipeline.names import StrategyName
 from edgeline.pipeline.runs.findings import Finding, write_findings
 from edgeline.pipeline.runs.run import Run
 from edgeline.pipeline.training.context import Strategy, TrainingContext, TrainingResult
-from edgeline.pipeline.training.strategies import differential, few_shot, full, gradual, head, lp_ft, partial, scratch
+from edgeline.pipeline.training.strategies import auto, differential, few_shot, full, gradual, head, lp_ft, partial, scratch
 
 STRATEGIES: Mapping[StrategyName, Strategy] = {
+    "auto": auto.fit,
     "head": head.fit,
     "few-shot": few_shot.fit,
     "lp-ft": lp_ft.fit,
@@ -84,7 +85,7 @@ def build_checkpoint(run: Run, folder: Path) -> None:
         labels=prepared.labels,
         preprocess=spec,
         dropout=config.train.dropout,
-        strategy=config.train.strategy,
+        strategy=result.strategy or config.train.strategy,
         seed=config.seed,
         device=describe_device(device),
         history=tuple(result.history.epochs),

@@ -31,7 +31,7 @@ def test_an_example_has_at_most_a_hundred_lines(name: str) -> None:
 
 
 def clusters(classes: int, each: int, *, shift: float = 0.0) -> tuple[torch.Tensor, np.ndarray]:
-    """Features of some classes in 32 dimensions, all moved by a share of the way from class 0 to class 1."""
+    """Features of some classes in 32 dimensions; the shift moves all by that share of the way from class 0 to class 1."""
     centers = 2 * np.random.default_rng(1).normal(size=(classes, 32))
     labels_N = np.repeat(np.arange(classes), each)
     noise = np.random.default_rng(0).normal(size=(len(labels_N), 32))

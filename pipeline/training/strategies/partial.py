@@ -1,12 +1,10 @@
 """Strategy `partial`: the stages named in `train.unfreeze`, starting with the trained head; all others stay frozen."""
 
-import difflib
-
 from edgeline.pipeline.models.backbones import stages
+from edgeline.pipeline.models.inspection import check_stages
 from edgeline.pipeline.training.context import TrainingContext, TrainingResult
 from edgeline.pipeline.training.layers import LayerPlan, train_layers
 from edgeline.pipeline.training.strategies import head
-from edgeline.serve.errors import ConfigError
 
 LEARNING_RATE = 3e-4
 
@@ -31,12 +29,5 @@ def plan(context: TrainingContext) -> LayerPlan:
     """
     rate = context.config.learning_rate or LEARNING_RATE
     names = [*(stage.name for stage in stages(context.network.backbone)), "head"]
-    for name in context.config.unfreeze:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
-            raise ConfigError(
-                f"train.unfreeze: the network has no stage {name!r}"
-                + (f"; did you mean {near[0]!r}?" if near else "")
-                + f" Its stages, from the input: {', '.join(names)}"
-            )
+    check_stages("the model", names, context.config.unfreeze)
     return LayerPlan(peaks={name: rate for name in names if name in (*context.config.unfreeze, "head")})

@@ -210,7 +210,7 @@ def test_partial_changes_only_the_named_stages_and_the_head(fitted: Fitted, smal
 def test_an_unknown_stage_is_an_error_with_the_nearest_name_before_anything_is_computed(
     fitted: Fitted, small: Network, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"no stage 'feature.12'; did you mean 'features.12'\?.*from the input: features.0, "):
+    with pytest.raises(ConfigError, match=r"no stage 'feature.12'; did you mean features.12\?"):
         fitted(small, config("partial", unfreeze=["feature.12"]))
     assert list(tmp_path.iterdir()) == []
 
