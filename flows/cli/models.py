@@ -113,7 +113,7 @@ def _read_run(folder: Path) -> tuple[str, int, str, list[str] | None]:
     if strategy in HEAD_ONLY:
         trained = [HEAD]
     elif strategy == "partial":
-        trained = [HEAD, *getattr(run.config.train, "unfreeze", ())]
+        trained = [HEAD, *run.config.train.unfreeze]
     return run.config.model, len(read_prepared(run.step("prepare")).labels), strategy, trained
 
 
