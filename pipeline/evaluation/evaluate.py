@@ -8,16 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from edgeline.pipeline.data.samples import Sample, read_prepared, stream_pixels
 from edgeline.pipeline.evaluation.findings import find_in_evaluation
 from edgeline.pipeline.evaluation.metrics import best_temperature, calibration_error, nll, softmax, wilson_interval
 from edgeline.pipeline.evaluation.plots import write_confusion_png, write_reliability_png
 from edgeline.pipeline.evaluation.report import Average, Calibration, ClassReport, Evaluation, Mistake, Share, write_evaluation
-from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.checkpoint import CALIBRATION, load_checkpoint
 from edgeline.pipeline.models.devices import CPU_BATCH, choose_device, memory_errors, to_device
+from edgeline.pipeline.models.frozen_features import FrozenBackbone
 from edgeline.pipeline.progress import track
+from edgeline.pipeline.runs.content_cache import FEATURES, ContentCache
 from edgeline.pipeline.runs.findings import write_findings
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.errors import TrainingError
@@ -34,7 +36,9 @@ def build_evaluation(run: Run, folder: Path) -> None:
     device = choose_device(run.config.train.device)
     network.to(device)
     test = prepared.of("test")
-    test_logits_NK = compute_logits(network, test, checkpoint.preprocess, device)
+    features = ContentCache(run.config.cache / FEATURES)
+    model = FrozenBackbone(network, device, features) if checkpoint.has_frozen_backbone else network
+    test_logits_NK = compute_logits(model, test, checkpoint.preprocess, device)
     with np.load(run.step("train") / CALIBRATION, allow_pickle=False) as calibration:
         logits_MK, targets_M = calibration["logits"], calibration["targets"]
     temperature = best_temperature(logits_MK, targets_M)
@@ -50,9 +54,16 @@ def build_evaluation(run: Run, folder: Path) -> None:
 
 
 def compute_logits(
-    network: Network, samples: Sequence[Sample], spec: PreprocessSpec, device: torch.device, batch_size: int = CPU_BATCH
+    network: nn.Module, samples: Sequence[Sample], spec: PreprocessSpec, device: torch.device, batch_size: int = CPU_BATCH
 ) -> np.ndarray:
     """Compute the logits of samples from their files, in evaluation mode and float32.
+
+    Args:
+        network: from uint8 pixels (N, H, W, 3) to logits: a `Network`, or a `FrozenBackbone`.
+        samples: in the order of the rows.
+        spec: the network's preprocessing.
+        device: of the network.
+        batch_size: images a batch.
 
     Returns:
         float32, shape (N, K), on the CPU.

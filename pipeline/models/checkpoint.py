@@ -23,6 +23,9 @@ SETTINGS = "checkpoint.json"
 CALIBRATION = "calibration.npz"
 """Validation logits from before the network was trained on those images, which `evaluate` fits the temperature on."""
 
+FROZEN_BACKBONE = frozenset({"head"})
+"""Training strategies that leave the backbone as it is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
@@ -41,6 +44,11 @@ class Checkpoint:
     best_epoch: int
     """The epoch with the best validation loss, counted from 1."""
     versions: dict[str, str]
+
+    @property
+    def has_frozen_backbone(self) -> bool:
+        """Whether only the head was trained, so that what is computed from the backbone is worth caching for the next run."""
+        return self.strategy in FROZEN_BACKBONE
 
 
 def save_checkpoint(folder: Path, network: Network, checkpoint: Checkpoint) -> None:
