@@ -102,4 +102,3 @@ def _tail(nodes: Sequence[NodeProto]) -> tuple[NodeProto, NodeProto] | None:
 
 def _content(tensor: TensorProto) -> tuple[int, tuple[int, ...], bytes]:
     return tensor.data_type, tuple(tensor.dims), numpy_helper.to_array(tensor).tobytes()
-
