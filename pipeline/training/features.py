@@ -7,7 +7,6 @@ whatever the number of images: the resulting table is a memory-mapped file.
 Shapes: N images, D features, H x W the model's input.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ from edgeline.pipeline.data.samples import Sample, stream_pixels
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.devices import CPU_BATCH, GPU_BATCH, autocast, memory_errors, to_device
 from edgeline.pipeline.models.fold_batch_norm import fold_batch_norm
+from edgeline.pipeline.models.frozen_features import backbone_digest
 from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.code_digest import code_digest
 from edgeline.pipeline.runs.content_cache import ContentCache
@@ -106,16 +106,6 @@ class FeatureExtractor:
                         features_ND = folded.features(images_NCHW).float().cpu().numpy()
                 _check_finite(features_ND, part)
                 self.cache.put((keys[s.sha256], row_D.tobytes()) for s, row_D in zip(part, features_ND, strict=True))
-
-
-def backbone_digest(network: Network) -> str:
-    """SHA-256 of a backbone's structure, weights and normalization."""
-    digest = hashlib.sha256(repr(network.backbone).encode())
-    state = {**network.backbone.state_dict(), "mean": network.mean, "std": network.std}
-    for name, tensor in state.items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _check_finite(features_ND: np.ndarray, samples: Sequence[Sample]) -> None:
