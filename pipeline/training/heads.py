@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.progress import track
+from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.folds import NEVER
 from edgeline.pipeline.training.history import TrainingHistory, check_finite
 

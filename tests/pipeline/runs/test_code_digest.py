@@ -62,6 +62,7 @@ EDITS = {
     "serve/inference/scheduler.py": set(),
     "serve/errors.py": set(),
     "pipeline/config.py": set(),
+    "pipeline/train_config.py": set(),
     "flows/cli/run.py": set(),
 }
 

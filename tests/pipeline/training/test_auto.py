@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.data.samples import Prepared
 from edgeline.pipeline.models.backbones import Network
+from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.context import HeldOutLogits, TrainingContext, TrainingResult
 from edgeline.pipeline.training.history import TrainingHistory
 from edgeline.pipeline.training.strategies import auto

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.data.samples import Prepared
 from edgeline.pipeline.evaluation.evaluate import compute_logits
 from edgeline.pipeline.evaluation.metrics import nll
 from edgeline.pipeline.models.backbones import Network
+from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.class_weights import class_weights
 from edgeline.pipeline.training.context import TrainingContext, TrainingResult
 from edgeline.pipeline.training.folds import NEVER
