@@ -69,13 +69,13 @@ def build_evaluation(run: Run, folder: Path) -> None:
     np.savez_compressed(folder / "test.npz", probabilities=probabilities_NK, targets=_targets(test))
     write_confusion_png(folder / "confusion.png", np.asarray(evaluation.confusion), checkpoint.labels)
     write_reliability_png(folder / "reliability.png", probabilities_NK, _targets(test), run.config.evaluate.bins)
-    write_history_png(folder / "history.png", checkpoint.history, checkpoint.best_epoch)
+    if len(checkpoint.history) > 1:
+        write_history_png(folder / "history.png", checkpoint.history, checkpoint.best_epoch)
     evaluated = Evaluated(
         run=run,
         prepared=prepared,
         network=network.to("cpu"),
         spec=checkpoint.preprocess,
-        temperature=temperature,
         features_ND=features_ND,
         probabilities_NK=probabilities_NK,
     )

@@ -170,7 +170,7 @@ def _read(path: Path) -> _Photo:
 
 def _pixels(photo: _Photo, spec: PreprocessSpec) -> np.ndarray:
     try:
-        return preprocess(photo.data, spec, ADMITTED)
+        return np.array(preprocess(photo.data, spec, ADMITTED))  # a copy that PyTorch may own
     except ImageError as error:
         raise DataError(f"{photo.name}: {error}", code=error.code) from error
 

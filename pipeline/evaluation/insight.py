@@ -18,7 +18,7 @@ from pydantic import Field
 from edgeline.pipeline.data.samples import Prepared, Sample, stream_pixels
 from edgeline.pipeline.evaluation.label_errors import find_label_errors
 from edgeline.pipeline.evaluation.learning_curve import LearningCurve, Table, learning_curve
-from edgeline.pipeline.evaluation.metrics import softmax
+from edgeline.pipeline.evaluation.metrics import best_temperature, softmax
 from edgeline.pipeline.evaluation.report import Record
 from edgeline.pipeline.evaluation.slices import Slice
 from edgeline.pipeline.explanation.heatmaps import compute_heatmaps
@@ -81,7 +81,6 @@ class Evaluated:
     network: Network
     """On the CPU, in evaluation mode."""
     spec: PreprocessSpec
-    temperature: float
     features_ND: np.ndarray
     probabilities_NK: np.ndarray
 
@@ -115,7 +114,7 @@ def check_labels(evaluated: Evaluated, folder: Path) -> tuple[int, list[LabelErr
     with np.load(path, allow_pickle=False) as saved:
         logits_MK, targets_M, images = saved["logits"], saved["targets"], saved["images"].tolist()
     samples = {sample.sha256: sample for sample in evaluated.prepared.samples}
-    probabilities_MK = softmax(logits_MK / evaluated.temperature)
+    probabilities_MK = softmax(logits_MK / best_temperature(logits_MK, targets_M))
     found = find_label_errors(probabilities_MK, targets_M)
     suspicious = [samples[images[index]] for index in found.indices]
     pictured = suspicious[: MAX_PICTURED["label_errors"]]

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgeline.pipeline.config import PipelineConfig
@@ -32,19 +33,21 @@ def test_a_published_version_is_compared_by_the_run_that_published_it(edgeline: 
 
 
 def test_changed_answers_are_listed_with_the_image(edgeline: Edgeline, artifacts: Path) -> None:
-    import numpy as np
-
     [run] = (artifacts / "runs").glob("tints-*")
     other = artifacts / "runs" / "tints-other"
     shutil.copytree(run, other)
     with np.load(other / "evaluate" / "test.npz") as saved:
-        probabilities, targets = saved["probabilities"], saved["targets"]
-    was = int((probabilities.argmax(1) == targets).sum())
-    np.savez(other / "evaluate" / "test.npz", probabilities=np.eye(2)[targets], targets=targets)
+        targets = saved["targets"]
+    for folder, wrong in ((run, [0, 1, 2]), (other, [2, 3])):
+        answers = targets.copy()
+        answers[wrong] = 1 - answers[wrong]
+        np.savez(folder / "evaluate" / "test.npz", probabilities=np.eye(2)[answers], targets=targets)
     code, out, _ = edgeline("diff", str(run), str(other))
     assert code == 0
-    assert out.count("gained  ") == 8 - was > 0
-    assert f"{100 * (8 - was) / 8:+.1f}" in out
+    assert "+12.5 points can be chance: B is right on 2 images where A is wrong, and wrong on 1 where A is right." in out
+    listed = out.splitlines()[-3:]
+    assert sorted(line.split()[0] for line in listed) == ["gained", "gained", "lost"]
+    assert all(".png: " in line and ", truly " in line for line in listed)
 
 
 def test_a_version_without_its_run_is_named_with_what_to_do(edgeline: Edgeline, artifacts: Path) -> None:

@@ -52,7 +52,6 @@ def with_planted_errors(
         prepared=prepared,
         network=small,
         spec=spec,
-        temperature=1.0,
         features_ND=np.zeros((12, 4), np.float32),
         probabilities_NK=probabilities_NK,
     )
