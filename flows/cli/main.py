@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from edgeline.flows.cli import compare, deploy, experiment, explain, models, run, runs, steps, verify
+from edgeline.flows.cli import compare, deploy, experiment, explain, models, run, runs, steps, teach, verify
 from edgeline.flows.extras import missing_extra
 from edgeline.serve.cli import register as device
 from edgeline.serve.conformance import command as conformance
@@ -47,6 +47,7 @@ def edgeline(
 
 
 app.command()(run.run)
+app.command()(teach.teach)
 for command in (steps.prepare, steps.train, steps.evaluate, steps.export, steps.variants):
     app.command()(command)
 app.command(cls=verify.VerifyCommand)(verify.verify)

@@ -93,6 +93,10 @@ NOT_EXECUTED: dict[str, list[str]] = {
         "trains for about a minute; tests/flows runs every step",
         "trains for about a minute; examples/quickstart.ipynb is executed by tests/flows",
     ],
+    "docs/understand.md": [
+        "needs two finished runs; tests/flows/cli/test_compare.py compares them",
+        "needs a finished run; tests/flows/cli/test_explain.py explains one",
+    ],
     "docs/verify-any-onnx.md": [
         "imports torch for each command; tests/export/external/test_verify.py runs such files",
         "`model` is yours",
@@ -154,8 +158,9 @@ def statistics(folder: Path, images: Path) -> bytes:
     return json.dumps(counted | dict.fromkeys(("version", "manifest_sha256", "since", "until"))).encode()
 
 
-QUICK = RUN - {"docs/verify-any-onnx.md", "docs/learn/network.md"}
-"""Those import torch for each command."""
+LONG = ("verify-any-onnx.md", "learn/network.md", "index.md", "drift.md", "conformance.md")
+QUICK = RUN - {f"docs/{name}" for name in LONG}
+"""The first two import torch for each command; the others start more processes of kinds that other pages start too."""
 
 
 @pytest.mark.parametrize("page", cases({page: page for page in sorted(RUN)}, quick=QUICK))
