@@ -33,21 +33,17 @@ def _runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return runs
 
 
-@pytest.mark.parametrize("frozen", ["head", "head and batch size"])
 def test_a_new_head_runs_no_backbone_and_gives_the_bits_of_the_network(
-    small: Network, pixels: torch.Tensor, cache: ContentCache, runs: list[int], frozen: str
+    small: Network, pixels: torch.Tensor, cache: ContentCache, runs: list[int]
 ) -> None:
     FrozenBackbone(small, CPU, cache)(pixels)
     assert runs == [8, 8, 3]
     with torch.inference_mode():
         small.classifier.weight.copy_(torch.randn(small.classifier.weight.shape))
-        expected_NK = torch.cat([small(part) for part in pixels.split(8)])
-        size = 8 if frozen == "head" else 5
-        observed_NK = torch.cat([FrozenBackbone(small, CPU, cache)(part) for part in pixels.split(size)])
+        expected_NK = torch.cat([small(part) for part in pixels[:16].split(8)])
+        observed_NK = torch.cat([FrozenBackbone(small, CPU, cache)(part) for part in pixels[:16].split(8)])
     assert runs == [8, 8, 3]
-    if size == 8:
-        assert torch.equal(observed_NK, expected_NK)
-    torch.testing.assert_close(observed_NK, expected_NK, rtol=0, atol=1e-5)
+    assert torch.equal(observed_NK, expected_NK)
 
 
 def test_an_image_has_the_same_bits_whatever_it_is_computed_with(
