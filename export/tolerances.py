@@ -41,11 +41,6 @@ SCALE_TOLERANCE = 1e-3
 RANGE_TOLERANCE = 0.05
 """How far a range may exceed the bound of a fused activation, relative: histograms end at the edge of a bin."""
 
-# Class activation maps
-
-SAME_FEATURES = 1e-4
-"""Two float32 sums in another order differ by less than this share of the largest."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Precision:

@@ -14,6 +14,7 @@ from edgeline.pipeline.data.prepare import find_run, prepare
 from edgeline.pipeline.models.weights import weights_identity
 from edgeline.pipeline.runs.receipts import is_current
 from edgeline.pipeline.runs.run import Run, StepResult
+from edgeline.pipeline.runs.run_log import recorded
 from edgeline.pipeline.runs.step import Step
 from edgeline.serve.artifact.reader import versions
 
@@ -131,9 +132,10 @@ def run_pipeline(
     run, prepared = call_prepare(config)
     results = [prepared]
     _log(prepared)
-    for name in STEP_NAMES[1:]:
-        results.append(call_step(name, run))
-        _log(results[-1])
+    with recorded(run):
+        for name in STEP_NAMES[1:]:
+            results.append(call_step(name, run))
+            _log(results[-1])
     return run, results
 
 

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-StrategyName = Literal["head", "full", "differential", "gradual"]
+StrategyName = Literal["auto", "head", "few-shot", "lp-ft", "full", "partial", "differential", "gradual", "scratch"]
 """Each is implemented by a function in `pipeline.training.train.STRATEGIES`."""
-AugmentationName = Literal["none", "light", "flip"]
+AugmentationName = Literal["none", "light", "flip", "strong", "rotate"]
 """Each is implemented by an entry of `pipeline.training.augment.AUGMENTATIONS`."""
 LayoutName = Literal["auto", "top", "leaf", "splits", "csv"]
 """How the folders of a data set are read; see `pipeline.sources.layout`."""

@@ -1,6 +1,5 @@
 """The pages of an artifact for people: `report.html`, which works offline, `card.md` and `golden/README.md`."""
 
-import base64
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from edgeline.export.publishing import variant_table
 from edgeline.export.verification.report import VerificationReport
+from edgeline.pipeline.evaluation.findings import describe_curve
+from edgeline.pipeline.evaluation.insight import LabelError, MistakePictures, read_insight
 from edgeline.pipeline.evaluation.report import Evaluation
+from edgeline.pipeline.explanation.pictures import data_uri
 from edgeline.pipeline.runs.run import Run, run_findings
 from edgeline.serve.runtime.provenance import machine_line
 
@@ -17,11 +19,18 @@ ENVIRONMENT = Environment(
     loader=PackageLoader("edgeline.export.publishing"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
 
+PLOTS = ("confusion", "reliability", "history", "learning_curve", "embedding")
+PICTURE_FIELDS = ("picture", "cam", "gradient")
+MAX_CONFUSED = 3
+
 
 def write_report(
     path: Path, run: Run, evaluation: Evaluation, verification: VerificationReport, provenance: dict[str, Any]
 ) -> None:
-    """Write the report: figures, plots, verification, provenance. All text from the data is escaped."""
+    """Write the report: figures, plots, pictures, verification, provenance. All text from the data is escaped."""
+    folder = run.step("evaluate")
+    insight = read_insight(folder)
+    pictured = insight if run.config.publish.pictures else None
     page = ENVIRONMENT.get_template("report.html").render(
         name=run.config.artifact_name,
         evaluation=evaluation,
@@ -32,8 +41,12 @@ def write_report(
         findings=run_findings(run),
         int8=variant_table.int8_line(verification),
         origins=variant_table.origins(verification, provenance),
-        confusion=_data_uri(run.step("evaluate") / "confusion.png"),
-        reliability=_data_uri(run.step("evaluate") / "reliability.png"),
+        insight=insight,
+        curve=describe_curve(insight.learning_curve) if insight and insight.learning_curve else "",
+        label_errors=[_with_pictures(error, folder) for error in pictured.label_errors if error.picture] if pictured else [],
+        mistakes=[_with_pictures(mistake, folder) for mistake in pictured.mistakes] if pictured else [],
+        confused=[_confused_with(evaluation, index) for index in range(len(evaluation.labels))],
+        **{name: _plot(folder / f"{name}.png") for name in PLOTS},
     )
     path.write_text(page, encoding="utf-8")
 
@@ -161,5 +174,19 @@ def _text(message: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(message.split()))
 
 
-def _data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def _confused_with(evaluation: Evaluation, index: int) -> str:
+    """The classes that images of a class were most often taken for, with their numbers."""
+    counts = [(count, label) for label, count in zip(evaluation.labels, evaluation.confusion[index], strict=True)]
+    others = sorted((each for position, each in enumerate(counts) if position != index and each[0]), key=lambda each: -each[0])
+    return ", ".join(f"{label} ({count})" for count, label in others[:MAX_CONFUSED])
+
+
+def _with_pictures(record: LabelError | MistakePictures, folder: Path) -> dict[str, Any]:
+    """A record's fields, with the pictures instead of the names of their files."""
+    fields = record.model_dump()
+    return fields | {name: data_uri(folder / fields[name]) for name in PICTURE_FIELDS if fields.get(name)}
+
+
+def _plot(path: Path) -> str | None:
+    """A plot, if the run has it: those of an earlier version have fewer."""
+    return data_uri(path) if path.is_file() else None

@@ -65,7 +65,7 @@ def tuning_of(run: Run, reference: bytes) -> Tuning:
         deployed=CalibratedModel(network, read_evaluation(run.step("evaluate")).calibration.temperature),
         spec=checkpoint.preprocess,
         samples=read_prepared(run.step("prepare")).of("train"),
-        augment=config.augment if config.views or config.strategy != "head" else "none",
+        augment=config.augment if config.views or config.strategy not in ("auto", "head", "few-shot") else "none",
         seed=run.config.seed,
         device=choose_device(config.device),
     )

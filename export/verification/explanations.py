@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from edgeline.export.graph.cam_outputs import unfit
 from edgeline.export.parity.similarity import sqnr_db
-from edgeline.export.tolerances import SAME_FEATURES
 from edgeline.export.verification.report import MapFigures
+from edgeline.pipeline.explanation.heatmaps import last_map, recorded_maps
 from edgeline.pipeline.models.backbones import Network
 from edgeline.serve.artifact.cam_outputs import EMBEDDING, EVIDENCE
 from edgeline.serve.errors import VerificationError
@@ -63,31 +62,14 @@ def pytorch_maps(network: Network, temperature: float, pixels_NHW3: np.ndarray) 
         ConfigError: no layer's output, averaged over its positions, is the input of the classifier.
     """
     network = network.eval()
-    maps: list[Tensor] = []
-
-    def keep(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[1] == network.classifier.in_features:
-            maps.extend([output] if output.shape[2:].numel() > 1 else [])  # a map of one position has been averaged already
-
-    hooks = [module.register_forward_hook(keep) for module in network.backbone.modules()]
-    try:
-        with torch.inference_mode():
-            embedding_NC = network.features(torch.from_numpy(pixels_NHW3).permute(0, 3, 1, 2).contiguous().float())
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for map_NChw in reversed(maps):
-        averaged_NC = map_NChw.mean((2, 3))
-        if averaged_NC.shape == embedding_NC.shape and _same_features(averaged_NC, embedding_NC):
-            classifier = network.classifier
-            with torch.inference_mode():
-                sums_NKhw = torch.einsum("nchw,kc->nkhw", map_NChw, classifier.weight) + classifier.bias[:, None, None]
-            return (sums_NKhw / temperature).numpy(), embedding_NC.numpy()
-    raise unfit("no layer's output, averaged over its positions, is the input of the classifier")
-
-
-def _same_features(one_NC: Tensor, other_NC: Tensor) -> bool:
-    return bool((one_NC - other_NC).abs().max() <= SAME_FEATURES * other_NC.abs().max())
+    with torch.inference_mode(), recorded_maps(network) as maps:
+        embedding_NC = network.features(torch.from_numpy(pixels_NHW3).permute(0, 3, 1, 2).contiguous().float())
+        map_NChw = last_map(maps, embedding_NC)
+        if map_NChw is None:
+            raise unfit("no layer's output, averaged over its positions, is the input of the classifier")
+        classifier = network.classifier
+        sums_NKhw = torch.einsum("nchw,kc->nkhw", map_NChw, classifier.weight) + classifier.bias[:, None, None]
+        return (sums_NKhw / temperature).numpy(), embedding_NC.numpy()
 
 
 def compare_maps(

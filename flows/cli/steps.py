@@ -148,10 +148,12 @@ def execute_step(folder: Path, name: str) -> "tuple[Run, StepResult]":
     from edgeline.flows.steps import execute
     from edgeline.pipeline.runs.home import ensure_home
     from edgeline.pipeline.runs.run import open_run
+    from edgeline.pipeline.runs.run_log import recorded
 
     run = open_run(folder)
     ensure_home(Path(run.config.artifacts))
-    return run, execute(name, run)
+    with recorded(run):
+        return run, execute(name, run)
 
 
 def report_step(run: "Run", result: "StepResult", report: dict[str, Any], lines: list[str], as_json: bool) -> None:

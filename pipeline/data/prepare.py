@@ -4,7 +4,8 @@
     prepared = read_prepared(result.folder)
 
 The step's folder contains `samples.csv` (the images that are kept), `rejected.csv`, `duplicates.csv` and `conflicts.csv`
-(the others, with the reason), `summary.json` and `findings.json`. The user's files are never written to.
+(the others, with the reason), `summary.json` and `findings.json`; for a CSV file with further columns also `attributes.csv`.
+The user's files are never written to.
 
 The run is identified by the content of the files, not by their times: a second call only hashes them.
 """
@@ -26,7 +27,7 @@ from edgeline.pipeline.data.report import (
     write_near_duplicates,
     write_rejected,
 )
-from edgeline.pipeline.data.samples import Sample, write_samples
+from edgeline.pipeline.data.samples import ATTRIBUTES, Sample, write_attributes, write_samples
 from edgeline.pipeline.data.split import carve
 from edgeline.pipeline.data.validation import ValidationResult, hash_files, validate_images
 from edgeline.pipeline.names import Split
@@ -69,12 +70,13 @@ def prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
             deduplicated = group_near_pairs(deduplicated, pairs, read_history(history, deduplicated))
         samples = _samples(source, deduplicated, _split(source, deduplicated, config))
         write_samples(folder / "samples.csv", samples)
+        write_attributes(folder / ATTRIBUTES, {image.content.pixels: image.file.attributes for image in deduplicated.kept})
         write_duplicates(folder / "duplicates.csv", deduplicated, samples)
         write_near_duplicates(folder / "near_duplicates.csv", deduplicated, samples)
         write_pictures(folder / "near_duplicates.html", deduplicated.near, samples)
         extend_history(history, deduplicated)
         write_findings(folder, find_in_data(source, validated, deduplicated, samples))
-        summary = {"fingerprint": fingerprint, "seed": config.seed, **build_summary(source, validated, deduplicated, samples)}
+        summary = {"fingerprint": fingerprint, "seed": _seed(config), **build_summary(source, validated, deduplicated, samples)}
         write_json(folder / "summary.json", summary)
 
     result = build_or_reuse(run, "prepare", _key(config, source, fingerprint), build)
@@ -103,16 +105,24 @@ def _key(config: PipelineConfig, source: Source, fingerprint: str) -> str:
         "fingerprint": fingerprint,
         "root": source.root,  # samples.csv contains absolute paths
         "layout": source.layout,
-        "seed": config.seed,
+        "seed": _seed(config),
         "settings": config.prepare.model_dump(mode="json"),
     }
     return step_key(inputs, code_digest("edgeline.pipeline.data.prepare", cache=config.cache / CODE_CACHE), ("pillow",))
 
 
+def _seed(config: PipelineConfig) -> int:
+    """The seed of the split."""
+    return config.seed if config.prepare.seed is None else config.prepare.seed
+
+
 def _fingerprint(source: Source, hashes: Sequence[str | ImageError]) -> str:
     """Digest of the whole data set. A file that cannot be hashed is represented by the reason."""
     files = [
-        [file.name, file.label, file.given, file.group, sha256 if isinstance(sha256, str) else f"!{sha256.code}"]
+        [
+            *(file.name, file.label, file.given, file.group, sha256 if isinstance(sha256, str) else f"!{sha256.code}"),
+            *([file.attributes] if file.attributes else []),
+        ]
         for file, sha256 in zip(source.files, hashes, strict=True)
     ]
     rejected = [[file.name, f"!{file.code}"] for file in source.rejected]
@@ -164,7 +174,7 @@ def _split(source: Source, deduplicated: Deduplicated, config: PipelineConfig) -
         if image.split in (None, "train") and image.content.pixels not in deduplicated.near_copies:
             groups[deduplicated.group(image)][image.file.label] += 1
     _check_counts(source.labels, deduplicated, groups, len(missing) + 1, config.prepare.min_per_class)
-    carved = carve(groups, missing, seed=config.seed)
+    carved = carve(groups, missing, seed=_seed(config))
     _check_carved(source.labels, groups, carved, ("train", *missing))
     return {
         image.content.pixels: image.split if image.split in ("val", "test") else carved[deduplicated.group(image)]

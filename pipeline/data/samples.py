@@ -7,7 +7,7 @@ import csv
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -60,6 +60,7 @@ class Prepared:
         return [sample for sample in self.samples if sample.split in splits]
 
 
+ATTRIBUTES = "attributes.csv"
 ADMITTED = Limits(max_bytes=2**31, max_pixels=2**31)
 """For images that `prepare` accepted under the configured limits."""
 
@@ -70,6 +71,38 @@ def write_samples(path: Path, samples: Iterable[Sample]) -> None:
         writer = csv.DictWriter(file, [field.name for field in fields(Sample)], quoting=csv.QUOTE_ALL)
         writer.writeheader()
         writer.writerows(asdict(sample) for sample in samples)
+
+
+def write_attributes(path: Path, attributes: Mapping[str, Iterable[tuple[str, str]]]) -> None:
+    """Write `attributes.csv`, the further columns of the user's CSV file; nothing if there are none.
+
+    Args:
+        path: of the file.
+        attributes: name and value of each column, by the image's pixel digest.
+    """
+    columns = list(dict.fromkeys(name for pairs in attributes.values() for name, _ in pairs))
+    if not columns:
+        return
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+        writer.writerow(["pixels", *columns])
+        for pixels, pairs in attributes.items():
+            values = dict(pairs)
+            writer.writerow([pixels, *(values.get(name, "") for name in columns)])
+
+
+def read_attributes(folder: Path) -> dict[str, dict[str, str]]:
+    """Read the further columns of the user's CSV file from a prepare step's folder.
+
+    Returns:
+        The columns by name, each with its values by the image's pixel digest; empty without any.
+    """
+    path = folder / ATTRIBUTES
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        (_, *names), *rows = csv.reader(file)
+    return {name: {row[0]: row[position] for row in rows} for position, name in enumerate(names, 1)}
 
 
 def read_prepared(folder: Path) -> Prepared:

@@ -25,7 +25,7 @@ def nll(logits_NK: np.ndarray, targets_N: np.ndarray) -> float:
     return float(-log_softmax(logits_NK.astype(np.float64), axis=1)[np.arange(len(targets_N)), targets_N].mean())
 
 
-def wilson_interval(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(correct: float, total: int, z: float = Z_95) -> tuple[float, float]:
     """Score interval of a share (Wilson 1927), which is valid near 0 and 1 too, unlike the normal approximation.
 
     Raises:
@@ -39,7 +39,7 @@ def wilson_interval(correct: int, total: int, z: float = Z_95) -> tuple[float, f
     return max(0.0, center - half), min(1.0, center + half)
 
 
-def paired_drop(lost: int, gained: int, total: int, z: float = Z_95) -> tuple[float, float, float]:
+def paired_drop(lost: float, gained: float, total: int, z: float = Z_95) -> tuple[float, float, float]:
     """Accuracy that the second of two classifiers loses on the same images, with its interval (Bonett and Price 2012).
 
     Args:

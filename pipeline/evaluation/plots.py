@@ -1,15 +1,18 @@
-"""Plots for the report: confusion matrix, reliability diagram, divergence by layer.
+"""Plots for the report: confusion matrix, reliability diagram, learning curve, training history, divergence by layer.
 
 Equal numbers give equal bytes.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from edgeline.pipeline.evaluation.learning_curve import LearningCurve
 
 METADATA = {"Software": None}  # matplotlib's version in the file would make equal plots differ
 
@@ -31,7 +34,7 @@ def write_confusion_png(path: Path, confusion_KK: np.ndarray, labels: Sequence[s
         for row, column in zip(*np.nonzero(confusion_KK), strict=True):
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(confusion_KK[row, column]), ha="center", va="center", color=color, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def write_reliability_png(path: Path, probabilities_NK: np.ndarray, targets_N: np.ndarray, bins: int) -> None:
@@ -48,7 +51,38 @@ def write_reliability_png(path: Path, probabilities_NK: np.ndarray, targets_N: n
     upper.set(ylabel="accuracy", ylim=(0, 1))
     lower.bar(edges[:-1], counts, width=1 / bins, align="edge", edgecolor="white", color="0.5")
     lower.set(xlabel="confidence", ylabel="images", xlim=(0, 1))
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+def write_history_png(path: Path, history: Sequence[Mapping[str, float]], best_epoch: int) -> None:
+    """Draw loss and accuracy by epoch, with a line at the epoch whose weights were chosen."""
+    epochs = range(1, len(history) + 1)
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, label in (("train_loss", "training"), ("val_loss", "held out")):
+        left.plot(epochs, [epoch[name] for epoch in history], label=label)
+    right.plot(epochs, [epoch["val_accuracy"] for epoch in history], color="C1", label="held out")
+    left.set(xlabel="epoch", ylabel="loss")
+    right.set(xlabel="epoch", ylabel="accuracy")
+    for axes in (left, right):
+        axes.axvline(best_epoch, color="0.6", linestyle="--", linewidth=1, label="chosen epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def write_learning_curve_png(path: Path, curve: LearningCurve) -> None:
+    """Draw accuracy by number of training images, with its interval."""
+    images = [point.images for point in curve.points]
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.fill_between(images, [p.low for p in curve.points], [p.high for p in curve.points], alpha=0.2)
+    axes.plot(images, [point.accuracy for point in curve.points], marker="o")
+    axes.set(xlabel="training images", ylabel="accuracy", xscale="log")
+    axes.set_xticks(images, [f"{count:,}" for count in images])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    save_figure(figure, path)
 
 
 def write_divergence_png(path: Path, sqnr_db: Sequence[float], layers: Sequence[str]) -> None:
@@ -60,10 +94,11 @@ def write_divergence_png(path: Path, sqnr_db: Sequence[float], layers: Sequence[
     every = max(1, len(layers) // 12)
     axes.set_xticks(range(0, len(layers), every), layers[::every], rotation=60, ha="right", fontsize=6, parse_math=False)
     axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG; characters that the font lacks are drawn as boxes."""
     FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         # matplotlib's font has Latin, Greek and Cyrillic letters only; other labels are drawn as boxes.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeline.pipeline.config import PreprocessConfig
+from edgeline.pipeline.models.devices import keep_freed_memory
 from edgeline.pipeline.models.pretrained import Normalization, load
 from edgeline.pipeline.models.weights_file import LoadedWeights
 from edgeline.serve.errors import ConfigError
@@ -91,6 +92,7 @@ def build(
         ConfigError: there is no such model, it has no linear classifier, or it does not support the requested size.
         WeightsError: the weights are absent or do not fit.
     """
+    keep_freed_memory()
     pretrained = load(model, weights)
     features = remove_classifier(pretrained.module, model)
     network = Network(pretrained.module, features, classes, dropout, pretrained.normalization)

@@ -21,9 +21,11 @@ from edgeline.serve.preprocess import PreprocessSpec
 TENSORS = "checkpoint.safetensors"
 SETTINGS = "checkpoint.json"
 CALIBRATION = "calibration.npz"
-"""Validation logits from before the network was trained on those images, which `evaluate` fits the temperature on."""
+"""Logits of images from weights that were not trained on them, which `evaluate` fits the temperature on."""
+OUT_OF_FOLD = "out_of_fold.npz"
+"""The same for all training and validation images, from heads on the frozen backbone; absent if there are no such heads."""
 
-FROZEN_BACKBONE = frozenset({"head"})
+FROZEN_BACKBONE = frozenset({"head", "few-shot"})
 """Training strategies that leave the backbone as it is."""
 
 

@@ -33,6 +33,11 @@ class FrozenBackbone(nn.Module):
         inputs = {"backbone": backbone_digest(network), "device": device.type, "threads": torch.get_num_threads()}
         self.prefix = f"evaluation:{step_key(inputs, code_digest(__name__), PACKAGES)}"
 
+    @property
+    def head(self) -> nn.Sequential:
+        """The network's head, which gets the features."""
+        return self.network.head
+
     def forward(self, pixels_NHW3: Tensor) -> Tensor:
         """Classify uint8 pixels (N, H, W, 3) on any device: logits, float32 (N, K), on the network's device."""
         logits_NK: Tensor = self.network.head(self.features(pixels_NHW3.cpu()))

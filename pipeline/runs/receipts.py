@@ -2,8 +2,8 @@
 
 A step's folder `<run>/<step>/` appears complete or not at all. Its `receipt.json` contains the key of everything that the
 result depends on, and the digest of every file. A result is reused if its receipt has the requested key and every file
-matches its digest; otherwise the step is built again. The receipt also records when and on which machine the result was
-made, for information only.
+matches its digest; otherwise the step is built again. The receipt also records when, on which machine and in how many seconds
+the result was made, for information only; of a step that was resumed, the seconds are those since then.
 
 While a step is being built its folder is `<step>.partial/`. It survives a kill: if the key is still the same, a step that
 can resume (training) finds its files there.
@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,11 +62,14 @@ def run_step(folder: Path, key: str, build: Callable[[Path], None]) -> bool:
         for leftover in partial.rglob(".*.tmp"):
             leftover.unlink()  # of a killed `replace_file`
         (partial / ".key").write_text(key)
+        start = time.monotonic()
         build(partial)
+        seconds = round(time.monotonic() - start, 3)
         (partial / ".key").unlink()
         command = "edgeline prepare --data DATA" if folder.name == "prepare" else f"edgeline {folder.name} RUN"
         made = provenance(command, {}, packages=(*DEVICE, "torch"))
-        write_json(partial / RECEIPT, {"key": key, "made": made, "files": {p: _entry(partial / p) for p in _files(partial)}})
+        files = {path: _entry(partial / path) for path in _files(partial)}
+        write_json(partial / RECEIPT, {"key": key, "made": made, "seconds": seconds, "files": files})
         sync_tree(partial)
         if folder.exists():
             shutil.rmtree(folder)

@@ -52,6 +52,8 @@ class Row:
     label: str
     given: Split | None
     group: str
+    attributes: tuple[tuple[str, str], ...]
+    """Name and value of every other column that has a name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +104,8 @@ def read_table(path: Path) -> Table:
             else:
                 found = _existing(root, fields["path"])
                 repaired += [fields["path"]] * (found != fields["path"])
-                rows.append(_row(root, found, fields))
+                others = tuple((name, row[name] or "") for name in row if name and name not in columns.values())
+                rows.append(_row(root, found, fields, others))
     except csv.Error as error:
         raise DataError(f"{path} is not a CSV file: line {reader.line_num}: {error}", code="csv_invalid") from error
     if len({bool(row.given) for row in rows}) > 1:
@@ -162,8 +165,14 @@ def _existing(root: str, path: str) -> str:
     return path
 
 
-def _row(root: str, path: str, fields: Mapping[str, str | None]) -> Row:
+def _row(root: str, path: str, fields: Mapping[str, str | None], attributes: tuple[tuple[str, str], ...]) -> Row:
     absolute = Path(root, path)
     name = str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
     split = (fields.get("split") or "").strip()
-    return Row(name=name, label=fields["label"] or "", given=split_of(split), group=fields.get("group") or "")
+    return Row(
+        name=name,
+        label=fields["label"] or "",
+        given=split_of(split),
+        group=fields.get("group") or "",
+        attributes=attributes,
+    )

@@ -55,6 +55,8 @@ class SourceFile:
     """The split that the data assigns to it."""
     group: str = ""
     """The user's group, empty for none."""
+    attributes: tuple[tuple[str, str], ...] = ()
+    """Name and value of the other columns of a CSV file, by which the evaluation is sliced."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,7 +234,10 @@ def _some(count: int, first: str) -> str:
 def _in_table(path: Path) -> Source:
     table = read_table(path)
     files = sorted(
-        (SourceFile(name=row.name, label=row.label, given=row.given, group=row.group) for row in table.rows),
+        (
+            SourceFile(name=row.name, label=row.label, given=row.given, group=row.group, attributes=row.attributes)
+            for row in table.rows
+        ),
         key=lambda file: file.name,
     )
     given = frozenset(file.given for file in files if file.given)

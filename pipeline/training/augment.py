@@ -32,10 +32,42 @@ def flip(height: int, width: int) -> Transform:
     return _crop_flip_and_color(height, width, flip_probability=0.5)
 
 
+def strong(height: int, width: int) -> Transform:
+    """Random crop of half of the image or more, and two random operations: color, contrast, sharpness, shear or shift.
+
+    RandAugment (Cubuk et al. 2020) without rotation: a 6 that is rotated enough is a 9.
+    """
+    from torchvision.transforms import v2
+
+    class UprightRandAugment(v2.RandAugment):  # type: ignore[misc]
+        _AUGMENTATION_SPACE = {name: entry for name, entry in v2.RandAugment._AUGMENTATION_SPACE.items() if name != "Rotate"}
+
+    transform: Transform = v2.Compose(
+        [
+            v2.RandomResizedCrop((height, width), scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3), antialias=True),
+            UprightRandAugment(num_ops=2, magnitude=5),
+        ]
+    )
+    return transform
+
+
+def rotate(height: int, width: int) -> Transform:
+    """As `flip`, and turned by a random multiple of 90 degrees: for pictures without an up, from above or of a microscope."""
+    upright = _crop_flip_and_color(height, width, flip_probability=0.5)
+
+    def transform(image_3HW: Tensor) -> Tensor:
+        quarters = int(torch.randint(4, ()))
+        return upright(torch.rot90(image_3HW, quarters, (1, 2)))
+
+    return transform
+
+
 AUGMENTATIONS: Mapping[AugmentationName, Callable[[int, int], Transform] | None] = {
     "none": None,
     "light": light,
     "flip": flip,
+    "strong": strong,
+    "rotate": rotate,
 }
 """By the name in the configuration: what builds the transform for a height and a width; None leaves images unchanged."""
 
@@ -43,17 +75,20 @@ if AUGMENTATIONS.keys() != set(get_args(AugmentationName)):
     raise TypeError(f"AUGMENTATIONS has {sorted(AUGMENTATIONS)}, train.augment allows {sorted(get_args(AugmentationName))}")
 
 
-def augment(pixels_NHW3: Tensor, samples: Sequence[Sample], *, kind: str, view: int) -> Tensor:
+def augment(
+    pixels_NHW3: Tensor, samples: Sequence[Sample], *, kind: str, view: int, size: tuple[int, int] | None = None
+) -> Tensor:
     """Draw one view of each image.
 
     Args:
-        pixels_NHW3: uint8.
+        pixels_NHW3: uint8, on any device, where the views are computed too.
         samples: the samples that the pixels belong to, in the same order.
         kind: a name in `AUGMENTATIONS`.
         view: number of the view; each number gives a different draw.
+        size: height and width of the views; by default those of the pixels. `none` does not change it.
 
     Returns:
-        uint8, shape (N, H, W, 3).
+        uint8, shape (N, H, W, 3), with the height and width of `size`.
 
     Raises:
         ValueError: there is no such augmentation.
@@ -63,7 +98,7 @@ def augment(pixels_NHW3: Tensor, samples: Sequence[Sample], *, kind: str, view: 
     make_transform = AUGMENTATIONS[kind]  # type: ignore[index]
     if make_transform is None:
         return pixels_NHW3
-    height, width = pixels_NHW3.shape[1:3]
+    height, width = size or pixels_NHW3.shape[1:3]
     transform = make_transform(height, width)
     views = []
     with torch.random.fork_rng(devices=[]):

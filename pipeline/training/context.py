@@ -11,6 +11,7 @@ from torch import Tensor
 from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.data.samples import Prepared
 from edgeline.pipeline.models.backbones import Network
+from edgeline.pipeline.runs.findings import Finding
 from edgeline.pipeline.training.class_weights import class_weights
 from edgeline.pipeline.training.history import TrainingHistory
 from edgeline.serve.preprocess import PreprocessSpec
@@ -46,12 +47,33 @@ class TrainingContext:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldOutLogits:
+    """Logits of images from weights that were not trained on them."""
+
+    logits_NK: np.ndarray
+    """float32."""
+    targets_N: np.ndarray
+    images: list[str]
+    """SHA-256 of each image's file."""
+
+    def save(self, path: Path) -> None:
+        """Write an .npz file with the arrays `logits`, `targets` and `images`."""
+        np.savez_compressed(path, logits=self.logits_NK, targets=self.targets_N, images=np.array(self.images))
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingResult:
     """What a strategy returns. The network holds the trained weights."""
 
     history: TrainingHistory
-    val_logits_NK: np.ndarray
-    """Validation logits of the best epoch, float32, from before any training on those images: calibration is fitted on them."""
+    calibration: HeldOutLogits
+    """The temperature is fitted on these."""
+    out_of_fold: HeldOutLogits | None = None
+    """Cross-fitted logits of a head on the frozen backbone for all training and validation images, if one was trained."""
+    findings: list[Finding] = field(default_factory=list)
+    """What the strategy noticed or decided."""
+    strategy: str = ""
+    """The strategy that was chosen, if not the configured one."""
 
 
 Strategy = Callable[[TrainingContext], TrainingResult]

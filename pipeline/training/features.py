@@ -9,6 +9,7 @@ Shapes: N images, D features, H x W the model's input.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +34,9 @@ Augment = Callable[[Tensor, Sequence[Sample]], Tensor]
 """Pixels, uint8 (N, H, W, 3), and the samples they belong to; returns the same shape."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FeatureExtractor:
-    """Computes the features of samples, or finds them in a cache."""
+    """Computes the features of samples, or finds them in a cache. The network must not change in the meantime."""
 
     network: Network
     """Its backbone is used."""
@@ -80,10 +81,14 @@ class FeatureExtractor:
         table_ND.flush()
         return np.asarray(np.load(out, mmap_mode="r"))
 
+    @cached_property
+    def _folded(self) -> Network:
+        return fold_batch_norm(self.network, self.spec).to(self.device)
+
     def _fill_cache(self, samples: Sequence[Sample], keys: dict[str, str], augment: Augment | None) -> None:
         on_gpu = self.device.type == "cuda"
         batch_size = GPU_BATCH if on_gpu else CPU_BATCH
-        folded = fold_batch_norm(self.network, self.spec).to(self.device)
+        folded = self._folded
         pixels = track(stream_pixels(samples, self.spec, batch_size), "computing features", len(samples), step=batch_size)
         position = 0
         remedy = "choose a smaller model" + (", or train.device=cpu" if on_gpu else "")

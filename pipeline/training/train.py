@@ -1,6 +1,6 @@
 """The training step: from prepared samples to a checkpoint.
 
-To add a strategy, write a module with a function of type `Strategy`, enter it in `STRATEGIES`, add its name to
+To add a strategy, write a module in `strategies/` with a function of type `Strategy`, enter it in `STRATEGIES`, add its name to
 `pipeline/names.py` and describe it in `train.strategy` of `pipeline/config.py`.
 
 Shapes: N images, D features, K classes.
@@ -11,28 +11,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
 import torch
 
 from edgeline.pipeline.data.samples import read_prepared
 from edgeline.pipeline.data.stress_images import FINGERPRINT_NAME, write_preprocessing_fingerprint
 from edgeline.pipeline.models.backbones import build
-from edgeline.pipeline.models.checkpoint import CALIBRATION, Checkpoint, save_checkpoint
+from edgeline.pipeline.models.checkpoint import CALIBRATION, OUT_OF_FOLD, Checkpoint, save_checkpoint
 from edgeline.pipeline.models.devices import choose_device, describe_device
 from edgeline.pipeline.models.weights_file import LoadedWeights
 from edgeline.pipeline.names import StrategyName
 from edgeline.pipeline.runs.findings import Finding, write_findings
 from edgeline.pipeline.runs.run import Run
-from edgeline.pipeline.training import fine_tune, linear_probe
 from edgeline.pipeline.training.context import Strategy, TrainingContext, TrainingResult
+from edgeline.pipeline.training.strategies import auto, differential, few_shot, full, gradual, head, lp_ft, partial, scratch
 
 STRATEGIES: Mapping[StrategyName, Strategy] = {
-    "head": linear_probe.fit,
-    "full": fine_tune.fit,
-    "differential": fine_tune.fit,
-    "gradual": fine_tune.fit,
+    "auto": auto.fit,
+    "head": head.fit,
+    "few-shot": few_shot.fit,
+    "lp-ft": lp_ft.fit,
+    "full": full.fit,
+    "partial": partial.fit,
+    "differential": differential.fit,
+    "gradual": gradual.fit,
+    "scratch": scratch.fit,
 }
-"""By the name in the configuration. `fine_tune` covers three, which differ in learning rates and in what is frozen when."""
+"""By the name in the configuration."""
 
 if STRATEGIES.keys() != set(get_args(StrategyName)):
     raise TypeError(f"STRATEGIES has {sorted(STRATEGIES)}, train.strategy allows {sorted(get_args(StrategyName))}")
@@ -54,11 +58,12 @@ def build_checkpoint(run: Run, folder: Path) -> None:
     config = run.config
     prepared = read_prepared(run.step("prepare"))
     device = choose_device(config.train.device)
+    weights = "none" if config.train.strategy == "scratch" else config.weights
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # of the weights that are not loaded: all with `weights = "none"`, else the head's
         network, spec = build(
             config.model,
-            config.weights,
+            weights,
             classes=len(prepared.labels),
             dropout=config.train.dropout,
             preprocess=config.preprocess,
@@ -76,11 +81,11 @@ def build_checkpoint(run: Run, folder: Path) -> None:
     result = train(context)
     checkpoint = Checkpoint(
         model=config.model,
-        weights=config.weights,
+        weights=weights,
         labels=prepared.labels,
         preprocess=spec,
         dropout=config.train.dropout,
-        strategy=config.train.strategy,
+        strategy=result.strategy or config.train.strategy,
         seed=config.seed,
         device=describe_device(device),
         history=tuple(result.history.epochs),
@@ -88,10 +93,11 @@ def build_checkpoint(run: Run, folder: Path) -> None:
         versions={name: importlib.metadata.version(name) for name in PACKAGES},
     )
     save_checkpoint(folder, network, checkpoint)
-    targets_N = np.array([sample.index for sample in prepared.of("val")])
-    np.savez_compressed(folder / CALIBRATION, logits=result.val_logits_NK, targets=targets_N)
+    result.calibration.save(folder / CALIBRATION)
+    if result.out_of_fold is not None:
+        result.out_of_fold.save(folder / OUT_OF_FOLD)
     write_preprocessing_fingerprint(folder / FINGERPRINT_NAME, spec)
-    write_findings(folder, find_in_weights(network.loaded))
+    write_findings(folder, [*find_in_weights(network.loaded), *result.findings])
 
 
 def find_in_weights(loaded: LoadedWeights | None) -> list[Finding]:

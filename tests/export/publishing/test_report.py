@@ -1,15 +1,20 @@
 """Report and card: any label or file name is shown as text, and the pages load nothing from outside."""
 
 import json
+import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from edgeline.export.publishing.report import write_card, write_report
 from edgeline.export.verification.findings import find_in_verification
 from edgeline.export.verification.report import FailedVariant, VerificationReport
+from edgeline.pipeline.config import PublishConfig
+from edgeline.pipeline.evaluation.insight import PICTURES, Insight, read_insight, write_insight
 from edgeline.pipeline.evaluation.report import Evaluation, Mistake, read_evaluation
 from tests.support.findings import run_with_findings
 
@@ -74,8 +79,8 @@ def test_a_report_loads_nothing_from_outside(pages: dict[str, str], finished: An
     for source in (pages["report.html"], (finished.artifact / "report.html").read_text(encoding="utf-8")):
         page = Page(source)
         referred = [value for name, value in page.attributes if name in ("src", "href", "srcset", "data", "action")]
-        assert len(referred) == 2
-        assert all(value.startswith("data:image/png;base64,") for value in referred)
+        assert len(referred) >= 5
+        assert all(value.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) for value in referred)
         assert not {"link", "script", "iframe", "object", "base", "form", "embed"} & set(page.tags)
         assert "http-equiv" not in dict(page.attributes)
         for outside in ("url(", "@import", "http:", "https:"):
@@ -134,3 +139,72 @@ def test_every_variant_has_its_row_and_what_is_not_shipped_its_reason(
     assert [line.split(" | ")[0] for line in card.splitlines() if line.startswith(("| onnx", "| ort"))] == [
         *("| onnx-fp32", "| onnx-int8", "| ort-fp32", "| ort-int8"),
     ]
+
+
+@pytest.fixture(name="with_insight")
+def a_run_with_label_errors_and_slices(finished: Any, tmp_path: Path) -> Any:
+    """The run, with a label error, a slice and a mistake that have hostile names."""
+    run = run_with_findings(finished.run, tmp_path / "run", [])
+    (run.folder / "evaluate").unlink()
+    shutil.copytree(finished.run.step("evaluate"), run.step("evaluate"))
+    Image.new("RGB", (160, 160), "green").save(run.step("evaluate") / PICTURES / "one.jpg")
+    given = {"image": HOSTILE[0], "label": HOSTILE[1], "picture": f"{PICTURES}/one.jpg"}
+    insight = read_insight(run.step("evaluate"))
+    assert insight is not None
+    errors = [{**given, "split": "train", "suggested": HOSTILE[2], "label_probability": 0.01, "suggested_probability": 0.97}]
+    mistakes = [{**given, "predicted": HOSTILE[2], "probability": 0.9, "cam": None, "gradient": f"{PICTURES}/one.jpg"}]
+    share = {"value": 0.5, "low": 0.1, "high": 0.9, "correct": 1, "total": 2}
+    slices = [{"column": HOSTILE[0], "value": HOSTILE[1] * 20, "share": share, "p_value": 0.5}]
+    changed = insight.model_dump() | {"label_errors": errors, "mistakes": mistakes, "slices": slices, "labels_checked": 33}
+    write_insight(run.step("evaluate"), Insight.model_validate(changed))
+    return run
+
+
+def write(run: Any, finished: Any, hostile: Evaluation, path: Path) -> str:
+    verification = VerificationReport.read(finished.artifact / "verification.json")
+    provenance = json.loads((finished.artifact / "manifest.json").read_text())["provenance"]
+    write_report(path, run, hostile, verification, provenance)
+    return path.read_text(encoding="utf-8")
+
+
+def test_label_errors_mistakes_and_slices_are_shown_with_pictures(
+    with_insight: Any, finished: Any, hostile: Evaluation, tmp_path: Path
+) -> None:
+    source = write(with_insight, finished, hostile, tmp_path / "report.html")
+    page = Page(source)
+    text = " ".join(page.text)
+    assert source.count("data:image/jpeg;base64,") == 3
+    assert "1 of 33 training and validation images are probably labeled wrongly" in text
+    for raw in ("<script", "<img src=x"):
+        assert raw not in source
+    for heading in ("Accuracy by column", "Would more images help?", "Labels to check", "Most confident mistakes", "Training"):
+        assert heading in page.text
+    unpictured = with_insight.config.model_copy(update={"publish": PublishConfig(pictures=False)})
+    source = write(replace(with_insight, config=unpictured), finished, hostile, tmp_path / "without.html")
+    assert "data:image/jpeg" not in source
+    assert "1 of 33 training" in " ".join(Page(source).text)
+
+
+def test_a_class_shows_what_it_was_confused_with(finished: Any, hostile: Evaluation, tmp_path: Path) -> None:
+    confused = hostile.model_copy(update={"confusion": [[3, 2, 1], [0, 6, 0], [0, 0, 6]]})
+    text = Page(write(finished.run, finished, confused, tmp_path / "report.html")).text
+    assert f"{HOSTILE[1]} (2), {HOSTILE[2]} (1)" in text
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a program called chromium")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 1100])
+def test_nothing_is_wider_than_the_screen(
+    width: int, scheme: str, with_insight: Any, finished: Any, hostile: Evaluation, tmp_path: Path
+) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
+    write(with_insight, finished, hostile, tmp_path / "report.html")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 700}, color_scheme=scheme)
+        page.goto(f"file://{tmp_path}/report.html")
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+        assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth)")
+        ink, paper = (page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "colorScheme"))
+        assert (ink == "rgb(255, 255, 255)") == (scheme == "dark"), paper
+        browser.close()

@@ -28,7 +28,8 @@ LABELS = ("cold ❄ 寒い", "warm 🔥")
 ESCAPED = r"warm \U0001f525"
 TINY = [
     *("--model", "timm:test_efficientnet", "--weights", "none", "--name", "tints"),
-    *(f"--set={setting}" for setting in ("preprocess.size=32", "train.epochs=2", "publish.golden=2", "export.variants=[]")),
+    *("--set=train.strategy=head", "--set=train.epochs=2", "--set=preprocess.size=32"),
+    *("--set=publish.golden=2", "--set=export.variants=[]"),
 ]
 COMMANDS = ("run", "predict", "predict --json", "check", "serve")
 

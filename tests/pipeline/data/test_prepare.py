@@ -18,7 +18,7 @@ from PIL import Image
 
 from edgeline.pipeline.config import PipelineConfig, load_config
 from edgeline.pipeline.data.prepare import prepare
-from edgeline.pipeline.data.samples import Prepared, read_prepared
+from edgeline.pipeline.data.samples import Prepared, read_attributes, read_prepared
 from edgeline.pipeline.runs.findings import read_findings
 from edgeline.serve.errors import DataError, EdgelineError
 
@@ -274,6 +274,20 @@ def test_given_splits_are_kept_and_missing_ones_carved_from_train(
     assert all(f"/{max(folders, key=list(folders).index)}/" in path for path in held_out)
 
 
+def test_the_other_columns_of_a_csv_file_are_kept_with_the_images(data: Path) -> None:
+    rows = [f"{kind}/{number:03}.png,{kind},{number % 2}" for kind in ("cat", "dog") for number in range(10)]
+    (data / "list.csv").write_text("\n".join(["path,label,site", *rows]))
+    run, result = prepare(config(data / "list.csv"))
+    found = read_attributes(result.folder)
+    assert found.keys() == {"site"}
+    for sample in read_prepared(result.folder).samples:
+        assert found["site"][sample.pixels] == str(int(Path(sample.name).stem) % 2)
+    (data / "list.csv").write_text("\n".join(["path,label,site", *rows]).replace(",0", ",2"))
+    other, _ = prepare(config(data / "list.csv"))
+    assert other.folder != run.folder, "another value is other data"
+    assert read_attributes(prepare(config(data))[1].folder) == {}
+
+
 def test_a_csv_file_with_splits_follows_the_same_rule(data: Path) -> None:
     rows = [
         f"{label}/{n:03}.png,{label},{'val' if n < 3 else 'train'},{n // 2}"
@@ -440,7 +454,7 @@ def start(data: Path) -> subprocess.Popen[str]:
 
 
 def test_several_processes_can_prepare_the_same_data(data: Path) -> None:
-    several = [start(data) for _ in range(3)]
+    several = [start(data) for _ in range(2)]
     outcomes = [(process.communicate()[1], process.returncode) for process in several]
     assert any(status == 0 for _, status in outcomes)
     assert all(status == 0 or "is in use by process" in errors for errors, status in outcomes)
@@ -500,6 +514,7 @@ def real(name: str) -> Path:
     return SHARED / name
 
 
+@pytest.mark.long
 def test_all_ants_and_bees_are_valid_and_their_val_split_is_the_test_split(tmp_path: Path) -> None:
     _, result = prepare(load_config(data=str(real("hymenoptera")), artifacts=str(tmp_path)))
     summary = json.loads((result.folder / "summary.json").read_text())
@@ -508,12 +523,14 @@ def test_all_ants_and_bees_are_valid_and_their_val_split_is_the_test_split(tmp_p
     assert any(sample.path.endswith("imageNotFound.gif") for sample in read_prepared(result.folder).samples)
 
 
+@pytest.mark.long
 def test_the_duplicates_among_steel_defects_are_found(tmp_path: Path) -> None:
     _, result = prepare(load_config(data=str(real("xsdd_steel")), artifacts=str(tmp_path)))
     summary = json.loads((result.folder / "summary.json").read_text())
     assert (summary["found"], summary["duplicates"], summary["conflicts"], summary["kept"]) == (1360, 9, 0, 1351)
 
 
+@pytest.mark.long
 def test_the_digits_are_prepared_in_the_same_way(tmp_path: Path) -> None:
     _, result = prepare(load_config(data="digits", artifacts=str(tmp_path)))
     found = read_prepared(result.folder)

@@ -8,6 +8,7 @@ from torch import nn
 
 from edgeline.pipeline.data.samples import Prepared, Sample
 from edgeline.pipeline.evaluation.evaluate import build_evaluation, compute_logits, evaluate
+from edgeline.pipeline.evaluation.insight import FILE_NAME as INSIGHT
 from edgeline.pipeline.evaluation.metrics import best_temperature, calibration_error, nll, softmax, wilson_interval
 from edgeline.pipeline.evaluation.report import FILE_NAME, read_evaluation
 from edgeline.pipeline.models.backbones import Network
@@ -163,11 +164,14 @@ def test_probabilities_are_scaled_by_the_temperature_fitted_on_validation(evalua
 
 def test_evaluating_again_writes_the_same_bytes(evaluated_run: Run, tmp_path: Path) -> None:
     build_evaluation(evaluated_run, tmp_path)
-    for name in (FILE_NAME, "confusion.png", "reliability.png", "test.npz"):
-        assert (tmp_path / name).read_bytes() == (evaluated_run.step("evaluate") / name).read_bytes()
+    expected = evaluated_run.step("evaluate")
+    names = sorted(path.relative_to(expected).as_posix() for path in expected.rglob("*") if path.is_file())
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()) == names
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (expected / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("name", ["confusion.png", "reliability.png"])
+@pytest.mark.parametrize("name", ["confusion.png", "reliability.png", "history.png", "learning_curve.png", "embedding.png"])
 def test_the_plots_are_not_empty(name: str, evaluated_run: Run) -> None:
     with Image.open(evaluated_run.step("evaluate") / name) as plot:
         assert plot.width > 300
@@ -175,6 +179,7 @@ def test_the_plots_are_not_empty(name: str, evaluated_run: Run) -> None:
         assert "Software" not in plot.info
 
 
-def test_the_report_has_no_absolute_paths(evaluated_run: Run, shapes: Prepared) -> None:
-    text = (evaluated_run.step("evaluate") / FILE_NAME).read_text()
+@pytest.mark.parametrize("name", [FILE_NAME, INSIGHT, "findings.json"])
+def test_the_report_has_no_absolute_paths(name: str, evaluated_run: Run, shapes: Prepared) -> None:
+    text = (evaluated_run.step("evaluate") / name).read_text()
     assert str(Path(shapes.samples[0].path).parents[1]) not in text

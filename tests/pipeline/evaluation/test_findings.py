@@ -7,8 +7,12 @@ import pytest
 
 from edgeline.pipeline.data.samples import Sample
 from edgeline.pipeline.evaluation.evaluate import evaluate
-from edgeline.pipeline.evaluation.findings import find_in_evaluation
+from edgeline.pipeline.evaluation.findings import HeldOut, find_in_evaluation, find_in_insight
+from edgeline.pipeline.evaluation.insight import Insight, LabelError
+from edgeline.pipeline.evaluation.learning_curve import ClassGain, LearningCurve, Point
 from edgeline.pipeline.evaluation.metrics import softmax
+from edgeline.pipeline.evaluation.report import Share
+from edgeline.pipeline.evaluation.slices import Slice
 
 LABELS = ("a", "b", "c")
 
@@ -28,7 +32,8 @@ def findings(
     logits_NK = np.zeros((len(targets), 3), np.float32)
     logits_NK[np.arange(len(targets)), predicted_N] = logit
     evaluation = evaluate(logits_NK, [sample(index) for index in targets], LABELS, temperature=1.0, bins=15)
-    return {found.code: found.message for found in find_in_evaluation(evaluation, softmax(logits_NK), *validation)}
+    held_out = HeldOut(*validation, "on validation")
+    return {found.code: found.message for found in find_in_evaluation(evaluation, softmax(logits_NK), held_out)}
 
 
 def test_an_evaluation_as_expected_has_no_findings() -> None:
@@ -64,3 +69,46 @@ def test_confidence_far_from_the_accuracy_is_reported() -> None:
 
 def test_certain_and_almost_always_right_is_not_reported() -> None:
     assert findings([0, 1, 2] * 50, wrong=1, logit=30.0, validation=(99, 100)) == {}
+
+
+def test_a_difference_of_one_point_is_not_reported_even_if_thousands_of_images_prove_it() -> None:
+    assert "splits_differ" not in findings([0, 1, 2] * 3000, wrong=180, validation=(89_000, 90_000))
+    assert "splits_differ" in findings([0, 1, 2] * 3000, wrong=360, validation=(89_000, 90_000))
+
+
+def insight(**fields: object) -> Insight:
+    given = {"labels_checked": 0, "label_errors": [], "learning_curve": None, "slices": [], "mistakes": []}
+    return Insight.model_validate(given | fields)
+
+
+def curve(low: float) -> LearningCurve:
+    points = [Point(images=n, accuracy=a, low=a - 0.02, high=a + 0.01) for n, a in ((544, 0.931), (1088, 0.966))]
+    gain = ClassGain(label="crocus", more=50, gain=0.008, low=low, high=0.015)
+    return LearningCurve(points=points, classes=[gain])
+
+
+def test_the_findings_about_the_data_are_sentences_with_their_figures() -> None:
+    error = LabelError(
+        image="b/1.jpg", split="train", label="b", suggested="c", label_probability=0.01, suggested_probability=0.9
+    )
+    site = Slice(column="site", value="north", share=Share(value=0.5, low=0.4, high=0.6, correct=20, total=40), p_value=1e-5)
+    found = {
+        each.code: each.message
+        for each in find_in_insight(
+            insight(labels_checked=1088, label_errors=[error], slices=[site], learning_curve=curve(0.001))
+        )
+    }
+    assert found["label_errors"].startswith("Labels to check: 1 of 1,088 are probably wrong")
+    assert found["label_errors"].endswith("b/1.jpg for example, labeled 'b', probably 'c'.")
+    assert found["slice_differs"].startswith("Accuracy is 50.0% on the 40 test images with site = north")
+    assert found["learning_curve"] == (
+        "With 544 training images accuracy is 93.1% (91.1% to 94.1%), with 1,088 96.6% (94.6% to 97.6%), by a quick linear "
+        "classifier on the pretrained features. 50 more of 'crocus' would give about +0.8 points (+0.1 to +1.5)."
+    )
+
+
+def test_a_gain_that_may_be_none_and_a_slice_like_the_others_are_not_reported() -> None:
+    site = Slice(column="site", value="north", share=Share(value=0.5, low=0.4, high=0.6, correct=20, total=40), p_value=0.01)
+    [found] = find_in_insight(insight(slices=[site], learning_curve=curve(-0.001)))
+    assert found.code == "learning_curve"
+    assert "crocus" not in found.message

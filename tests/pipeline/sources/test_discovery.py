@@ -226,6 +226,14 @@ def test_a_csv_file_names_the_images(tmp_path: Path, text: str, rows: list[tuple
     assert [(file.name, file.label, file.given, file.group) for file in source.files] == rows
 
 
+def test_the_other_columns_of_a_csv_file_are_attributes_of_the_images(tmp_path: Path) -> None:
+    source = find(table(tmp_path, "file;class;site;;hour\na.jpg;cat;north;x;7\nb.jpg;dog;;y;19\n"))
+    assert [file.attributes for file in source.files] == [
+        (("site", "north"), ("hour", "7")),
+        (("site", ""), ("hour", "19")),
+    ]
+
+
 def test_paths_in_a_csv_file_are_absolute_or_relative_to_it(tmp_path: Path) -> None:
     (tmp_path / "lists").mkdir()
     source = find(table(tmp_path / "lists", f"path,label\n{tmp_path}/lists/in.jpg,a\n/far/off.jpg,b\nsub/../c.jpg,b\n"))

@@ -1,0 +1,1 @@
+"""Experiments: a grid of settings over the same split, their comparison, and the page that shows it."""

@@ -1,0 +1,1 @@
+"""The training strategies: each module has a function `fit` from `TrainingContext` to `TrainingResult`."""
