@@ -114,6 +114,7 @@ DEFERRED = {
     # A step that is reused is recognized before torch is imported.
     "flows.steps": {"export.publishing.publish", "export.publishing.store"},
     "flows.fit": "any",
+    "flows.teach": {"flows.steps", "pipeline.data.samples", "export.publishing.comparison"},
     # Needs an extra, and only with an option.
     "serve.http.main": {"serve.http.observability.tracing"},
     "export.publishing.publish": {"export.publishing.bundle"},

@@ -30,6 +30,10 @@ class Compared(Record):
     images: int
     before: float
     after: float
+    lost: int
+    """Images that only the version before classifies correctly."""
+    gained: int
+    """Images that only the new version classifies correctly."""
     gain: Interval
     """After minus before, paired."""
 
@@ -111,6 +115,8 @@ def _compare(rows: Sequence[int], truth: Sequence[str], old: Sequence[str], new:
         images=len(rows),
         before=sum(was for was, _ in right) / len(rows),
         after=sum(now for _, now in right) / len(rows),
+        lost=lost,
+        gained=gained,
         gain=Interval(value=(gained - lost) / len(rows), low=-high, high=-low),
     )
 
