@@ -19,7 +19,16 @@ def config(finished: PipelineConfig, tmp_path: Path) -> PipelineConfig:
 
 
 def arguments(config: PipelineConfig) -> list[str]:
-    tiny = ["--set", "preprocess.size=32", "--set", "publish.golden=2", "--set", "export.variants=[]"]
+    tiny = [
+        "--set",
+        "preprocess.size=32",
+        "--set",
+        "publish.golden=2",
+        "--set",
+        "export.variants=[]",
+        "--set",
+        "train.strategy=head",
+    ]
     return ["--data", config.data, "--artifacts", config.artifacts, "--models", config.model, "--weights", "none", *tiny]
 
 

@@ -45,8 +45,14 @@ def unedited() -> dict[str, str]:
 EDITS = {
     "pipeline/data/split.py": {"prepare"},
     "pipeline/training/layers.py": {"train"},
-    "pipeline/training/features.py": {"train", "the feature cache"},
-    "pipeline/training/augment.py": {"train", "the feature cache", "variants"},  # quantization-aware training augments too
+    "pipeline/training/features.py": {"train", "evaluate", "publish", "the feature cache"},  # of the learning curve
+    "pipeline/training/augment.py": {
+        "train",
+        "evaluate",
+        "publish",
+        "the feature cache",
+        "variants",
+    },  # quantization-aware training augments too
     "pipeline/models/checkpoint.py": AFTER_PREPARE,
     "pipeline/evaluation/evaluate.py": {"evaluate"},
     "pipeline/evaluation/plots.py": {"evaluate", "verify", "publish"},
