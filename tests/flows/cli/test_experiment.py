@@ -19,16 +19,8 @@ def config(finished: PipelineConfig, tmp_path: Path) -> PipelineConfig:
 
 
 def arguments(config: PipelineConfig) -> list[str]:
-    tiny = [
-        "--set",
-        "preprocess.size=32",
-        "--set",
-        "publish.golden=2",
-        "--set",
-        "export.variants=[]",
-        "--set",
-        "train.strategy=head",
-    ]
+    settings = ["preprocess.size=32", "publish.golden=2", "export.variants=[]", "train.strategy=head"]
+    tiny = [argument for setting in settings for argument in ("--set", setting)]
     return ["--data", config.data, "--artifacts", config.artifacts, "--models", config.model, "--weights", "none", *tiny]
 
 
