@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from edgeline.flows.cli import compare, deploy, experiment, explain, models, run, runs, steps, teach, verify
+from edgeline.flows.cli import compare, deploy, experiment, models, run, runs, steps, teach, verify
 from edgeline.flows.extras import missing_extra
 from edgeline.serve.cli import register as device
 from edgeline.serve.conformance import command as conformance
@@ -59,7 +59,7 @@ app.command()(runs.runs)
 app.command("verify-onnx")(verify.verify_onnx)
 app.command()(verify.emulate)
 app.command()(compare.diff)
-app.command()(explain.explain)
+app.command()(models.explain)
 app.command("deploy")(deploy.deploy_pipeline)
 device.register(app)
 conformance.register(app)
