@@ -341,6 +341,6 @@ def _describe(problem: Any) -> str:
             model = model.model_fields[part].annotation
         near = difflib.get_close_matches(str(problem["loc"][-1]), model.model_fields, n=1, cutoff=0.5)
         return f"unknown setting {where}" + (f"; did you mean {near[0]}?" if near else "")
-    if isinstance(problem["input"], dict):  # settings that contradict each other
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # settings that contradict each other
         return f"{where}: {problem['msg'].removeprefix('Value error, ')}"
     return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
