@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from edgeline.flows.cli import compare, deploy, experiment, models, run, runs, steps, teach, verify
+from edgeline.flows.cli import compare, deploy, experiment, models, run, steps, teach, verify
 from edgeline.flows.extras import missing_extra
 from edgeline.serve.cli import register as device
 from edgeline.serve.conformance import command as conformance
@@ -55,7 +55,7 @@ app.command()(steps.publish)
 app.command()(models.backbones)
 app.command()(models.inspect)
 app.command()(experiment.experiment)
-app.command()(runs.runs)
+app.command()(experiment.runs)
 app.command("verify-onnx")(verify.verify_onnx)
 app.command()(verify.emulate)
 app.command()(compare.diff)

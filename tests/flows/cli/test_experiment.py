@@ -19,9 +19,9 @@ def config(finished: PipelineConfig, tmp_path: Path) -> PipelineConfig:
 
 
 def arguments(config: PipelineConfig) -> list[str]:
-    settings = ["preprocess.size=32", "publish.golden=2", "export.variants=[]", "train.strategy=head"]
-    tiny = [argument for setting in settings for argument in ("--set", setting)]
-    return ["--data", config.data, "--artifacts", config.artifacts, "--models", config.model, "--weights", "none", *tiny]
+    tiny = ["--set", "preprocess.size=32", "--set", "publish.golden=2", "--set", "export.variants=[]"]
+    own = ["--data", config.data, "--artifacts", config.artifacts, "--models", config.model, "--weights", "none"]
+    return [*own, "--strategies", config.train.strategy, *tiny]
 
 
 def test_the_command_prints_one_table_and_writes_the_page(edgeline: Edgeline, config: PipelineConfig) -> None:
