@@ -49,7 +49,9 @@ class TrainConfig(Section):
     )
     learning_rate: float = Field(0.0, ge=0, description="Peak learning rate; 0 uses the strategy's default.")
     weight_decay: float = Field(0.01, ge=0, description="Weight decay; decoupled from the gradient with `adamw`.")
-    clip_norm: float = Field(0.0, ge=0, description="Maximum norm of the gradient; 0 does not clip it.")
+    clip_norm: float = Field(
+        0.0, ge=0, description="Strategies that train layers: maximum norm of the gradient; 0 does not clip it."
+    )
     dropout: Fraction = Field(0.5, description="Dropout probability before the last layer.")
     label_smoothing: Fraction = Field(
         0.0, description="Label smoothing of the loss: probability spread over the other classes."
