@@ -55,8 +55,8 @@ class Environment:
     """The commands that fail, each with a pattern of the one line that explains it."""
 
 
-DATA = re.compile(r"^(\d+ images of 2 classes.*|  .*)\n", re.MULTILINE)
-"""How `run` describes the photos, on standard error."""
+DATA = re.compile(r"^(\d+ images of 2 classes.*|  .*|note: .*)\n", re.MULTILINE)
+"""How `run` describes the photos and what it notices about them, on standard error."""
 MEMORY = r"edgeline: not enough memory or threads: .* \[out_of_memory\]\n"
 ENVIRONMENTS = {
     "F9-no HOME": Environment(prefix=("env", "-u", "HOME")),

@@ -463,7 +463,8 @@ def epochs_trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
-from edgeline.pipeline.training import layers, optimization, resume
+from edgeline.pipeline.training import resume
+from edgeline.pipeline.training.strategies import gradual
 from edgeline.pipeline.training.context import TrainingContext
 from edgeline.pipeline.models.backbones import build
 from edgeline.pipeline.train_config import TrainConfig
