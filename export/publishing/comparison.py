@@ -76,7 +76,7 @@ def compare_versions(before: Path, after: Path, samples: Sequence[Sample], taugh
 
     Args:
         before: folder of the older artifact.
-        after: folder of the newer one, which knows every class.
+        after: folder of the newer one, which has every class.
         samples: that neither has learned from.
         taught: classes that are listed one by one; the others are pooled.
     """
