@@ -30,9 +30,13 @@ from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.models.checkpoint import load_checkpoint, read_settings
 from edgeline.pipeline.models.devices import CPU_BATCH
 from edgeline.pipeline.progress import waiting
+from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.errors import ConfigError, DataError, ExportError
 from edgeline.serve.runtime.provenance import DEVICE, provenance, runtime_options
+
+ACTIVATIONS = "activations.sqlite"
+"""File in the cache folder with what int8 needs to know about the activations of backbones."""
 
 
 def build_variants(run: Run, folder: Path) -> None:
@@ -106,15 +110,16 @@ def _explaining(run: Run, model: bytes) -> bytes:
 
 
 def _choose(run: Run, reference: bytes) -> Choice:
-    prepared = read_prepared(run.step("prepare"))
+    prepared, checkpoint = read_prepared(run.step("prepare")), read_settings(run.step("train"))
     request = SearchRequest(
         reference=reference,
-        spec=read_settings(run.step("train")).preprocess,
+        spec=checkpoint.preprocess,
         train=prepared.of("train"),
         val=prepared.of("val"),
         config=run.config.export,
         thresholds=run.config.verify.int8,
         tune=partial(_tune, run, reference),
+        cache=ContentCache(run.config.cache / ACTIVATIONS) if checkpoint.has_frozen_backbone else None,
     )
     return choose_int8(request)
 

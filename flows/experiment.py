@@ -152,7 +152,10 @@ def _run_in_process(experiment: Experiment, cell: Cell, slot: int) -> Outcome:
     command = [sys.executable, "-m", MODULE, str(config), ",".join(steps), experiment.name]
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "EDGELINE_CORES": _cores(slot, experiment.processes)}
     with log.open("wb") as output:
-        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+        # Its standard input ends with this process, however that ends; `main` then ends the cell.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=environment)
+        with process:
+            code = process.wait()
     finished = find_finished(cell, steps) if code == 0 else None
     if finished is not None:
         return Outcome(cell, finished)
@@ -174,6 +177,7 @@ def _cores(slot: int, processes: int) -> str:
 def main() -> None:
     """Run the cell that the arguments name, and turn an error into one line and exit code 1."""
     config, steps, experiment = sys.argv[1:]
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     if cores := os.environ.get("EDGELINE_CORES"):
         os.sched_setaffinity(0, set(map(int, cores.split(","))))
     try:
@@ -184,6 +188,12 @@ def main() -> None:
             raise
         print(f"edgeline: {' '.join(str(known).split())} [{known.code}]", file=sys.stderr)
         sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """End this process when its standard input ends. What is unfinished resumes, as after a kill."""
+    os.read(sys.stdin.fileno(), 1)  # not through the buffer, whose lock would be held when this process ends
+    os._exit(1)
 
 
 if __name__ == "__main__":

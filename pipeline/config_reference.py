@@ -3,9 +3,11 @@
 python -m edgeline.pipeline.config_reference > docs/config.md
 """
 
+import builtins
+import types
 import typing
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -47,7 +49,7 @@ def _section(name: str, model: type[BaseModel]) -> Iterator[str]:
     yield "| key | default | values | description |\n|---|---|---|---|"
     plain = {key: field for key, field in model.model_fields.items() if not _is_section(field)}
     for key, field in plain.items():
-        yield f"| `{key}` | `{field.default!r}` | {_values(field)} | {field.description} |"
+        yield f"| `{key}` | `{field.default!r}` | {_values(field.annotation, field.metadata)} | {field.description} |"
     yield ""
     for key, field in model.model_fields.items():
         if _is_section(field):
@@ -58,20 +60,23 @@ def _is_section(field: FieldInfo) -> bool:
     return isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
 
 
-def _values(field: FieldInfo) -> str:
-    if typing.get_origin(field.annotation) is tuple:
-        [items, _] = typing.get_args(field.annotation)
-        return "any of " + ", ".join(f"`{value}`" for value in typing.get_args(items))
-    if typing.get_origin(field.annotation) is Literal:
-        return ", ".join(f"`{value}`" for value in typing.get_args(field.annotation))
+def _values(annotation: Any, rules: Sequence[Any]) -> str:
+    """Describe what a setting accepts, in words."""
+    match typing.get_origin(annotation):
+        case typing.Annotated:
+            inner, *own = typing.get_args(annotation)
+            return _values(inner, [rule for one in own for rule in getattr(one, "metadata", [one])])
+        case typing.Union | types.UnionType:
+            return " or ".join(_values(one, rules) for one in typing.get_args(annotation) if one is not types.NoneType)
+        case typing.Literal:
+            return ", ".join(f"`{value}`" for value in typing.get_args(annotation))
+        case builtins.tuple:
+            [items, _] = typing.get_args(annotation)
+            return "list of texts" if items is str else f"any of {_values(items, ())}"
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    bounds = [f"{sign} {getattr(rule, name)}" for rule in field.metadata for name, sign in signs.items() if hasattr(rule, name)]
-    return " and ".join([_type_name(field.annotation), *sorted(set(bounds))])
-
-
-def _type_name(annotation: Any) -> str:
-    names = {str: "text", int: "whole number", int | None: "whole number", float: "number", bool: "true or false"}
-    return names.get(annotation, str(annotation))
+    bounds = {f"{sign} {getattr(rule, name)}" for rule in rules for name, sign in signs.items() if hasattr(rule, name)}
+    names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    return " and ".join([names.get(annotation, str(annotation)), *sorted(bounds)])
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ ROLES = {"labels.txt": "labels", "model.onnx": "model", "evaluation.json": "eval
 # without a second thread in each, which takes a third more processor time for networks and images as small as these.
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
 
-# A shared machine may stall any example, and a run leaves no folder behind.
-hypothesis.settings.register_profile("edgeline", deadline=None, database=None)
+# A shared machine may stall any example, and a run leaves no folder behind. Each run draws other examples.
+hypothesis.settings.register_profile("edgeline", deadline=None, database=None, max_examples=40)
 hypothesis.settings.load_profile("edgeline")
 
 
@@ -43,6 +43,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     from tests.support.scheduling import ByFile
 
     return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect without the garbage collector: all that is imported and collected stays."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -17,8 +17,8 @@ from cached_features import read_features
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.models.devices import one_thread
+from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.heads import HeadData, train_heads
 
 HIDDEN, EPOCHS, BATCH, WEIGHT, SEEDS = 256, 30, 64, 1.0, 5

@@ -21,14 +21,19 @@ from edgeline.export import file_names
 from edgeline.export.graph.cam_outputs import add_outputs
 from edgeline.export.graph.contract import IR_VERSION, check_graph
 from edgeline.export.graph.opsets import newest_opset
+from edgeline.export.graph.templates import Templates
 from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.checkpoint import TENSORS, Checkpoint, load_checkpoint
 from edgeline.pipeline.progress import waiting
 from edgeline.pipeline.runs.atomic_files import file_digest
+from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.errors import ConfigError, ExportError
 from edgeline.serve.preprocess import PreprocessSpec
+
+GRAPHS = "graphs.sqlite"
+"""File in the cache folder with the exported graphs of backbones."""
 
 
 class CalibratedModel(nn.Module):
@@ -43,7 +48,11 @@ class CalibratedModel(nn.Module):
         """Classify uint8 (N, H, W, 3): probabilities and logits, float32 (N, K)."""
         # Contiguous, or the exporter carries the channels-last strides into the pooling and writes shape arithmetic.
         images_NCHW = image.permute(0, 3, 1, 2).contiguous().float()
-        logits_NK = self.network.head(self.network.features(images_NCHW)) / self.temperature
+        return self.classify(self.network.features(images_NCHW))
+
+    def classify(self, features_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Classify the backbone's features, float32 (N, D): probabilities and logits, float32 (N, K)."""
+        logits_NK = self.network.head(features_ND) / self.temperature
         return logits_NK.softmax(1), logits_NK
 
 
@@ -73,6 +82,7 @@ def build_export(run: Run, folder: Path) -> None:
                 metadata=metadata_of(run, checkpoint, temperature),
                 explain=run.config.export.explain,
             ),
+            ContentCache(run.config.cache / GRAPHS) if checkpoint.has_frozen_backbone else None,
         )
 
 
@@ -101,7 +111,9 @@ class GraphOptions:
     """Whether class activation maps and embeddings become outputs (`export.graph.cam_outputs`)."""
 
 
-def export(deployed: CalibratedModel, spec: PreprocessSpec, path: Path, options: GraphOptions) -> None:
+def export(
+    deployed: CalibratedModel, spec: PreprocessSpec, path: Path, options: GraphOptions, cache: ContentCache | None = None
+) -> None:
     """Write the ONNX file and check it against the contract.
 
     Args:
@@ -109,13 +121,34 @@ def export(deployed: CalibratedModel, spec: PreprocessSpec, path: Path, options:
         spec: gives H and W.
         path: of the file.
         options: of the graph.
+        cache: of exported backbones, for networks of which only the head changes. The file has the same bytes with and without.
 
     Raises:
         ConfigError: `explain` is set and the network does not support it.
         ExportError: the exporter cannot express the network, or its file breaks the contract.
     """
+    shape = (2, spec.height, spec.width, 3)
+    if cache is None:
+        model = _convert(deployed, shape, options.opset)
+    else:
+        templates = Templates(cache, deployed.network, shape, options.opset)
+        found = templates.find(deployed.network, deployed.temperature)
+        if found is None:
+            found = _convert(deployed, shape, options.opset)
+            templates.keep(found, deployed.network, deployed.temperature)
+        model = found
+    for key, value in sorted(options.metadata.items()):
+        model.metadata_props.add(key=key, value=value)
+    if options.explain:
+        model = add_outputs(model, spec.height, spec.width)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    check_graph(path.read_bytes(), spec, classes=options.classes, opset=options.opset)
+
+
+def _convert(deployed: CalibratedModel, shape: tuple[int, ...], opset: int) -> onnx.ModelProto:
+    """Export a network, traced with pixels of this shape."""
     deployed = deployed.eval().to(memory_format=torch.contiguous_format)
-    example = torch.zeros(2, spec.height, spec.width, 3, dtype=torch.uint8)
+    example = torch.zeros(shape, dtype=torch.uint8)
     output = io.StringIO()
     try:
         with redirect_stdout(output), redirect_stderr(output), warnings.catch_warnings():
@@ -124,11 +157,11 @@ def export(deployed: CalibratedModel, spec: PreprocessSpec, path: Path, options:
                 deployed,
                 (example,),
                 dynamo=True,
-                opset_version=options.opset,
+                opset_version=opset,
                 input_names=["image"],
                 output_names=["probabilities", "logits"],
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=4096)},),
-                custom_translation_table={torch.ops.aten.adaptive_avg_pool2d.default: _pooling(options.opset)},
+                custom_translation_table={torch.ops.aten.adaptive_avg_pool2d.default: _pooling(opset)},
                 verbose=False,
             )
     except Exception as error:  # the exporter and its decompositions raise dozens of kinds
@@ -139,12 +172,7 @@ def export(deployed: CalibratedModel, spec: PreprocessSpec, path: Path, options:
     model = program.model_proto
     _strip(model)
     model.ir_version = IR_VERSION
-    for key, value in sorted(options.metadata.items()):
-        model.metadata_props.add(key=key, value=value)
-    if options.explain:
-        model = add_outputs(model, spec.height, spec.width)
-    path.write_bytes(model.SerializeToString(deterministic=True))
-    check_graph(path.read_bytes(), spec, classes=options.classes, opset=options.opset)
+    return model
 
 
 def _first_cause(error: BaseException) -> BaseException:

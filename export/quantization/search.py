@@ -12,7 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,18 +24,19 @@ from edgeline.export.quantization.static_int8 import (
     Quantizable,
     Ranges,
     Recipe,
-    input_means,
     integer_share,
     make_ready,
     measure_ranges,
     quantize,
     saturates,
 )
+from edgeline.export.quantization.statistics import Statistics, measure
 from edgeline.pipeline.config import ExportConfig
 from edgeline.pipeline.data.samples import Sample, stream_pixels
 from edgeline.pipeline.models.devices import CPU_BATCH
 from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.atomic_files import digest_of
+from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.pipeline.thresholds import Int8Thresholds
 from edgeline.serve.errors import DataError, ExportError, TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
@@ -92,6 +93,8 @@ class SearchRequest:
     """The release gate's own, so that what is chosen passes there."""
     tune: Tune | None = None
     """Fine-tunes the weights for a recipe, if the network is available."""
+    cache: ContentCache | None = None
+    """Of what is measured of a backbone's activations; None measures it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,7 +213,7 @@ def choose_int8(request: SearchRequest) -> Choice:
     pixels = [pixels_HW3 for batch_NHW3 in stream_pixels(validation, spec, CPU_BATCH) for pixels_HW3 in batch_NHW3]
     search = _Search(
         request=request,
-        measured=_Measured(make_ready(request.reference), partial(stream_pixels, calibration, spec, CPU_BATCH)),
+        measured=_Measured(make_ready(request.reference), calibration, request),
         pixels=pixels,
         targets_N=np.array([sample.index for sample in validation]),
         expected=_run(create_session(request.reference), pixels),
@@ -271,21 +274,26 @@ def choose_calibration(train: Sequence[Sample], count: int) -> list[Sample]:
 class _Measured:
     """Ranges and means over the calibration images, each measured once for all recipes."""
 
-    def __init__(self, ready: Quantizable, batches: Any) -> None:
-        self.ready, self.batches = ready, batches
+    def __init__(self, ready: Quantizable, calibration: Sequence[Sample], request: SearchRequest) -> None:
+        self.ready, self.calibration, self.request = ready, calibration, request
         self._ranges: dict[str, Ranges] = {}
-        self._means: dict[str, np.ndarray] | None = None
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        return measure(self.ready, self.calibration, self.request.spec, self.request.cache)
 
     def ranges(self, method: str) -> Ranges:
         if method not in self._ranges:
-            self._ranges[method] = measure_ranges(self.ready, self.batches(), method)
+            if method in ("minmax", "average"):
+                self._ranges[method] = self.statistics.ranges(method)
+            else:  # from histograms
+                batches = stream_pixels(self.calibration, self.request.spec, CPU_BATCH)
+                self._ranges[method] = measure_ranges(self.ready, batches, method)
         return self._ranges[method]
 
-    @property
+    @cached_property
     def means(self) -> dict[str, np.ndarray]:
-        if self._means is None:
-            self._means = input_means(self.ready, self.batches())
-        return self._means
+        return self.statistics.means
 
 
 def _fastest(search: _Search, report: Int8Report) -> Choice:

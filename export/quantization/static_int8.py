@@ -20,6 +20,7 @@ import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from edgeline.export.graph.ort_tools import suppress_output
+from edgeline.export.quantization.fast_weights import fast_quantizer
 from edgeline.serve.errors import ExportError
 from edgeline.serve.runtime.session import load_onnxruntime, session_options
 
@@ -187,7 +188,6 @@ def quantize(ready: Quantizable, ranges: Ranges, recipe: Recipe, means: Mapping[
         The bytes of an ONNX file under the graph contract.
     """
     from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     types = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
@@ -202,7 +202,7 @@ def quantize(ready: Quantizable, ranges: Ranges, recipe: Recipe, means: Mapping[
     }
     float_nodes = [node.name for node in model.graph.node if node.op_type in FLOAT_OPERATORS]
     with suppress_output():
-        quantizer = QDQQuantizer(
+        quantizer = fast_quantizer()(
             model,
             recipe.per_channel,
             recipe.reduce_range,

@@ -1,6 +1,7 @@
 """What one verification compares: a network in PyTorch, its ONNX file, and the images that both see.
 
-PyTorch's outputs are computed once, when the first check needs them.
+PyTorch's outputs are computed once, when the first check needs them. The features of a frozen backbone are found in the cache
+that `evaluate` has filled, by the pixels and the digest of the backbone.
 
 Shapes: N images, H x W the model's input, K classes.
 """
@@ -21,8 +22,10 @@ from edgeline.export.verification.explanations import ExpectedMaps, expected_map
 from edgeline.pipeline.config import VerifyConfig
 from edgeline.pipeline.data.samples import ADMITTED, Sample, map_ahead, read_image
 from edgeline.pipeline.data.stress_images import stress_images
-from edgeline.pipeline.models.devices import CPU_BATCH
+from edgeline.pipeline.models.devices import CPU_BATCH, choose_device
+from edgeline.pipeline.models.frozen_features import FrozenBackbone
 from edgeline.pipeline.progress import track
+from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
 from edgeline.serve.runtime.session import create_session
 
@@ -60,6 +63,8 @@ class VerificationContext:
     """The stress images' pixels at training time; checked if given."""
     environments: Path = FOLDER
     """Where the runtimes of other formats are installed."""
+    features: ContentCache | None = None
+    """Where the features of a frozen backbone are cached; None computes them."""
 
     @property
     def names(self) -> list[str]:
@@ -117,7 +122,7 @@ class VerificationContext:
 
     @cached_property
     def _run(self) -> tuple[Outputs, list[np.ndarray]]:
-        return run_pytorch(self.deployed, self.spec, self.samples)
+        return run_pytorch(self.deployed, self.spec, self.samples, self.features)
 
     def metadata_mismatches(self, found: Mapping[str, str], command: str) -> list[str]:
         """Problems of a file that states another origin than this run.
@@ -133,13 +138,22 @@ class VerificationContext:
         ]
 
 
-def run_pytorch(deployed: CalibratedModel, spec: PreprocessSpec, samples: Sequence[Sample]) -> tuple[Outputs, list[np.ndarray]]:
+def run_pytorch(
+    deployed: CalibratedModel, spec: PreprocessSpec, samples: Sequence[Sample], cache: ContentCache | None = None
+) -> tuple[Outputs, list[np.ndarray]]:
     """Preprocess the stress images and the samples, and run PyTorch on them.
+
+    Args:
+        deployed: the network with its temperature; evaluation mode is set here.
+        spec: its preprocessing.
+        samples: the held-out images.
+        cache: of the backbone's features. Those of these very pixels are reused; everything after them is computed.
 
     Returns:
         Its outputs, and each image's pixels, uint8 (H, W, 3).
     """
     deployed.eval()
+    classify = deployed if cache is None else _with_cached_features(deployed, cache)
     readers: list[Callable[[], bytes]] = [lambda data=data: data for data in stress_images().values()]  # type: ignore[misc]
     readers += [lambda sample=sample: read_image(sample) for sample in samples]  # type: ignore[misc]
     pixels = list(map_ahead(lambda read: preprocess(read(), spec, ADMITTED), readers, ahead=64))
@@ -147,5 +161,12 @@ def run_pytorch(deployed: CalibratedModel, spec: PreprocessSpec, samples: Sequen
     batches = track(in_batches(pixels, CPU_BATCH), "verifying: PyTorch", len(pixels), step=CPU_BATCH)
     with torch.inference_mode():
         for batch_NHW3 in batches:
-            rows.append([output.numpy() for output in deployed(torch.from_numpy(batch_NHW3))])
+            rows.append([output.numpy() for output in classify(torch.from_numpy(batch_NHW3))])
     return Outputs.join(rows), pixels
+
+
+def _with_cached_features(
+    deployed: CalibratedModel, cache: ContentCache
+) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    backbone = FrozenBackbone(deployed.network, choose_device("cpu"), cache)
+    return lambda pixels_NHW3: deployed.classify(backbone.features(pixels_NHW3))

@@ -37,6 +37,7 @@ from edgeline.pipeline.evaluation.metrics import wilson_interval
 from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.models.checkpoint import load_checkpoint
 from edgeline.pipeline.runs.atomic_files import digest_of
+from edgeline.pipeline.runs.content_cache import FEATURES, ContentCache
 from edgeline.pipeline.runs.findings import write_findings
 from edgeline.pipeline.runs.receipts import result_digest
 from edgeline.pipeline.runs.run import Run
@@ -91,6 +92,7 @@ def context_of(run: Run) -> VerificationContext:
         metadata=metadata_of(run, checkpoint, temperature),
         explain=run.config.export.explain,
         environments=run.config.environments,
+        features=ContentCache(run.config.cache / FEATURES) if checkpoint.has_frozen_backbone else None,
     )
 
 

@@ -106,6 +106,6 @@ def _verdict(overall: "Difference") -> str:
     if not overall.lost + overall.gained:
         return "Both are right and wrong on the same images."
     return (
-        f"{points} can be chance: B is right on {overall.gained} images where A is wrong, "
-        f"and wrong on {overall.lost} where A is right."
+        f"{points} can be chance: B is right on {overall.gained} images where A is wrong, and wrong on {overall.lost} where A "
+        "is right."
     )

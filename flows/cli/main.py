@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from edgeline.flows.cli import compare, deploy, experiment, explain, models, run, runs, steps, verify
+from edgeline.flows.cli import compare, deploy, experiment, models, run, steps, teach, verify
 from edgeline.flows.extras import missing_extra
 from edgeline.serve.cli import register as device
 from edgeline.serve.conformance import command as conformance
@@ -47,6 +47,7 @@ def edgeline(
 
 
 app.command()(run.run)
+app.command()(teach.teach)
 for command in (steps.prepare, steps.train, steps.evaluate, steps.export, steps.variants):
     app.command()(command)
 app.command(cls=verify.VerifyCommand)(verify.verify)
@@ -54,11 +55,11 @@ app.command()(steps.publish)
 app.command()(models.backbones)
 app.command()(models.inspect)
 app.command()(experiment.experiment)
-app.command()(runs.runs)
+app.command()(experiment.runs)
 app.command("verify-onnx")(verify.verify_onnx)
 app.command()(verify.emulate)
 app.command()(compare.diff)
-app.command()(explain.explain)
+app.command()(models.explain)
 app.command("deploy")(deploy.deploy_pipeline)
 device.register(app)
 conformance.register(app)

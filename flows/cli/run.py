@@ -75,7 +75,7 @@ def run(
         data=data, layout=layout, name=name, model=model, weights=weights, strategy=strategy, seed=seed, artifacts=artifacts
     )
     settings = load_settings(config, overrides, options)
-    with _step_lines_on_stderr():
+    with step_lines_on_stderr():
         finished, steps = _run_pipeline(settings, prefect)
     summary = summarize(finished, steps)
     if as_json:
@@ -85,7 +85,7 @@ def run(
 
 
 @contextmanager
-def _step_lines_on_stderr() -> Iterator[None]:
+def step_lines_on_stderr() -> Iterator[None]:
     """Print what each step finds, when it is done."""
     from edgeline.flows.steps import LOG
 

@@ -23,6 +23,9 @@ FINGERPRINT_NAME = "preprocessing_fingerprint.npz"
 MAX_FINGERPRINT_DIFFERENCE = 1.0
 """Largest mean difference of an image's pixels, of 255, that another build of the image library may cause."""
 
+ROWS = 64
+"""Rows of an image that are drawn at a time."""
+
 
 @cache
 def stress_images() -> dict[str, bytes]:
@@ -104,12 +107,14 @@ def _mean_difference(now_HW3: np.ndarray, then_HW3: np.ndarray) -> float:
 
 def _scene(width: int, height: int) -> Image.Image:
     """An asymmetric color scene: gradients, fine stripes, and blocks of saturated color in two corners."""
-    y_H1, x_1W = np.arange(height)[:, None] / max(width, height), np.arange(width)[None] / max(width, height)
-    stripes_HW = 40 * np.sign(np.sin(2 * np.pi * 60 * (x_1W + 0.37 * y_H1)))
+    x_1W = np.arange(width)[None] / max(width, height)
     pixels_HW3 = np.empty((height, width, 3), np.uint8)
-    channels = (220 * x_1W + stripes_HW, 40 + 200 * y_H1, 190 - 150 * x_1W * (1 - y_H1) - stripes_HW)
-    for channel, levels in enumerate(channels):
-        pixels_HW3[..., channel] = levels.clip(0, 255)
+    for top in range(0, height, ROWS):  # a whole image of doubles would not fit into the processor's cache
+        y_R1 = np.arange(top, min(top + ROWS, height))[:, None] / max(width, height)
+        stripes_RW = 40 * np.sign(np.sin(2 * np.pi * 60 * (x_1W + 0.37 * y_R1)))
+        channels = (220 * x_1W + stripes_RW, 40 + 200 * y_R1, 190 - 150 * x_1W * (1 - y_R1) - stripes_RW)
+        for channel, levels in enumerate(channels):
+            pixels_HW3[top : top + ROWS, :, channel] = levels.clip(0, 255)
     pixels_HW3[: height // 4, : width // 3] = (230, 40, 20)
     pixels_HW3[height * 3 // 5 :, width * 5 // 8 :] = (20, 60, 235)
     return Image.fromarray(pixels_HW3)

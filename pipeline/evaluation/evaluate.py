@@ -34,11 +34,15 @@ from edgeline.pipeline.explanation.embedding_map import place, write_embedding_p
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.checkpoint import CALIBRATION, load_checkpoint
 from edgeline.pipeline.models.devices import CPU_BATCH, choose_device, memory_errors, to_device
+from edgeline.pipeline.models.frozen_features import FrozenBackbone
 from edgeline.pipeline.progress import track
+from edgeline.pipeline.runs.content_cache import FEATURES, ContentCache
 from edgeline.pipeline.runs.findings import write_findings
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.errors import TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
+
+Model = Network | FrozenBackbone
 
 MAX_MISTAKES = 50
 """The most confident mistakes are listed, up to this number."""
@@ -51,7 +55,9 @@ def build_evaluation(run: Run, folder: Path) -> None:
     device = choose_device(run.config.train.device)
     network.to(device)
     test = prepared.of("test")
-    test_logits_NK, features_ND = compute_outputs(network, test, checkpoint.preprocess, device)
+    features = ContentCache(run.config.cache / FEATURES)
+    model = FrozenBackbone(network, device, features) if checkpoint.has_frozen_backbone else network
+    test_logits_NK, features_ND = compute_outputs(model, test, checkpoint.preprocess, device)
     with np.load(run.step("train") / CALIBRATION, allow_pickle=False) as calibration:
         logits_MK, targets_M = calibration["logits"], calibration["targets"]
     temperature = best_temperature(logits_MK, targets_M)
@@ -79,16 +85,23 @@ def build_evaluation(run: Run, folder: Path) -> None:
 
 
 def compute_logits(
-    network: Network, samples: Sequence[Sample], spec: PreprocessSpec, device: torch.device, batch_size: int = CPU_BATCH
+    network: Model, samples: Sequence[Sample], spec: PreprocessSpec, device: torch.device, batch_size: int = CPU_BATCH
 ) -> np.ndarray:
     """Compute the logits of samples, as `compute_outputs` does: float32, shape (N, K)."""
     return compute_outputs(network, samples, spec, device, batch_size)[0]
 
 
 def compute_outputs(
-    network: Network, samples: Sequence[Sample], spec: PreprocessSpec, device: torch.device, batch_size: int = CPU_BATCH
+    network: Model, samples: Sequence[Sample], spec: PreprocessSpec, device: torch.device, batch_size: int = CPU_BATCH
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the logits and features of samples from their files, in evaluation mode and float32.
+
+    Args:
+        network: from uint8 pixels (N, H, W, 3) to logits: a `Network`, or a `FrozenBackbone`.
+        samples: in the order of the rows.
+        spec: the network's preprocessing.
+        device: of the network.
+        batch_size: images a batch.
 
     Returns:
         Logits (N, K) and features (N, D), float32, on the CPU.

@@ -105,7 +105,7 @@ def explain_run(run: Run, request: Request, folder: Path) -> list[Explained]:
     for stem, photo in zip(short_names([photo.name for photo in photos]), photos, strict=True):
         pixels_HW3 = _pixels(photo, spec)
         with torch.inference_mode():
-            [probabilities_K] = softmax(network(torch.from_numpy(pixels_HW3[None])).numpy() / temperature)
+            [probabilities_K] = softmax(network(torch.tensor(pixels_HW3[None])).numpy() / temperature)
         index = int(probabilities_K.argmax())
         explained.append(
             Explained(

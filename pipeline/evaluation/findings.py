@@ -13,6 +13,7 @@ from scipy.stats import fisher_exact
 
 from edgeline.pipeline.evaluation.insight import Insight
 from edgeline.pipeline.evaluation.learning_curve import LearningCurve, Point
+from edgeline.pipeline.evaluation.metrics import TEMPERATURES
 from edgeline.pipeline.evaluation.report import Evaluation
 from edgeline.pipeline.runs.findings import Finding
 from edgeline.pipeline.sources.labels import summarize
@@ -23,6 +24,8 @@ DEVIATIONS = 3.3
 """The same as standard deviations of a normal distribution."""
 
 
+NEAR_BOUND = 1.02
+"""A temperature within this factor of an end of its range is reported."""
 MIN_DIFFERENCE = 0.02
 """Smaller differences of accuracy are not reported, though thousands of images can prove them: heads that were trained out of
 fold have seen fewer images than the network that is tested."""
@@ -63,6 +66,14 @@ def find_in_evaluation(evaluation: Evaluation, probabilities_NK: np.ndarray, hel
             message=f"Accuracy is {test.value:.1%} on the test split and {other:.1%} {held_out.where}, more different than "
             "chance explains (Fisher's exact test, p < 0.001): they contain different kinds of images. Trust the split that is "
             "like the images in use.",
+        )
+    temperature, (low, high) = evaluation.calibration.temperature, TEMPERATURES
+    if not low * NEAR_BOUND < temperature < high / NEAR_BOUND:
+        yield Finding(
+            code="temperature_at_its_bound",
+            message=f"The temperature, {temperature:.2f}, is at the end of its range, {low:g} to {high:g}: the held-out images "
+            "do not determine it, because the network is right on nearly all of them, or wrong on most. Do not rely on the "
+            "probabilities; add images.",
         )
     confidence_N = probabilities_NK.max(1)
     deviation = float(np.sqrt((confidence_N * (1 - confidence_N)).sum()))

@@ -25,9 +25,10 @@ from edgeline.pipeline.explanation.heatmaps import compute_heatmaps
 from edgeline.pipeline.explanation.pictures import save_heatmap, save_picture
 from edgeline.pipeline.models.backbones import Network, build
 from edgeline.pipeline.models.checkpoint import OUT_OF_FOLD
+from edgeline.pipeline.models.frozen_features import backbone_digest
 from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.pipeline.runs.run import Run
-from edgeline.pipeline.training.features import FeatureExtractor, backbone_digest
+from edgeline.pipeline.training.features import FeatureExtractor
 from edgeline.serve.errors import ConfigError, WeightsError
 from edgeline.serve.preprocess import PreprocessSpec
 

@@ -83,7 +83,7 @@ def feature_maps(network: Network, layer: str, pixels_HW3: np.ndarray) -> Featur
     hook = network.backbone.get_submodule(layer).register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
     try:
         with torch.inference_mode():
-            network.features(torch.from_numpy(pixels_HW3[None]).permute(0, 3, 1, 2).float())
+            network.features(torch.tensor(pixels_HW3[None]).permute(0, 3, 1, 2).float())
     finally:
         hook.remove()
     maps_Chw = outputs[0][0].float().numpy()

@@ -68,7 +68,7 @@ def compute_heatmaps(network: Network, pixels_NHW3: np.ndarray, classes_N: np.nd
     """
     cams, gradients = [], []
     for pixels_HW3, index in zip(pixels_NHW3, classes_N.tolist(), strict=True):
-        images_1CHW = torch.from_numpy(pixels_HW3[None]).permute(0, 3, 1, 2).float().requires_grad_()
+        images_1CHW = torch.tensor(pixels_HW3[None]).permute(0, 3, 1, 2).float().requires_grad_()
         with torch.enable_grad(), recorded_maps(network) as maps:
             embedding_1C = network.features(images_1CHW)
             logit = network.head(embedding_1C)[0, index]

@@ -25,6 +25,9 @@ CALIBRATION = "calibration.npz"
 OUT_OF_FOLD = "out_of_fold.npz"
 """The same for all training and validation images, from heads on the frozen backbone; absent if there are no such heads."""
 
+FROZEN_BACKBONE = frozenset({"head", "few-shot"})
+"""Training strategies that leave the backbone as it is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
@@ -43,6 +46,11 @@ class Checkpoint:
     best_epoch: int
     """The epoch with the best validation loss, counted from 1."""
     versions: dict[str, str]
+
+    @property
+    def has_frozen_backbone(self) -> bool:
+        """Whether only the head was trained, so that what is computed from the backbone is worth caching for the next run."""
+        return self.strategy in FROZEN_BACKBONE
 
 
 def save_checkpoint(folder: Path, network: Network, checkpoint: Checkpoint) -> None:

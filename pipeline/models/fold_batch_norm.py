@@ -7,7 +7,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from edgeline.pipeline.models.backbones import Network
 from edgeline.serve.preprocess import PreprocessSpec
@@ -24,19 +24,21 @@ def fold_batch_norm(network: Network, spec: PreprocessSpec) -> Network:
     elsewhere or changed in place, a convolution that rescales its own weights) change the features. The returned copy is
     then not folded.
     """
-    plain = copy.deepcopy(network).eval()
-    folded = copy.deepcopy(plain)
+    folded = copy.deepcopy(network).eval()
     noise = torch.rand(1, 3, spec.height, spec.width, generator=torch.Generator().manual_seed(0)) * 255
     pairs, expected_ND = _conv_norm_pairs(folded, noise)
     for conv, norm in pairs:
-        fused = fuse_conv_bn_eval(conv, norm)
-        conv.weight, conv.bias = fused.weight, fused.bias
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
         # timm's norms contain the activation that follows them: keep it.
         activation = getattr(norm, "act", None)
         _replace(folded.backbone, norm, activation if isinstance(activation, nn.Module) else nn.Identity())
     with torch.inference_mode():
         difference = (folded.features(noise) - expected_ND).abs().max()
-    return plain if difference > MAX_FOLDING_ERROR * expected_ND.abs().max() else folded
+    return copy.deepcopy(network).eval() if difference > MAX_FOLDING_ERROR * expected_ND.abs().max() else folded
 
 
 def _conv_norm_pairs(network: Network, images_NCHW: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.BatchNorm2d]], Tensor]:

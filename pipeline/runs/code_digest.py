@@ -27,6 +27,8 @@ EXCLUDED = frozenset(
         "edgeline.pipeline.progress",  # bars on the terminal
         "edgeline.pipeline.config",  # settings are in the key by value
         "edgeline.pipeline.config_file",
+        "edgeline.pipeline.config_section",
+        "edgeline.pipeline.train_config",
         "edgeline.pipeline.names",
         "edgeline.pipeline.thresholds",
         "edgeline.pipeline.runs.atomic_files",  # how results are stored

@@ -4,6 +4,7 @@ Rows are addressed by content (an image's SHA-256 and the digest of the code tha
 file may be deleted at any time; its content is then computed again.
 """
 
+import hashlib
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from edgeline.serve.errors import EdgelineError
+
+FEATURES = "features.sqlite"
+"""File in the cache folder with the features of images."""
 
 
 class ContentCache:
@@ -60,3 +64,14 @@ class ContentCache:
             raise EdgelineError(
                 f"the cache {self.path} cannot be used ({error}); delete it, and it is created again", code="cache_unusable"
             ) from error
+
+
+def sealed(value: bytes) -> bytes:
+    """A value with its SHA-256, for rows that replace a computation that something is proven by."""
+    return hashlib.sha256(value).digest() + value
+
+
+def unsealed(row: bytes) -> bytes | None:
+    """The value of a row that `sealed` wrote; None if it is damaged."""
+    digest, value = row[:32], row[32:]
+    return value if hashlib.sha256(value).digest() == digest else None

@@ -214,9 +214,10 @@ def read_metrics(run: Run) -> dict[str, float]:
         top1, calibration = evaluation["top1"], evaluation["calibration"]
         found |= {"accuracy": top1["value"], "accuracy_low": top1["low"], "accuracy_high": top1["high"]}
         found |= {"macro_f1": evaluation["macro"]["f1"], "ece": calibration["ece_after"]}
-    if checkpoint := _read_json(run.step("train") / "checkpoint.json"):
+    weights = run.step("train") / "checkpoint.safetensors"
+    if weights.exists() and (checkpoint := _read_json(run.step("train") / "checkpoint.json")):
         found |= {"epochs": len(checkpoint["history"]), "best_epoch": checkpoint["best_epoch"]}
-        found["bytes"] = (run.step("train") / "checkpoint.safetensors").stat().st_size
+        found["bytes"] = weights.stat().st_size
     if verification := _read_json(run.step("verify") / "verification.json"):
         found |= _variant_metrics("", verification.get("reference"))
         for variant in verification.get("variants", ()):

@@ -1,7 +1,7 @@
 """Random views of training images, drawn on top of the pixels that `serve.preprocess` returns.
 
 To add an augmentation, write a function that builds its transform, enter it in `AUGMENTATIONS`, add its name to
-`pipeline/names.py`, and describe it at `train.augment` in `pipeline/config.py`.
+`pipeline/names.py`, and describe it at `train.augment` in `pipeline/train_config.py`.
 
 The random numbers of a view are seeded by the image's content and the number of the view. A view is therefore the same
 in every run, its features can be cached, and it does not matter which images share a batch.

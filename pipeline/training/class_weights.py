@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.data.samples import Prepared
+from edgeline.pipeline.train_config import TrainConfig
 from edgeline.serve.errors import DataError
 
 EXPONENTS = {"none": 0.0, "sqrt": 0.5, "balanced": 1.0}

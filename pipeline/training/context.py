@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.data.samples import Prepared
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.runs.findings import Finding
+from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.class_weights import class_weights
 from edgeline.pipeline.training.history import TrainingHistory
 from edgeline.serve.preprocess import PreprocessSpec

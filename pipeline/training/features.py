@@ -7,9 +7,9 @@ whatever the number of images: the resulting table is a memory-mapped file.
 Shapes: N images, D features, H x W the model's input.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from edgeline.pipeline.data.samples import Sample, stream_pixels
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.devices import CPU_BATCH, GPU_BATCH, autocast, memory_errors, to_device
 from edgeline.pipeline.models.fold_batch_norm import fold_batch_norm
+from edgeline.pipeline.models.frozen_features import backbone_digest
 from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.code_digest import code_digest
 from edgeline.pipeline.runs.content_cache import ContentCache
@@ -33,9 +34,9 @@ Augment = Callable[[Tensor, Sequence[Sample]], Tensor]
 """Pixels, uint8 (N, H, W, 3), and the samples they belong to; returns the same shape."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FeatureExtractor:
-    """Computes the features of samples, or finds them in a cache."""
+    """Computes the features of samples, or finds them in a cache. The network must not change in the meantime."""
 
     network: Network
     """Its backbone is used."""
@@ -80,10 +81,14 @@ class FeatureExtractor:
         table_ND.flush()
         return np.asarray(np.load(out, mmap_mode="r"))
 
+    @cached_property
+    def _folded(self) -> Network:
+        return fold_batch_norm(self.network, self.spec).to(self.device)
+
     def _fill_cache(self, samples: Sequence[Sample], keys: dict[str, str], augment: Augment | None) -> None:
         on_gpu = self.device.type == "cuda"
         batch_size = GPU_BATCH if on_gpu else CPU_BATCH
-        folded = fold_batch_norm(self.network, self.spec).to(self.device)
+        folded = self._folded
         pixels = track(stream_pixels(samples, self.spec, batch_size), "computing features", len(samples), step=batch_size)
         position = 0
         remedy = "choose a smaller model" + (", or train.device=cpu" if on_gpu else "")
@@ -101,16 +106,6 @@ class FeatureExtractor:
                         features_ND = folded.features(images_NCHW).float().cpu().numpy()
                 _check_finite(features_ND, part)
                 self.cache.put((keys[s.sha256], row_D.tobytes()) for s, row_D in zip(part, features_ND, strict=True))
-
-
-def backbone_digest(network: Network) -> str:
-    """SHA-256 of a backbone's structure, weights and normalization."""
-    digest = hashlib.sha256(repr(network.backbone).encode())
-    state = {**network.backbone.state_dict(), "mean": network.mean, "std": network.std}
-    for name, tensor in state.items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _check_finite(features_ND: np.ndarray, samples: Sequence[Sample]) -> None:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.progress import track
+from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.folds import NEVER
 from edgeline.pipeline.training.history import TrainingHistory, check_finite
+from edgeline.pipeline.training.optimization import build_optimizer
 
 EPOCHS = 200
 LEARNING_RATE = 5e-4
@@ -64,7 +65,7 @@ def train_heads(data: HeadData, config: TrainConfig, class_weights_K: Tensor, se
 
     Args:
         data: at least one image has a fold.
-        config: its epochs, batch size, learning rate, weight decay, dropout, label smoothing and patience are used.
+        config: its epochs, batch size, optimizer, learning rate, dropout, label smoothing and patience are used.
         class_weights_K: loss weight of each class, float32.
         seed: the same seed and data give the same weights.
 
@@ -84,9 +85,7 @@ def train_heads(data: HeadData, config: TrainConfig, class_weights_K: Tensor, se
     generator = torch.Generator().manual_seed(seed)
     weight_FKD = torch.zeros(len(own_fold), classes, data.tables[0].shape[1], requires_grad=True)
     bias_FK = torch.zeros(len(own_fold), classes, requires_grad=True)
-    optimizer = torch.optim.AdamW(
-        [weight_FKD, bias_FK], lr=config.learning_rate or LEARNING_RATE, weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = build_optimizer([{"params": [weight_FKD, bias_FK], "lr": config.learning_rate or LEARNING_RATE}], config)
     used_R, epochs = torch.from_numpy(np.flatnonzero(learns_RF[:, shipped])), config.epochs or EPOCHS
     history, best = TrainingHistory(), (torch.empty(0), torch.empty(0), np.empty(0))
     for epoch in track(range(1, epochs + 1), "training the head", epochs):

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.data.samples import Sample, map_ahead, stream_pixels
 from edgeline.pipeline.models.backbones import Network, stages
 from edgeline.pipeline.models.devices import CPU_BATCH, autocast, is_memory_error, memory_errors, to_device
 from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.findings import Finding
+from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.augment import augment
 from edgeline.pipeline.training.context import HeldOutLogits, TrainingContext, TrainingResult
 from edgeline.pipeline.training.history import check_finite

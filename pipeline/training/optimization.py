@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from edgeline.pipeline.config import TrainConfig
+from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.history import TrainingHistory
 
 WARM_UP = 0.05

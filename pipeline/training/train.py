@@ -1,7 +1,7 @@
 """The training step: from prepared samples to a checkpoint.
 
 To add a strategy, write a module in `strategies/` with a function of type `Strategy`, enter it in `STRATEGIES`, add its name to
-`pipeline/names.py` and describe it in `train.strategy` of `pipeline/config.py`.
+`pipeline/names.py` and describe it in `train.strategy` of `pipeline/train_config.py`.
 
 Shapes: N images, D features, K classes.
 """

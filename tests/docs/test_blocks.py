@@ -52,6 +52,35 @@ NOT_EXECUTED: dict[str, list[str]] = {
     "docs/index.md": [
         "installs all packages and trains; tests/flows run it",
     ],
+    "docs/learn/beyond.md": [
+        "the photos are not part of this repository; tests/docs/test_learn_examples.py runs the script on others",
+        "the photos are not part of this repository; tests/docs/test_learn_examples.py runs the script on others",
+        "the photos are not part of this repository; tests/docs/test_learn_examples.py runs the script on others",
+    ],
+    "docs/learn/comparing.md": [
+        "the photos are not part of this repository, and training takes minutes",
+        "the photos are not part of this repository, and training takes minutes",
+        "the photos are not part of this repository, and training takes minutes",
+        "the photos are not part of this repository, and training takes minutes",
+        "the photos are not part of this repository, and training takes minutes",
+        "the photos are not part of this repository, and training takes minutes",
+        "training takes minutes",
+    ],
+    "docs/learn/medical.md": [
+        "the pictures are not part of this repository",
+        "the pictures are not part of this repository",
+    ],
+    "docs/learn/training.md": [
+        "trains for minutes; tests/pipeline/training runs every strategy",
+        "trains for minutes; tests/pipeline/training tests each setting",
+        "trains for about a minute",
+        "lists the runs of the commands above",
+    ],
+    "docs/learn/vehicles.md": [
+        "the photos are yours",
+        "the photos are yours",
+        "the photos are yours",
+    ],
     "docs/prefect.md": [
         "needs a Prefect server and a worker as services; tests/flows/orchestration/test_worker.py runs a schedule",
     ],
@@ -129,8 +158,9 @@ def statistics(folder: Path, images: Path) -> bytes:
     return json.dumps(counted | dict.fromkeys(("version", "manifest_sha256", "since", "until"))).encode()
 
 
-QUICK = RUN - {"docs/verify-any-onnx.md"}
-"""That one imports torch for each command."""
+LONG = ("verify-any-onnx.md", "learn/network.md", "index.md", "drift.md", "conformance.md")
+QUICK = RUN - {f"docs/{name}" for name in LONG}
+"""The first two import torch for each command; the others start more processes of kinds that other pages start too."""
 
 
 @pytest.mark.parametrize("page", cases({page: page for page in sorted(RUN)}, quick=QUICK))

@@ -1,6 +1,7 @@
 """The tables of faults list every fault once, and name tests that exist."""
 
 import re
+from functools import cache
 
 import pytest
 
@@ -37,10 +38,15 @@ def test_the_page_of_situations_lists_each_once() -> None:
     assert all(row.status == "met" for row in SITUATIONS)
 
 
+@cache
+def source_of(file: str) -> str:
+    [path] = (ROOT / "tests").rglob(file)
+    return path.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("row", [*FOUND, *SITUATIONS], ids=[row.number for row in (*FOUND, *SITUATIONS)])
 def test_every_test_that_a_row_names_exists(row: Row) -> None:
     assert bool(row.tests) != row.untested, f"{row.number} must name tests, or none"
     assert row.tests or row.status != "met", f"{row.number} is marked as met, but names no test"
     for file, test in row.tests:
-        [path] = (ROOT / "tests").rglob(file)
-        assert f"\ndef {test}(" in path.read_text(encoding="utf-8"), f"{row.number}: {file}::{test}"
+        assert f"\ndef {test}(" in source_of(file), f"{row.number}: {file}::{test}"

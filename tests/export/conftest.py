@@ -39,11 +39,13 @@ ORIENTATIONS = (1, 6, 3, 8)
 ORIENTATION, GPS = 0x0112, 0x8825
 VARIANTS = ("onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8")
 SETTINGS = [
+    "train.strategy=head",
     "train.epochs=60",
     "preprocess.size=96",  # a fifth of the time of 224
     "publish.golden=5",
     "verify.max_batch=16",
     "export.calibration_images=24",
+    "verify.int8.min_agreement=0.9",  # of 18 images, one between two classes may change its class
     "export.min_speedup=0",  # other tests may slow this machine down
     f"export.variants={json.dumps(VARIANTS)}",
 ]

@@ -74,7 +74,7 @@ def write_photos(folder: Path) -> Path:
 
 def configure(photos: Path, artifacts: Path) -> PipelineConfig:
     """Settings that make a run short."""
-    settings = ["train.epochs=3", "publish.golden=2", "export.variants=[]", *TINY]
+    settings = ["train.strategy=head", "train.epochs=3", "publish.golden=2", "export.variants=[]", *TINY]
     return load_config(None, settings, data=str(photos), artifacts=str(artifacts))
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from edgeline.flows.experiment import Experiment, Outcome, run_experiment
+from edgeline.flows.experiment import MODULE, Experiment, Outcome, run_experiment
 from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.experiments.grid import base_values, make_cells, read_axes
+from edgeline.pipeline.runs.atomic_files import write_json
 from edgeline.pipeline.runs.run_log import RunLog
 
 
@@ -52,7 +54,7 @@ def test_only_the_first_seed_of_a_setting_is_measured(config: PipelineConfig) ->
 
 @pytest.mark.long
 def test_a_killed_cell_costs_that_cell_and_the_next_call_runs_only_what_is_missing(
-    config: PipelineConfig, wait_for: Callable[[Callable[[], int | None]], int]
+    config: PipelineConfig, wait_for: Callable[..., int]
 ) -> None:
     trial = experiment(config, "train.epochs=4,5", seeds=2, processes=2)
     victim = trial.cells[-1]
@@ -63,7 +65,7 @@ def test_a_killed_cell_costs_that_cell_and_the_next_call_runs_only_what_is_missi
 
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run_experiment, trial)
-        os.kill(wait_for(find_process), signal.SIGKILL)
+        os.kill(wait_for(find_process, 240), signal.SIGKILL)  # two cells are trained before it
         outcomes = running.result()
     assert [bool(outcome.error) for outcome in outcomes] == [False, False, False, True]
     assert "killed by signal 9" in outcomes[-1].error
@@ -77,3 +79,16 @@ def test_a_killed_cell_costs_that_cell_and_the_next_call_runs_only_what_is_missi
     assert len(splits) == 1
     recorded = RunLog(Path(config.artifacts)).select(["experiment=trial"])
     assert [entry.state for entry in recorded] == ["finished"] * 4
+
+
+def test_a_cell_ends_with_the_process_that_started_it(config: PipelineConfig, tmp_path: Path) -> None:
+    trial = experiment(config, "train.epochs=6")
+    settings = tmp_path / "cell.json"
+    write_json(settings, trial.cells[0].config.model_dump(mode="json"))
+    command = [sys.executable, "-m", MODULE, str(settings), "train,evaluate", "trial"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(timeout=60) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == b""

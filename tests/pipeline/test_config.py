@@ -88,7 +88,7 @@ BAD_OVERRIDES = {
     "out of range": ("prepare.test_share=1", "prepare.test_share: input should be less than 1, got 1"),
     "not a number": ("train.learning_rate=NaN", "train.learning_rate: input should be"),
     "infinite": ("train.learning_rate=Infinity", "train.learning_rate: input should be a finite number"),
-    "another word": ("train.strategy=heads", "train.strategy: input should be 'head', 'full'"),
+    "another word": ("train.strategy=heads", "train.strategy: input should be 'auto', 'head', 'few-shot'"),
     "too small a class": ("prepare.min_per_class=2", "greater than or equal to 3"),
 }
 
@@ -180,3 +180,23 @@ def test_an_invalid_name_is_rejected(name: str) -> None:
 def test_everything_is_written_below_one_folder() -> None:
     config = parse_config({"artifacts": "out"})
     assert (config.store, config.runs, config.cache) == (Path("out/store"), Path("out/runs"), Path("out/cache"))
+
+
+CONTRADICTIONS = {
+    "momentum without sgd": (["train.momentum=0.9"], "momentum is a setting of optimizer=sgd"),
+    "partial without stages": (["train.strategy=partial"], "needs the stages to train in unfreeze"),
+    "stages without partial": (['train.unfreeze=["blocks.6"]'], "unfreeze is a setting of strategy=partial"),
+    "plateau with gradual": (["train.strategy=gradual", "train.schedule=plateau"], "use schedule=cosine"),
+    "rare classes twice": (["train.sampling=balanced"], "set class_weights=none"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "words"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_training_settings_that_contradict_each_other_are_rejected_with_what_to_change(
+    overrides: list[str], words: str
+) -> None:
+    message = config_error(None, overrides)
+    assert message.startswith("train: ")
+    assert words in message
+    assert "\n" not in message
+    assert "{" not in message

@@ -146,11 +146,12 @@ WAYS = {
     )
     if not (progressive and restarts)
 }  # fmt: skip
-MODES = {mode: picture(35, 20).convert(mode) for mode in ("RGB", "L", "CMYK")}
+MODES = {mode: picture(20, 18).convert(mode) for mode in ("RGB", "L", "CMYK")}  # more than one block in each direction
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "mode"), [(way, mode) for way, mode in product(WAYS, MODES) if mode != "L" or WAYS[way]["subsampling"] == 0]
+)
 def test_a_jpeg_that_is_cut_anywhere_in_its_data_is_rejected(way: str, mode: str) -> None:
     """G3: at every byte; that of the end marker alone is not missed."""
     whole = encode(MODES[mode], "JPEG", **WAYS[way])

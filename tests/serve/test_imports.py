@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cases import cases
+
 ROOT = Path(__file__).resolve().parents[2]
 NEVER = {"torch", "torchvision", "timm", "onnx", "onnxscript", "sklearn", "matplotlib", "prefect", "pydantic", "fastapi"}
 HTTP = {"starlette", "httptools", "prometheus_client", "python_multipart", "anyio"}
@@ -26,7 +28,11 @@ LIMITS = {
 }
 
 
-@pytest.mark.parametrize(("module", "forbidden"), LIMITS.items(), ids=LIMITS)
+QUICK = ("edgeline.flows.cli.main", "edgeline.serve.classifier", "edgeline.serve.http.app")
+"""A process each; these three import most of the others."""
+
+
+@pytest.mark.parametrize(("module", "forbidden"), cases({name: (name, LIMITS[name]) for name in LIMITS}, quick=QUICK))
 def test_importing_a_module_pulls_in_nothing_heavy(module: str, forbidden: set[str]) -> None:
     code = f"import json, sys, {module}; print(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

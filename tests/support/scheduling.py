@@ -2,11 +2,16 @@
 
 from xdist.scheduler import LoadFileScheduling
 
-TOGETHER = ("tests/flows/orchestration/",)
-"""Folders whose tests share what a worker starts: a Prefect server."""
+TOGETHER = (
+    # A Prefect server.
+    ("tests/flows/orchestration/",),
+    # The run that the tests of export share, and PyTorch's exporter, which takes five seconds to import.
+    ("tests/export/verification/test_planted_faults.py", "tests/export/graph/", "tests/export/quantization/"),
+)
+"""Beginnings of the names of tests that share what a worker starts or loads."""
 FIRST = (
-    "tests/export/verification/test_planted_faults.py",
-    "tests/flows/orchestration/",
+    *TOGETHER[1],
+    *TOGETHER[0],
     "tests/pipeline/training/",
     "tests/serve/http/transport/test_server.py",
     "tests/serve/inference/test_repository.py",
@@ -21,11 +26,11 @@ LAST = ("tests/export/",)
 
 
 class ByFile(LoadFileScheduling):
-    """Sends the tests of a file to one worker, or those of a folder that is kept together."""
+    """Sends the tests of a file to one worker, or those that are kept together."""
 
     def _split_scope(self, nodeid: str) -> str:
-        folder = next((folder for folder in TOGETHER if nodeid.startswith(folder)), None)
-        return folder or str(super()._split_scope(nodeid))
+        group = next((beginnings for beginnings in TOGETHER if nodeid.startswith(beginnings)), None)
+        return group[0] if group else str(super()._split_scope(nodeid))
 
 
 def rank(nodeid: str) -> int:

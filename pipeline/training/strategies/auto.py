@@ -20,6 +20,8 @@ from edgeline.serve.runtime.cpu import usable_cores
 
 CPU_RATE, GPU_RATE = 8e9, 4e12
 """Multiply-adds in a second of training, on a core of a small CPU and on a GPU: rough, for the estimated time."""
+MAX_FEW = 2000
+"""Number of images up to which `few-shot` is tried. More train a head better, and its covariance needs them all in memory."""
 PASSES_OF_A_STEP = 3
 """A training step computes as much as three forward passes."""
 
@@ -32,14 +34,15 @@ def fit(context: TrainingContext) -> TrainingResult:
         TrainingError: the loss is not finite, or a batch does not fit into memory.
     """
     network = context.network
-    few, few_weights = few_shot.fit(context), copy.deepcopy(network.head.state_dict())
+    few = few_shot.fit(context) if len(context.prepared.of("train", "val")) <= MAX_FEW else None
+    few_weights = copy.deepcopy(network.head.state_dict())
     best, name = head.fit(context), "head"
-    reasons = [
-        f"{_percent(best.calibration)} of held-out images are correct with `head`, {_percent(few.calibration)} with `few-shot`"
-    ]
-    if clearly_better(few.calibration, best.calibration):
-        network.head.load_state_dict(few_weights)
-        best, name = few, "few-shot"
+    reasons = [f"{_percent(best.calibration)} of held-out images are correct with `head`"]
+    if few is not None:
+        reasons.append(f"{_percent(few.calibration)} with `few-shot`")
+        if clearly_better(few.calibration, best.calibration):
+            network.head.load_state_dict(few_weights)
+            best, name = few, "few-shot"
     minutes = estimated_minutes(context)
     budget = context.config.budget if context.config.budget != "auto" else (0 if context.device.type == "cpu" else math.inf)
     if minutes > budget:

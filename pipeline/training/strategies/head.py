@@ -9,10 +9,10 @@ from functools import partial
 import numpy as np
 import torch
 
-from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.data.samples import Sample
 from edgeline.pipeline.models.devices import one_thread
 from edgeline.pipeline.runs.content_cache import ContentCache
+from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.augment import augment
 from edgeline.pipeline.training.context import HeldOutLogits, TrainingContext, TrainingResult
 from edgeline.pipeline.training.features import FeatureExtractor

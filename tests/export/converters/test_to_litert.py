@@ -68,6 +68,7 @@ def test_a_failed_installation_leaves_the_variant_out_with_the_reason(
     assert list(run.config.environments.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_failed_conversion_leaves_the_variant_out_with_the_reason(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,7 @@ def test_a_planted_fault_is_found(fault: str, deployed: CalibratedModel, explain
     json.dumps(figures.to_dict(), allow_nan=False)
 
 
+@pytest.mark.long
 def test_maps_are_verified_where_the_run_has_them(
     deployed: CalibratedModel,
     finished: Any,
@@ -186,6 +187,7 @@ def test_a_network_with_more_than_a_linear_layer_is_rejected(tmp_path: Path) -> 
         pytorch_maps(network, 0.7, np.zeros((1, 16, 16, 3), np.uint8))
 
 
+@pytest.mark.long
 def test_the_maps_of_a_classifier_without_a_bias_add_up(tiny: Callable[[], CalibratedModel], tmp_path: Path) -> None:
     deployed = tiny()
     nn.init.zeros_(deployed.network.classifier.bias)
@@ -197,6 +199,7 @@ def test_the_maps_of_a_classifier_without_a_bias_add_up(tiny: Callable[[], Calib
     assert problems == []
 
 
+@pytest.mark.long
 def test_a_last_map_of_one_place_is_rejected(tiny: Callable[[], CalibratedModel], tmp_path: Path) -> None:
     spec = PreprocessSpec(height=4, width=4)  # the convolution reduces it to one position
     with pytest.raises(ConfigError, match="one position"):

@@ -23,6 +23,7 @@ from edgeline.pipeline.runs.atomic_files import file_digest
 from edgeline.serve.errors import ExportError
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
 from edgeline.serve.runtime.session import create_session
+from tests.support.cases import cases
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -149,7 +150,11 @@ def with_backbone(backbone: nn.Module, features: int) -> CalibratedModel:
     return CalibratedModel(network.eval(), 1.0)
 
 
-@pytest.mark.parametrize(("size", "operator"), [(1, "GlobalAveragePool"), (2, "AveragePool"), (16, "Identity")])
+POOLINGS = {"1": (1, "GlobalAveragePool"), "2": (2, "AveragePool"), "16": (16, "Identity")}
+
+
+# PyTorch reads its whole library of translations for each export, for two seconds.
+@pytest.mark.parametrize(("size", "operator"), cases(POOLINGS, quick=["2"]))
 def test_pooling_is_one_operator_and_equals_pytorchs(size: int, operator: str, tmp_path: Path) -> None:
     deployed = with_backbone(Pooled(size), 3 * size * size)
     export(deployed, SMALL, tmp_path / "model.onnx", GraphOptions(classes=3, opset=18))
@@ -181,12 +186,13 @@ CANNOT: dict[str, tuple[nn.Module, int, str]] = {
 }
 
 
-@pytest.mark.parametrize(("backbone", "features", "reason"), CANNOT.values(), ids=CANNOT)
+@pytest.mark.parametrize(("backbone", "features", "reason"), cases(CANNOT, quick=["an operator without a translation"]))
 def test_a_network_that_cannot_be_exported_is_rejected(tmp_path: Path, backbone: nn.Module, features: int, reason: str) -> None:
     with pytest.raises(ExportError, match=reason):
         export(with_backbone(backbone, features), SMALL, tmp_path / "model.onnx", GraphOptions(classes=3, opset=18))
 
 
+@pytest.mark.long
 def test_a_network_with_another_number_of_classes_is_rejected(tiny: Callable[[], CalibratedModel], tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"probabilities is FLOAT \[batch, 3\], expected FLOAT \[batch, 4\]"):
         export(tiny(), SMALL, tmp_path / "model.onnx", GraphOptions(classes=4, opset=18))

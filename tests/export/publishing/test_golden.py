@@ -244,7 +244,7 @@ def test_a_photo_of_twelve_megapixels_becomes_a_small_sample(
 LARGE = {"a photo of twelve megapixels": ((4000, 3000), 2048, 2), "one that is too small for it": ((1200, 900), 1024, 1)}
 
 
-@pytest.mark.parametrize(("size", "side", "scale"), LARGE.values(), ids=LARGE)
+@pytest.mark.parametrize(("size", "side", "scale"), cases(LARGE, quick=["one that is too small for it"]))
 def test_the_turned_sample_is_large_enough_to_be_decoded_scaled_where_the_photo_is(
     size: tuple[int, int], side: int, scale: int, keep: Keep, colors: CalibratedModel, tmp_path: Path
 ) -> None:

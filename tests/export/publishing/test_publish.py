@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from edgeline.export.publishing.publish import content_digest, publish, read_verification
 from edgeline.pipeline.runs.receipts import result_digest
-from edgeline.pipeline.runs.run import Run
+from edgeline.pipeline.runs.run import Run, StepResult
 from edgeline.serve.artifact.reader import names, open_artifact, versions
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import EdgelineError, GoldenError, StoreError, VerificationError
@@ -46,8 +46,15 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 # Published results.
 
 
-def test_a_run_becomes_a_version_that_passes_its_self_test(finished: Any, run: Run) -> None:
-    result = publish(run)
+@pytest.fixture(scope="module")
+def published(finished: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, StepResult]:
+    """A copy of the run, and what publishing it returned. Shared: tests that publish another version copy it first."""
+    run = finished.copy(tmp_path_factory.mktemp("published"))
+    return run, publish(run)
+
+
+def test_a_run_becomes_a_version_that_passes_its_self_test(published: tuple[Run, StepResult]) -> None:
+    run, result = published
     assert (result.folder, result.reused) == (run.config.store / "photos" / "1", False)
     self_test = Classifier.open(result.folder).self_test
     assert self_test is not None
@@ -55,33 +62,36 @@ def test_a_run_becomes_a_version_that_passes_its_self_test(finished: Any, run: R
     assert max(self_test.max_difference, self_test.max_logit_difference) < 1e-5
 
 
-def test_a_run_publishes_the_same_files_wherever_and_whenever(finished: Any, run: Run) -> None:
-    again = open_artifact(publish(run).folder)
+def test_a_run_publishes_the_same_files_wherever_and_whenever(finished: Any, published: tuple[Run, StepResult]) -> None:
+    again = open_artifact(published[1].folder)
     first = open_artifact(finished.artifact)
     assert again.manifest.files == first.manifest.files
     assert again.manifest.to_dict() | {"created": ""} == first.manifest.to_dict() | {"created": ""}
 
 
-def test_publishing_again_returns_the_same_version(run: Run) -> None:
-    first = publish(run)
+def test_publishing_again_returns_the_same_version(published: tuple[Run, StepResult]) -> None:
+    run, first = published
     again = publish(run)
     assert (again.folder, again.reused) == (first.folder, True)
     assert versions(run.config.store / "photos") == [1]
 
 
-def test_other_publish_settings_make_a_new_version_next_to_the_old(run: Run) -> None:
-    old = publish(run)
-    before = {path: path.read_bytes() for path in old.folder.rglob("*") if path.is_file()}
-    settings = run.config.publish.model_copy(update={"golden": 2})
-    other = Run(run.folder, run.config.model_copy(update={"publish": settings}))
+def test_other_publish_settings_make_a_new_version_next_to_the_old(published: tuple[Run, StepResult], tmp_path: Path) -> None:
+    run, _ = published
+    artifacts = Path(shutil.copytree(run.config.artifacts, tmp_path / "artifacts"))
+    old = artifacts / "store" / "photos" / "1"
+    before = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
+    changes = {"artifacts": str(artifacts), "publish": run.config.publish.model_copy(update={"golden": 2})}
+    other = Run(artifacts / "runs" / run.folder.name, run.config.model_copy(update=changes))
     assert content_digest(other) != content_digest(run)
     new = publish(other)
     assert (new.folder.name, new.reused) == ("2", False)
     assert len(json.loads((new.folder / "golden" / "golden.json").read_text())["samples"]) == 2
-    assert {path: path.read_bytes() for path in old.folder.rglob("*") if path.is_file()} == before
+    assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
 
 
-def test_another_name_is_published_under_it(run: Run) -> None:
+def test_another_name_is_published_under_it(published: tuple[Run, StepResult]) -> None:
+    run, _ = published
     other = Run(run.folder, run.config.model_copy(update={"name": "trees"}))
     assert publish(other).folder == run.config.store / "trees" / "1"
     assert content_digest(other) != content_digest(run)

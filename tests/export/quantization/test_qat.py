@@ -257,6 +257,7 @@ def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "search_schedule", lambda _: STAGES)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("short_search")
 def test_the_search_tunes_where_nothing_else_passes(case: Case, samples: list[Sample]) -> None:
     choice = choose(case, samples, case.tuning, min_sqnr_db=17)

@@ -119,6 +119,7 @@ def test_of_recipes_for_the_same_kernels_the_most_exact_is_chosen_whatever_the_t
     assert choice.model is not None
 
 
+@pytest.mark.long
 def test_the_fastest_recipe_that_passes_is_chosen_and_of_equally_fast_ones_the_more_exact(choose: Choose) -> None:
     times = {"float32": 10, "tensor minmax": 4.0, "": 5.0}
     assert choose(times, thorough=True, qat_epochs=0).report.chosen == "U8S8 tensor minmax"

@@ -41,10 +41,11 @@ from edgeline.serve.errors import EdgelineError, ExportError, GoldenError, Verif
 from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime import session as runtime
 from edgeline.serve.runtime.session import create_session
+from tests.support.cases import cases
 from tests.support.faults import graph as graphs
 from tests.support.faults import quantization, weights
 from tests.support.faults.surgery import divisor, mutate, rewrite
-from tests.support.faults.table import AREAS, FAULTS, Fault, markdown
+from tests.support.faults.table import AREAS, FAULTS, QUICK, Fault, markdown
 
 pytestmark = pytest.mark.usefixtures("measured_costs")
 
@@ -56,8 +57,8 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def of(gate: str, *, on_device: bool = False) -> Any:
     """The faults that a check must catch, or those of them that golden samples must reveal too."""
-    chosen = [fault for fault in FAULTS if fault.gate == gate and (fault.on_device or not on_device)]
-    return pytest.mark.parametrize("fault", chosen, ids=[fault.name for fault in chosen])
+    chosen = {fault.name: fault for fault in FAULTS if fault.gate == gate and (fault.on_device or not on_device)}
+    return pytest.mark.parametrize("fault", cases(chosen, quick=chosen.keys() & QUICK))
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def test_every_variant_of_a_correct_run_passes_with_its_figures(report: dict[str
     assert list(report) == ["onnx-int8", "onnx-fp16", "ort-fp32", "ort-int8"]
     for entry in report.values():
         assert (entry["passed"], entry["problems"]) == (True, [])
-        assert entry["similarity"]["top1_agreement"] == 1
+        assert entry["similarity"]["clear_agreement"] == 1
         assert entry["accuracy"]["drop_points"] == 0
         low, high = entry["accuracy"]["top1_interval"]
         assert low < entry["accuracy"]["top1"] <= high

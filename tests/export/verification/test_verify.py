@@ -165,6 +165,7 @@ def test_a_run_that_fails_reports_why_on_one_line_and_publishes_nothing(
     assert not list(strict.config.store.rglob("*"))
 
 
+@pytest.mark.long
 def test_the_report_of_a_run_that_fails_is_printed_as_json(
     strict: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

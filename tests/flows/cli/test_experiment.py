@@ -20,7 +20,8 @@ def config(finished: PipelineConfig, tmp_path: Path) -> PipelineConfig:
 
 def arguments(config: PipelineConfig) -> list[str]:
     tiny = ["--set", "preprocess.size=32", "--set", "publish.golden=2", "--set", "export.variants=[]"]
-    return ["--data", config.data, "--artifacts", config.artifacts, "--models", config.model, "--weights", "none", *tiny]
+    own = ["--data", config.data, "--artifacts", config.artifacts, "--models", config.model, "--weights", "none"]
+    return [*own, "--strategies", config.train.strategy, *tiny]
 
 
 def test_the_command_prints_one_table_and_writes_the_page(edgeline: Edgeline, config: PipelineConfig) -> None:

@@ -27,7 +27,7 @@ def test_test_images_are_explained_with_pictures_and_a_page(edgeline: Edgeline, 
     assert len(found["images"]) == 2
     folder = Path(found["folder"])
     for each in found["images"]:
-        assert each["pictures"].keys() == {"photo", "gradient", "features"}, "the last map has one position at 32 pixels"
+        assert each["pictures"].keys() == {"photo", "gradient", "features"}  # at 32 px the last map has one position
         for name in each["pictures"].values():
             with Image.open(folder / name) as picture:
                 assert picture.width >= 80

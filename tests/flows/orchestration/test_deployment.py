@@ -30,6 +30,7 @@ from edgeline.flows.orchestration.deployment import JOB, DeploymentOptions, abso
 from edgeline.flows.orchestration.flow import edgeline
 from edgeline.pipeline.config import PipelineConfig, parse_config
 from edgeline.serve.errors import ConfigError, EdgelineError
+from tests.support.cases import cases
 
 ROOT = Path(__file__).parents[3]
 
@@ -154,7 +155,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("config", PARAMETERS.values(), ids=PARAMETERS)
+@pytest.mark.parametrize("config", cases(PARAMETERS, quick=["a misspelled setting"]))
 def test_the_api_rejects_parameters_that_the_configuration_rejects(
     client: SyncPrefectClient, tmp_path: Path, config: dict[str, Any]
 ) -> None:

@@ -28,7 +28,8 @@ LABELS = ("cold ❄ 寒い", "warm 🔥")
 ESCAPED = r"warm \U0001f525"
 TINY = [
     *("--model", "timm:test_efficientnet", "--weights", "none", "--name", "tints"),
-    *(f"--set={setting}" for setting in ("preprocess.size=32", "train.epochs=2", "publish.golden=2", "export.variants=[]")),
+    *("--set=train.strategy=head", "--set=train.epochs=2", "--set=preprocess.size=32"),
+    *("--set=publish.golden=2", "--set=export.variants=[]"),
 ]
 COMMANDS = ("run", "predict", "predict --json", "check", "serve")
 
@@ -54,8 +55,8 @@ class Environment:
     """The commands that fail, each with a pattern of the one line that explains it."""
 
 
-DATA = re.compile(r"^(\d+ images of 2 classes.*|  .*)\n", re.MULTILINE)
-"""How `run` describes the photos, on standard error."""
+DATA = re.compile(r"^(\d+ images of 2 classes.*|  .*|note: .*)\n", re.MULTILINE)
+"""How `run` describes the photos and what it notices about them, on standard error."""
 MEMORY = r"edgeline: not enough memory or threads: .* \[out_of_memory\]\n"
 ENVIRONMENTS = {
     "F9-no HOME": Environment(prefix=("env", "-u", "HOME")),

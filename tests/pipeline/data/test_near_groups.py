@@ -11,6 +11,7 @@ from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.data.samples import Sample, read_prepared
 from edgeline.pipeline.runs.findings import read_findings
 from edgeline.pipeline.runs.run import Run
+from tests.support.cases import cases
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "hymenoptera" / "train"
 EACH = 10
@@ -75,7 +76,7 @@ def test_copies_of_every_kind_are_in_the_split_of_their_photo_and_listed(data: P
     assert finding.message.startswith("Near-duplicates, kept in one split (near_duplicates.csv, with pictures")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", cases({kind: kind for kind in KINDS}, quick=["reduced"]))
 def test_a_copy_that_is_added_later_joins_the_split_of_its_photo(data: Path, kind: str) -> None:
     before = samples(prepare(config(data))[0])
     photos = [next(photo for photo in before.values() if photo.split == split) for split in ("train", "val", "test")]

@@ -454,7 +454,7 @@ def start(data: Path) -> subprocess.Popen[str]:
 
 
 def test_several_processes_can_prepare_the_same_data(data: Path) -> None:
-    several = [start(data) for _ in range(3)]
+    several = [start(data) for _ in range(2)]
     outcomes = [(process.communicate()[1], process.returncode) for process in several]
     assert any(status == 0 for _, status in outcomes)
     assert all(status == 0 or "is in use by process" in errors for errors, status in outcomes)
@@ -514,6 +514,7 @@ def real(name: str) -> Path:
     return SHARED / name
 
 
+@pytest.mark.long
 def test_all_ants_and_bees_are_valid_and_their_val_split_is_the_test_split(tmp_path: Path) -> None:
     _, result = prepare(load_config(data=str(real("hymenoptera")), artifacts=str(tmp_path)))
     summary = json.loads((result.folder / "summary.json").read_text())
@@ -522,12 +523,14 @@ def test_all_ants_and_bees_are_valid_and_their_val_split_is_the_test_split(tmp_p
     assert any(sample.path.endswith("imageNotFound.gif") for sample in read_prepared(result.folder).samples)
 
 
+@pytest.mark.long
 def test_the_duplicates_among_steel_defects_are_found(tmp_path: Path) -> None:
     _, result = prepare(load_config(data=str(real("xsdd_steel")), artifacts=str(tmp_path)))
     summary = json.loads((result.folder / "summary.json").read_text())
     assert (summary["found"], summary["duplicates"], summary["conflicts"], summary["kept"]) == (1360, 9, 0, 1351)
 
 
+@pytest.mark.long
 def test_the_digits_are_prepared_in_the_same_way(tmp_path: Path) -> None:
     _, result = prepare(load_config(data="digits", artifacts=str(tmp_path)))
     found = read_prepared(result.folder)

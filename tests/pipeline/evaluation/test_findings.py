@@ -24,14 +24,19 @@ def sample(index: int) -> Sample:
 
 
 def findings(
-    targets: Sequence[int], wrong: int, *, logit: float = 3.0, validation: tuple[int, int] = (95, 100)
+    targets: Sequence[int],
+    wrong: int,
+    *,
+    logit: float = 3.0,
+    validation: tuple[int, int] = (95, 100),
+    temperature: float = 1.0,
 ) -> dict[str, str]:
     """The findings if the first images are classified wrongly, all with the same confidence, by code."""
     targets_N = np.array(targets)
     predicted_N = np.where(np.arange(len(targets)) < wrong, (targets_N + 1) % 3, targets_N)
     logits_NK = np.zeros((len(targets), 3), np.float32)
     logits_NK[np.arange(len(targets)), predicted_N] = logit
-    evaluation = evaluate(logits_NK, [sample(index) for index in targets], LABELS, temperature=1.0, bins=15)
+    evaluation = evaluate(logits_NK, [sample(index) for index in targets], LABELS, temperature=temperature, bins=15)
     held_out = HeldOut(*validation, "on validation")
     return {found.code: found.message for found in find_in_evaluation(evaluation, softmax(logits_NK), held_out)}
 
@@ -59,6 +64,12 @@ def test_a_test_split_of_another_kind_than_validation_is_reported() -> None:
 @pytest.mark.parametrize(("wrong", "validation"), [(6, (28, 30)), (3, (30, 30)), (0, (26, 30))])
 def test_a_difference_that_chance_explains_is_not_reported(wrong: int, validation: tuple[int, int]) -> None:
     assert "splits_differ" not in findings([0, 1, 2] * 10, wrong=wrong, validation=validation)
+
+
+@pytest.mark.parametrize(("temperature", "reported"), [(0.5, True), (0.55, False), (1.0, False), (19.0, False), (19.9, True)])
+def test_a_temperature_at_the_end_of_its_range_is_reported(temperature: float, reported: bool) -> None:
+    found = findings([0, 1, 2] * 33, wrong=9, temperature=temperature)
+    assert ("temperature_at_its_bound" in found) == reported
 
 
 def test_confidence_far_from_the_accuracy_is_reported() -> None:

@@ -10,6 +10,7 @@ from edgeline.pipeline.config import PreprocessConfig
 from edgeline.pipeline.models.backbones import Network, build, remove_classifier, stages
 from edgeline.serve.errors import ConfigError
 from edgeline.serve.preprocess import PreprocessSpec
+from tests.support.cases import cases
 
 IMAGENET_MEAN, IMAGENET_STD = (255 * 0.485, 255 * 0.456, 255 * 0.406), (255 * 0.229, 255 * 0.224, 255 * 0.225)
 
@@ -55,12 +56,16 @@ FAMILIES = {
 }
 
 
+QUICK = ("mobilenet_v3_small", "resnet18", "efficientnet_lite0", "timm:test_vit")
+NETWORKS = cases({name: name for name in FAMILIES}, quick=QUICK)
+
+
 @cache
 def random_network(model: str) -> tuple[Network, PreprocessSpec]:
     return build(model, "none", classes=3, dropout=0.3)
 
 
-@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize("model", NETWORKS)
 def test_the_classifier_is_replaced_by_a_head_with_zero_weights(model: str) -> None:
     network, spec = random_network(model)
     pixels_NHW3 = torch.randint(0, 256, (2, spec.height, spec.width, 3), dtype=torch.uint8)
@@ -73,7 +78,7 @@ def test_the_classifier_is_replaced_by_a_head_with_zero_weights(model: str) -> N
     assert {m.p for m in network.head.modules() if isinstance(m, nn.Dropout)} == {0.3}
 
 
-@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize("model", NETWORKS)
 def test_every_parameter_is_in_one_stage_and_stages_are_ordered_from_the_input(model: str) -> None:
     backbone = random_network(model)[0].backbone
     found = stages(backbone)

@@ -9,10 +9,14 @@ from edgeline.pipeline.models.backbones import Network, build
 from edgeline.pipeline.models.fold_batch_norm import fold_batch_norm
 from edgeline.pipeline.models.pretrained import Normalization
 from edgeline.serve.preprocess import PreprocessSpec
-
+from tests.support.cases import cases
 
 # Lite0 has its trained weights; the others random ones, and statistics as after training.
-@pytest.mark.parametrize("model", ["efficientnet_lite0", "mobilenet_v2", "resnet18", "timm:mobilenetv4_conv_small"])
+WITH_NORMS = ("efficientnet_lite0", "mobilenet_v2", "resnet18", "timm:mobilenetv4_conv_small")
+WITHOUT = ("alexnet", "timm:convnext_atto")
+
+
+@pytest.mark.parametrize("model", cases({name: name for name in WITH_NORMS}, quick=["efficientnet_lite0"]))
 def test_folded_batch_norms_give_the_same_features_and_leave_the_network_unchanged(model: str) -> None:
     network, _ = build(model, "imagenet" if model == "efficientnet_lite0" else "none", classes=2)
     if model != "efficientnet_lite0":
@@ -29,7 +33,7 @@ def test_folded_batch_norms_give_the_same_features_and_leave_the_network_unchang
     assert repr(network) == structure
 
 
-@pytest.mark.parametrize("model", ["alexnet", "timm:convnext_atto"])
+@pytest.mark.parametrize("model", cases({name: name for name in WITHOUT}, quick=["timm:convnext_atto"]))
 def test_a_network_without_batch_norms_is_unchanged(model: str) -> None:
     network, spec = build(model, "none", classes=2)
     folded = fold_batch_norm(network, spec)

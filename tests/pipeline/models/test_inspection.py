@@ -1,4 +1,4 @@
-"""What the catalog says of a backbone is what the network has, and a summary counts what training changes."""
+"""The figures of the catalog are those of the networks, and a summary counts what training changes."""
 
 from dataclasses import replace
 from pathlib import Path

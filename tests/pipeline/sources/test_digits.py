@@ -49,6 +49,7 @@ def test_a_missing_file_is_written_again(digits: Path, tmp_path: Path) -> None:
     assert (copy / "3" / "0003.png").read_bytes() == (digits / "3" / "0003.png").read_bytes()
 
 
+@pytest.mark.long
 def test_digits_of_another_size_are_written_again(digits: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(digits, tmp_path / "digits")
     Image.new("L", (8, 8)).save(copy / "0" / "0000.png")
@@ -56,6 +57,7 @@ def test_digits_of_another_size_are_written_again(digits: Path, tmp_path: Path) 
     assert (copy / "0" / "0000.png").read_bytes() == (digits / "0" / "0000.png").read_bytes()
 
 
+@pytest.mark.long
 def test_two_concurrent_writers_leave_one_complete_folder(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         assert len(set(pool.map(write_digits, [tmp_path / "digits"] * 2))) == 1

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.data.samples import Prepared
 from edgeline.pipeline.models.backbones import Network
+from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.context import HeldOutLogits, TrainingContext, TrainingResult
 from edgeline.pipeline.training.history import TrainingHistory
 from edgeline.pipeline.training.strategies import auto
@@ -68,6 +68,17 @@ def test_the_strategy_with_the_best_held_out_answers_is_kept_with_its_weights(
     assert chosen.strategy == name
     assert (small.classifier.weight == weight).all()
     assert chosen.findings[-1].message.startswith(f"Strategy `{name}` was chosen: ")
+
+
+def test_few_shot_is_not_tried_on_many_images(
+    small: Network, make_context: Callable[..., TrainingContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "MAX_FEW", 47)  # there are 48
+    monkeypatch.setattr(auto.head, "fit", result(small, 1.0, "0000"))
+    monkeypatch.setattr(auto.few_shot, "fit", result(small, 2.0, "1111"))
+    chosen = auto.fit(make_context(small))
+    assert chosen.strategy == "head"
+    assert "few-shot" not in chosen.findings[-1].message
 
 
 def test_real_shapes_get_a_frozen_backbone_on_a_cpu_with_the_reason_and_the_estimated_time(

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.data.samples import Prepared
 from edgeline.pipeline.models.backbones import Network
+from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.context import TrainingContext
 from edgeline.pipeline.training.strategies import few_shot
 from edgeline.serve.preprocess import PreprocessSpec

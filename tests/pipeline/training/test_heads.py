@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.data.samples import Prepared
 from edgeline.pipeline.evaluation.evaluate import compute_logits
 from edgeline.pipeline.evaluation.metrics import nll
 from edgeline.pipeline.models.backbones import Network
+from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.class_weights import class_weights
 from edgeline.pipeline.training.context import TrainingContext, TrainingResult
 from edgeline.pipeline.training.folds import NEVER
@@ -52,11 +52,9 @@ def test_a_head_on_imagenet_features_classifies_the_shapes(
     assert not list(tmp_path.glob("*.npy"))
 
 
-def test_the_same_seed_gives_the_same_weights_bit_for_bit(
-    fitted: Fitted, lite0_template: tuple[Network, PreprocessSpec], lite0: Network, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(fitted: Fitted, small: Network, tmp_path: Path) -> None:
     config = TrainConfig(views=1, epochs=5)
-    networks = [lite0, *(copy.deepcopy(lite0) for _ in range(2))]
+    networks = [small, *(copy.deepcopy(small) for _ in range(2))]
     first, again, other = (
         fitted(network, config, seed=seed, cache=tmp_path / f"cache-{number}")
         for number, (network, seed) in enumerate(zip(networks, (3, 3, 4), strict=True))
@@ -97,10 +95,10 @@ def test_with_refit_every_image_is_held_out_once_and_its_logits_are_kept(
     assert result.calibration.logits_NK.shape == (48, 3)
 
 
-def test_views_are_further_rows_of_the_same_images(fitted: Fitted, lite0: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_are_further_rows_of_the_same_images(fitted: Fitted, small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     data = record(monkeypatch)
-    fitted(lite0, PLAIN.model_copy(update={"views": 2, "epochs": 1}))
-    assert [table.shape for table in data[0].tables] == [(48, 1280)] * 3
+    fitted(small, PLAIN.model_copy(update={"views": 2, "epochs": 1}))
+    assert [table.shape for table in data[0].tables] == [(48, 1024)] * 3
     assert len({table[0].tobytes() for table in data[0].tables}) == 3
 
 

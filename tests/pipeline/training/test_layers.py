@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.data.samples import Prepared
 from edgeline.pipeline.models.backbones import Network, stages
 from edgeline.pipeline.runs.run import Run
+from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training import layers, optimization, resume
 from edgeline.pipeline.training.context import TrainingContext, TrainingResult
 from edgeline.pipeline.training.history import TrainingHistory
@@ -463,10 +463,11 @@ def epochs_trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
-from edgeline.pipeline.training import layers, optimization, resume
+from edgeline.pipeline.training import resume
+from edgeline.pipeline.training.strategies import gradual
 from edgeline.pipeline.training.context import TrainingContext
 from edgeline.pipeline.models.backbones import build
-from edgeline.pipeline.config import TrainConfig
+from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.data.samples import read_prepared
 from edgeline.serve.preprocess import PreprocessSpec
 

@@ -47,7 +47,7 @@ def test_a_terminated_training_resumes_and_finishes_without_standard_output(
     run_step(run.step("prepare"), "key", lambda folder: shutil.copytree(prepared, folder, dirs_exist_ok=True))
     call = "from edgeline.flows.cli.main import main; main()"
     command = f"exec {sys.executable} -c '{call}' train {run.folder} >&- 2>&-"
-    resumable = run.folder / "train.partial" / PREVIOUS
+    resumable = run.folder / "train.partial" / "selection" / PREVIOUS
     with subprocess.Popen(command, shell=True) as training:
         until = time.monotonic() + 120
         while not resumable.exists() and training.poll() is None and time.monotonic() < until:

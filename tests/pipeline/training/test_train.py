@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgeline.pipeline.config import TrainConfig
 from edgeline.pipeline.data.samples import Prepared
 from edgeline.pipeline.data.stress_images import check_preprocessing
 from edgeline.pipeline.evaluation.evaluate import compute_logits
@@ -17,6 +16,7 @@ from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.checkpoint import CALIBRATION, load_checkpoint, read_settings
 from edgeline.pipeline.models.weights_file import LoadedWeights
 from edgeline.pipeline.runs.run import Run
+from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.class_weights import EXPONENTS, class_weights
 from edgeline.pipeline.training.context import TrainingContext
 from edgeline.pipeline.training.train import STRATEGIES, build_checkpoint, find_in_weights, train

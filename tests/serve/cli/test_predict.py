@@ -14,6 +14,7 @@ from typing import IO, Any
 import pytest
 
 from edgeline.serve.runtime.graph_cache import processor_identity
+from tests.support.cases import cases
 
 ROOT = Path(__file__).resolve().parents[3]
 MAIN = [sys.executable, "-c", "from edgeline.flows.cli.main import main; main()"]
@@ -86,10 +87,14 @@ def test_frames_are_classified_on_arrival_and_broken_ones_are_reported(artifact_
     assert (code, err) == (1, b"")
 
 
-@pytest.mark.parametrize("stream", ["lines", "mjpeg"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+ENDS = {
+    f"{number.name}-{stream}": (number, stream) for number in (signal.SIGTERM, signal.SIGINT) for stream in ("lines", "mjpeg")
+}
+
+
+@pytest.mark.parametrize(("number", "stream"), cases(ENDS, quick=["SIGTERM-lines", "SIGINT-mjpeg"]))
 def test_a_signal_ends_a_silent_pipe_with_code_0(
-    artifact_template: Path, photos: list[Path], stream: str, number: signal.Signals
+    artifact_template: Path, photos: list[Path], number: signal.Signals, stream: str
 ) -> None:
     with started(artifact_template, "--stream", stream) as process:
         assert process.stdin
@@ -260,8 +265,15 @@ ENCODINGS = {
 }
 
 
-@pytest.mark.parametrize("command", ["predict", "predict --json"])
-@pytest.mark.parametrize(("environment", "printed"), ENCODINGS.values(), ids=ENCODINGS)
+ENCODED = {
+    f"{name}-{command}": (*values, command) for name, values in ENCODINGS.items() for command in ("predict", "predict --json")
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "printed", "command"),
+    cases(ENCODED, quick=["F17-ASCII-predict", "F17-the C locale-predict --json", "F17-UTF-8-predict"]),
+)
 def test_a_label_that_the_terminal_cannot_show_is_escaped(
     environment: dict[str, str], printed: str, command: str, make_artifact: Callable[..., Path], seal: Callable[..., Path]
 ) -> None:

@@ -8,6 +8,7 @@ import pytest
 from edgeline.serve.conformance.catalogue import GROUPS, REQUIRED, checks, table
 from edgeline.serve.conformance.command import describe, reach
 from edgeline.serve.conformance.runner import Result, run
+from tests.support.cases import cases
 
 ROOT = Path(__file__).resolve().parents[3]
 JSON_ONLY = {
@@ -32,6 +33,7 @@ def test_edgelines_server_passes_every_check_with_pixels(site: Any) -> None:
     assert outcomes(results, "skipped") == {}
 
 
+@pytest.mark.long
 def test_edgelines_server_passes_every_check_that_does_not_need_json_inputs(site: Any) -> None:
     results = run(reach(site.url))
     assert outcomes(results, "failed") == {}
@@ -88,8 +90,13 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize(("fault", "id", "sentence"), [(fault, *found) for fault, found in FAULTS.items()], ids=FAULTS)
-def test_a_fault_fails_the_check_for_it(tiny: Any, fault: str, id: str, sentence: str) -> None:
+QUICK = ("201", "a batch counted once", "accepts NaN", "no framing header", "the batch in dims", "version v1")
+"""Each fault takes a quarter of a second, for pytest starts anew."""
+
+
+@pytest.mark.parametrize(("fault", "expected"), cases({fault: (fault, found) for fault, found in FAULTS.items()}, quick=QUICK))
+def test_a_fault_fails_the_check_for_it(tiny: Any, fault: str, expected: tuple[str, str]) -> None:
+    id, sentence = expected
     with tiny(fault) as url:
         found = outcomes(run(reach(url), id), "failed")
     assert sentence in found[id]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from edgeline.flows.cli.main import main
+from tests.support.cases import cases
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -137,7 +138,10 @@ def test_a_server_of_another_protocol_is_reported_in_one_line(run: Run, body: by
             thread.join()
 
 
-@pytest.mark.parametrize("package", ["tritonclient", "geventhttpclient", "pytest"])
+PACKAGES = {name: name for name in ("tritonclient", "geventhttpclient", "pytest")}
+
+
+@pytest.mark.parametrize("package", cases(PACKAGES, quick=["tritonclient"]))
 def test_a_missing_extra_is_named(package: str) -> None:
     program = f"import sys; sys.modules[{package!r}] = None; from edgeline.flows.cli.main import main; main()"
     command = [sys.executable, "-c", program, "conformance", "http://127.0.0.1:1"]

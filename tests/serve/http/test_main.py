@@ -18,7 +18,9 @@ import httpx
 import pytest
 
 from edgeline.serve.runtime.graph_cache import processor_identity
-from tests.support.processes import DEADLINE_S, HTTP, MAIN, ROOT, connect, line_of, read_all, started, wait_until_ready
+from tests.support.processes import DEADLINE_S, HTTP, ROOT, connect, line_of, read_all, started, wait_until_ready
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -68,13 +70,14 @@ def test_sighup_loads_a_new_version_and_sigusr1_rolls_back(followed: Any) -> Non
 def test_after_sigkill_it_restarts_on_the_same_port(followed: Any, tmp_path: Path) -> None:
     store, _ = followed
     photo = (store / "1" / "golden" / "0.jpg").read_bytes()
-    with started(store, "--cache", str(tmp_path / "cache")) as (process, url), connect(url) as idle:
+    options = ("--cache", str(tmp_path / "cache"), "--runners", "1")
+    with started(store, *options) as (process, url), connect(url) as idle:
         wait_until_ready(url)
         before = HTTP.post(f"{url}/predict", content=photo).json()
         process.kill()
         assert process.wait(DEADLINE_S) == -signal.SIGKILL
         port = str(httpx.URL(url).port)
-        with started(store, "--cache", str(tmp_path / "cache"), "--port", port) as (_, again):
+        with started(store, *options, "--port", port) as (_, again):
             wait_until_ready(again)
             assert again == url
             assert HTTP.post(f"{again}/predict", content=photo).json() == before
@@ -177,6 +180,7 @@ def test_metrics_of_an_exposed_server_are_on_loopback_only(artifact_template: Pa
         assert [json.loads(line)["level"] for line in lines] == ["info"] * len(lines)
 
 
+@pytest.mark.long
 def test_the_measured_plan_is_reused_at_the_second_start(artifact_template: Path, tmp_path: Path) -> None:
     messages = []
     for _ in range(2):
@@ -197,9 +201,12 @@ REJECTED: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize(("options", "reason"), REJECTED.values(), ids=REJECTED)
-def test_an_unusable_option_is_one_line_and_exit_code_1(artifact_template: Path, options: list[str], reason: str) -> None:
-    command = [*MAIN, "serve", str(artifact_template), "--port", "0", *options]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
-    assert (ended.returncode, ended.stdout) == (1, "")
-    [line] = ended.stderr.splitlines()
+def test_an_unusable_option_is_one_line_and_exit_code_1(
+    run: Run, artifact_template: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], reason: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("edgeline.serve.http.main.set_up_logs", lambda **_: None)  # those of this process are pytest's
+    code, out, err = run("serve", artifact_template, "--port", "0", *options)
+    assert (code, out) == (1, "")
+    [line] = err.splitlines()
     assert re.search(reason, line), line

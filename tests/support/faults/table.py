@@ -198,6 +198,30 @@ FAULTS: tuple[Fault, ...] = (
     ),
 )
 
+QUICK = frozenset(
+    fault.name
+    for fault in FAULTS
+    if fault.gate in ("preprocessing_fingerprint", "check")
+    or fault.plant
+    in (
+        graph.rows_for_columns,
+        graph.outputs_that_depend_on_the_batch,
+        graph.temperature_ignored,
+        graph.no_softmax,
+        graph.the_batch_fixed,
+        weights.the_sign_bit_of_one_weight,
+        weights.head_of_an_older_run,
+        weights.a_weight_that_is_not_a_number,
+        weights.weights_in_another_file,
+        quantization.an_activations_zero_point_off_by_one,
+        quantization.a_scale_that_is_not_a_number,
+        quantization.per_channel_scales_permuted,
+        quantization.integers_rolled,
+        quantization.the_scale_of_a_bias_doubled,
+    )
+)
+"""Names of the faults that `make test` plants; `make long` plants the others, which take a second each."""
+
 
 def markdown() -> str:
     """The page."""

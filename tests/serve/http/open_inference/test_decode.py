@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edgeline.serve.errors import InputError
 from edgeline.serve.http.open_inference.decode import Request, RequestedOutput, Signature, decode
 from edgeline.serve.http.open_inference.tensors import NUMBERS, Spec
+from tests.support.cases import cases
 
 OUTPUTS = (Spec("p", "FP32", (-1, 2)), Spec("q", "FP32", (-1, 2)))
 FLOATS = Signature((Spec("x", "FP32", (-1, 3)),), OUTPUTS, max_batch=4)
@@ -325,9 +326,8 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=200)
 @given(data=st.data())
-def test_a_mutated_request_is_read_or_rejected(data: st.DataObject) -> None:
+def read_a_mutated_request(data: st.DataObject) -> None:
     head = {"inputs": [raw(12)], "outputs": [{"name": "p", "parameters": {"binary_data": True}}], "parameters": {"timeout": 1}}
     holder: Any = data.draw(st.sampled_from([head, head["inputs"][0], head["inputs"][0]["parameters"], head["outputs"][0]]))
     holder[data.draw(st.sampled_from([*holder, "id", "data"]))] = data.draw(JSON)
@@ -337,3 +337,8 @@ def test_a_mutated_request_is_read_or_rejected(data: st.DataObject) -> None:
     header = data.draw(st.sampled_from([None, "0", str(len(text) - 12), str(len(text)), "7"]))
     with contextlib.suppress(InputError):
         decode(bytes(text), header, FLOATS)
+
+
+@pytest.mark.parametrize("examples", cases({"40": 40, "400": 400}, quick=["40"]))
+def test_a_mutated_request_is_read_or_rejected(examples: int) -> None:
+    settings(max_examples=examples)(read_a_mutated_request)()

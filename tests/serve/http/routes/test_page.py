@@ -1,10 +1,7 @@
 """The web page: its files, their headers, and what `/model` returns for an untrusted artifact."""
 
 import json
-import subprocess
-import sys
 import threading
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,26 +84,6 @@ def test_the_pages_files_use_no_other_host_and_create_no_markup(name: str) -> No
         "style=",
     ):
         assert never not in text, f"{name}: {never}"
-
-
-def test_a_built_wheel_has_every_file_of_the_page(tmp_path: Path) -> None:
-    """The wheel as setuptools builds it, without pip and hashes, for which tests/test_wheel.py takes a minute."""
-    program = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
-    copy = tmp_path / "source"
-    for path in [*(ROOT / "serve").rglob("*"), ROOT / "pyproject.toml", ROOT / "README.md", ROOT / "LICENSE"]:
-        if path.is_file() and "__pycache__" not in path.parts:
-            target = copy / path.relative_to(ROOT)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-    (copy / "edgeline").mkdir()
-    (copy / "edgeline" / "__init__.py").touch()
-    (copy / "edgeline" / "serve").symlink_to("../serve")
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=copy, check=True, capture_output=True)
-    [wheel] = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        folder = "edgeline/serve/http/static/"
-        packed = {name.removeprefix(folder) for name in archive.namelist() if name.startswith(folder)}
-    assert packed == set(NAMES)
 
 
 # The model
