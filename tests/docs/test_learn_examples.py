@@ -85,15 +85,15 @@ def write_colors(folder: Path, classes: int, brightness: float) -> None:
     for number in range(classes):
         (folder / str(number)).mkdir(parents=True)
         for index in range(16):
-            color = [brightness * (40 + 200 * ((number >> bit) & 1)) + rng.randrange(12) for bit in range(3)]
+            color = [brightness * (40 + 100 * (number // 3**place % 3)) + rng.randrange(12) for place in range(3)]
             Image.new("RGB", (48, 40), tuple(map(int, color))).save(folder / str(number) / f"{index}.png")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "lines"), [("domain_adaptation", 3), ("maml", 3)])
 def test_an_example_runs_on_folders_of_photos_and_prints_its_figures(name: str, lines: int, tmp_path: Path) -> None:
-    write_colors(tmp_path / "source", 8, 1.0)
-    write_colors(tmp_path / "target", 8, 0.7)
+    write_colors(tmp_path / "source", 10, 1.0)
+    write_colors(tmp_path / "target", 10, 0.7)
     data = ["source", "target"] if name == "domain_adaptation" else ["source", "1"]
     command = [sys.executable, LEARN / f"{name}.py", *data, "artifacts"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
