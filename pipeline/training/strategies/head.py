@@ -33,8 +33,7 @@ def fit(context: TrainingContext) -> TrainingResult:
     """
     network, config = context.network, context.config
     samples = context.prepared.of("train") + context.prepared.of("val")
-    only_val_M = np.array([0 if sample.split == "val" else NEVER for sample in samples])
-    folds_M = assign_folds(samples) if config.refit else only_val_M
+    folds_M = held_out_folds(samples, config)
     targets_M = np.array([sample.index for sample in samples])
     tables = feature_tables(context, samples, number_of_views(config, len(samples), len(context.prepared.labels)))
     with one_thread():
@@ -50,6 +49,13 @@ def fit(context: TrainingContext) -> TrainingResult:
         images=[samples[row].sha256 for row in trained.held_out_rows],
     )
     return TrainingResult(history=trained.history, calibration=held_out, out_of_fold=held_out)
+
+
+def held_out_folds(samples: list[Sample], config: TrainConfig) -> np.ndarray:
+    """Return the fold of each image: every image has one, or with `refit` off the validation images alone have fold 0."""
+    if config.refit:
+        return assign_folds(samples)
+    return np.array([0 if sample.split == "val" else NEVER for sample in samples])
 
 
 def fit_start(context: TrainingContext) -> TrainingResult:

@@ -81,11 +81,12 @@ def test_few_shot_is_not_tried_on_many_images(
     assert "few-shot" not in chosen.findings[-1].message
 
 
+@pytest.mark.parametrize("refit", [True, False])
 def test_real_shapes_get_a_frozen_backbone_on_a_cpu_with_the_reason_and_the_estimated_time(
-    lite0: Network, make_context: Callable[..., TrainingContext]
+    refit: bool, lite0: Network, make_context: Callable[..., TrainingContext]
 ) -> None:
     before = {name: tensor.clone() for name, tensor in lite0.backbone.state_dict().items()}
-    chosen = auto.fit(make_context(lite0))
+    chosen = auto.fit(make_context(lite0, refit=refit))
     assert chosen.strategy in ("head", "few-shot")
     assert all(torch.equal(tensor, before[name]) for name, tensor in lite0.backbone.state_dict().items())
     assert "training all layers (`lp-ft`) would take about a minute here and needs train.budget" in chosen.findings[-1].message

@@ -60,3 +60,12 @@ def test_a_few_images_of_each_class_are_enough(
     assert result.calibration.logits_NK.shape == (3 * each + 3, 3)
     assert (result.calibration.logits_NK.argmax(1) == result.calibration.targets_N).mean() > 0.5  # a third by chance
     assert torch.isfinite(lite0.classifier.weight).all()
+
+
+def test_without_refit_the_validation_images_are_held_out_alone(
+    lite0: Network, shapes: Prepared, spec: PreprocessSpec, tmp_path: Path
+) -> None:
+    config = TrainConfig(strategy="few-shot", views=0, refit=False)
+    given = {"spec": spec, "seed": 0, "folder": tmp_path, "cache": tmp_path / "cache", "device": torch.device("cpu")}
+    result = few_shot.fit(TrainingContext(network=lite0, prepared=shapes, config=config, **given))
+    assert result.calibration.images == [sample.sha256 for sample in shapes.of("val")]
