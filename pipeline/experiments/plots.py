@@ -12,7 +12,7 @@ COSTS = (("train_s", "training, seconds"), ("bytes", "checkpoint, MB"), ("p50_ms
 CURVES = (("train_loss", "training loss"), ("val_loss", "validation loss"), ("val_accuracy", "validation accuracy"))
 MEGABYTE = 1e6
 MAX_CURVES = 12
-"""Settings whose curves are drawn; more cannot be told apart."""
+"""Settings whose curves are drawn; the colors of more are too much alike."""
 
 
 def write_accuracy_png(path: Path, rows: Sequence[Row]) -> None:

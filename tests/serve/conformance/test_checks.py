@@ -91,7 +91,7 @@ FAULTS = {
 
 
 QUICK = ("201", "a batch counted once", "accepts NaN", "no framing header", "the batch in dims", "version v1")
-"""Each fault takes a quarter of a second, for pytest starts anew."""
+"""Each fault takes a quarter of a second, because it starts another pytest."""
 
 
 @pytest.mark.parametrize(("fault", "expected"), cases({fault: (fault, found) for fault, found in FAULTS.items()}, quick=QUICK))
