@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from edgeline.pipeline.training.resume import TrainingState
+from edgeline.pipeline.training.fine_tuning.resume import TrainingState
 from tests.support.publisher import in_child, plant
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from edgeline.pipeline.models.inspection import multiply_adds
 from edgeline.pipeline.runs.findings import Finding
 from edgeline.pipeline.training.context import HeldOutLogits, TrainingContext, TrainingResult
-from edgeline.pipeline.training.layers import training_images
+from edgeline.pipeline.training.fine_tuning.layers import training_images
 from edgeline.pipeline.training.strategies import few_shot, head, lp_ft
 from edgeline.serve.runtime.cpu import usable_cores
 

@@ -5,7 +5,7 @@ The strategies that do so share this loop and differ in a `LayerPlan`: the learn
 First the network learns from the training images, and the epoch with the best validation loss is selected. With `train.refit`
 it then starts again and learns from training and validation images together, up to that epoch of the same schedule.
 
-After every epoch the state is on disk (`pipeline.training.resume`). A killed training resumes after its last complete epoch and
+After every epoch the state is on disk (`pipeline.training.fine_tuning.resume`). A killed training resumes after its last complete epoch and
 ends with exactly the weights of an uninterrupted one, because each epoch has its own random seed.
 
 Shapes: N images, B images in a batch, H x W the model's input, K classes.
@@ -34,8 +34,8 @@ from edgeline.pipeline.training.augment import augment
 from edgeline.pipeline.training.context import HeldOutLogits, TrainingContext, TrainingResult
 from edgeline.pipeline.training.history import check_finite
 from edgeline.pipeline.training.optimization import SoftTargets, build_optimizer, learning_rate_factor, mix
-from edgeline.pipeline.training.pixels import PixelTable, canvas
-from edgeline.pipeline.training.resume import TrainingState
+from edgeline.pipeline.training.fine_tuning.pixels import PixelTable, canvas
+from edgeline.pipeline.training.fine_tuning.resume import TrainingState
 
 EPOCHS = 8
 MIN_STEPS = 160
