@@ -16,11 +16,13 @@ from edgeline.pipeline.data.samples import Prepared
 from edgeline.pipeline.models.backbones import Network, stages
 from edgeline.pipeline.runs.run import Run
 from edgeline.pipeline.train_config import TrainConfig
-from edgeline.pipeline.training import layers, optimization, resume
+from edgeline.pipeline.training import optimization
 from edgeline.pipeline.training.context import TrainingContext, TrainingResult
-from edgeline.pipeline.training.history import TrainingHistory
-from edgeline.pipeline.training.fine_tuning.layers import LayerPlan, LayerTrainer, parameter_groups, unfreeze, unfrozen_stages
+from edgeline.pipeline.training.fine_tuning import layers, resume
+from edgeline.pipeline.training.fine_tuning.layers import LayerTrainer
+from edgeline.pipeline.training.fine_tuning.plan import LayerPlan, parameter_groups, unfreeze, unfrozen_stages
 from edgeline.pipeline.training.fine_tuning.resume import PREVIOUS, RESUME
+from edgeline.pipeline.training.history import TrainingHistory
 from edgeline.pipeline.training.strategies import differential, full, gradual, lp_ft, scratch
 from edgeline.pipeline.training.train import STRATEGIES as FIT
 from edgeline.serve.errors import ConfigError, TrainingError
