@@ -40,8 +40,8 @@ class TrainConfig(Section):
         description="`distill`: temperature of the probabilities that are learned; a higher one shows more of the "
         "similarities between classes.",
     )
-    teacher_share: Fraction = Field(
-        0.7, description="`distill`: share of the teacher in the loss; the rest is that of the labels."
+    teacher_share: float = Field(
+        0.7, ge=0, le=1, description="`distill`: share of the teacher in the loss; the rest is that of the labels."
     )
     unlabeled: str = Field(
         "",
@@ -156,7 +156,7 @@ class TrainConfig(Section):
             and self.strategy == "distill",
             "sampling=balanced needs a label for each image; remove it, or remove unlabeled": self.unlabeled
             and self.sampling == "balanced",
-            f"processes is a setting of strategies that train layers, and {self.strategy} trains in one process; remove processes": (
+            f"strategy={self.strategy} trains no layers and uses one process; remove processes": (
                 self.processes not in ("auto", 1) and self.strategy in ("head", "few-shot")
             ),
             "strategy=scratch learns the statistics of batch norms, which would be those of each process's share of a batch; "

@@ -110,9 +110,9 @@ def find_unlabeled(folder: Path, prepared: Prepared, cache: ContentCache) -> tup
         if pixels not in near
     ]
     found = (
-        f"{len(samples):,} photos of {folder} are learned from without labels; left out: {len(photos.rejected):,} that cannot be "
-        f"read, {len(photos.images) - len(distinct):,} that are copies, {len(distinct) - len(samples):,} that are nearly the same as a "
-        "validation or test image"
+        f"{len(samples):,} photos of {folder} are learned from without labels; left out: {len(photos.rejected):,} that cannot "
+        f"be read, {len(photos.images) - len(distinct):,} that are copies, {len(distinct) - len(samples):,} that are nearly "
+        "the same as a validation or test image"
     )
     if not samples:
         raise DataError(f"{found}; add photos that are not part of the data", code="no_images")

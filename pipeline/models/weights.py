@@ -79,5 +79,5 @@ def teacher_folder(teacher: str) -> Path | None:
         if (folder / TENSORS).is_file():
             return folder
     raise ConfigError(
-        f"train.teacher: {teacher} contains no trained network; expected the folder of a run that is trained, or a backbone's name"
+        f"train.teacher: {teacher} contains no trained network; expected the folder of a trained run, or a backbone's name"
     )

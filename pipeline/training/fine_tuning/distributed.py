@@ -66,13 +66,14 @@ def launch(processes: int, module: str, arguments: Sequence[str], folder: Path) 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     nodes = int(os.environ.get("PET_NNODES", "1"))
-    # Only the first process shows its progress. One machine needs no address that another one could reach.
-    options = [f"--nproc-per-node={processes}", "--local-ranks-filter=0", *(["--standalone"] if nodes == 1 else [])]
+    # One machine needs no address that another one could reach.
+    options = [f"--nproc-per-node={processes}", *(["--standalone"] if nodes == 1 else [])]
     environment = {
         EXPECTED: str(processes * nodes),
         "OMP_NUM_THREADS": str(max(1, usable_cores() // processes)),
     }
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it logs a traceback of ours in ten lines
+    for logger in ("torch.distributed.elastic", "torch.distributed.run"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)  # they log a failure in twenty lines, and we in one
     with _environment(environment):
         try:
             run.run(run.parse_args([*options, "-m", module, *arguments]))
@@ -91,6 +92,8 @@ def worker(folder: Path | None) -> Iterator[Path]:
         TrainingError: the number of processes is not the expected one.
     """
     _end_with_parent()
+    if os.environ["RANK"] != "0":
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # only the first process shows its progress
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -211,11 +214,13 @@ def _write_error(folder: Path | None, code: str, text: str) -> None:
 
 def _first_error(folder: Path, error: Exception) -> EdgelineError:
     """The error that a process has left in the folder. A process that only noticed the end of another one has left none."""
-    for path in sorted(folder.glob("error-*.json")):
-        found = json.loads(path.read_text())
+    errors = {path: json.loads(path.read_text()) for path in sorted(folder.glob("error-*.json"))}
+    for path, found in errors.items():
         path.unlink()
+        if not found["code"]:
+            LOG.error("%s", found["text"])
+    for found in errors.values():
         if found["code"]:
             return EdgelineError(found["text"], code=found["code"])
-        LOG.error("%s", found["text"])
     reason = " ".join(str(error).split())[:200]
     return TrainingError(f"a training process ended unexpectedly ({reason}); see the log above", code="process_ended")

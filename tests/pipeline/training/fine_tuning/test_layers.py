@@ -221,8 +221,8 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, *, epoch: int, batch: int = 0) ->
     """Interrupt training at a batch of an epoch, as Ctrl-C would."""
     original = LayerTrainer._batches
 
-    def broken(trainer: LayerTrainer, number: int) -> Iterator[Any]:
-        for position, found in enumerate(original(trainer, number)):
+    def broken(trainer: LayerTrainer, number: int, generator: torch.Generator) -> Iterator[Any]:
+        for position, found in enumerate(original(trainer, number, generator)):
             if (number, position) == (epoch, batch):
                 raise KeyboardInterrupt
             yield found
@@ -300,12 +300,13 @@ def test_a_batch_in_parts_has_the_gradient_and_the_loss_of_the_whole(small: Netw
     small.head[0].p = 0.0
     trainer = LayerTrainer(given, plan("full", small, shapes, tmp_path), shapes.of("train"), tmp_path)
     unfreeze(small, trainer.plan, 99)
-    pixels_BHW3, rows_B = next(trainer._batches(1))
+    batch = next(trainer._batches(1, torch.Generator()))
+    targets_B = torch.tensor([sample.index for sample in batch.own])
+    labels = optimization.SoftTargets(first_B=targets_B, second_B=targets_B.flip(0), share=0.7, total=12.0, images=12)
     whole, parts = [], []
     for number, seen in ((1, whole), (3, parts)):
         trainer.parts = number
-        targets_B = torch.tensor([shapes.of("train")[row].index for row in rows_B])
-        loss = trainer._accumulate(pixels_BHW3.float(), optimization.SoftTargets(targets_B, targets_B.flip(0), 0.7))
+        loss = trainer._accumulate(batch.pixels_SHW3.float(), labels, None)
         assert loss is not None
         seen += [loss, *(parameter.grad.clone() for parameter in small.parameters() if parameter.grad is not None)]
     assert len(whole) > 100
@@ -341,12 +342,12 @@ def test_a_gradient_is_clipped_to_the_configured_norm(fitted: Fitted, small: Net
 
 def test_balanced_sampling_draws_each_class_equally_often(shapes: Prepared) -> None:
     rare = [sample for sample in shapes.of("train") if sample.index != 2][:14]
-    torch.manual_seed(0)
-    drawn = torch.cat([layers.draw_order(rare, "balanced") for _ in range(200)])
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.cat([layers.draw_order(rare, "balanced", generator) for _ in range(200)])
     share = sum(rare[row].index == 1 for row in drawn.tolist()) / len(drawn)
     assert sum(sample.index == 1 for sample in rare) == 2
     assert share == pytest.approx(0.5, abs=0.05)
-    assert sorted(layers.draw_order(rare, "shuffle").tolist()) == list(range(14))
+    assert sorted(layers.draw_order(rare, "shuffle", generator).tolist()) == list(range(14))
 
 
 DIVERGED = (
@@ -454,9 +455,9 @@ def epochs_trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     epochs: list[int] = []
     original = LayerTrainer._batches
 
-    def recording(trainer: LayerTrainer, epoch: int) -> Iterator[Any]:
+    def recording(trainer: LayerTrainer, epoch: int, generator: torch.Generator) -> Iterator[Any]:
         epochs.append(epoch)
-        return original(trainer, epoch)
+        return original(trainer, epoch, generator)
 
     monkeypatch.setattr(LayerTrainer, "_batches", recording)
     return epochs

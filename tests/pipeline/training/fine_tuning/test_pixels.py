@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgeline.pipeline.data.samples import Prepared, read_image
-from edgeline.pipeline.training import pixels
+from edgeline.pipeline.training.fine_tuning import pixels
 from edgeline.pipeline.training.fine_tuning.pixels import PixelTable, canvas
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
 
