@@ -33,6 +33,7 @@ from edgeline.serve.errors import EdgelineError, TrainingError
 from edgeline.serve.runtime.cpu import usable_cores
 
 T = TypeVar("T")
+Rows = TypeVar("Rows", np.ndarray, Tensor)
 LOG = logging.getLogger(__name__)
 EXPECTED = "EDGELINE_PROCESSES"
 """Environment variable with the number of processes that take part."""
@@ -76,7 +77,7 @@ def launch(processes: int, module: str, arguments: Sequence[str], folder: Path) 
         logging.getLogger(logger).setLevel(logging.CRITICAL)  # they log a failure in twenty lines, and we in one
     with _environment(environment):
         try:
-            run.run(run.parse_args([*options, "-m", module, *arguments]))
+            run.run(run.parse_args([*options, "-m", module, *arguments]))  # type: ignore[no-untyped-call]
         except ChildFailedError as error:
             raise _first_error(folder, error) from error
 
@@ -131,7 +132,7 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def share(rows: np.ndarray) -> np.ndarray:
+def share(rows: Rows) -> Rows:
     """The part of a batch, or of any rows, that this process computes."""
     return rows[rank() :: world_size()]
 
@@ -168,7 +169,8 @@ def add_up(tensors: Sequence[Tensor]) -> None:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     distributed.all_reduce(flat)
-    for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+    totals = torch.split(flat, [tensor.numel() for tensor in tensors])
+    for tensor, total in zip(tensors, totals, strict=True):
         tensor.copy_(total.view_as(tensor))
 
 

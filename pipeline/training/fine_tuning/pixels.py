@@ -107,7 +107,6 @@ class PixelTable:
         own = share(np.arange(len(self.samples)))
         for start in track(range(0, len(own), DECODED), "decoding images", len(own), step=DECODED):
             self.read(own[start : start + DECODED])
-        self.table.flush()
         wait_for_all()
         self.decoded_N[:] = True
         if rank() == 0:
