@@ -3,13 +3,11 @@
     python benchmarks/fine_tune.py --strategy head
     python benchmarks/fine_tune.py --strategy lp-ft --epochs 10
 
-The hand-written loop is that of the courses: DataLoader with workers, Adam, random crops and mirroring, best epoch on validation;
-with `head` the backbone is frozen (Adam 1e-3), otherwise all layers are trained (Adam 1e-4, batch norms learn too). The rival is
-fastai's `fine_tune`, in an environment of its own. All start from the same weights and read the same files, in turn. The clock
-starts before the first file is read and stops at the first epoch whose validation accuracy reaches the target, which is the best
-that the hand-written loop has in its full schedule. A way that never reaches it is reported with its own best.
-
-Shapes: N images.
+The hand-written loop is that of the courses: DataLoader with workers, Adam, random crops and mirroring. With `head` its
+backbone is frozen (Adam 1e-3), otherwise all layers are trained (Adam 1e-4, batch norms learn too). The rival is fastai's
+`fine_tune`, in an environment of its own. All start from the same weights and read the same files, in turn. The clock starts
+before the first file is read and stops at the first epoch whose validation accuracy reaches the target: the best that the
+hand-written loop has in its full schedule. A way that never reaches it is reported with its own best.
 """
 
 import argparse

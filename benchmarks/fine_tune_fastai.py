@@ -31,7 +31,8 @@ class Timer(Callback):
         self.start, self.curve = start, []
 
     def after_epoch(self) -> None:
-        self.curve.append((time.perf_counter() - self.start, float(self.learn.recorder.log[-2])))
+        """Called by fastai; the log is: epoch, training loss, validation loss, accuracy."""
+        self.curve.append((time.perf_counter() - self.start, float(self.learn.recorder.log[3])))
 
 
 def main() -> None:
