@@ -5,8 +5,8 @@ that edgeline runs. Median of all rounds.
 
     python benchmarks/feature_extraction.py --formats
 
-prints for each backbone that edgeline lists how long the pass takes in the two memory formats, alternately. edgeline runs all of
-them channels-last: to choose by timing on each machine would change the last bits from run to run.
+prints for each backbone that edgeline lists how long the pass takes in the two memory formats, alternately. edgeline runs all
+of them channels-last: to choose by timing on each machine would change the last bits from run to run.
 """
 
 import argparse
@@ -59,9 +59,7 @@ def main() -> None:
     parser.add_argument("--model", default="efficientnet_lite0")
     parser.add_argument("--images", type=int, default=240)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--formats", nargs="*", metavar="MODEL", help="compare memory formats, of all listed backbones by default"
-    )
+    parser.add_argument("--formats", nargs="*", metavar="MODEL", help="compare memory formats; by default of all backbones")
     arguments = parser.parse_args()
     if arguments.formats is not None:
         compare_formats(arguments.formats or [backbone.name for backbone in BACKBONES], arguments.rounds)

@@ -22,7 +22,7 @@ from tests.support.publisher import in_child, plant
 
 def new_state() -> TrainingState:
     network = torch.nn.Linear(2, 2)
-    return TrainingState(network, torch.optim.AdamW(network.parameters()), torch.amp.GradScaler("cpu", enabled=False))
+    return TrainingState(network, torch.optim.AdamW(network.parameters()), torch.amp.GradScaler("cpu", enabled=False), "CPU")
 
 
 def save_epochs(folder: Path, count: int) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgeline.pipeline.data.samples import Sample, map_ahead, stream_pixels
-from edgeline.pipeline.models.devices import CPU_BATCH, autocast, is_memory_error, memory_errors, to_device
+from edgeline.pipeline.models.devices import CPU_BATCH, autocast, describe_device, is_memory_error, memory_errors, to_device
 from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.findings import Finding
 from edgeline.pipeline.training.augment import augment
@@ -116,7 +116,8 @@ class LayerTrainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         device = self.context.device
         scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda" and config.precision in ("auto", "fp16"))
-        self.state = TrainingState(network, build_optimizer(parameter_groups(network, self.plan), config), scaler)
+        optimizer = build_optimizer(parameter_groups(network, self.plan), config)
+        self.state = TrainingState(network, optimizer, scaler, describe_device(device, distributed.world_size()))
         self.total_steps = self.epochs * self.passes * math.ceil(len(self.samples) / config.batch_size)
         self.parts = 1
         """Number of parts that a batch is split into, because it does not fit into memory."""
@@ -149,6 +150,12 @@ class LayerTrainer:
             if distributed.rank() == 0:
                 state.save(self.folder)
                 self.pixels.keep()
+        if others := [other for other in state.devices if other != state.device]:
+            message = (
+                f"Training was resumed on {state.device} after {', '.join(others)}: the weights are not those of an uninterrupted "
+                "training to the bit."
+            )
+            self.findings.append(Finding(code="resumed_elsewhere", message=message, level="note"))
         if val:
             network.load_state_dict(state.best)
         network.eval()
@@ -257,7 +264,8 @@ class LayerTrainer:
             f"A batch of {self.context.config.batch_size} images does not fit into memory; its gradients are accumulated over "
             f"{self.parts} parts of at most {size}."
         )
-        self.findings[:] = [Finding(code="batch_split", message=message, level="note")]
+        others = [finding for finding in self.findings if finding.code != "batch_split"]
+        self.findings[:] = [*others, Finding(code="batch_split", message=message, level="note")]
 
 
 def draw_order(samples: Sequence[Sample], sampling: str, generator: torch.Generator) -> Tensor:

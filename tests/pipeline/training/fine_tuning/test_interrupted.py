@@ -119,6 +119,22 @@ def epochs_trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return epochs
 
 
+def test_resuming_on_another_number_of_threads_is_reported(fitted: Fitted, small_template: Network) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt(monkeypatch, epoch=2)
+        with pytest.raises(KeyboardInterrupt):
+            fitted(copy.deepcopy(small_template), config("full", epochs=2))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        result = fitted(copy.deepcopy(small_template), config("full", epochs=2))
+    finally:
+        torch.set_num_threads(threads)
+    (finding,) = result.findings
+    assert finding.code == "resumed_elsewhere"
+    assert f"resumed on CPU, {threads + 1} threads after CPU, {threads} threads" in finding.message
+
+
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
