@@ -152,8 +152,8 @@ class LayerTrainer:
                 self.pixels.keep()
         if others := [other for other in state.devices if other != state.device]:
             message = (
-                f"Training was resumed on {state.device} after {', '.join(others)}: the weights are not those of an uninterrupted "
-                "training to the bit."
+                f"Training was resumed on {state.device} after {', '.join(others)}: the weights are not bit-identical to those "
+                "of an uninterrupted training."
             )
             self.findings.append(Finding(code="resumed_elsewhere", message=message, level="note"))
         if val:

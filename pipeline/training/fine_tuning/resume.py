@@ -36,7 +36,7 @@ class TrainingState:
     best: dict[str, Tensor] = field(default_factory=dict)
     """The network's state after the best epoch; empty before the first."""
     devices: list[str] = field(default_factory=list)
-    """The devices that have computed so far, without repetition: on another one a resumed training is not the same to the bit."""
+    """The devices that have computed so far: a training that is resumed on another one is not bit-identical."""
 
     def save(self, folder: Path) -> None:
         """Write the state into a folder and keep the one before it."""
