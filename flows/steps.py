@@ -12,7 +12,7 @@ from edgeline.flows.side_by_side import run_side_by_side
 from edgeline.flows.step_lines import step_lines
 from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.data.prepare import find_run, prepare
-from edgeline.pipeline.models.weights import weights_identity
+from edgeline.pipeline.models.weights import external_files
 from edgeline.pipeline.runs.receipts import is_current
 from edgeline.pipeline.runs.run import Run, StepResult
 from edgeline.pipeline.runs.run_log import recorded
@@ -31,7 +31,7 @@ STEPS = (
         reads=("prepare",),
         settings=("model", "seed", "preprocess", "train"),
         packages=LIBRARIES,
-        external=lambda config: {"weights": weights_identity(config.weights)},
+        external=external_files,
     ),
     Step(
         name="evaluate",

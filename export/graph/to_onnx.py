@@ -24,8 +24,9 @@ from edgeline.export.graph.opsets import newest_opset
 from edgeline.export.graph.templates import Templates
 from edgeline.pipeline.evaluation.metrics import temperature_of
 from edgeline.pipeline.models.backbones import Network
-from edgeline.pipeline.models.checkpoint import CALIBRATION, TENSORS, Checkpoint, load_checkpoint
+from edgeline.pipeline.models.checkpoint import CALIBRATION, Checkpoint, load_checkpoint
 from edgeline.pipeline.models.devices import TRACING
+from edgeline.pipeline.models.weights import TENSORS
 from edgeline.pipeline.progress import waiting
 from edgeline.pipeline.runs.atomic_files import file_digest
 from edgeline.pipeline.runs.content_cache import ContentCache
