@@ -93,7 +93,7 @@ def one_blas_thread() -> Iterator[None]:
     Waiting threads of OpenBLAS spin: on a busy machine with 2 cores, decompositions of 1,000 x 1,000 take 20 times as long
     with two threads, and 17 times the CPU time. With one, the bits do not depend on the number of cores either.
     """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # of scikit-learn
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     with threadpool_limits(limits=1, user_api="blas"):
         yield
