@@ -23,6 +23,8 @@ SUBSETS = {
     "digits-20": "20 images of each class, 40 others are test",
 }
 """By name: what it is."""
+EACH = {"flowers17-3": (3, 20), "flowers17-5": (5, 20), "flowers17-10": (10, 20), "digits-20": (20, 40)}
+"""Training and test images of each class."""
 
 
 def write_subset(name: str, seed: int, folder: Path) -> Path:
@@ -58,9 +60,7 @@ def _rows(name: str, seed: int, photos: Path) -> list[tuple[str, str, str, str]]
     rows = []
     for label, paths in sorted(by_class.items()):
         paths.sort(key=lambda path: _order(seed, f"{label}/{path.name}"))
-        train, test = {"flowers17-10": (10, 20), "digits-20": (20, 40)}.get(
-            name, (len(paths) - len(paths) // 4, len(paths) // 4)
-        )
+        train, test = EACH.get(name, (len(paths) - len(paths) // 4, len(paths) // 4))
         rows += [(str(path), label, "train", "") for path in paths[:train]]
         rows += [(str(path), label, "test", "") for path in paths[train : train + test]]
     return rows

@@ -12,9 +12,10 @@ Shapes: N images, B images in a batch, H x W the model's input, K classes.
 """
 
 import copy
+import itertools
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,16 @@ class LayerTrainer:
                 _check_losses(losses[-CHECK_STEPS:], names[-CHECK_STEPS:], epoch)
         _check_losses(losses, names, epoch)
         return float(torch.stack(losses).mean())
+
+    def steps(self, factors: Iterable[float]) -> Iterator[float]:
+        """Train all stages of the plan for one step at each factor of the peak learning rates, and yield its loss."""
+        torch.manual_seed(self.context.seed)
+        unfreeze(self.context.network, self.plan, unfrozen_stages(self.context.network, self.plan, 1.0))
+        batches = itertools.chain.from_iterable(self._batches(epoch) for epoch in itertools.count(1))
+        for factor, (pixels_BHW3, rows_B) in zip(factors, batches, strict=False):
+            for group in self.state.optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            yield float(self._step(pixels_BHW3, rows_B))
 
     def _batches(self, epoch: int) -> Iterator[tuple[Tensor, np.ndarray]]:
         """Yield augmented pixels, uint8 (B, H, W, 3), on the device, and the rows that they belong to."""
