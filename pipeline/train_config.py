@@ -120,8 +120,8 @@ class TrainConfig(Section):
             and not self.unfreeze,
             "unfreeze is a setting of strategy=partial; set strategy=partial, or remove unfreeze": self.unfreeze
             and self.strategy != "partial",
-            f"sweep compares settings of the head, and strategy={self.strategy} has others; set strategy=head or strategy=auto, "
-            "or remove sweep (`edgeline find-rate` finds a learning rate for the layers)": self.sweep
+            f"sweep compares settings of the head, and strategy={self.strategy} has others; set strategy=head or strategy=auto,"
+            " or remove sweep (`edgeline find-rate` finds a learning rate for the layers)": self.sweep
             and self.strategy not in ("head", "auto"),
             "schedule=plateau has no fixed length, but strategy=gradual unfreezes along one; use schedule=cosine": self.schedule
             == "plateau"

@@ -224,8 +224,8 @@ def find_rate(
     """Find a learning rate for a strategy that trains layers: `lp-ft` unless another is set.
 
     The rate rises exponentially from 1e-6 to 1 over the steps, until the loss diverges. The suggested rate is half-way down the
-    longest stretch on which the smoothed loss falls (Smith 2017; the "valley" of fastai's `lr_find`). Nothing of the training is
-    kept; the loss by rate is written as `learning_rate.png` and `learning_rate.json`.
+    longest stretch on which the smoothed loss falls (Smith 2017; the "valley" of fastai's `lr_find`). The trained weights are
+    not kept; the loss by rate is written as `learning_rate.png` and `learning_rate.json`.
 
         edgeline find-rate --data photos/ --strategy full
 

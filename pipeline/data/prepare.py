@@ -188,8 +188,8 @@ def _check_given(given: frozenset[Split], min_per_class: int) -> None:
     absent = [f"{split}/" for split in HELD_OUT if split not in given]
     if absent and min_per_class <= len(HELD_OUT):
         raise DataError(
-            f"prepare.min_per_class is {min_per_class}, which needs data with its own val/ and test/ folders (or a CSV file with "
-            f"a column split): this has no {' and no '.join(absent)}; add {'them' if len(absent) > 1 else 'it'}, or set "
+            f"prepare.min_per_class is {min_per_class}, which needs data with its own val/ and test/ folders (or a CSV file "
+            f"with a column split): this has no {' and no '.join(absent)}; add {'them' if len(absent) > 1 else 'it'}, or set "
             f"prepare.min_per_class={len(HELD_OUT) + 1}",
             code="too_few_images",
         )

@@ -88,7 +88,7 @@ def write_learning_curve_png(path: Path, curve: LearningCurve) -> None:
 
 
 def write_sweep_png(path: Path, sweep: Sweep) -> None:
-    """Draw a sweep: accuracy in closed form by strength of each penalty, and the trained settings against the configured one."""
+    """Draw a sweep: accuracy in closed form by strength of each penalty, and the trained settings against the configured."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     panels = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
     lines = list(dict.fromkeys((setting.views, setting.class_weights) for setting in sweep.scanned))

@@ -77,9 +77,7 @@ def train_heads(data: HeadData, config: TrainConfig, class_weights_K: Tensor, se
     return train_side_by_side(data, [config], class_weights_K, seed)[0]
 
 
-def train_side_by_side(
-    data: HeadData, configs: Sequence[TrainConfig], class_weights_K: Tensor, seed: int
-) -> list[TrainedHead]:
+def train_side_by_side(data: HeadData, configs: Sequence[TrainConfig], class_weights_K: Tensor, seed: int) -> list[TrainedHead]:
     """Train heads with several settings on the same batches; each gets exactly the weights that `train_heads` gives it alone.
 
     Args:

@@ -11,7 +11,7 @@ SMOOTHING = 0.9
 """Weight of the past in the moving average of the loss."""
 DIVERGED = 4.0
 """The test ends when the smoothed loss is so many times the lowest one."""
-MIN_STEPS = 10
+MIN_STEPS = 5
 """Fewer losses show nothing."""
 
 
@@ -43,8 +43,8 @@ def describe_losses(strategy: str, rates: Sequence[float], losses: Sequence[floa
     finite = [float(loss) for loss in losses if np.isfinite(loss)]
     if len(finite) < MIN_STEPS:
         raise TrainingError(
-            f"the loss is not finite after {len(finite)} steps with learning rates from {rates[0]:g}; look for damaged weights or "
-            "images of constant color",
+            f"the loss is not finite after {len(finite)} steps with learning rates from {rates[0]:g}; look for damaged weights "
+            "or images of constant color",
             code="loss_not_finite",
         )
     smoothed = smooth(finite)

@@ -30,7 +30,6 @@ FROM, TO = 1e-6, 1.0
 STEPS = 100
 
 
-
 def strategy_to_test(strategy: str) -> str:
     """The strategy whose rate is found: the configured one, or for `auto` the one that trains layers.
 
@@ -41,8 +40,8 @@ def strategy_to_test(strategy: str) -> str:
         return "lp-ft"
     if strategy not in PLANS:
         raise ConfigError(
-            f"strategy={strategy} has no learning rate that is found this way; choose one of {', '.join(PLANS)} with --strategy, "
-            "or compare settings of the head with train.sweep=true"
+            f"strategy={strategy} has no learning rate that is found this way; choose one of {', '.join(PLANS)} with "
+            "--strategy, or compare settings of the head with train.sweep=true"
         )
     return strategy
 

@@ -74,8 +74,8 @@ def describe_sweep(sweep: Sweep) -> str:
     tried = f"{len(sweep.scanned)} settings of the head in closed form, {len(sweep.trained)} of them trained"
     if sweep.chosen:
         return (
-            f"The sweep ({tried}) chose {describe_setting(chosen, default)}: {chosen.accuracy:.1%} of {sweep.images:,} held-out "
-            f"images are correct, {default.accuracy:.1%} as configured, {_difference(chosen)}."
+            f"The sweep ({tried}) chose {describe_setting(chosen, default)}: {chosen.accuracy:.1%} of {sweep.images:,} "
+            f"held-out images are correct, {default.accuracy:.1%} as configured, {_difference(chosen)}."
         )
     best = max(sweep.trained[1:], key=lambda setting: setting.accuracy)
     return (

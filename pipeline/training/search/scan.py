@@ -79,7 +79,7 @@ def _scaled_rows(data: HeadData, penalty: Penalty) -> Tensor:
     rows_RD -= rows_RD[: len(data.targets_M)].mean(0)
     square_D = rows_RD.square().mean(0)
     mean_square = square_D.mean().clamp_min(1e-12)
-    rows_RD /= (square_D.clamp_min(1e-3 * mean_square) if penalty == "dropout" else mean_square).sqrt()
+    rows_RD /= (square_D.clamp_min(1e-6 * mean_square) if penalty == "dropout" else mean_square).sqrt()
     if len(rows_RD) >= rows_RD.shape[1]:
         return rows_RD
     values_R, vectors_RR = torch.linalg.eigh(rows_RD @ rows_RD.T)

@@ -77,9 +77,7 @@ def sweep_head(context: TrainingContext, data: HeadData, samples: Sequence[Sampl
     sweep = compare(configs, [trained[index] for index in range(len(configs))], data, samples)
     sweep = sweep.model_copy(update={"scanned": scanned})
     (context.folder / FILE_NAME).write_text(sweep.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return SweptHead(
-        trained=trained[sweep.chosen], finding=Finding(code="sweep", message=describe_sweep(sweep), level="note")
-    )
+    return SweptHead(trained=trained[sweep.chosen], finding=Finding(code="sweep", message=describe_sweep(sweep), level="note"))
 
 
 def scan(context: TrainingContext, data: HeadData) -> Iterator[ScannedSetting]:
@@ -122,9 +120,7 @@ def candidates(config: TrainConfig, views: int, scanned: Sequence[ScannedSetting
     return found + [found[0].model_copy(update=change) for change in changes]
 
 
-def compare(
-    configs: Sequence[TrainConfig], trained: Sequence[TrainedHead], data: HeadData, samples: Sequence[Sample]
-) -> Sweep:
+def compare(configs: Sequence[TrainConfig], trained: Sequence[TrainedHead], data: HeadData, samples: Sequence[Sample]) -> Sweep:
     """Compare trained heads with the first on the same held-out images, and choose one. Nothing is listed as scanned."""
     rows_N = trained[0].held_out_rows
     targets_N, groups_N = data.targets_M[rows_N], [samples[row].group or samples[row].sha256 for row in rows_N]

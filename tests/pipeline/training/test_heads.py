@@ -17,7 +17,7 @@ from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.class_weights import class_weights
 from edgeline.pipeline.training.context import TrainingContext, TrainingResult
 from edgeline.pipeline.training.folds import NEVER
-from edgeline.pipeline.training.heads import FeatureRows, HeadData, TrainedHead, train_heads
+from edgeline.pipeline.training.heads import FeatureRows, HeadData, TrainedHead, train_heads, train_side_by_side
 from edgeline.pipeline.training.strategies import head
 from edgeline.serve.errors import TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
@@ -184,6 +184,29 @@ def test_images_without_a_fold_are_trained_on_and_not_held_out() -> None:
 
 def test_the_number_of_epochs_in_the_configuration_is_the_limit() -> None:
     assert len(train_heads(noise(20), TrainConfig(epochs=3), torch.ones(2), 0).history.epochs) == 3
+
+
+def test_heads_with_different_settings_side_by_side_get_the_weights_that_they_get_alone() -> None:
+    data = noise(60)
+    configs = [
+        TrainConfig(**{"patience": 3, "epochs": 30, "batch_size": 16} | settings)
+        for settings in (
+            {},
+            {"dropout": 0},
+            {"dropout": 0.2, "learning_rate": 0.05},
+            {"weight_decay": 10},
+            {"label_smoothing": 0.2},
+        )
+    ]
+    together = train_side_by_side(data, configs, torch.ones(2), 0)
+    assert len({len(each.history.epochs) for each in together}) > 1  # each stops when it is time for it
+    for config, one in zip(configs, together, strict=True):
+        alone = train_heads(data, config, torch.ones(2), 0)
+        assert torch.equal(one.weight_KD, alone.weight_KD)
+        assert torch.equal(one.bias_K, alone.bias_K)
+        assert (one.held_out_logits_NK == alone.held_out_logits_NK).all()
+        assert one.history == alone.history
+    assert len({each.weight_KD.numpy().tobytes() for each in together}) == len(configs)
 
 
 def rare_recall(prepared: Prepared, config: TrainConfig, data: HeadData) -> float:
