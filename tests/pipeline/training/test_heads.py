@@ -1,6 +1,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,25 @@ def test_with_refit_every_image_is_held_out_once_and_its_logits_are_kept(
     assert result.calibration.images == [sample.sha256 for sample in samples]
     assert result.calibration.targets_N.tolist() == [sample.index for sample in samples]
     assert result.calibration.logits_NK.shape == (48, 3)
+
+
+def test_if_no_class_has_two_groups_the_validation_images_are_held_out(shapes: Prepared) -> None:
+    samples = [replace(sample, group=sample.label) for sample in [*shapes.of("train"), *shapes.of("val")]]
+    assert head.held_out_folds(samples, TrainConfig()).tolist() == [NEVER] * 36 + [0] * 12
+
+
+@pytest.mark.parametrize("val", [1, 2], ids=["a validation image of each class", "of two classes only"])
+def test_one_training_image_of_each_class_is_enough(
+    val: int, fitted: Fitted, lite0: Network, shapes: Prepared, spec: PreprocessSpec
+) -> None:
+    samples = (*shapes.of("train")[::12], *shapes.of("val")[:: 4 * val])
+    one = Prepared(shapes.labels, (*samples, *shapes.of("test")), "one")
+    result = fitted(lite0, TrainConfig(epochs=20, views=1), prepared=one)
+    held_out = {sample.sha256: sample.index for sample in samples}
+    assert [held_out[image] for image in result.calibration.images] == result.calibration.targets_N.tolist()
+    classes = result.calibration.targets_N.tolist()
+    assert sorted(classes) == ([0, 0, 1, 1, 2, 2] if val == 1 else [0, 0, 2, 2])  # one image of a class is never held out
+    assert (compute_logits(lite0, one.of("test"), spec, CPU).argmax(1) == targets(one, "test")).mean() > 0.4
 
 
 def test_views_are_further_rows_of_the_same_images(fitted: Fitted, small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
