@@ -1,8 +1,8 @@
 """The sweep of the head on flowers17, beside one epoch of a hand-written loop and scikit-learn's search, in one process.
 
 On the same cached features: the scan of 50 settings in 5 folds, the whole sweep with the heads that it trains as usual, and
-scikit-learn's logistic regression with 50 penalties in the same 5 folds. On the files: one epoch as tutorials write it, a frozen
-network over the training images with plain transforms and a batch size of 32.
+scikit-learn's logistic regression with 50 penalties in the same 5 folds. On the files: one epoch as tutorials write it, a
+frozen network over the training images with plain transforms and a batch size of 32.
 """
 
 import argparse
@@ -52,7 +52,12 @@ def logistic(data: HeadData) -> tuple[float, float]:
 
     features_ND = StandardScaler().fit_transform(data.tables[0])
     model = LogisticRegressionCV(
-        Cs=np.logspace(-5, 1, 50), cv=PredefinedSplit(data.folds_M), max_iter=300, use_legacy_attributes=False, l1_ratios=(0.0,)
+        Cs=np.logspace(-5, 1, 50),
+        cv=PredefinedSplit(data.folds_M),
+        max_iter=300,
+        use_legacy_attributes=False,
+        l1_ratios=(0.0,),
+        scoring="accuracy",
     )
     with threadpool_limits(1), Clock() as clock:
         model.fit(features_ND, data.targets_M)
@@ -96,7 +101,10 @@ def main() -> None:
             sweep_head(context, data, samples)
         sweep = read_sweep(Path(temporary))
         assert sweep is not None
-        print(f"with {len(sweep.trained)} settings trained          {sweeping.seconds:6.1f} s  {describe_sweep(sweep)}", flush=True)
+        print(
+            f"with {len(sweep.trained)} settings trained          {sweeping.seconds:6.1f} s  {describe_sweep(sweep)}",
+            flush=True,
+        )
         logistic_s, logistic_best = logistic(data)
         print(f"logistic regression, 50 x 5 folds {logistic_s:6.1f} s  best {logistic_best:.4f}", flush=True)
         epoch_s = one_epoch_by_hand(network, prepared)

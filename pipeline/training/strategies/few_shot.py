@@ -48,7 +48,7 @@ def fit(context: TrainingContext) -> TrainingResult:
     rows_N = np.flatnonzero(folds_M != NEVER)
     targets_N, best = targets_M[rows_N], (float("inf"), "", 1.0, np.empty(0))
     for name, metric in METRICS.items():
-        logits_NK = _held_out_logits(metric, tables_VMD, targets_M, folds_M)
+        logits_NK = held_out_logits(metric, tables_VMD, targets_M, folds_M)
         loss, scale = fit_scale(logits_NK, targets_N)
         best = min(best, (loss, name, scale, logits_NK), key=lambda found: found[0])
     loss, name, scale, logits_NK = best
@@ -115,7 +115,7 @@ def fit_scale(logits_NK: np.ndarray, targets_N: np.ndarray) -> tuple[float, floa
     return min(losses), float(scales[int(np.argmin(losses))])
 
 
-def _held_out_logits(
+def held_out_logits(
     metric: Callable[[np.ndarray, np.ndarray], Layer], tables_VMD: np.ndarray, targets_M: np.ndarray, folds_M: np.ndarray
 ) -> np.ndarray:
     """Logits of the images with a fold, float64 (N, K), by means that do not contain them."""
