@@ -10,7 +10,7 @@ batch, D features, K classes, F heads.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,7 +99,8 @@ def train_side_by_side(data: HeadData, configs: Sequence[TrainConfig], class_wei
     held_folds_N, held_targets_N = folds_R[held_rows_N], targets_R[held_rows_N]
 
     generator = torch.Generator().manual_seed(seed)
-    heads = [_Heads(own, (len(own_fold), classes, features), seed) for own in configs]
+    noise = np.random.Generator(np.random.SFC64(seed))  # of dropout, the same for all heads
+    heads = [_Heads(own, (len(own_fold), classes, features)) for own in configs]
     used_R, epochs = torch.from_numpy(np.flatnonzero(learns_RF[:, -1])), config.epochs or EPOCHS
     for epoch in track(range(1, epochs + 1), "training the head", epochs):
         active = [head for head in heads if not head.history.should_stop(config.patience)]
@@ -107,8 +108,9 @@ def train_side_by_side(data: HeadData, configs: Sequence[TrainConfig], class_wei
             break
         totals = [0.0] * len(active)
         for batch_B in torch.split(used_R[torch.randperm(len(used_R), generator=generator)], config.batch_size):
-            features_BD = rows[batch_B.numpy()]
+            dropped = _drop(rows[batch_B.numpy()], {head.config.dropout for head in active}, noise)
             for number, head in enumerate(active):
+                features_BD = dropped[head.config.dropout]
                 loss = head.step(features_BD, targets_R[batch_B], learns_RF[batch_B], class_weights_K)
                 check_finite(loss, epoch)
                 totals[number] += loss * len(batch_B)
@@ -124,19 +126,17 @@ def train_side_by_side(data: HeadData, configs: Sequence[TrainConfig], class_wei
 class _Heads:
     """The heads with one configuration while they are trained: that of each fold, and the last one, which ships."""
 
-    def __init__(self, config: TrainConfig, shape: tuple[int, int, int], seed: int) -> None:
+    def __init__(self, config: TrainConfig, shape: tuple[int, int, int]) -> None:
         self.config, self.history = config, TrainingHistory()
         self.weight_FKD = torch.zeros(shape, requires_grad=True)
         self.bias_FK = torch.zeros(shape[:2], requires_grad=True)
         rate = config.learning_rate or LEARNING_RATE
         self.optimizer = build_optimizer([{"params": [self.weight_FKD, self.bias_FK], "lr": rate}], config)
-        self.generator = torch.Generator().manual_seed(seed)  # of dropout
         self.best = (torch.empty(0), torch.empty(0), np.empty(0))
 
     def step(self, features_BD: Tensor, targets_B: Tensor, learns_BF: Tensor, class_weights_K: Tensor) -> float:
         """Update the weights on a batch and return the loss of the head that ships."""
-        dropped_BD = _drop(features_BD, self.config.dropout, self.generator)
-        logits_BFK = (dropped_BD @ self.weight_FKD.flatten(0, 1).T).view(len(targets_B), *self.bias_FK.shape) + self.bias_FK
+        logits_BFK = (features_BD @ self.weight_FKD.flatten(0, 1).T).view(len(targets_B), *self.bias_FK.shape) + self.bias_FK
         losses_F = _losses(logits_BFK, targets_B, learns_BF, class_weights_K, smoothing=self.config.label_smoothing)
         self.optimizer.zero_grad()
         losses_F.sum().backward()  # type: ignore[no-untyped-call]
@@ -196,11 +196,10 @@ class FeatureRows:
         return (torch.from_numpy(features) - self.mean_D) / self.scale
 
 
-def _drop(features_BD: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Dropout with a generator, which torch's own does not take."""
-    if not probability:
-        return features_BD
-    return features_BD * torch.empty_like(features_BD).bernoulli_(1 - probability, generator=generator) / (1 - probability)
+def _drop(features_BD: Tensor, probabilities: Collection[float], noise: np.random.Generator) -> dict[float, Tensor]:
+    """Drop features with each probability, for all from one draw. NumPy draws three times as fast as torch."""
+    drawn_BD = torch.from_numpy(noise.random(features_BD.shape, np.float32)) if any(probabilities) else features_BD
+    return {p: features_BD * ((drawn_BD >= p) / (1 - p)) if p else features_BD for p in probabilities}
 
 
 def _losses(logits_BFK: Tensor, targets_B: Tensor, learns_BF: Tensor, class_weights_K: Tensor, *, smoothing: float) -> Tensor:

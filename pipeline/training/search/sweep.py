@@ -41,6 +41,8 @@ RATE_FACTOR = 3.0
 SMOOTHING = 0.1
 WEIGHT_DECAY = 1.0
 """At which decay and gradients balance within the usual number of steps; the usual 0.01 does next to nothing here."""
+ALIKE = 0.2
+"""Relative difference up to which class weights are not tried separately."""
 CHANCE = 0.05
 """Probability of choosing other settings if all are equally good."""
 
@@ -169,11 +171,11 @@ def _with_views(data: HeadData, views: int) -> HeadData:
 
 
 def _different_weights(context: TrainingContext) -> dict[str, Tensor]:
-    """The class weights by name, the configured ones first; those that are equal once."""
+    """The class weights by name, the configured ones first; those that are alike once."""
     found: dict[str, Tensor] = {context.config.class_weights: context.class_weights_K}
     for name in EXPONENTS:
         weights_K = class_weights(context.prepared, context.config.model_copy(update={"class_weights": name}))
-        if all(not np.allclose(weights_K, other_K, atol=0.05) for other_K in found.values()):
+        if all(not np.allclose(weights_K, other_K, rtol=ALIKE, atol=0) for other_K in found.values()):
             found[name] = weights_K
     return found
 

@@ -15,7 +15,7 @@ from edgeline.pipeline.evaluation.report import FILE_NAME, read_evaluation
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.checkpoint import load_checkpoint
 from edgeline.pipeline.runs.run import Run
-from edgeline.pipeline.training.search.report import Sweep, TrainedSetting
+from edgeline.pipeline.training.search.report import ScannedSetting, Sweep, TrainedSetting
 from edgeline.serve.errors import TrainingError
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
 
@@ -173,7 +173,15 @@ def test_evaluating_again_writes_the_same_bytes_and_the_plot_of_a_sweep(evaluate
         (swept / "train" / file.name).symlink_to(file)
     given = {"learning_rate": 5e-4, "weight_decay": 0.01, "label_smoothing": 0, "epoch": 40, "loss": 0.3, "macro_recall": 0.9}
     setting = TrainedSetting(**given, dropout=0.5, views=4, accuracy=0.9, difference=0, error=0)
-    sweep = Sweep(images=48, folds=4, scanned=[], trained=[setting, setting], chosen=0, deviations=1.6)
+    scanned = ScannedSetting(penalty="ridge", strength=0.1, class_weights="none", views=0, accuracy=0.9, macro_recall=0.9)
+    sweep = Sweep(
+        images=48,
+        folds=4,
+        scanned=[scanned, scanned.model_copy(update={"penalty": "dropout"})],
+        trained=[setting, setting],
+        chosen=0,
+        deviations=1.6,
+    )
     (swept / "train" / "sweep.json").write_text(sweep.model_dump_json())
 
     build_evaluation(replace(evaluated_run, folder=swept), again)
