@@ -83,7 +83,8 @@ def _scaled_rows(data: HeadData, penalty: Penalty) -> Tensor:
     if len(rows_RD) >= rows_RD.shape[1]:
         return rows_RD
     values_R, vectors_RR = torch.linalg.eigh(rows_RD @ rows_RD.T)
-    return vectors_RR * values_R.clamp_min(0).sqrt()
+    rotated_RR: Tensor = vectors_RR * values_R.clamp_min(0).sqrt()
+    return rotated_RR
 
 
 def _predict(moments_EE: Tensor, held_HD: Tensor, penalties_S: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def held_out_logits(
         held_M = folds_M == fold
         weight_KD, bias_K = metric(tables_VMD[:, ~held_M], targets_M[~held_M])
         logits_MK[held_M] = tables_VMD[0, held_M] @ weight_KD.T + bias_K
-    return logits_MK[folds_M != NEVER]
+    return np.asarray(logits_MK[folds_M != NEVER])
 
 
 def _rows(tables_VMD: np.ndarray, targets_M: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
