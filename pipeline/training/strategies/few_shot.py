@@ -46,12 +46,11 @@ def fit(context: TrainingContext) -> TrainingResult:
     )
     targets_M, folds_M = np.array([sample.index for sample in samples]), held_out_folds(samples, context.config)
     rows_N = np.flatnonzero(folds_M != NEVER)
-    targets_N, best = targets_M[rows_N], (float("inf"), "", 1.0, np.empty(0))
-    for name, metric in METRICS.items():
-        logits_NK = held_out_logits(metric, tables_VMD, targets_M, folds_M)
-        loss, scale = fit_scale(logits_NK, targets_N)
-        best = min(best, (loss, name, scale, logits_NK), key=lambda found: found[0])
-    loss, name, scale, logits_NK = best
+    targets_N = targets_M[rows_N]
+    logits = {name: held_out_logits(metric, tables_VMD, targets_M, folds_M) for name, metric in METRICS.items()}
+    fitted = {name: fit_scale(logits_NK, targets_N) for name, logits_NK in logits.items()}
+    name = min(fitted, key=lambda metric: fitted[metric][0])
+    (loss, scale), logits_NK = fitted[name], logits[name]
     learned_M = np.full(len(samples), True) if context.config.refit else folds_M == NEVER
     weight_KD, bias_K = METRICS[name](tables_VMD[:, learned_M], targets_M[learned_M])
     with torch.no_grad():
@@ -62,7 +61,9 @@ def fit(context: TrainingContext) -> TrainingResult:
     )
     history = TrainingHistory()
     history.add(0.0, loss, float((logits_NK.argmax(1) == targets_N).mean()))
-    finding = Finding(code="few_shot_metric", message=f"`few-shot` uses the metric `{name}`, the better one.", level="note")
+    losses = ", ".join(f"{found:.2f} with `{metric}`" for metric, (found, _) in fitted.items())
+    message = f"`few-shot` uses the metric `{name}`: the loss on held-out images is {losses}."
+    finding = Finding(code="few_shot_metric", message=message, level="note")
     return TrainingResult(history=history, calibration=held_out, out_of_fold=held_out, findings=[finding])
 
 
