@@ -224,8 +224,9 @@ def find_rate(
     """Find a learning rate for a strategy that trains layers: `lp-ft` unless another is set.
 
     The rate rises exponentially from 1e-6 to 1 over the steps, until the loss diverges. The suggested rate is half-way down the
-    longest stretch on which the smoothed loss falls (Smith 2017; the "valley" of fastai's `lr_find`). The trained weights are
-    not kept; the loss by rate is written as `learning_rate.png` and `learning_rate.json`.
+    longest stretch on which the smoothed loss falls (Smith 2017; the "valley" of fastai's `lr_find`). From a trained head the
+    loss may not fall by more than noise; then it is a third of the rate at which the loss begins to rise. The trained weights
+    are not kept; the loss by rate is written as `learning_rate.png` and `learning_rate.json`.
 
         edgeline find-rate --data photos/ --strategy full
 
@@ -250,12 +251,13 @@ def find_rate(
     following = f"edgeline run --config {quote(str(found.run.folder / 'config.json'))} --strategy {curve.strategy}"
     following += f" --set train.learning_rate={curve.suggested:.1e}"
     if as_json:
-        figures = curve.model_dump(include={"strategy", "suggested", "lowest", "diverged"})
+        figures = curve.model_dump(include={"strategy", "suggested", "falls", "rises", "lowest", "diverged"})
         print(json.dumps({"run": str(found.run.folder), "folder": str(found.folder), **figures, "command": following}))
         return
     end = f"diverged at {curve.diverged:.1e}" if curve.diverged else "did not diverge"
     print(f"suggested learning rate for {curve.strategy}: {curve.suggested:.1e}")
-    print(f"{len(curve.rates)} steps; the smoothed loss is lowest at {curve.lowest:.1e}; it {end}")
+    course = "falls clearly" if curve.falls else "does not fall by more than noise, because the head is trained already"
+    print(f"the loss {course}; it rises above {curve.rises:.1e} and {end} ({len(curve.rates)} steps)")
     print(f"{found.folder / PLOT_NAME} shows the loss by rate")
     print(f"next: {following}")
 

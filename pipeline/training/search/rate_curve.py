@@ -1,5 +1,6 @@
 """What the learning-rate finder reads from the losses of its steps: `learning_rate.json`."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,10 @@ SMOOTHING = 0.9
 """Weight of the past in the moving average of the loss."""
 DIVERGED = 4.0
 """The test ends when the smoothed loss is so many times the lowest one."""
+CLEAR = 4.0
+"""A change of the smoothed loss is clear if it is so many times the standard deviation of its noise."""
+BELOW_RISE = 3.0
+"""Without a clear fall, the rate at which the loss begins to rise is divided by this."""
 MIN_STEPS = 5
 """Fewer losses show nothing."""
 
@@ -24,7 +29,11 @@ class RateCurve(BaseModel):
     rates: list[float] = Field(description="Of the topmost stage, one for each step.")
     losses: list[float] = Field(description="Of each step's batch.")
     smoothed: list[float] = Field(description="Moving average of the losses, without its bias towards zero at the start.")
-    suggested: float = Field(description="Half-way down the longest stretch on which the smoothed loss falls.")
+    falls: bool = Field(description="Whether the smoothed loss falls by more than noise; from a trained head it may not.")
+    suggested: float = Field(
+        description="Half-way down the longest stretch on which the smoothed loss falls, or a third of `rises` without a fall."
+    )
+    rises: float = Field(description="Highest rate at which the smoothed loss is not clearly above its lowest value.")
     lowest: float = Field(description="Rate at the lowest smoothed loss.")
     diverged: float | None = Field(description="Rate at which the loss diverged; null if it did not.")
 
@@ -50,12 +59,19 @@ def describe_losses(strategy: str, rates: Sequence[float], losses: Sequence[floa
     smoothed = smooth(finite)
     start, end = longest_fall(smoothed)
     lowest = int(np.argmin(smoothed))
+    # The median of the deviations does not depend on the few steps at which the loss diverges.
+    deviation = 1.4826 * float(np.median(np.abs(np.array(finite) - smoothed)))
+    clear = CLEAR * deviation * math.sqrt((1 - SMOOTHING) / (1 + SMOOTHING))  # of the average
+    falls = smoothed[start] - smoothed[end] > clear
+    rises = max(step for step, loss in enumerate(smoothed) if loss <= smoothed[lowest] + clear)
     return RateCurve(
         strategy=strategy,
         rates=[float(rate) for rate in rates[: len(finite)]],
         losses=finite,
         smoothed=smoothed,
-        suggested=float(rates[(start + end) // 2]),
+        falls=falls,
+        suggested=float(rates[(start + end) // 2]) if falls else rates[rises] / BELOW_RISE,
+        rises=float(rates[rises]),
         lowest=float(rates[lowest]),
         diverged=float(rates[len(finite) - 1]) if len(finite) < len(losses) or has_diverged(finite) else None,
     )

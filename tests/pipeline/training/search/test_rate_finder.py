@@ -35,6 +35,7 @@ def basin(rates: np.ndarray, *, best: float = 1e-3) -> list[float]:
 def test_the_suggested_rate_is_where_the_loss_falls_below_that_of_the_lowest_loss() -> None:
     curve = describe_losses("full", RATES.tolist(), basin(RATES))
     assert 1e-5 < curve.suggested < curve.lowest < 1e-2
+    assert curve.falls
     assert curve.smoothed[list(RATES).index(curve.suggested)] < curve.smoothed[0]
     assert curve.diverged is not None
     assert curve.diverged > curve.lowest
@@ -46,6 +47,15 @@ def test_noise_of_single_batches_does_not_move_the_suggestion_by_more_than_an_or
         noise = 0.1 * np.random.default_rng(seed).normal(size=100)
         noisy = describe_losses("full", RATES.tolist(), list(np.array(basin(RATES)) + noise)).suggested
         assert 0.1 < noisy / quiet < 10
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_without_a_clear_fall_the_suggestion_is_a_third_of_where_the_loss_begins_to_rise(seed: int) -> None:
+    noise = 0.15 * np.random.default_rng(seed).exponential(size=100)  # of a trained head's batches: mostly low
+    curve = describe_losses("lp-ft", RATES.tolist(), list(0.05 + noise + (RATES / 1e-3) ** 2))
+    assert not curve.falls
+    assert 1e-4 < curve.rises < 3e-3
+    assert curve.suggested == pytest.approx(curve.rises / 3)
 
 
 def test_the_longest_fall_may_be_interrupted() -> None:
