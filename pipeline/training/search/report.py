@@ -80,7 +80,7 @@ def describe_sweep(sweep: Sweep) -> str:
     best = max(sweep.trained[1:], key=lambda setting: setting.accuracy)
     return (
         f"The sweep ({tried}) kept the configured settings, with which {default.accuracy:.1%} of {sweep.images:,} held-out "
-        f"images are correct: the best others ({describe_setting(best, default)}) reach {best.accuracy:.1%}, "
+        f"images are correct: the best of the others ({describe_setting(best, default)}) reaches {best.accuracy:.1%}, "
         f"{_difference(best)}, which is within noise ({sweep.deviations:.1f} standard errors for the best of "
         f"{len(sweep.trained) - 1})."
     )
