@@ -50,11 +50,12 @@ def find_learning_rate(config: PipelineConfig, steps: int, out: Path | None = No
     run, _ = prepare(config)
     prepared = read_prepared(run.step("prepare"))
     device = choose_device(config.train.device)
+    weights = "none" if strategy == "scratch" else config.weights
     with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(config.seed)
         network, spec = build(
             config.model,
-            "none" if strategy == "scratch" else config.weights,
+            weights,
             classes=len(prepared.labels),
             dropout=config.train.dropout,
             preprocess=config.preprocess,
@@ -68,6 +69,7 @@ def find_learning_rate(config: PipelineConfig, steps: int, out: Path | None = No
             folder=Path(folder),
             cache=config.cache,
             device=device,
+            pretrained=weights != "none",
         )
         curve = find_rate(context, steps)
     target = out or run.folder / "learning_rate"

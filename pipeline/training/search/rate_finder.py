@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from edgeline.pipeline.training.context import TrainingContext
-from edgeline.pipeline.training.layers import LayerPlan, LayerTrainer
+from edgeline.pipeline.training.fine_tuning.layers import LayerTrainer
+from edgeline.pipeline.training.fine_tuning.plan import LayerPlan
 from edgeline.pipeline.training.search.rate_curve import RateCurve, describe_losses, has_diverged
 from edgeline.pipeline.training.strategies import differential, full, gradual, head, lp_ft, partial, scratch
 from edgeline.serve.errors import ConfigError

@@ -10,7 +10,7 @@ from edgeline.pipeline.evaluation.plots import write_rates_png
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.context import TrainingContext
-from edgeline.pipeline.training.layers import LayerTrainer
+from edgeline.pipeline.training.fine_tuning.layers import LayerTrainer
 from edgeline.pipeline.training.search.rate_curve import describe_losses, has_diverged, longest_fall, smooth
 from edgeline.pipeline.training.search.rate_finder import find_rate, strategy_to_test
 from edgeline.pipeline.training.strategies import lp_ft
