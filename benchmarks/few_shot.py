@@ -1,4 +1,4 @@
-"""The metrics of `few-shot` on 3 to 20 images of each class: as linear layers, and with the true cosine for comparison.
+"""The metrics of `few-shot` on 2 to 20 images of each class: as linear layers, and with the true cosine for comparison.
 
 All use the same cached features of the frozen backbone, with four views. `cosine, true` divides by the norm of each image's
 features, which a linear layer cannot; its answers are the same, its probabilities are not. `chosen` is what `few-shot` uses.
@@ -26,7 +26,7 @@ from edgeline.pipeline.training.context import TrainingContext
 from edgeline.pipeline.training.strategies.few_shot import METRICS, Layer, fit_scale
 from edgeline.pipeline.training.strategies.head import feature_tables, held_out_folds
 
-DATA = ("flowers17-3", "flowers17-5", "flowers17-10", "blood_cells-5", "digits-20")
+DATA = ("flowers17-2", "flowers17-3", "flowers17-5", "flowers17-10", "blood_cells-5", "digits-20")
 AUGMENT = {"flowers17": "flip", "blood_cells": "rotate"}
 VIEWS, BINS = 4, 15
 TRUE_COSINE = "cosine, true"

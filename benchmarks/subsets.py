@@ -23,7 +23,7 @@ SUBSETS = {
     "digits-20": "20 images of each class, 40 others are test",
 }
 """By name: what it is."""
-EACH = {"flowers17-3": (3, 10, 30), "flowers17-5": (5, 10, 30), "flowers17-10": (10, 10, 30), "digits-20": (20, 20, 60)}
+EACH = {f"flowers17-{count}": (count, 10, 30) for count in (2, 3, 5, 10)} | {"digits-20": (20, 20, 60)}
 """Of each class: number of training images, and position of the first test image and of the one after the last."""
 
 
