@@ -23,6 +23,8 @@ SUBSETS = {
     "digits-20": "20 images of each class, 40 others are test",
 }
 """By name: what it is."""
+EACH = {f"flowers17-{count}": (count, 10, 30) for count in (2, 3, 5, 10)} | {"digits-20": (20, 20, 60)}
+"""Of each class: number of training images, and position of the first test image and of the one after the last."""
 
 
 def write_subset(name: str, seed: int, folder: Path) -> Path:
@@ -58,11 +60,10 @@ def _rows(name: str, seed: int, photos: Path) -> list[tuple[str, str, str, str]]
     rows = []
     for label, paths in sorted(by_class.items()):
         paths.sort(key=lambda path: _order(seed, f"{label}/{path.name}"))
-        train, test = {"flowers17-10": (10, 20), "digits-20": (20, 40)}.get(
-            name, (len(paths) - len(paths) // 4, len(paths) // 4)
-        )
+        most = len(paths) - len(paths) // 4
+        train, first, end = EACH.get(name, (most, most, len(paths)))
         rows += [(str(path), label, "train", "") for path in paths[:train]]
-        rows += [(str(path), label, "test", "") for path in paths[train : train + test]]
+        rows += [(str(path), label, "test", "") for path in paths[first:end]]
     return rows
 
 

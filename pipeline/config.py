@@ -48,7 +48,12 @@ class PrepareConfig(Section):
         description="Share of each class, after the test split, that becomes the validation split, unless the data defines "
         "one.",
     )
-    min_per_class: int = Field(3, ge=3, description="Minimum number of distinct images in a class: one for each split.")
+    min_per_class: int = Field(
+        3,
+        ge=1,
+        description="Minimum number of distinct images in a class: one for each split. 1 or 2 only for data with its own "
+        "validation and test splits, which then need not have every class.",
+    )
     max_rejected_share: Fraction = Field(0.1, description="Stop the run if a larger share of the image files is unusable.")
     on_leakage: Literal["drop", "stop"] = Field(
         "drop",

@@ -110,6 +110,12 @@ class TrainConfig(Section):
         "digits and text). `strong`: crops down to half of the image, and two random changes of color, sharpness, shear or "
         "position. `rotate`: `flip` and quarter turns, for pictures from above or of a microscope. `none`.",
     )
+    sweep: bool = Field(
+        False,
+        description="`head` and `auto`: compare settings of the head on held-out images: dropout, views and class weights in "
+        "closed form, then the most promising ones, learning rates, weight decay and label smoothing by training. The report "
+        "has the table and the plot. The configured settings stay unless others are better by more than noise.",
+    )
     layer_decay: float = Field(
         0.0,
         ge=0,
@@ -139,6 +145,9 @@ class TrainConfig(Section):
             and not self.unfreeze,
             "unfreeze is a setting of strategy=partial; set strategy=partial, or remove unfreeze": self.unfreeze
             and self.strategy != "partial",
+            f"sweep compares settings of the head, and strategy={self.strategy} has others; set strategy=head or strategy=auto,"
+            " or remove sweep (`edgeline find-rate` finds a learning rate for the layers)": self.sweep
+            and self.strategy not in ("head", "auto"),
             "schedule=plateau has no fixed length, but strategy=gradual unfreezes along one; use schedule=cosine": self.schedule
             == "plateau"
             and self.strategy == "gradual",

@@ -13,13 +13,14 @@ from edgeline.pipeline.evaluation.insight import LabelError, MistakePictures, re
 from edgeline.pipeline.evaluation.report import Evaluation
 from edgeline.pipeline.explanation.pictures import data_uri
 from edgeline.pipeline.runs.run import Run, run_findings
+from edgeline.pipeline.training.search.report import read_sweep, sweep_rows
 from edgeline.serve.runtime.provenance import machine_line
 
 ENVIRONMENT = Environment(
     loader=PackageLoader("edgeline.export.publishing"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
 
-PLOTS = ("confusion", "reliability", "history", "learning_curve", "embedding")
+PLOTS = ("confusion", "reliability", "history", "sweep", "learning_curve", "embedding")
 PICTURE_FIELDS = ("picture", "cam", "gradient")
 MAX_CONFUSED = 3
 
@@ -30,6 +31,7 @@ def write_report(
     """Write the report: figures, plots, pictures, verification, provenance. All text from the data is escaped."""
     folder = run.step("evaluate")
     insight = read_insight(folder)
+    swept = read_sweep(run.step("train"))
     pictured = insight if run.config.publish.pictures else None
     page = ENVIRONMENT.get_template("report.html").render(
         name=run.config.artifact_name,
@@ -41,6 +43,8 @@ def write_report(
         findings=run_findings(run),
         int8=variant_table.int8_line(verification),
         origins=variant_table.origins(verification, provenance),
+        swept=swept,
+        sweep_rows=sweep_rows(swept) if swept else [],
         insight=insight,
         curve=describe_curve(insight.learning_curve) if insight and insight.learning_curve else "",
         label_errors=[_with_pictures(error, folder) for error in pictured.label_errors if error.picture] if pictured else [],

@@ -1,4 +1,4 @@
-"""`edgeline experiment` and `edgeline runs`: train a grid of settings on the same split, and look at what has been run.
+"""`edgeline experiment`, `find-rate` and `runs`: train a grid of settings, find a learning rate, look at what has been run.
 
 Nothing heavy is imported here; the command imports what it needs when it runs.
 """
@@ -7,11 +7,26 @@ import csv
 import json
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeline.flows.cli.options import Artifacts, Config, Data, Json, Layout, Name, RunOptions, Weights, load_settings
+from edgeline.flows.cli.options import (
+    Artifacts,
+    Config,
+    Data,
+    Json,
+    Layout,
+    Model,
+    Name,
+    Overrides,
+    RunOptions,
+    Seed,
+    Strategy,
+    Weights,
+    load_settings,
+)
 from edgeline.serve.errors import ConfigError, EdgelineError
 
 if TYPE_CHECKING:
@@ -186,6 +201,65 @@ def runs(
         print(json.dumps([entry.values() for entry in entries]))
     elif export is None and send is None:
         _print_runs(entries, columns.split(","))
+
+
+def find_rate(
+    folder: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run folder, for its data and settings.")] = None,
+    data: Data = None,
+    layout: Layout = None,
+    config: Config = None,
+    name: Name = None,
+    model: Model = None,
+    weights: Weights = None,
+    strategy: Strategy = None,
+    seed: Seed = None,
+    artifacts: Artifacts = None,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=20, max=1000, help="Training steps.")] = 100,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to; by default `learning_rate` in the run's folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Find a learning rate for a strategy that trains layers: `lp-ft` unless another is set.
+
+    The rate rises exponentially from 1e-6 to 1 over the steps, until the loss diverges. The suggested rate is half-way down the
+    longest stretch on which the smoothed loss falls (Smith 2017; the "valley" of fastai's `lr_find`). From a trained head the
+    loss may not fall by more than noise; then it is a third of the rate at which the loss begins to rise. The trained weights
+    are not kept; the loss by rate is written as `learning_rate.png` and `learning_rate.json`.
+
+        edgeline find-rate --data photos/ --strategy full
+
+        edgeline find-rate artifacts/runs/photos-0123456789ab --set train.batch_size=64
+    """
+    if folder is not None:
+        if given := [option for option, value in (("--data", data), ("--config", config)) if value]:
+            raise ConfigError(f"RUN and {' and '.join(given)} both give the data; use one of them")
+        from edgeline.pipeline.runs.run import open_run
+
+        open_run(folder)  # or an error that it is none
+        config = folder / "config.json"
+        artifacts = artifacts or str(folder.resolve().parent.parent)
+    options = RunOptions(
+        data=data, layout=layout, name=name, model=model, weights=weights, strategy=strategy, seed=seed, artifacts=artifacts
+    )
+    settings = load_settings(config, overrides, options)
+    from edgeline.flows.find_rate import PLOT_NAME, find_learning_rate
+
+    found = find_learning_rate(settings, steps, out)
+    curve = found.curve
+    following = f"edgeline run --config {quote(str(found.run.folder / 'config.json'))} --strategy {curve.strategy}"
+    following += f" --set train.learning_rate={curve.suggested:.1e}"
+    if as_json:
+        figures = curve.model_dump(include={"strategy", "suggested", "falls", "rises", "lowest", "diverged"})
+        print(json.dumps({"run": str(found.run.folder), "folder": str(found.folder), **figures, "command": following}))
+        return
+    end = f"diverged at {curve.diverged:.1e}" if curve.diverged else "did not diverge"
+    print(f"suggested learning rate for {curve.strategy}: {curve.suggested:.1e}")
+    course = "falls clearly" if curve.falls else "does not fall by more than noise, because the head is trained already"
+    print(f"the loss {course}; it rises above {curve.rises:.1e} and {end} ({len(curve.rates)} steps)")
+    print(f"{found.folder / PLOT_NAME} shows the loss by rate")
+    print(f"next: {following}")
 
 
 def _sort_key(entry: "RunEntry", name: str) -> tuple[bool, float, str]:

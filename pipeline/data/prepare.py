@@ -28,7 +28,7 @@ from edgeline.pipeline.data.report import (
     write_rejected,
 )
 from edgeline.pipeline.data.samples import ATTRIBUTES, Sample, write_attributes, write_samples
-from edgeline.pipeline.data.split import carve
+from edgeline.pipeline.data.split import HELD_OUT, carve
 from edgeline.pipeline.data.validation import ValidationResult, hash_files, validate_images
 from edgeline.pipeline.names import Split
 from edgeline.pipeline.runs.atomic_files import digest_of, write_json
@@ -169,6 +169,7 @@ def _split(source: Source, deduplicated: Deduplicated, config: PipelineConfig) -
     shares = {"test": config.prepare.test_share, "val": config.prepare.val_share}
     roles = {source.role(given) for given in source.given}
     missing: dict[Split, float] = {split: shares[split] for split in ("test", "val") if split not in roles}
+    _check_given(source.given, config.prepare.min_per_class)
     groups: dict[str, Counter[str]] = defaultdict(Counter)
     for image in deduplicated.kept:
         if image.split in (None, "train") and image.content.pixels not in deduplicated.near_copies:
@@ -180,6 +181,18 @@ def _split(source: Source, deduplicated: Deduplicated, config: PipelineConfig) -
         image.content.pixels: image.split if image.split in ("val", "test") else carved[deduplicated.group(image)]
         for image in deduplicated.kept
     }
+
+
+def _check_given(given: frozenset[Split], min_per_class: int) -> None:
+    """A class with fewer images than there are splits needs data that defines them."""
+    absent = [f"{split}/" for split in HELD_OUT if split not in given]
+    if absent and min_per_class <= len(HELD_OUT):
+        raise DataError(
+            f"prepare.min_per_class is {min_per_class}, which needs data with its own val/ and test/ folders (or a CSV file "
+            f"with a column split): this has no {' and no '.join(absent)}; add {'them' if len(absent) > 1 else 'it'}, or set "
+            f"prepare.min_per_class={len(HELD_OUT) + 1}",
+            code="too_few_images",
+        )
 
 
 def _check_counts(
@@ -196,6 +209,8 @@ def _check_counts(
     ]
     if few:
         hint = "; near-duplicates count as one unless prepare.near_duplicates is ignore" if deduplicated.near else ""
+        if splits == 1 and min_per_class > 1:
+            hint += "; or set prepare.min_per_class=1, because the data has its own val and test splits"
         raise DataError(
             f"too few distinct images, at least {min_per_class} are needed in each class: {summarize(few)}; "
             f"add images, or remove the class{hint}",

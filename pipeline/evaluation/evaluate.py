@@ -27,6 +27,7 @@ from edgeline.pipeline.evaluation.plots import (
     write_history_png,
     write_learning_curve_png,
     write_reliability_png,
+    write_sweep_png,
 )
 from edgeline.pipeline.evaluation.report import Average, Calibration, ClassReport, Evaluation, Mistake, Share, write_evaluation
 from edgeline.pipeline.evaluation.slices import slice_by
@@ -39,6 +40,7 @@ from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.content_cache import FEATURES, ContentCache
 from edgeline.pipeline.runs.findings import write_findings
 from edgeline.pipeline.runs.run import Run
+from edgeline.pipeline.training.search.report import read_sweep
 from edgeline.serve.errors import TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
 
@@ -76,6 +78,8 @@ def _build_evaluation(run: Run, folder: Path) -> None:
     write_reliability_png(folder / "reliability.png", probabilities_NK, _targets(test), run.config.evaluate.bins)
     if len(checkpoint.history) > 1:
         write_history_png(folder / "history.png", checkpoint.history, checkpoint.best_epoch)
+    if (sweep := read_sweep(run.step("train"))) is not None:
+        write_sweep_png(folder / "sweep.png", sweep)
     evaluated = Evaluated(
         run=run,
         prepared=prepared,

@@ -1,4 +1,4 @@
-"""Plots for the report: confusion matrix, reliability diagram, learning curve, training history, divergence by layer.
+"""Plots for the report: confusion matrix, reliability diagram, learning curve, training history, sweep, divergence by layer.
 
 Equal numbers give equal bytes.
 """
@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from edgeline.pipeline.evaluation.learning_curve import LearningCurve
+from edgeline.pipeline.training.search.rate_curve import RateCurve
+from edgeline.pipeline.training.search.report import Sweep, describe_setting
 
 METADATA = {"Software": None}  # matplotlib's version in the file would make equal plots differ
 
@@ -81,6 +83,47 @@ def write_learning_curve_png(path: Path, curve: LearningCurve) -> None:
     axes.set(xlabel="training images", ylabel="accuracy", xscale="log")
     axes.set_xticks(images, [f"{count:,}" for count in images])
     axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def write_sweep_png(path: Path, sweep: Sweep) -> None:
+    """Draw a sweep: accuracy in closed form by strength of each penalty, and the trained settings against the configured."""
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    panels = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
+    lines = list(dict.fromkeys((setting.views, setting.class_weights) for setting in sweep.scanned))
+    for axes, penalty in zip(panels, ("dropout", "ridge"), strict=False):
+        for views, weights in lines:
+            own = [s for s in sweep.scanned if (s.penalty, s.views, s.class_weights) == (penalty, views, weights)]
+            label = f"{views} views, class weights {weights}"
+            axes.plot([s.strength for s in own], [100 * s.accuracy for s in own], label=label, linewidth=1.2)
+        axes.set(xlabel=f"{penalty}, in closed form", ylabel="held-out accuracy, %")
+        axes.grid(alpha=0.3)
+    panels[0].axvline(sweep.trained[0].dropout, color="0.6", linestyle="--", linewidth=1)
+    panels[0].legend(frameon=False, fontsize=7)
+    panels[1].set_xscale("log")
+    for row, setting in enumerate(sweep.trained):
+        color = "C3" if row == sweep.chosen else "#1f5f8b"
+        panels[2].errorbar(100 * setting.difference, row, xerr=100 * setting.error, fmt="o", color=color, capsize=3)
+    panels[2].axvline(0, color="0.6", linestyle="--", linewidth=1)
+    names = [describe_setting(setting, sweep.trained[0]) for setting in sweep.trained]
+    panels[2].set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
+    panels[2].invert_yaxis()
+    panels[2].set(xlabel="trained: points to the configured setting,\nwith standard error")
+    panels[2].grid(axis="x", alpha=0.3)
+    save_figure(figure, path)
+
+
+def write_rates_png(path: Path, curve: RateCurve) -> None:
+    """Draw the loss by learning rate: of each step, smoothed, and the suggested rate."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(curve.rates, curve.losses, color="0.8", linewidth=1, label="each step")
+    axes.plot(curve.rates, curve.smoothed, label="smoothed")
+    axes.axvline(curve.suggested, color="C3", linestyle="--", linewidth=1, label=f"suggested: {curve.suggested:.1e}")
+    low, high = min(curve.smoothed), max(curve.smoothed[: curve.smoothed.index(min(curve.smoothed)) + 1])
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(0.8 * low, 2 * high))
+    axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
     save_figure(figure, path)
 

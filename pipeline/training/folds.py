@@ -23,7 +23,7 @@ def assign_folds(samples: Sequence[Sample], count: int = FOLDS) -> np.ndarray:
     Args:
         samples: near copies have the same group.
         count: number of folds; fewer if a class has fewer groups. A class of a single group has nothing to hold out: its
-            images get the fold `NEVER`.
+            images get the fold `NEVER`. No fold contains all images of a class.
 
     Returns:
         int64, shape (M,): 0 to the number of folds - 1, or `NEVER`.
@@ -44,4 +44,10 @@ def assign_folds(samples: Sequence[Sample], count: int = FOLDS) -> np.ndarray:
         fold = min(range(count), key=lambda i: (sum(held[i][label] for label in labels), held[i].total()))
         held[fold].update(labels)
         folds_M[groups[name]] = fold
+    labels_M = np.array([sample.index for sample in samples])
+    for fold in range(count):
+        for label in groups_of_class:  # groups of several classes may have put all groups of one into the same fold
+            if (folds_M[labels_M == label] == fold).all():
+                smallest = next(name for name in reversed(order) if (labels_M[groups[name]] == label).any())
+                folds_M[groups[smallest]] = NEVER
     return folds_M

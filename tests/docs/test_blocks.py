@@ -64,6 +64,7 @@ NOT_EXECUTED: dict[str, list[str]] = {
         "the photos are not part of this repository, and training takes minutes",
         "the photos are not part of this repository, and training takes minutes",
         "the photos are not part of this repository, and training takes minutes",
+        "the photos are not part of this repository, and training takes minutes",
         "training takes minutes",
     ],
     "docs/learn/medical.md": [
@@ -73,6 +74,7 @@ NOT_EXECUTED: dict[str, list[str]] = {
     "docs/learn/training.md": [
         "trains for minutes; tests/pipeline/training runs every strategy",
         "trains for minutes; tests/pipeline/training tests each setting",
+        "the photos are not part of this repository, and training takes minutes",
         "trains for many minutes; tests/pipeline/training/test_distill.py trains on small pictures",
         "needs two machines; tests/pipeline/training/fine_tuning/test_distributed.py uses two processes",
         "trains for about a minute",

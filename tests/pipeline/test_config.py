@@ -89,7 +89,7 @@ BAD_OVERRIDES = {
     "not a number": ("train.learning_rate=NaN", "train.learning_rate: input should be"),
     "infinite": ("train.learning_rate=Infinity", "train.learning_rate: input should be a finite number"),
     "another word": ("train.strategy=heads", "train.strategy: input should be 'auto', 'head', 'few-shot'"),
-    "too small a class": ("prepare.min_per_class=2", "greater than or equal to 3"),
+    "too small a class": ("prepare.min_per_class=0", "greater than or equal to 1"),
 }
 
 

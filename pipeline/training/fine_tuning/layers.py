@@ -13,9 +13,10 @@ Shapes: N images, B images in a batch, H x W the model's input, K classes.
 """
 
 import copy
+import itertools
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -180,6 +181,17 @@ class LayerTrainer:
                 _check_losses(losses[-CHECK_STEPS:], names[-CHECK_STEPS:], epoch)
         _check_losses(losses, names, epoch)
         return float(torch.stack(losses).mean())
+
+    def steps(self, factors: Iterable[float]) -> Iterator[float]:
+        """Train all stages of the plan for one step at each factor of the peak learning rates, and yield its loss."""
+        torch.manual_seed(self.context.seed)
+        generator = torch.Generator().manual_seed(self.context.seed)
+        unfreeze(self.context.network, self.plan, unfrozen_stages(self.context.network, self.plan, 1.0))
+        batches = itertools.chain.from_iterable(self._batches(epoch, generator) for epoch in itertools.count(1))
+        for factor, batch in zip(factors, batches, strict=False):
+            for group in self.state.optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            yield float(self.step(batch))
 
     def _batches(self, epoch: int, generator: torch.Generator) -> Iterator[Batch]:
         """Yield the batches of an epoch, with the augmented pixels of this process's share."""

@@ -19,6 +19,7 @@ from edgeline.pipeline.training.features import FeatureExtractor
 from edgeline.pipeline.training.fine_tuning.distributed import fit_once
 from edgeline.pipeline.training.folds import NEVER, assign_folds
 from edgeline.pipeline.training.heads import HeadData, train_heads
+from edgeline.pipeline.training.search.sweep import sweep_head
 
 VIEWS = ((500, 500, 4), (2000, 50, 2))
 """Views of each image where the configuration leaves the number open (ADR 0021): up to so many images, up to so many images a
@@ -37,10 +38,13 @@ def fit(context: TrainingContext) -> TrainingResult:
     folds_M = held_out_folds(samples, config)
     targets_M = np.array([sample.index for sample in samples])
     tables = feature_tables(context, samples, number_of_views(config, len(samples), len(context.prepared.labels)))
+    data, findings = HeadData(tables=tables, targets_M=targets_M, folds_M=folds_M), []
     with one_thread():
-        trained = train_heads(
-            HeadData(tables=tables, targets_M=targets_M, folds_M=folds_M), config, context.class_weights_K, context.seed
-        )
+        if config.sweep:
+            swept = sweep_head(context, data, samples)
+            trained, findings = swept.trained, [swept.finding]
+        else:
+            trained = train_heads(data, config, context.class_weights_K, context.seed)
     with torch.no_grad():
         network.classifier.weight.copy_(trained.weight_KD)
         network.classifier.bias.copy_(trained.bias_K)
@@ -49,13 +53,17 @@ def fit(context: TrainingContext) -> TrainingResult:
         targets_N=targets_M[trained.held_out_rows],
         images=[samples[row].sha256 for row in trained.held_out_rows],
     )
-    return TrainingResult(history=trained.history, calibration=held_out, out_of_fold=held_out)
+    return TrainingResult(history=trained.history, calibration=held_out, out_of_fold=held_out, findings=findings)
 
 
 def held_out_folds(samples: list[Sample], config: TrainConfig) -> np.ndarray:
-    """Return the fold of each image: every image has one, or with `refit` off the validation images alone have fold 0."""
-    if config.refit:
-        return assign_folds(samples)
+    """Return the fold of each image.
+
+    With `refit`, all images have one but those of a class with a single group. Otherwise, or if every class has a single group,
+    the validation images have fold 0 and the others none.
+    """
+    if config.refit and ((folds_M := assign_folds(samples)) != NEVER).any():
+        return folds_M
     return np.array([0 if sample.split == "val" else NEVER for sample in samples])
 
 
@@ -66,7 +74,7 @@ def fit_start(context: TrainingContext) -> TrainingResult:
         DataError: a file is missing or has changed.
         TrainingError: the loss is not finite, or a batch does not fit into memory.
     """
-    config = context.config.model_copy(update={"epochs": 0, "learning_rate": 0.0})
+    config = context.config.model_copy(update={"epochs": 0, "learning_rate": 0.0, "sweep": False})
     return fit_once(fit, replace(context, config=config))
 
 

@@ -16,6 +16,7 @@ from edgeline.export.verification.report import FailedVariant, VerificationRepor
 from edgeline.pipeline.config import PublishConfig
 from edgeline.pipeline.evaluation.insight import PICTURES, Insight, read_insight, write_insight
 from edgeline.pipeline.evaluation.report import Evaluation, Mistake, read_evaluation
+from edgeline.pipeline.training.search.report import Sweep, TrainedSetting
 from tests.support.findings import run_with_findings
 
 HOSTILE = (
@@ -106,6 +107,29 @@ def test_the_published_report_has_the_figures_of_the_run(finished: Any) -> None:
     assert "exact-precision setting o" in text
     for command in ("edgeline train RUN", "edgeline evaluate RUN", "edgeline variants RUN", "edgeline verify RUN"):
         assert command in text
+
+
+def test_the_report_of_a_sweep_has_its_table(finished: Any, hostile: Evaluation, tmp_path: Path) -> None:
+    verification = VerificationReport.read(finished.artifact / "verification.json")
+    provenance = json.loads((finished.artifact / "manifest.json").read_text())["provenance"]
+    run = run_with_findings(finished.run, tmp_path / "run", [])
+    write_report(tmp_path / "report.html", run, hostile, verification, provenance)
+    assert "Sweep of the head" not in (tmp_path / "report.html").read_text()
+    (run.folder / "train").unlink()
+    (run.folder / "train").mkdir()
+    given = {"learning_rate": 5e-4, "weight_decay": 0.01, "label_smoothing": 0, "epoch": 40, "loss": 0.3, "macro_recall": 0.9}
+    trained = [
+        TrainedSetting(**given, dropout=0.5, views=4, accuracy=0.9, difference=0, error=0),
+        TrainedSetting(**given, dropout=0.8, views=2, accuracy=0.95, difference=0.05, error=0.009),
+    ]
+    sweep = Sweep(images=1300, folds=5, scanned=[], trained=trained, chosen=1, deviations=1.6)
+    (run.folder / "train" / "sweep.json").write_text(sweep.model_dump_json())
+    write_report(tmp_path / "report.html", run, hostile, verification, provenance)
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert "Sweep of the head" in text
+    assert "dropout 0.8, views 2 (chosen)" in text
+    assert "+5.0 ± 0.9" in text
+    assert any("1,300 held-out" in part for part in text)
 
 
 def test_the_published_card_has_the_figures_and_the_limits(finished: Any) -> None:

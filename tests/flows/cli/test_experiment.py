@@ -1,12 +1,13 @@
 """`edgeline experiment` and `edgeline runs`."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from edgeline.pipeline.config import PipelineConfig
+from edgeline.pipeline.config import PipelineConfig, load_config
 
 Edgeline = Callable[..., tuple[int, str, str]]
 
@@ -43,6 +44,37 @@ def test_the_command_fails_with_one_line_after_writing_what_it_has(edgeline: Edg
     assert "failed" in out
     assert "1 of 2 cells failed" in err.splitlines()[-1]
     assert err.splitlines()[-1].endswith("[cells_failed]")
+
+
+def test_find_rate_draws_the_loss_of_a_run_and_prints_what_to_type_next(edgeline: Edgeline, config: PipelineConfig) -> None:
+    [run] = (Path(config.artifacts) / "runs").iterdir()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    code, out, err = edgeline("find-rate", str(run), "--strategy", "full", "--steps", "20", "--set", "train.batch_size=4")
+    assert code == 0, err
+    assert "suggested learning rate for full: " in out
+    following = out.splitlines()[-1]
+    assert following.startswith("next: edgeline run --config ")
+    config_file = Path(following.split()[4])
+    suggested = float(following.rpartition("train.learning_rate=")[2])
+    curve = json.loads((config_file.parent / "learning_rate" / "learning_rate.json").read_text())
+    assert curve["strategy"] == "full"
+    assert suggested == pytest.approx(curve["suggested"], rel=0.06)
+    assert (config_file.parent / "learning_rate" / "learning_rate.png").stat().st_size > 5000
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert load_config(config_file).train.batch_size == 4
+
+
+def test_find_rate_needs_one_source_of_data_and_a_strategy_that_trains_layers(
+    edgeline: Edgeline, config: PipelineConfig
+) -> None:
+    [run] = (Path(config.artifacts) / "runs").iterdir()
+    code, _, err = edgeline("find-rate", str(run), "--data", config.data)
+    assert code == 1
+    assert "RUN and --data both give the data; use one of them" in err
+    code, _, err = edgeline("find-rate", str(run), "--strategy", "head")
+    assert code == 1
+    assert "strategy=head has no learning rate that is found this way" in err
+    assert "not a run folder" in edgeline("find-rate", str(run.parent))[2]
 
 
 def test_runs_lists_filters_and_exports_the_log(edgeline: Edgeline, config: PipelineConfig, tmp_path: Path) -> None:

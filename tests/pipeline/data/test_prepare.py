@@ -392,6 +392,38 @@ def test_data_that_cannot_be_trained_on_is_rejected(
     assert words in str(error)
 
 
+@pytest.mark.parametrize("each", [1, 2])
+def test_a_class_of_one_or_two_images_is_kept_if_the_data_has_its_own_splits_and_this_is_set(data: Path, each: int) -> None:
+    given_splits(data, val=3, test=4)
+    photos(data / "train" / "owl", each, 50_000)
+    error = data_error(data)
+    assert f"'owl' has {each};" in str(error)
+    assert "or set prepare.min_per_class=1, because the data has its own val and test splits" in str(error)
+    found, summary = prepared(data, min_per_class=1)
+    assert summary["counts"]["owl"] == {"train": each, "val": 0, "test": 0}
+    assert found.labels == ("cat", "dog", "owl")
+
+
+ABSENT = {
+    "no splits": ({}, "this has no test/ and no val/; add them"),
+    "train and val": ({"val": 4}, "this has no test/; add it"),
+    "train and test": ({"test": 4}, "this has no val/; add it"),
+}
+
+
+@pytest.mark.parametrize("min_per_class", [1, 2])
+@pytest.mark.parametrize(("splits", "words"), ABSENT.values(), ids=ABSENT)
+def test_one_or_two_images_for_each_class_need_given_splits(
+    data: Path, splits: dict[str, int], words: str, min_per_class: int
+) -> None:
+    if splits:
+        given_splits(data, **splits)
+    error = data_error(data, min_per_class=min_per_class)
+    assert error.code == "too_few_images"
+    assert words in str(error)
+    assert str(error).endswith("or set prepare.min_per_class=3")
+
+
 def test_too_few_groups_for_the_splits_are_rejected(data: Path) -> None:
     rows = [f"{label}/{n:03}.png,{label},{label}{n % 2}" for label in ("cat", "dog") for n in range(10)]
     (data / "list.csv").write_text("\n".join(["path,label,group", *rows]))

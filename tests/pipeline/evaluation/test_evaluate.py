@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from edgeline.pipeline.evaluation.report import FILE_NAME, read_evaluation
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.checkpoint import load_checkpoint
 from edgeline.pipeline.runs.run import Run
+from edgeline.pipeline.training.search.report import ScannedSetting, Sweep, TrainedSetting
 from edgeline.serve.errors import TrainingError
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
 
@@ -162,13 +164,33 @@ def test_probabilities_are_scaled_by_the_temperature_fitted_on_validation(evalua
         assert saved["targets"].tolist() == [sample.index for sample in shapes.of("test")]
 
 
-def test_evaluating_again_writes_the_same_bytes(evaluated_run: Run, tmp_path: Path) -> None:
-    build_evaluation(evaluated_run, tmp_path)
+def test_evaluating_again_writes_the_same_bytes_and_the_plot_of_a_sweep(evaluated_run: Run, tmp_path: Path) -> None:
+    swept, again = tmp_path / "swept", tmp_path / "again"
+    (swept / "train").mkdir(parents=True)
+    again.mkdir()
+    (swept / "prepare").symlink_to(evaluated_run.step("prepare"))
+    for file in evaluated_run.step("train").iterdir():
+        (swept / "train" / file.name).symlink_to(file)
+    given = {"learning_rate": 5e-4, "weight_decay": 0.01, "label_smoothing": 0, "epoch": 40, "loss": 0.3, "macro_recall": 0.9}
+    setting = TrainedSetting(**given, dropout=0.5, views=4, accuracy=0.9, difference=0, error=0)
+    scanned = ScannedSetting(penalty="ridge", strength=0.1, class_weights="none", views=0, accuracy=0.9, macro_recall=0.9)
+    sweep = Sweep(
+        images=48,
+        folds=4,
+        scanned=[scanned, scanned.model_copy(update={"penalty": "dropout"})],
+        trained=[setting, setting],
+        chosen=0,
+        deviations=1.6,
+    )
+    (swept / "train" / "sweep.json").write_text(sweep.model_dump_json())
+
+    build_evaluation(replace(evaluated_run, folder=swept), again)
     expected = evaluated_run.step("evaluate")
     names = sorted(path.relative_to(expected).as_posix() for path in expected.rglob("*") if path.is_file())
-    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()) == names
+    written = sorted(path.relative_to(again).as_posix() for path in again.rglob("*") if path.is_file())
+    assert written == sorted([*names, "sweep.png"])
     for name in names:
-        assert (tmp_path / name).read_bytes() == (expected / name).read_bytes(), name
+        assert (again / name).read_bytes() == (expected / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("name", ["confusion.png", "reliability.png", "history.png", "learning_curve.png", "embedding.png"])

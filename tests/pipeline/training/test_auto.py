@@ -11,6 +11,7 @@ from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.context import HeldOutLogits, TrainingContext, TrainingResult
 from edgeline.pipeline.training.history import TrainingHistory
+from edgeline.pipeline.training.search.report import read_sweep
 from edgeline.pipeline.training.strategies import auto
 from edgeline.serve.preprocess import PreprocessSpec
 
@@ -90,6 +91,15 @@ def test_real_shapes_get_a_frozen_backbone_on_a_cpu_with_the_reason_and_the_esti
     assert chosen.strategy in ("head", "few-shot")
     assert all(torch.equal(tensor, before[name]) for name, tensor in lite0.backbone.state_dict().items())
     assert "training all layers (`lp-ft`) would take about a minute here and needs train.budget" in chosen.findings[-1].message
+
+
+def test_a_sweep_is_one_of_the_head(lite0: Network, make_context: Callable[..., TrainingContext], tmp_path: Path) -> None:
+    chosen = auto.fit(make_context(lite0, sweep=True, epochs=2))
+    sweep = read_sweep(tmp_path)
+    assert sweep is not None
+    if chosen.strategy == "head":
+        shipped = sweep.trained[sweep.chosen].accuracy
+        assert (chosen.calibration.logits_NK.argmax(1) == chosen.calibration.targets_N).mean() == pytest.approx(shipped)
 
 
 def test_the_estimate_grows_with_the_epochs(small: Network, make_context: Callable[..., TrainingContext]) -> None:

@@ -1,6 +1,7 @@
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.class_weights import class_weights
 from edgeline.pipeline.training.context import TrainingContext, TrainingResult
 from edgeline.pipeline.training.folds import NEVER
-from edgeline.pipeline.training.heads import FeatureRows, HeadData, TrainedHead, train_heads
+from edgeline.pipeline.training.heads import FeatureRows, HeadData, TrainedHead, train_heads, train_side_by_side
 from edgeline.pipeline.training.strategies import head
 from edgeline.serve.errors import TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
@@ -93,6 +94,25 @@ def test_with_refit_every_image_is_held_out_once_and_its_logits_are_kept(
     assert result.calibration.images == [sample.sha256 for sample in samples]
     assert result.calibration.targets_N.tolist() == [sample.index for sample in samples]
     assert result.calibration.logits_NK.shape == (48, 3)
+
+
+def test_if_no_class_has_two_groups_the_validation_images_are_held_out(shapes: Prepared) -> None:
+    samples = [replace(sample, group=sample.label) for sample in [*shapes.of("train"), *shapes.of("val")]]
+    assert head.held_out_folds(samples, TrainConfig()).tolist() == [NEVER] * 36 + [0] * 12
+
+
+@pytest.mark.parametrize("val", [1, 2], ids=["a validation image of each class", "of two classes only"])
+def test_one_training_image_of_each_class_is_enough(
+    val: int, fitted: Fitted, lite0: Network, shapes: Prepared, spec: PreprocessSpec
+) -> None:
+    samples = (*shapes.of("train")[::12], *shapes.of("val")[:: 4 * val])
+    one = Prepared(shapes.labels, (*samples, *shapes.of("test")), "one")
+    result = fitted(lite0, TrainConfig(epochs=20, views=1), prepared=one)
+    held_out = {sample.sha256: sample.index for sample in samples}
+    assert [held_out[image] for image in result.calibration.images] == result.calibration.targets_N.tolist()
+    classes = result.calibration.targets_N.tolist()
+    assert sorted(classes) == ([0, 0, 1, 1, 2, 2] if val == 1 else [0, 0, 2, 2])  # one image of a class is never held out
+    assert (compute_logits(lite0, one.of("test"), spec, CPU).argmax(1) == targets(one, "test")).mean() > 0.4
 
 
 def test_views_are_further_rows_of_the_same_images(fitted: Fitted, small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +216,29 @@ def test_images_without_a_fold_are_trained_on_and_not_held_out() -> None:
 
 def test_the_number_of_epochs_in_the_configuration_is_the_limit() -> None:
     assert len(train_heads(noise(20), TrainConfig(epochs=3), torch.ones(2), 0).history.epochs) == 3
+
+
+def test_heads_with_different_settings_side_by_side_get_the_weights_that_they_get_alone() -> None:
+    data = noise(60)
+    configs = [
+        TrainConfig(**{"patience": 3, "epochs": 30, "batch_size": 16} | settings)
+        for settings in (
+            {},
+            {"dropout": 0},
+            {"dropout": 0.2, "learning_rate": 0.05},
+            {"weight_decay": 10},
+            {"label_smoothing": 0.2},
+        )
+    ]
+    together = train_side_by_side(data, configs, torch.ones(2), 0)
+    assert len({len(each.history.epochs) for each in together}) > 1  # each stops when it is time for it
+    for config, one in zip(configs, together, strict=True):
+        alone = train_heads(data, config, torch.ones(2), 0)
+        assert torch.equal(one.weight_KD, alone.weight_KD)
+        assert torch.equal(one.bias_K, alone.bias_K)
+        assert (one.held_out_logits_NK == alone.held_out_logits_NK).all()
+        assert one.history == alone.history
+    assert len({each.weight_KD.numpy().tobytes() for each in together}) == len(configs)
 
 
 def rare_recall(prepared: Prepared, config: TrainConfig, data: HeadData) -> float:

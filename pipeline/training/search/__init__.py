@@ -1,0 +1,1 @@
+"""Search of settings: the sweep of the head, and the learning-rate finder."""
