@@ -49,6 +49,9 @@ MAX_VALIDATION_IMAGES = 512
 SENSITIVITY_IMAGES = 16
 EXCLUDED = (1, 2, 4, 8)
 """Numbers of most sensitive layers that stay float, in the order they are tried."""
+NAMED = 3
+"""Number of most sensitive layers that are named if no recipe passes."""
+REMEDY = "train a network whose int8 pays (`edgeline backbones` lists them), or add onnx-fp16 to export.variants"
 TIMED_RUNS = 40
 ORT_MAGIC = b"ORTM"
 """At the fifth byte of a file in ORT's format."""
@@ -150,6 +153,8 @@ class _Search:
     tried: dict[Recipe, TriedRecipe] = field(default_factory=dict)
     passed: dict[Recipe, bytes] = field(default_factory=dict)
     tuning: QatReport | None = None
+    alone_db: dict[str, float] = field(default_factory=dict)
+    """SQNR of the logits if only this layer is quantized, by its node; the most sensitive one first."""
 
     @property
     def best(self) -> Recipe:
@@ -231,10 +236,22 @@ def choose_int8(request: SearchRequest) -> Choice:
     )
     if search.passed:
         return _fastest(search, report)
+    return Choice(None, report.model_copy(update={"why": _why_none(search)}))
+
+
+def _why_none(search: _Search) -> str:
+    """Why no recipe passes: what the best one fails, which layers lose most, and what to do."""
     best = max(search.tried.values(), key=lambda entry: entry.similarity.sqnr_db)
-    tuning_failed = f"; {search.tuning.failed}" if search.tuning is not None and search.tuning.failed else ""
-    why = f"no recipe passes; the best, {best.recipe}: {'; '.join(best.failed_thresholds)}{tuning_failed}"
-    return Choice(None, report.model_copy(update={"why": why}))
+    parts = [f"no recipe passes; the best, {best.recipe}: {'; '.join(best.failed_thresholds)}"]
+    if search.tuning is not None and search.tuning.failed:
+        parts.append(search.tuning.failed)
+    weights = {node.name: node.input[1] for node in search.measured.ready.model.graph.node if node.name in search.alone_db}
+    if worst := [
+        f"{weights[name].removeprefix('network.').removesuffix('.weight')} ({search.alone_db[name]:.1f} dB if only it is int8)"
+        for name in list(search.alone_db)[:NAMED]
+    ]:
+        parts.append(f"most is lost in {', '.join(worst)}")
+    return "; ".join([*parts, REMEDY])
 
 
 def _try(search: _Search, stage: SearchStage) -> None:
@@ -351,11 +368,12 @@ def _without_worst(search: _Search) -> list[Recipe]:
     others = [node.name for node in ready.model.graph.node if node.op_type not in ("Conv", "Gemm", "MatMul")]
     expected_NK = _run(create_session(ready.model.SerializeToString()), pixels).logits_NK
     ranges = search.measured.ranges(best.ranges)
-    sqnr = {}
+    found = {}
     for name in track(nodes, "measuring each layer's sensitivity", len(nodes)):
         alone = replace(best, correct_bias=False, exclude=(*others, *(n for n in nodes if n != name)))
-        sqnr[name] = sqnr_db(expected_NK, _run(create_session(quantize(ready, ranges, alone)), pixels).logits_NK)
-    worst = sorted(nodes, key=lambda name: sqnr[name])
+        found[name] = sqnr_db(expected_NK, _run(create_session(quantize(ready, ranges, alone)), pixels).logits_NK)
+    worst = sorted(nodes, key=lambda name: found[name])
+    search.alone_db = {name: found[name] for name in worst}
     return [replace(best, exclude=tuple(worst[:count])) for count in EXCLUDED if count < len(nodes)]
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -175,6 +176,8 @@ def test_where_no_recipe_passes_every_stage_is_tried_and_nothing_is_shipped(choo
     assert choice.model is None
     assert "no recipe passes; the best, " in choice.report.why
     assert "dB, at least 150 required" in choice.report.why
+    assert re.search(r"most is lost in kernel\d* \(\d+\.\d dB if only it is int8\), ", choice.report.why)
+    assert "(`edgeline backbones` lists them), or add onnx-fp16 to export.variants" in choice.report.why
     tried = [entry.recipe for entry in choice.report.tried]
     assert [name.split()[2] for name in tried[:5]] == ["minmax", "minmax", "average", "percentile", "entropy"]
     in_float = [entry for entry in choice.report.tried if entry.recipe.endswith("float")]
