@@ -1,6 +1,7 @@
 """Shared by the benchmarks: data, separate environments, and the final line of JSON."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -39,6 +40,13 @@ def install(folder: Path, *packages: str, overrides: tuple[str, ...] = ()) -> Pa
         command = [uv, "pip", "install", "--quiet", "--python", python, "--overrides", folder / "overrides.txt", *packages]
         subprocess.run(command, check=True)
     return python
+
+
+def without_spinning() -> None:
+    """Start this process again with OpenMP's idle threads asleep, as the command line does; PyTorch reads this when loaded."""
+    if os.environ.get("OMP_WAIT_POLICY") != "PASSIVE":
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.execv(sys.executable, sys.orig_argv)
 
 
 class Clock:

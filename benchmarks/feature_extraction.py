@@ -2,6 +2,11 @@
 
 Two bare passes are measured, alternating with ours: the network as loaded, and with its batch norms folded, which is the one
 that edgeline runs. Median of all rounds.
+
+    python benchmarks/feature_extraction.py --formats
+
+prints for each backbone that edgeline lists how long the pass takes in the two memory formats, alternately. edgeline runs all
+of them channels-last: to choose by timing on each machine would change the last bits from run to run.
 """
 
 import argparse
@@ -10,16 +15,42 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import Clock, photos, report
+from common import Clock, photos, report, without_spinning
+from training_loop import settle
 
 from edgeline.pipeline.config import load_config
 from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.data.samples import read_prepared, stream_pixels
 from edgeline.pipeline.models.backbones import build
+from edgeline.pipeline.models.catalog import BACKBONES
 from edgeline.pipeline.models.devices import CPU_BATCH, choose_device
 from edgeline.pipeline.models.fold_batch_norm import fold_batch_norm
 from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.pipeline.training.features import FeatureExtractor
+
+
+def compare_formats(models: list[str], rounds: int) -> None:
+    """Print the time of an image in both memory formats, and their ratio, for networks with random weights."""
+    rows = {}
+    print(f"{'':20}channels-last    contiguous  ratio")
+    for model in models:
+        network, spec = build(model, "none", classes=2)
+        settle(network, spec.height)
+        folded = fold_batch_norm(network.eval(), spec)
+        images_NCHW = torch.randint(0, 256, (CPU_BATCH, 3, spec.height, spec.width)).float()
+        seconds = {torch.channels_last: [], torch.contiguous_format: []}
+        for number in range(rounds + 1):
+            for layout, measured in seconds.items():
+                folded.to(memory_format=layout)
+                images = images_NCHW.contiguous(memory_format=layout)
+                with Clock() as clock, torch.inference_mode():
+                    folded.features(images)
+                if number:  # the first pass allocates memory
+                    measured.append(clock.seconds / CPU_BATCH)
+        last, contiguous = (1000 * statistics.median(measured) for measured in seconds.values())
+        rows[model] = {"channels_last_ms": last, "contiguous_ms": contiguous}
+        print(f"{model:20}{last:10.1f} ms {contiguous:10.1f} ms {contiguous / last:6.2f}", flush=True)
+    report("memory_formats", rounds=rounds, models=rows)
 
 
 def main() -> None:
@@ -28,7 +59,11 @@ def main() -> None:
     parser.add_argument("--model", default="efficientnet_lite0")
     parser.add_argument("--images", type=int, default=240)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--formats", nargs="*", metavar="MODEL", help="compare memory formats; by default of all backbones")
     arguments = parser.parse_args()
+    if arguments.formats is not None:
+        compare_formats(arguments.formats or [backbone.name for backbone in BACKBONES], arguments.rounds)
+        return
     device = choose_device("cpu")
     network, spec = build(arguments.model, "imagenet", classes=2)
     folded = fold_batch_norm(network, spec)
@@ -72,4 +107,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    without_spinning()
     main()

@@ -11,7 +11,7 @@ from dataclasses import replace
 from edgeline.flows.step_lines import step_lines
 from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.data.prepare import find_run, prepare
-from edgeline.pipeline.models.weights import weights_identity
+from edgeline.pipeline.models.weights import external_files
 from edgeline.pipeline.runs.receipts import is_current
 from edgeline.pipeline.runs.run import Run, StepResult
 from edgeline.pipeline.runs.run_log import recorded
@@ -30,7 +30,7 @@ STEPS = (
         reads=("prepare",),
         settings=("model", "seed", "preprocess", "train"),
         packages=LIBRARIES,
-        external=lambda config: {"weights": weights_identity(config.weights)},
+        external=external_files,
     ),
     Step(
         name="evaluate",

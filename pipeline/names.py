@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-StrategyName = Literal["auto", "head", "few-shot", "lp-ft", "full", "partial", "differential", "gradual", "scratch"]
+StrategyName = Literal["auto", "head", "few-shot", "lp-ft", "full", "partial", "differential", "gradual", "distill", "scratch"]
 """Each is implemented by a function in `pipeline.training.train.STRATEGIES`."""
 AugmentationName = Literal["none", "light", "flip", "strong", "rotate"]
 """Each is implemented by an entry of `pipeline.training.augment.AUGMENTATIONS`."""

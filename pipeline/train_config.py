@@ -18,7 +18,8 @@ class TrainConfig(Section):
         "`few-shot`: the same with the mean features of each class, for a handful of images. The next ones start from the "
         "trained head. `lp-ft`: train all layers, a little more slowly towards the input. `full`: all with one learning rate. "
         "`partial`: those named in `unfreeze`. `differential`: all, much more slowly towards the input. `gradual`: the same, "
-        "unfrozen one after the other from the top. `scratch`: all from random weights, as a baseline.",
+        "unfrozen one after the other from the top. `distill`: all, from the labels and from the answers of the networks in "
+        "`teacher`. `scratch`: all from random weights, as a baseline.",
     )
     budget: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
         "auto",
@@ -27,6 +28,25 @@ class TrainConfig(Section):
     )
     unfreeze: tuple[str, ...] = Field(
         (), description='`partial`: the stages to train besides the head, such as `["blocks.5", "blocks.6"]`.'
+    )
+    teacher: tuple[str, ...] = Field(
+        (),
+        description="`distill`: what teaches, one or more: the folder of a run on the same classes, or the name of a backbone, "
+        "of which a head is trained first. The mean of several is learned.",
+    )
+    teacher_temperature: float = Field(
+        4.0,
+        gt=0,
+        description="`distill`: temperature of the probabilities that are learned; a higher one shows more of the "
+        "similarities between classes.",
+    )
+    teacher_share: float = Field(
+        0.7, ge=0, le=1, description="`distill`: share of the teacher in the loss; the rest is that of the labels."
+    )
+    unlabeled: str = Field(
+        "",
+        description="`distill`: folder of further photos without labels, at any depth, of which the teacher's answers are "
+        "learned. Photos that are also in the validation or test split, or nearly, are left out.",
     )
     epochs: int = Field(
         0,
@@ -100,6 +120,11 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
         "auto", description="Strategies that train layers: `auto` is float32 on a CPU and mixed float16 on a GPU."
     )
+    processes: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="Strategies that train layers: processes that share each batch, started by torchrun. `auto`: one for each "
+        "GPU, one on a CPU.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="`auto` uses a GPU if there is one; the checkpoint records which."
     )
@@ -120,6 +145,22 @@ class TrainConfig(Section):
             "sampling=balanced and class_weights would both make up for rare classes; set class_weights=none": self.sampling
             == "balanced"
             and self.class_weights != "none",
+            "strategy=distill needs one to learn from in teacher: the folder of a run, or a backbone's name": self.strategy
+            == "distill"
+            and not self.teacher,
+            "teacher and unlabeled are settings of strategy=distill; set strategy=distill, or remove them": (
+                self.teacher or self.unlabeled
+            )
+            and self.strategy != "distill",
+            "strategy=distill caches the teacher's answers to single images; remove mixup": self.mixup
+            and self.strategy == "distill",
+            "sampling=balanced needs a label for each image; remove it, or remove unlabeled": self.unlabeled
+            and self.sampling == "balanced",
+            f"strategy={self.strategy} trains no layers and uses one process; remove processes": (
+                self.processes not in ("auto", 1) and self.strategy in ("head", "few-shot")
+            ),
+            "strategy=scratch learns the statistics of batch norms, which would be those of each process's share of a batch; "
+            "remove processes": self.processes not in ("auto", 1) and self.strategy == "scratch",
         }
         if found := [message for message, is_problem in problems.items() if is_problem]:
             raise ValueError("; ".join(found))

@@ -24,7 +24,8 @@ from edgeline.export.graph.opsets import newest_opset
 from edgeline.export.graph.templates import Templates
 from edgeline.pipeline.evaluation.report import read_evaluation
 from edgeline.pipeline.models.backbones import Network
-from edgeline.pipeline.models.checkpoint import TENSORS, Checkpoint, load_checkpoint
+from edgeline.pipeline.models.checkpoint import Checkpoint, load_checkpoint
+from edgeline.pipeline.models.weights import TENSORS
 from edgeline.pipeline.progress import waiting
 from edgeline.pipeline.runs.atomic_files import file_digest
 from edgeline.pipeline.runs.content_cache import ContentCache

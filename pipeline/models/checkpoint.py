@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from edgeline.pipeline.models.backbones import Network, build
+from edgeline.pipeline.models.weights import TENSORS
 from edgeline.pipeline.runs.atomic_files import write_json
 from edgeline.serve.errors import ManifestError, TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
 
-TENSORS = "checkpoint.safetensors"
 SETTINGS = "checkpoint.json"
 CALIBRATION = "calibration.npz"
 """Logits of images from weights that were not trained on them, which `evaluate` fits the temperature on."""

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,15 +26,17 @@ def choose_device(requested: str) -> torch.device:
     """
     if requested == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device is cuda, but PyTorch finds no GPU; use auto or cpu")
-    torch.set_num_threads(usable_cores())
+    torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))  # of torchrun
     return torch.device("cuda" if requested != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def describe_device(device: torch.device) -> str:
-    """Describe a device for people: `CPU, 2 threads`, or the GPU's name and precision."""
+def describe_device(device: torch.device, processes: int = 1) -> str:
+    """Describe a device for people: `CPU, 2 threads`, or the GPU's name and precision; and how many processes used one each."""
     if device.type == "cuda":
-        return f"GPU {torch.cuda.get_device_name(device)}, mixed precision"
-    return f"CPU, {torch.get_num_threads()} threads"
+        one = f"GPU {torch.cuda.get_device_name(device)}, mixed precision"
+    else:
+        one = f"CPU, {torch.get_num_threads()} threads"
+    return one if processes == 1 else f"{processes} processes, {one} each"
 
 
 def autocast(device: torch.device, precision: str = "auto") -> AbstractContextManager[None]:

@@ -39,6 +39,8 @@ class TrainingContext:
     cache: Path
     """Folder of results that are shared between runs."""
     device: torch.device
+    pretrained: bool = True
+    """Whether the network starts with pretrained weights."""
     class_weights_K: Tensor = field(init=False)
     """Loss weight of each class, float32 (K,), on the CPU."""
 

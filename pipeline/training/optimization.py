@@ -69,25 +69,26 @@ def plateaus(history: TrainingHistory) -> int:
     return count
 
 
-@dataclass(frozen=True, slots=True)
+UNLABELED = -1
+"""Class of an image without a label. It does not count in the loss of the labels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SoftTargets:
-    """The classes of a batch's images; two for each mixed image."""
+    """The classes of a batch's images; two for each mixed image. An image may be `UNLABELED`."""
 
     first_B: Tensor
     second_B: Tensor | None
     """Classes of the images that were mixed in, if any."""
     share: float
     """Of the first classes."""
-
-    def weights(self, class_weights_K: Tensor) -> Tensor:
-        """Weight of each image in the mean loss, float32 (B,)."""
-        weights_B = class_weights_K[self.first_B]
-        if self.second_B is None:
-            return weights_B
-        return self.share * weights_B + (1 - self.share) * class_weights_K[self.second_B]
+    total: float
+    """Sum of the weights of the whole batch, of which these may be a share: the loss is divided by it."""
+    images: int
+    """Number of images of the whole batch."""
 
     def loss(self, logits_BK: Tensor, rows: slice, class_weights_K: Tensor, smoothing: float) -> Tensor:
-        """Weighted sum of the cross entropies of a part of the batch.
+        """Contribution of a part of the batch to the weighted mean of the cross entropies.
 
         Args:
             logits_BK: of the part.
@@ -96,12 +97,22 @@ class SoftTargets:
             smoothing: probability spread over the other classes.
         """
         entropy = partial(
-            functional.cross_entropy, logits_BK.float(), weight=class_weights_K, reduction="sum", label_smoothing=smoothing
+            functional.cross_entropy,
+            logits_BK.float(),
+            weight=class_weights_K,
+            reduction="sum",
+            label_smoothing=smoothing,
+            ignore_index=UNLABELED,
         )
-        first: Tensor = entropy(target=self.first_B[rows])
+        first: Tensor = entropy(target=self.first_B[rows]) / self.total
         if self.second_B is None:
             return first
-        return self.share * first + (1 - self.share) * entropy(target=self.second_B[rows])
+        return self.share * first + (1 - self.share) * entropy(target=self.second_B[rows]) / self.total
+
+
+def label_weights(targets_B: Tensor, class_weights_K: Tensor) -> Tensor:
+    """Weight of each image in the mean loss, float32 (B,): that of its class, or 0 without a label."""
+    return class_weights_K[targets_B.clamp_min(0)] * (targets_B != UNLABELED)
 
 
 def mix(pixels_BHW3: Tensor, strength: float) -> tuple[Tensor, Tensor, float]:

@@ -7,6 +7,7 @@ Shapes: N images, D features, K classes.
 """
 
 import importlib.metadata
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
@@ -21,9 +22,21 @@ from edgeline.pipeline.models.devices import choose_device, describe_device
 from edgeline.pipeline.models.weights_file import LoadedWeights
 from edgeline.pipeline.names import StrategyName
 from edgeline.pipeline.runs.findings import Finding, write_findings
-from edgeline.pipeline.runs.run import Run
+from edgeline.pipeline.runs.run import Run, open_run
 from edgeline.pipeline.training.context import Strategy, TrainingContext, TrainingResult
-from edgeline.pipeline.training.strategies import auto, differential, few_shot, full, gradual, head, lp_ft, partial, scratch
+from edgeline.pipeline.training.fine_tuning import distributed
+from edgeline.pipeline.training.strategies import (
+    auto,
+    differential,
+    distill,
+    few_shot,
+    full,
+    gradual,
+    head,
+    lp_ft,
+    partial,
+    scratch,
+)
 
 STRATEGIES: Mapping[StrategyName, Strategy] = {
     "auto": auto.fit,
@@ -34,6 +47,7 @@ STRATEGIES: Mapping[StrategyName, Strategy] = {
     "partial": partial.fit,
     "differential": differential.fit,
     "gradual": gradual.fit,
+    "distill": distill.fit,
     "scratch": scratch.fit,
 }
 """By the name in the configuration."""
@@ -47,7 +61,8 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow")
 def build_checkpoint(run: Run, folder: Path) -> None:
     """Train with a run's configuration and write the checkpoint into the step's folder.
 
-    The preprocessing fingerprint is written alongside it, for verification to compare with.
+    The preprocessing fingerprint is written alongside it, for verification to compare with. With `train.processes`, torchrun
+    starts this module, and so this function, in as many processes.
 
     Raises:
         ConfigError: the configured model or device is not available.
@@ -58,6 +73,9 @@ def build_checkpoint(run: Run, folder: Path) -> None:
     config = run.config
     prepared = read_prepared(run.step("prepare"))
     device = choose_device(config.train.device)
+    if distributed.world_size() == 1 and (processes := distributed.process_count(config.train, device)) > 1:
+        distributed.launch(processes, __name__, [str(run.folder.resolve()), str(folder.resolve())], folder)
+        return
     weights = "none" if config.train.strategy == "scratch" else config.weights
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # of the weights that are not loaded: all with `weights = "none"`, else the head's
@@ -77,8 +95,11 @@ def build_checkpoint(run: Run, folder: Path) -> None:
         folder=folder,
         cache=config.cache,
         device=device,
+        pretrained=weights != "none",
     )
     result = train(context)
+    if distributed.rank() > 0:
+        return
     checkpoint = Checkpoint(
         model=config.model,
         weights=weights,
@@ -87,7 +108,7 @@ def build_checkpoint(run: Run, folder: Path) -> None:
         dropout=config.train.dropout,
         strategy=result.strategy or config.train.strategy,
         seed=config.seed,
-        device=describe_device(device),
+        device=describe_device(device, distributed.world_size()),
         history=tuple(result.history.epochs),
         best_epoch=result.history.best_epoch,
         versions={name: importlib.metadata.version(name) for name in PACKAGES},
@@ -120,3 +141,8 @@ def train(context: TrainingContext) -> TrainingResult:
     result = STRATEGIES[context.config.strategy](context)
     context.network.to("cpu").eval()
     return result
+
+
+if __name__ == "__main__":
+    with distributed.worker(Path(sys.argv[2]) if len(sys.argv) > 2 else None) as shared_folder:
+        build_checkpoint(open_run(Path(sys.argv[1])), shared_folder)

@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NOT_A_BENCHMARK = {
     "common": "shared by the benchmarks",
     "subsets": "shared by the benchmarks",
+    "fine_tune_fastai": "the part of fine_tune that runs in the environment of fastai",
     "exports_ultralytics": "the part of exports that runs in the environment of ultralytics",
     "int8_rivals_nncf": "the part of int8_rivals that runs in the environment of NNCF",
     "serving/harness": "shared by the benchmarks of the server",

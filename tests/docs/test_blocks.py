@@ -73,6 +73,8 @@ NOT_EXECUTED: dict[str, list[str]] = {
     "docs/learn/training.md": [
         "trains for minutes; tests/pipeline/training runs every strategy",
         "trains for minutes; tests/pipeline/training tests each setting",
+        "trains for many minutes; tests/pipeline/training/test_distill.py trains on small pictures",
+        "needs two machines; tests/pipeline/training/fine_tuning/test_distributed.py uses two processes",
         "trains for about a minute",
         "lists the runs of the commands above",
     ],

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from edgeline.pipeline.training.resume import TrainingState
+from edgeline.pipeline.training.fine_tuning.resume import TrainingState
 from tests.support.publisher import in_child, plant
 
 
 def new_state() -> TrainingState:
     network = torch.nn.Linear(2, 2)
-    return TrainingState(network, torch.optim.AdamW(network.parameters()), torch.amp.GradScaler("cpu", enabled=False))
+    return TrainingState(network, torch.optim.AdamW(network.parameters()), torch.amp.GradScaler("cpu", enabled=False), "CPU")
 
 
 def save_epochs(folder: Path, count: int) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 from edgeline.pipeline.models.inspection import multiply_adds
 from edgeline.pipeline.runs.findings import Finding
 from edgeline.pipeline.training.context import HeldOutLogits, TrainingContext, TrainingResult
-from edgeline.pipeline.training.layers import training_images
+from edgeline.pipeline.training.fine_tuning.distributed import fit_once
+from edgeline.pipeline.training.fine_tuning.plan import training_images
 from edgeline.pipeline.training.strategies import few_shot, head, lp_ft
 from edgeline.serve.runtime.cpu import usable_cores
 
@@ -34,9 +35,9 @@ def fit(context: TrainingContext) -> TrainingResult:
         TrainingError: the loss is not finite, or a batch does not fit into memory.
     """
     network = context.network
-    few = few_shot.fit(context) if len(context.prepared.of("train", "val")) <= MAX_FEW else None
+    few = fit_once(few_shot.fit, context) if len(context.prepared.of("train", "val")) <= MAX_FEW else None
     few_weights = copy.deepcopy(network.head.state_dict())
-    best, name = head.fit(context), "head"
+    best, name = fit_once(head.fit, context), "head"
     reasons = [f"{_percent(best.calibration)} of held-out images are correct with `head`"]
     if few is not None:
         reasons.append(f"{_percent(few.calibration)} with `few-shot`")

@@ -5,7 +5,8 @@ rates of `differential`.
 """
 
 from edgeline.pipeline.training.context import TrainingContext, TrainingResult
-from edgeline.pipeline.training.layers import LayerPlan, train_layers
+from edgeline.pipeline.training.fine_tuning.layers import train_layers
+from edgeline.pipeline.training.fine_tuning.plan import LayerPlan
 from edgeline.pipeline.training.strategies import differential, head
 from edgeline.pipeline.training.strategies.lp_ft import decayed_peaks
 

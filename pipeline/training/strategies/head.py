@@ -16,6 +16,7 @@ from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.augment import augment
 from edgeline.pipeline.training.context import HeldOutLogits, TrainingContext, TrainingResult
 from edgeline.pipeline.training.features import FeatureExtractor
+from edgeline.pipeline.training.fine_tuning.distributed import fit_once
 from edgeline.pipeline.training.folds import NEVER, assign_folds
 from edgeline.pipeline.training.heads import HeadData, train_heads
 
@@ -66,7 +67,7 @@ def fit_start(context: TrainingContext) -> TrainingResult:
         TrainingError: the loss is not finite, or a batch does not fit into memory.
     """
     config = context.config.model_copy(update={"epochs": 0, "learning_rate": 0.0})
-    return fit(replace(context, config=config))
+    return fit_once(fit, replace(context, config=config))
 
 
 def number_of_views(config: TrainConfig, images: int, classes: int) -> int:

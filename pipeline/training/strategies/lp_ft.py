@@ -6,7 +6,8 @@ layers therefore begin with the trained head. This one lowers the learning rate 
 
 from edgeline.pipeline.models.backbones import stages
 from edgeline.pipeline.training.context import TrainingContext, TrainingResult
-from edgeline.pipeline.training.layers import LayerPlan, train_layers
+from edgeline.pipeline.training.fine_tuning.layers import train_layers
+from edgeline.pipeline.training.fine_tuning.plan import LayerPlan
 from edgeline.pipeline.training.strategies import head
 
 LEARNING_RATE = 7e-4

@@ -2,7 +2,8 @@
 
 from edgeline.pipeline.models.backbones import stages
 from edgeline.pipeline.training.context import TrainingContext, TrainingResult
-from edgeline.pipeline.training.layers import LayerPlan, train_layers
+from edgeline.pipeline.training.fine_tuning.layers import train_layers
+from edgeline.pipeline.training.fine_tuning.plan import LayerPlan
 
 EPOCHS = 40
 LEARNING_RATE = 2e-3

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from edgeline.pipeline.models.backbones import Network, build
-from edgeline.pipeline.models.checkpoint import SETTINGS, TENSORS, Checkpoint, load_checkpoint, read_settings, save_checkpoint
+from edgeline.pipeline.models.checkpoint import SETTINGS, Checkpoint, load_checkpoint, read_settings, save_checkpoint
+from edgeline.pipeline.models.weights import TENSORS
 from edgeline.pipeline.runs.run import Run
 from edgeline.serve.errors import TrainingError
 from edgeline.serve.preprocess import PreprocessSpec

@@ -44,7 +44,7 @@ def unedited() -> dict[str, str]:
 
 EDITS = {
     "pipeline/data/split.py": {"prepare"},
-    "pipeline/training/layers.py": {"train"},
+    "pipeline/training/fine_tuning/layers.py": {"train"},
     "pipeline/training/features.py": {"train", "evaluate", "publish", "the feature cache"},  # of the learning curve
     "pipeline/training/augment.py": {
         "train",

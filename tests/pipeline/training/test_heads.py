@@ -174,6 +174,18 @@ def test_a_held_out_image_does_not_influence_its_own_logits_but_those_of_others_
     assert not torch.equal(before.weight_KD, after.weight_KD)
 
 
+def test_on_shuffled_labels_the_held_out_accuracy_is_that_of_chance_although_views_of_an_image_are_alike() -> None:
+    rng, images, classes = np.random.default_rng(0), 600, 3
+    features_MD = rng.normal(size=(images, 200)).astype(np.float32)
+    views = [features_MD + rng.normal(scale=0.1, size=features_MD.shape).astype(np.float32) for _ in range(2)]
+    targets_M = rng.integers(0, classes, images)
+    data = HeadData(tables=[features_MD, *views], targets_M=targets_M, folds_M=np.arange(images) % 5)
+    trained = train_heads(data, TrainConfig(epochs=10, dropout=0, learning_rate=0.01), torch.ones(classes), seed=0)
+    assert (logits(trained, features_MD).argmax(1) == targets_M).mean() > 0.55  # it has learned the images themselves
+    held_out = (trained.held_out_logits_NK.argmax(1) == targets_M[trained.held_out_rows]).mean()
+    assert held_out == pytest.approx(1 / classes, abs=3 * np.sqrt(2 / 9 / images))
+
+
 def test_images_without_a_fold_are_trained_on_and_not_held_out() -> None:
     data = noise(40)
     data = HeadData(tables=data.tables, targets_M=data.targets_M, folds_M=np.where(np.arange(40) < 30, NEVER, 0))

@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from edgeline.pipeline.data.samples import ADMITTED, Sample, read_image
+from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.atomic_files import replace_file
 from edgeline.pipeline.runs.code_digest import code_digest
 from edgeline.pipeline.runs.step import step_key
+from edgeline.pipeline.training.fine_tuning.distributed import everywhere, rank, share, wait_for_all
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
 
 MARGIN = 8 / 7
@@ -26,6 +28,8 @@ MARGIN = 8 / 7
 MAX_BYTES = 8 * 2**30
 """Size of the cache. Pictures of larger data sets are decoded again in every epoch."""
 BLOCK = 64 * 2**20
+DECODED = 32
+"""Pictures decoded at a time, where they are decoded in advance."""
 
 
 def canvas(spec: PreprocessSpec) -> PreprocessSpec:
@@ -49,7 +53,7 @@ class PixelTable:
             spec: preprocessing of the pictures.
             cache: folder of results that are shared between runs.
         """
-        self.samples, self.spec = samples, spec
+        self.samples, self.spec, self.cache = samples, spec, cache
         key = step_key({"spec": spec.digest()}, code_digest(__name__), ("pillow", "numpy"))
         content = sha256("".join(sample.sha256 for sample in samples).encode()).hexdigest()
         self.path = cache / "pixels" / f"{key[:16]}-{content[:32]}.npy"
@@ -87,6 +91,29 @@ class PixelTable:
             return
         replace_file(self.path, partial(_write, self.table))
         _checksum_file(self.path).write_text(str(_checksum(self.path)))
+
+    def decoded_together(self) -> "PixelTable":
+        """Decode every picture now, each process a share of them, and return the table of all; this one if it is complete.
+
+        Pictures that are too many for the cache are decoded again in every epoch, by the process that needs them.
+        """
+        if self.table is None or everywhere(self.decoded_N.all):
+            return self
+        shared = self.path.with_suffix(".shared")
+        if rank() == 0:
+            np.lib.format.open_memmap(shared, "w+", np.uint8, self.table.shape)
+        wait_for_all()
+        self.table = np.load(shared, mmap_mode="r+")
+        own = share(np.arange(len(self.samples)))
+        for start in track(range(0, len(own), DECODED), "decoding images", len(own), step=DECODED):
+            self.read(own[start : start + DECODED])
+        wait_for_all()
+        self.decoded_N[:] = True
+        if rank() == 0:
+            self.keep()
+            shared.unlink()
+        wait_for_all()
+        return PixelTable(self.samples, self.spec, self.cache)
 
     def _make_room(self, size: int) -> bool:
         folder = self.path.parent

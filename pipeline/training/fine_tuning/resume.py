@@ -30,15 +30,20 @@ class TrainingState:
     network: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    device: str
+    """Description of the device that computes now."""
     history: TrainingHistory = field(default_factory=TrainingHistory)
     best: dict[str, Tensor] = field(default_factory=dict)
     """The network's state after the best epoch; empty before the first."""
+    devices: list[str] = field(default_factory=list)
+    """The devices that have computed so far: a training that is resumed on another one is not bit-identical."""
 
     def save(self, folder: Path) -> None:
         """Write the state into a folder and keep the one before it."""
         state: dict[str, Any] = {name: getattr(self, name).state_dict() for name in ("network", "optimizer", "scaler")}
         history = self.history
-        state |= {"best": self.best, "history": history.epochs}
+        self.devices = list(dict.fromkeys([*self.devices, self.device]))
+        state |= {"best": self.best, "history": history.epochs, "devices": self.devices}
         state |= {"best_epoch": history.best_epoch, "best_loss": history.best_loss}
         if (folder / RESUME).exists():
             os.replace(folder / RESUME, folder / PREVIOUS)
@@ -57,7 +62,7 @@ class TrainingState:
             for name in ("network", "optimizer", "scaler"):
                 getattr(self, name).load_state_dict(state[name])
             self.history = TrainingHistory(state["history"], state["best_epoch"], state["best_loss"])
-            self.best = state["best"]
+            self.best, self.devices = state["best"], state["devices"]
             return
 
 

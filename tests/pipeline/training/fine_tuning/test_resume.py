@@ -15,7 +15,7 @@ import pytest
 
 from edgeline.pipeline.runs.receipts import run_step
 from edgeline.pipeline.runs.run import Run
-from edgeline.pipeline.training.resume import PREVIOUS
+from edgeline.pipeline.training.fine_tuning.resume import PREVIOUS
 
 ROOT = Path(__file__).resolve().parents[3]
 

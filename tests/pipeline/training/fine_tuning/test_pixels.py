@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from edgeline.pipeline.data.samples import Prepared, read_image
-from edgeline.pipeline.training import pixels
-from edgeline.pipeline.training.pixels import PixelTable, canvas
+from edgeline.pipeline.training.fine_tuning import pixels
+from edgeline.pipeline.training.fine_tuning.pixels import PixelTable, canvas
 from edgeline.serve.preprocess import PreprocessSpec, preprocess
 
 SPEC = PreprocessSpec(height=32, width=32)

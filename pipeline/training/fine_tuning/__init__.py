@@ -1,0 +1,1 @@
+"""Train the layers of the backbone, not only the head."""
