@@ -30,7 +30,7 @@ from edgeline.pipeline.models.devices import CPU_BATCH
 from edgeline.pipeline.runs.run import Run, open_run
 from edgeline.serve.runtime.session import create_session
 
-EPOCHS = {"efficientnet_b0": 12, "mobilenet_v3_large": 14, "resnet18": 8}
+EPOCHS = {"efficientnet_b0": 8, "mobilenet_v3_large": 8, "resnet18": 5}
 """A few minutes of training each."""
 SETTINGS = ["preprocess.size=64", "train.strategy=scratch", "train.augment=none", "train.refit=false"]
 
