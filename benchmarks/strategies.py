@@ -1,9 +1,10 @@
 """Accuracy of the training strategies on the same splits, in cells that are kept and resumed.
 
 A cell is a strategy on a data set with a seed. Finished cells are read from `--cells`; only those whose code, settings or data
-have changed are computed again. Each accuracy is compared with that of `head` without views on the same test images, as a
-paired difference. Two rivals learn from the same features of the frozen backbone: `course` is what courses write (Adam, rate
-1e-3, 25 epochs, plain transforms), `logistic` is scikit-learn's logistic regression with its penalty by cross-validation.
+have changed are computed again. A strategy is measured on the test images through its exported file in ONNX Runtime. Each
+accuracy is compared with that of `head` without views on the same images, as a paired difference. Two rivals learn from the
+same features of the frozen backbone: `course` is what courses write (Adam, rate 1e-3, 25 epochs, plain transforms), `logistic`
+is scikit-learn's logistic regression with its penalty by cross-validation.
 """
 
 import argparse
@@ -17,24 +18,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import SHARED, report
+from common import SHARED, report, without_spinning
 from subsets import SUBSETS, write_subset
 from torch import nn
 from torch.nn import functional
 
+from edgeline.export.graph.to_onnx import GRAPHS, CalibratedModel, GraphOptions, export
 from edgeline.flows.steps import execute
 from edgeline.pipeline.config import load_config
 from edgeline.pipeline.data.prepare import prepare
-from edgeline.pipeline.data.samples import read_prepared
-from edgeline.pipeline.evaluation.metrics import Z_95, paired_drop
-from edgeline.pipeline.evaluation.report import read_evaluation
+from edgeline.pipeline.data.samples import read_prepared, stream_pixels
+from edgeline.pipeline.evaluation.metrics import Z_95, best_temperature, calibration_error, paired_drop, softmax
 from edgeline.pipeline.models.backbones import build
-from edgeline.pipeline.models.devices import one_thread
+from edgeline.pipeline.models.checkpoint import CALIBRATION, load_checkpoint
+from edgeline.pipeline.models.devices import CPU_BATCH, one_thread
 from edgeline.pipeline.runs.code_digest import code_digest
 from edgeline.pipeline.runs.content_cache import FEATURES, ContentCache
 from edgeline.pipeline.runs.run import Run
 from edgeline.pipeline.runs.step import step_key
 from edgeline.pipeline.training.features import FeatureExtractor
+from edgeline.serve.runtime.session import create_session
 
 STRATEGIES: dict[str, list[str]] = {
     "head-plain": ["train.strategy=head", "train.views=0"],
@@ -46,6 +49,7 @@ STRATEGIES: dict[str, list[str]] = {
     "partial": ["train.strategy=partial", 'train.unfreeze=["blocks.5","blocks.6"]'],
     "differential": ["train.strategy=differential"],
     "gradual": ["train.strategy=gradual"],
+    "distill": ["train.strategy=distill", 'train.teacher=["efficientnet_lite2"]'],
     "scratch": ["train.strategy=scratch"],
 }
 """By the name of a row: its settings."""
@@ -98,30 +102,36 @@ def cell(name: str, data: str, seed: int, folder: Path) -> dict[str, Any]:
     run, _ = prepare(load_config(None, settings, data=str(source), name="cell", seed=seed, artifacts=str(folder / "artifacts")))
     inputs = {"rival": name if name in RIVALS else "", "train": run.config.train.model_dump(), "seed": seed}
     inputs["data"] = read_prepared(run.step("prepare")).fingerprint
-    key = step_key(inputs, code_digest("edgeline.pipeline.training.train", "edgeline.pipeline.evaluation.evaluate"))
+    key = step_key(inputs, code_digest("edgeline.pipeline.training.train", "edgeline.export.graph.to_onnx"))
     path = folder / "cells" / f"{data}-{name}-{seed}-{key[:16]}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = rival(name, run, folder) if name in RIVALS else train_and_evaluate(run)
+        found = rival(name, run, folder) if name in RIVALS else train_and_export(run)
         path.write_text(json.dumps(found))
     result: dict[str, Any] = json.loads(path.read_text())
     return result
 
 
-def train_and_evaluate(run: Run) -> dict[str, Any]:
-    """Train a strategy: which test images are correct, the calibration error, and the seconds of the step."""
+def train_and_export(run: Run) -> dict[str, Any]:
+    """Train a strategy: which test images its exported file classifies correctly, the calibration error, and the seconds."""
     start = time.perf_counter()
     execute("train", run)
     seconds = time.perf_counter() - start
-    execute("evaluate", run)
-    with np.load(run.step("evaluate") / "test.npz") as test:
-        correct = (test["probabilities"].argmax(1) == test["targets"]).astype(int).tolist()
-    calibration = read_evaluation(run.step("evaluate")).calibration
+    network, checkpoint = load_checkpoint(run.step("train"))
+    with np.load(run.step("train") / CALIBRATION) as calibration:
+        temperature = best_temperature(calibration["logits"], calibration["targets"])
+    file, options = run.folder / "model.onnx", GraphOptions(classes=len(checkpoint.labels), opset=run.config.export.opset)
+    cache = ContentCache(run.config.cache / GRAPHS) if checkpoint.has_frozen_backbone else None
+    export(CalibratedModel(network, temperature), checkpoint.preprocess, file, options, cache)
+    test, session = read_prepared(run.step("prepare")).of("test"), create_session(file.read_bytes())
+    logits = [session.run(["logits"], {"image": pixels})[0] for pixels in stream_pixels(test, checkpoint.preprocess, CPU_BATCH)]
+    logits_NK, targets_N = np.concatenate(logits), np.array([sample.index for sample in test])
+    bins = run.config.evaluate.bins
     return {
-        "correct": correct,
+        "correct": (logits_NK.argmax(1) == targets_N).astype(int).tolist(),
         "train_s": seconds,
-        "ece_before": calibration.ece_before,
-        "ece_after": calibration.ece_after,
+        "ece_before": calibration_error(softmax(logits_NK), targets_N, bins),
+        "ece_after": calibration_error(softmax(logits_NK / temperature), targets_N, bins),
     }
 
 
@@ -170,4 +180,5 @@ def logistic(features_ND: np.ndarray, targets_N: np.ndarray, test_TD: np.ndarray
 
 
 if __name__ == "__main__":
+    without_spinning()
     main()

@@ -1,12 +1,14 @@
 """`edgeline teach`: the time until one more class is published, and the accuracy of versions that were taught a class.
 
     python benchmarks/teach.py --times 5
-    python benchmarks/teach.py --classes all --cells cells/
+    python benchmarks/teach.py --classes all --cells cells/ --set verify.images=64
 
 `--times`: the first run on all classes but one, then that class is taught from 20 photos, several times from the same state.
 `--classes`: each class in turn is left out of the first run and taught from 20 of its photos. Its other photos are its test, in
 no run's data. Old classes: the test photos of both versions, paired and pooled. New class: its photos, compared with a full run
-on the same data in an empty folder. With `--cells`, finished classes are stored in a folder and not measured again.
+on the same data in a folder of its own. With `--cells`, finished classes are kept and not measured again, and runs
+share what is cached by content (`SHARED`), which has the same bits in every run. `verify.images`, the number of images that the
+gate compares, changes the time and not the accuracies.
 """
 
 import argparse
@@ -30,6 +32,8 @@ from edgeline.serve.classifier import Classifier
 EDGELINE = str(Path(sys.executable).with_name("edgeline"))
 SHOTS = 20
 NAME = "taught"
+SHARED = ("images.sqlite", "features.sqlite", "graphs.sqlite", "activations.sqlite")
+"""Caches by content. `first_seen.sqlite` is a history, so every run has its own."""
 
 
 def main() -> None:
@@ -70,16 +74,21 @@ def measure_times(arguments: argparse.Namespace, label: str, times: int) -> dict
 
 def cell(arguments: argparse.Namespace, label: str) -> dict[str, Any]:
     """The accuracies for one class that was left out, or its stored figures."""
-    stored = Path(arguments.cells or tempfile.gettempdir(), f"{label}.json") if arguments.cells else None
+    stored = Path(arguments.cells, f"{label}.json") if arguments.cells else None
     if stored is not None and stored.exists():
         return dict(json.loads(stored.read_text()))
+    before = children_cpu_s()
     with tempfile.TemporaryDirectory() as temporary:
+        shared = Path(arguments.cells or temporary, "cache")
         folder = lay_out(Path(arguments.data), label, Path(temporary))
+        copy_caches(shared, folder / "artifacts" / "cache")
         subprocess.run(run_command(folder, arguments.set), check=True, capture_output=True)
         done = subprocess.run(teach_command(folder, label), check=True, capture_output=True, text=True)
         old = json.loads(done.stdout.splitlines()[-1])["other_classes"]
+        copy_caches(folder / "artifacts" / "cache", shared)
         full = Path(temporary, "full")
         shutil.copytree(folder / "photos", full / "photos")
+        copy_caches(shared, full / "artifacts" / "cache")
         subprocess.run(run_command(full, arguments.set), check=True, capture_output=True)
         held_out = sorted((folder / "held-out").iterdir())
         taught, whole = (correct(each / "artifacts" / "store" / NAME, held_out, label) for each in (folder, full))
@@ -91,10 +100,11 @@ def cell(arguments: argparse.Namespace, label: str) -> dict[str, Any]:
         "full_correct": int(whole.sum()),
         "lost_to_full": int((whole & ~taught).sum()),
         "gained_to_full": int((taught & ~whole).sum()),
+        "cpu_s": children_cpu_s() - before,
     }
     print(
         f"{label:20} old classes {old['after']:.4f} (before {old['before']:.4f}), new class {taught.mean():.3f} (full run "
-        f"{whole.mean():.3f})",
+        f"{whole.mean():.3f}), CPU {found['cpu_s']:.0f} s",
         flush=True,
     )
     if stored is not None:
@@ -137,6 +147,20 @@ def lay_out(data: Path, label: str, temporary: Path) -> Path:
     return folder
 
 
+def copy_caches(source: Path, target: Path) -> None:
+    """Copy the caches by content from one artifacts folder to another; the runs that wrote them have ended."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.glob("*.sqlite*"):
+        if path.name.removesuffix("-wal").removesuffix("-shm") in SHARED:
+            shutil.copyfile(path, target / path.name)
+
+
+def children_cpu_s() -> float:
+    """CPU seconds of the commands that have ended, with their children."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def run_command(folder: Path, settings: list[str]) -> list[str]:
     options = [option for setting in settings for option in ("--set", setting)]
     artifacts = str(folder / "artifacts")
@@ -160,11 +184,10 @@ def teach_command(folder: Path, label: str) -> list[str]:
 
 def timed(title: str, command: list[str]) -> dict[str, Any]:
     """Run a command; its seconds, and CPU seconds with its children. When taught: until the version was published."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
+    before, start = children_cpu_s(), time.time()
     with Clock() as clock:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    cpu_s = children_cpu_s() - before
     found: dict[str, Any] = {"seconds": clock.seconds, "cpu_s": cpu_s}
     if command[1] == "teach":
         printed = json.loads(done.stdout.splitlines()[-1])

@@ -26,9 +26,9 @@ from edgeline.export.records import MeasuredOn
 from edgeline.export.variant_registry import VARIANTS, VariantSpec
 from edgeline.export.variants_report import VariantFile, VariantsReport
 from edgeline.pipeline.data.samples import read_prepared, stream_pixels
-from edgeline.pipeline.evaluation.report import read_evaluation
-from edgeline.pipeline.models.checkpoint import load_checkpoint, read_settings
-from edgeline.pipeline.models.devices import CPU_BATCH
+from edgeline.pipeline.evaluation.metrics import temperature_of
+from edgeline.pipeline.models.checkpoint import CALIBRATION, load_checkpoint, read_settings
+from edgeline.pipeline.models.devices import CPU_BATCH, TRACING
 from edgeline.pipeline.progress import waiting
 from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.pipeline.runs.run import Run
@@ -141,10 +141,12 @@ def _sources(run: Run, model: bytes) -> Mapping[str, Write]:
 
     def write_program(path: Path) -> None:
         network, checkpoint = load_checkpoint(run.step("train"))
-        temperature = read_evaluation(run.step("evaluate")).calibration.temperature
+        temperature = temperature_of(run.step("train") / CALIBRATION)
         deployed = CalibratedModel(network, temperature).eval().to(memory_format=torch.contiguous_format)
         image_1HW3 = torch.zeros(1, checkpoint.preprocess.height, checkpoint.preprocess.width, 3, dtype=torch.uint8)
-        torch.export.save(torch.export.export(deployed, (image_1HW3,)), path)
+        with TRACING:
+            program = torch.export.export(deployed, (image_1HW3,))
+        torch.export.save(program, path)
 
     def write_calibration(path: Path) -> None:
         train = read_prepared(run.step("prepare")).of("train")

@@ -1,13 +1,14 @@
-"""The pipeline: a table of its steps in order, and the functions that execute them.
+"""The pipeline: a table of its steps in order with what each depends on, and the functions that execute them.
 
 Neither Prefect nor PyTorch is imported here: a module that builds a step is imported only when the step has work to do.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from edgeline.flows.side_by_side import run_side_by_side
 from edgeline.flows.step_lines import step_lines
 from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.data.prepare import find_run, prepare
@@ -42,7 +43,7 @@ STEPS = (
     Step(
         name="export",
         build="edgeline.export.graph.to_onnx:build_export",
-        reads=("train", "evaluate"),
+        reads=("train",),
         settings=("export.opset", "export.min_runtime", "export.explain"),
         packages=(*LIBRARIES, "onnx", "onnxscript"),
     ),
@@ -62,7 +63,13 @@ STEPS = (
     ),
 )
 """The cached steps, in order: those between `prepare`, which creates the run, and `publish`, which writes to the store."""
-STEP_NAMES = ("prepare", *(step.name for step in STEPS), "publish")
+DEPENDS: Mapping[str, tuple[str, ...]] = {
+    "prepare": (),
+    **{step.name: step.reads for step in STEPS},
+    "publish": ("prepare", *(step.name for step in STEPS)),
+}
+"""All steps, in order, with those that each depends on. Others may run beside it."""
+STEP_NAMES = tuple(DEPENDS)
 """All steps, in order."""
 
 
@@ -116,12 +123,12 @@ def run_pipeline(
     call_prepare: Callable[[PipelineConfig], tuple[Run, StepResult]] = prepare,
     call_step: Callable[[str, Run], StepResult] = execute,
 ) -> tuple[Run, list[StepResult]]:
-    """Run every step in order.
+    """Run every step after those that it depends on; two that do not depend on each other run side by side.
 
     Args:
         config: the settings of the run.
         call_prepare: calls the first step; the Prefect flow passes its task.
-        call_step: calls a later step by name; likewise.
+        call_step: calls a later step by name, in this thread or another; likewise.
 
     Returns:
         The run and the result of each step, `publish` last: its folder is the artifact.
@@ -130,13 +137,16 @@ def run_pipeline(
         EdgelineError: a step failed; the results of the steps before it are kept.
     """
     run, prepared = call_prepare(config)
-    results = [prepared]
     _log(prepared)
+
+    def call(name: str) -> StepResult:
+        result = call_step(name, run)
+        _log(result)
+        return result
+
     with recorded(run):
-        for name in STEP_NAMES[1:]:
-            results.append(call_step(name, run))
-            _log(results[-1])
-    return run, results
+        results = run_side_by_side({name: set(needed) - {"prepare"} for name, needed in DEPENDS.items() if needed}, call)
+    return run, [prepared, *results.values()]
 
 
 def _log(result: StepResult) -> None:

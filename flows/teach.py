@@ -9,7 +9,10 @@ Nothing heavy is imported here.
 """
 
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -64,6 +67,8 @@ def teach(
         show(line)
     if dry_run:
         return None
+    if additions.photos:  # so there will be something to train
+        threading.Thread(target=_import_ahead, args=(before.run.config.model,)).start()
     undo = apply_additions(additions)
     try:
         run, steps = run_pipeline(before.run.config)
@@ -73,6 +78,13 @@ def teach(
             error.args = (f"{error}; nothing was published, and the data is as before",)
         raise
     return Taught(run, steps, additions, _compare(before, run, steps[-1].folder, additions))
+
+
+def _import_ahead(model: str) -> None:
+    """Import PyTorch and the library of the network while files are copied, read and hashed."""
+    with suppress(ImportError):  # training reports it
+        import_module("edgeline.pipeline.training.train")
+        import_module("timm" if model.startswith(("timm:", "efficientnet_lite")) else "torchvision.models")
 
 
 class Published(NamedTuple):

@@ -22,9 +22,10 @@ from edgeline.export.graph.cam_outputs import add_outputs
 from edgeline.export.graph.contract import IR_VERSION, check_graph
 from edgeline.export.graph.opsets import newest_opset
 from edgeline.export.graph.templates import Templates
-from edgeline.pipeline.evaluation.report import read_evaluation
+from edgeline.pipeline.evaluation.metrics import temperature_of
 from edgeline.pipeline.models.backbones import Network
-from edgeline.pipeline.models.checkpoint import Checkpoint, load_checkpoint
+from edgeline.pipeline.models.checkpoint import CALIBRATION, Checkpoint, load_checkpoint
+from edgeline.pipeline.models.devices import TRACING
 from edgeline.pipeline.models.weights import TENSORS
 from edgeline.pipeline.progress import waiting
 from edgeline.pipeline.runs.atomic_files import file_digest
@@ -58,7 +59,7 @@ class CalibratedModel(nn.Module):
 
 
 def build_export(run: Run, folder: Path) -> None:
-    """Export a run's checkpoint, with the temperature of its evaluation, into the step's folder.
+    """Export a run's checkpoint, with the temperature that its evaluation reports, into the step's folder.
 
     Raises:
         ConfigError: the operator set is newer than what the oldest runtime supports.
@@ -71,7 +72,7 @@ def build_export(run: Run, folder: Path) -> None:
             "or raise export.min_runtime"
         )
     network, checkpoint = load_checkpoint(run.step("train"))
-    temperature = read_evaluation(run.step("evaluate")).calibration.temperature
+    temperature = temperature_of(run.step("train") / CALIBRATION)
     with waiting("exporting to ONNX"):
         export(
             CalibratedModel(network, temperature),
@@ -152,7 +153,7 @@ def _convert(deployed: CalibratedModel, shape: tuple[int, ...], opset: int) -> o
     example = torch.zeros(shape, dtype=torch.uint8)
     output = io.StringIO()
     try:
-        with redirect_stdout(output), redirect_stderr(output), warnings.catch_warnings():
+        with TRACING, redirect_stdout(output), redirect_stderr(output), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the exporter's own internals
             program = torch.onnx.export(
                 deployed,

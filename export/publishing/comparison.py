@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from edgeline.export.records import Record
-from edgeline.pipeline.data.samples import ADMITTED, Prepared, Sample, map_ahead, read_image
+from edgeline.pipeline.data.samples import Prepared, Sample, map_ahead, read_pixels
 from edgeline.pipeline.evaluation.metrics import paired_drop, wilson_interval
 from edgeline.serve.classifier import Classifier
-from edgeline.serve.preprocess import preprocess
 
 
 class Interval(Record):
@@ -102,7 +101,7 @@ def _predict(model: Classifier, samples: Sequence[Sample]) -> list[str]:
 
 
 def _pixels(model: Classifier, sample: Sample) -> np.ndarray:
-    return preprocess(read_image(sample), model.manifest.preprocess, ADMITTED)
+    return read_pixels(sample, model.manifest.preprocess)
 
 
 def _compare(rows: Sequence[int], truth: Sequence[str], old: Sequence[str], new: Sequence[str]) -> Compared | None:

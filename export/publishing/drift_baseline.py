@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgeline.export import file_names
-from edgeline.pipeline.data.samples import ADMITTED, Sample, map_ahead, read_image, read_prepared, stream_pixels
+from edgeline.pipeline.data.samples import Sample, map_ahead, read_image, read_pixels, read_prepared, stream_pixels
 from edgeline.pipeline.models.checkpoint import Checkpoint
 from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.run import Run
@@ -25,7 +25,7 @@ from edgeline.serve.artifact.training_features import SCHEMA, Features
 from edgeline.serve.drift.collector import Drift, Origin, origin_of
 from edgeline.serve.drift.report import FILE_NAME
 from edgeline.serve.drift.snapshot import OF_A_VERSION
-from edgeline.serve.preprocess import PreprocessSpec, preprocess
+from edgeline.serve.preprocess import PreprocessSpec
 from edgeline.serve.runtime.session import create_session
 
 MAX_IMAGES = 1000
@@ -60,8 +60,7 @@ def write_baseline(folder: Path, run: Run, checkpoint: Checkpoint) -> None:
     drift = Drift(checkpoint.labels, spec.height, spec.width, features, **identity)
 
     def decode(sample: Sample) -> tuple[np.ndarray, Origin]:
-        data = read_image(sample)
-        return preprocess(data, spec, ADMITTED), origin_of(data)
+        return read_pixels(sample, spec), origin_of(read_image(sample))
 
     decoded = map_ahead(decode, (test[index] for index in chosen), ahead=16)
     for index, (pixels_HW3, origin) in zip(chosen, decoded, strict=True):

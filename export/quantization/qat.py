@@ -21,8 +21,8 @@ from edgeline.export.quantization.report import QatReport
 from edgeline.export.quantization.search import Tuned
 from edgeline.export.quantization.static_int8 import Quantizable
 from edgeline.pipeline.data.samples import Sample, read_prepared, stream_pixels
-from edgeline.pipeline.evaluation.report import read_evaluation
-from edgeline.pipeline.models.checkpoint import load_checkpoint
+from edgeline.pipeline.evaluation.metrics import temperature_of
+from edgeline.pipeline.models.checkpoint import CALIBRATION, load_checkpoint
 from edgeline.pipeline.models.devices import choose_device, memory_errors, to_device
 from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.run import Run
@@ -62,7 +62,7 @@ def tuning_of(run: Run, reference: bytes) -> Tuning:
     config = run.config.train
     return Tuning(
         reference=reference,
-        deployed=CalibratedModel(network, read_evaluation(run.step("evaluate")).calibration.temperature),
+        deployed=CalibratedModel(network, temperature_of(run.step("train") / CALIBRATION)),
         spec=checkpoint.preprocess,
         samples=read_prepared(run.step("prepare")).of("train"),
         augment=config.augment if config.views or config.strategy not in ("auto", "head", "few-shot") else "none",

@@ -20,7 +20,7 @@ from edgeline.export.graph.to_onnx import CalibratedModel
 from edgeline.export.parity.compare import Outputs, in_batches, run_session
 from edgeline.export.verification.explanations import ExpectedMaps, expected_maps
 from edgeline.pipeline.config import VerifyConfig
-from edgeline.pipeline.data.samples import ADMITTED, Sample, map_ahead, read_image
+from edgeline.pipeline.data.samples import ADMITTED, Sample, map_ahead, read_pixels
 from edgeline.pipeline.data.stress_images import stress_images
 from edgeline.pipeline.models.devices import CPU_BATCH, choose_device
 from edgeline.pipeline.models.frozen_features import FrozenBackbone
@@ -154,9 +154,8 @@ def run_pytorch(
     """
     deployed.eval()
     classify = deployed if cache is None else _with_cached_features(deployed, cache)
-    readers: list[Callable[[], bytes]] = [lambda data=data: data for data in stress_images().values()]  # type: ignore[misc]
-    readers += [lambda sample=sample: read_image(sample) for sample in samples]  # type: ignore[misc]
-    pixels = list(map_ahead(lambda read: preprocess(read(), spec, ADMITTED), readers, ahead=64))
+    pixels = [preprocess(data, spec, ADMITTED) for data in stress_images().values()]
+    pixels += map_ahead(lambda sample: read_pixels(sample, spec), samples, ahead=64)
     rows = []
     batches = track(in_batches(pixels, CPU_BATCH), "verifying: PyTorch", len(pixels), step=CPU_BATCH)
     with torch.inference_mode():

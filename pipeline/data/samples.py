@@ -6,7 +6,8 @@ Shapes: N images a batch, H x W the model's input.
 import csv
 import hashlib
 import json
-from collections import deque
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -63,6 +64,8 @@ class Prepared:
 ATTRIBUTES = "attributes.csv"
 ADMITTED = Limits(max_bytes=2**31, max_pixels=2**31)
 """For images that `prepare` accepted under the configured limits."""
+RECENT_BYTES = 2**27
+"""890 images at 224 pixels."""
 
 
 def write_samples(path: Path, samples: Iterable[Sample]) -> None:
@@ -139,6 +142,50 @@ def read_image(sample: Sample) -> bytes:
     return data
 
 
+class _RecentPixels:
+    """The pixels that were used last in this process, up to `RECENT_BYTES`: several steps read the held-out images."""
+
+    def __init__(self) -> None:
+        self.kept: OrderedDict[tuple[str, PreprocessSpec, Limits], np.ndarray] = OrderedDict()
+        self.size = 0
+        self.lock = threading.Lock()
+
+    def get(self, key: tuple[str, PreprocessSpec, Limits]) -> np.ndarray | None:
+        with self.lock:
+            if key in self.kept:
+                self.kept.move_to_end(key)
+            return self.kept.get(key)
+
+    def keep(self, key: tuple[str, PreprocessSpec, Limits], pixels_HW3: np.ndarray) -> None:
+        with self.lock:
+            if key not in self.kept:
+                self.kept[key] = pixels_HW3
+                self.size += pixels_HW3.nbytes
+            while self.size > RECENT_BYTES:
+                self.size -= self.kept.popitem(last=False)[1].nbytes
+
+
+_recent = _RecentPixels()
+
+
+def read_pixels(sample: Sample, spec: PreprocessSpec, limits: Limits = ADMITTED) -> np.ndarray:
+    """Preprocess a sample: uint8, shape (H, W, 3), read-only.
+
+    The file is read and its digest checked every time; equal content is decoded again only if that was long ago.
+
+    Raises:
+        DataError: the file is missing, or has changed since `prepare`.
+        ImageError: it is not an image within the limits.
+    """
+    data, key = read_image(sample), (sample.sha256, spec, limits)
+    pixels_HW3 = _recent.get(key)
+    if pixels_HW3 is None:
+        pixels_HW3 = preprocess(data, spec, limits)
+        pixels_HW3.flags.writeable = False
+        _recent.keep(key, pixels_HW3)
+    return pixels_HW3
+
+
 def stream_pixels(
     samples: Sequence[Sample], spec: PreprocessSpec, batch_size: int, *, limits: Limits = ADMITTED
 ) -> Iterator[np.ndarray]:
@@ -147,7 +194,7 @@ def stream_pixels(
     Yields:
         uint8, shape (N, H, W, 3), with N = batch_size except for the last batch.
     """
-    images = map_ahead(lambda sample: preprocess(read_image(sample), spec, limits), samples, ahead=4 * batch_size)
+    images = map_ahead(lambda sample: read_pixels(sample, spec, limits), samples, ahead=4 * batch_size)
     batch: list[np.ndarray] = []
     for image in images:
         batch.append(image)

@@ -33,7 +33,7 @@ from edgeline.pipeline.evaluation.slices import slice_by
 from edgeline.pipeline.explanation.embedding_map import place, write_embedding_png
 from edgeline.pipeline.models.backbones import Network
 from edgeline.pipeline.models.checkpoint import CALIBRATION, load_checkpoint
-from edgeline.pipeline.models.devices import CPU_BATCH, choose_device, memory_errors, to_device
+from edgeline.pipeline.models.devices import CPU_BATCH, TRACING, choose_device, memory_errors, to_device
 from edgeline.pipeline.models.frozen_features import FrozenBackbone
 from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.content_cache import FEATURES, ContentCache
@@ -50,6 +50,11 @@ MAX_MISTAKES = 50
 
 def build_evaluation(run: Run, folder: Path) -> None:
     """Evaluate a run's checkpoint: write report, plots, pictures and the test split's probabilities into the step's folder."""
+    with TRACING:
+        _build_evaluation(run, folder)
+
+
+def _build_evaluation(run: Run, folder: Path) -> None:
     network, checkpoint = load_checkpoint(run.step("train"))
     prepared = read_prepared(run.step("prepare"))
     device = choose_device(run.config.train.device)

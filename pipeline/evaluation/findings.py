@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import fisher_exact
 
 from edgeline.pipeline.evaluation.insight import Insight
 from edgeline.pipeline.evaluation.learning_curve import LearningCurve, Point
-from edgeline.pipeline.evaluation.metrics import TEMPERATURES
+from edgeline.pipeline.evaluation.metrics import TEMPERATURES, fisher_exact
 from edgeline.pipeline.evaluation.report import Evaluation
 from edgeline.pipeline.runs.findings import Finding
 from edgeline.pipeline.sources.labels import summarize
@@ -58,9 +57,9 @@ def find_in_evaluation(evaluation: Evaluation, probabilities_NK: np.ndarray, hel
             message=f"Not measured, for lack of test images: {summarize(absent)}; macro averages leave these classes out.",
         )
     test = evaluation.top1
-    table = [[test.correct, test.total - test.correct], [held_out.correct, held_out.total - held_out.correct]]
+    p_value = fisher_exact((test.correct, test.total - test.correct), (held_out.correct, held_out.total - held_out.correct))
     other = held_out.correct / held_out.total
-    if fisher_exact(table).pvalue < SIGNIFICANCE and abs(test.value - other) >= MIN_DIFFERENCE:
+    if p_value < SIGNIFICANCE and abs(test.value - other) >= MIN_DIFFERENCE:
         yield Finding(
             code="splits_differ",
             message=f"Accuracy is {test.value:.1%} on the test split and {other:.1%} {held_out.where}, more different than "

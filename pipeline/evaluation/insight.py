@@ -178,7 +178,11 @@ def measure_curve(evaluated: Evaluated, folder: Path, device: torch.device) -> L
     if not (run.step("train") / OUT_OF_FOLD).is_file():
         return None
     try:
-        frozen, _ = build(run.config.model, run.config.weights, classes=len(prepared.labels), preprocess=run.config.preprocess)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(run.config.seed)  # of the weights that are not loaded, as in training
+            frozen, _ = build(
+                run.config.model, run.config.weights, classes=len(prepared.labels), preprocess=run.config.preprocess
+            )
     except (ConfigError, WeightsError):
         return None
     extractor = FeatureExtractor(frozen, evaluated.spec, ContentCache(run.config.cache / "features.sqlite"), device)

@@ -14,6 +14,7 @@ from pydantic import Field
 from scipy.linalg import cho_factor, cho_solve
 
 from edgeline.pipeline.evaluation.report import Record
+from edgeline.pipeline.models.devices import one_blas_thread
 
 PENALTY = 0.3
 """Ridge penalty, times the mean squared norm of the features: the best of six on two sets of photos."""
@@ -71,6 +72,7 @@ class Table:
     """Any values: equal for images of one group, which are in a subset together."""
 
 
+@one_blas_thread()
 def learning_curve(train: Table, test: Table, labels: list[str], *, seed: int) -> LearningCurve | None:
     """Measure the curve; None if there are no test images, or half of the images would leave a class with fewer than two.
 

@@ -1,13 +1,16 @@
-"""Intervals, calibration and temperature scaling on plain arrays. scikit-learn has some of it but takes 5 s to import.
+"""Intervals, tests, calibration and temperature scaling on plain arrays.
+
+scikit-learn and scipy.stats have some of it, but take 5 s and over a second to import.
 
 Shapes: N images, K classes.
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import gammaln, log_softmax
 from scipy.special import softmax as scipy_softmax
 
 Z_95 = 1.959963984540054
@@ -57,6 +60,22 @@ def paired_drop(lost: float, gained: float, total: int, z: float = Z_95) -> tupl
     return (lost - gained) / total, max(-1.0, middle - half), min(1.0, middle + half)
 
 
+def fisher_exact(one: tuple[int, int], other: tuple[int, int]) -> float:
+    """Two-sided p-value of Fisher's exact test: whether two shares differ.
+
+    Args:
+        one: images of the first set that are classified correctly, and the others.
+        other: those of the second set.
+    """
+    correct, total, images = one[0] + other[0], sum(one), sum(one) + sum(other)
+    # Of all tables with these sums, by the number in the first cell.
+    first = np.arange(max(0, total - (images - correct)), min(total, correct) + 1)
+    ways = sum(gammaln(part + 1) for part in (first, total - first, correct - first, images - correct - total + first))
+    shares = np.exp(ways.min() - ways)
+    shares /= shares.sum()
+    return float(min(1.0, shares[shares <= shares[one[0] - first[0]] * (1 + 1e-7)].sum()))
+
+
 def calibration_error(probabilities_NK: np.ndarray, targets_N: np.ndarray, bins: int) -> float:
     """Expected calibration error over equal-width bins of confidence (Naeini et al. 2015), 0 to 1."""
     confidence_N = probabilities_NK.max(1)
@@ -78,3 +97,9 @@ def best_temperature(logits_NK: np.ndarray, targets_N: np.ndarray) -> float:
     low, high = (math.log(t) for t in TEMPERATURES)
     found = minimize_scalar(lambda log_t: nll(logits_NK / math.exp(log_t), targets_N), bounds=(low, high), method="bounded")
     return math.exp(float(found.x))
+
+
+def temperature_of(held_out: Path) -> float:
+    """Return the best temperature for the logits in an .npz file with `logits` and `targets`, which training writes."""
+    with np.load(held_out, allow_pickle=False) as arrays:
+        return best_temperature(arrays["logits"], arrays["targets"])

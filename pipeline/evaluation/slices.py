@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from pydantic import Field
-from scipy.stats import fisher_exact
 
-from edgeline.pipeline.evaluation.metrics import wilson_interval
+from edgeline.pipeline.evaluation.metrics import fisher_exact, wilson_interval
 from edgeline.pipeline.evaluation.report import Record, Share
 
 MAX_VALUES = 20
@@ -90,5 +89,5 @@ def _share(correct_N: np.ndarray) -> Share:
 
 
 def _fisher(correct_N: np.ndarray, in_N: np.ndarray) -> float:
-    table = [[int((correct_N[part_N] == right).sum()) for right in (True, False)] for part_N in (in_N, ~in_N)]
-    return float(fisher_exact(table).pvalue)
+    inside, outside = ((int(correct_N[part_N].sum()), int((~correct_N[part_N]).sum())) for part_N in (in_N, ~in_N))
+    return fisher_exact(inside, outside)

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from edgeline.pipeline.models.devices import one_blas_thread
 from edgeline.serve.errors import ConfigError
 
 Method = Literal["pca", "umap"]
@@ -23,6 +24,7 @@ MAX_LEGEND = 20
 METADATA = {"Software": None}  # matplotlib's version in the file would make equal plots differ
 
 
+@one_blas_thread()
 def place(features_ND: np.ndarray, method: Method = "pca") -> np.ndarray:
     """Place images on a plane: float64, shape (N, 2).
 

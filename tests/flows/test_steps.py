@@ -4,13 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from edgeline.flows.steps import is_up_to_date, run_pipeline
+from edgeline.flows.steps import execute, is_up_to_date, run_pipeline
 from edgeline.flows.summary import next_commands, summarize, summary_rows
 from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.runs.run import Run, StepResult
@@ -89,6 +90,45 @@ def test_a_damaged_result_is_detected_and_rebuilt(
     assert done["prepare"]
     # The rebuilt result is identical, so there is nothing new to publish.
     assert done["publish"] or redone in ("verify", "evaluate")
+
+
+BESIDE = ("evaluate", "export", "variants")
+VARIANTS: dict[str, list[str]] = {"float32 alone": [], "variants": ["onnx-int8", "onnx-fp16"]}
+
+
+@pytest.mark.parametrize("variants", cases(VARIANTS, quick=["float32 alone"]))
+def test_steps_that_ran_side_by_side_wrote_the_same_bytes_as_one_after_the_other(
+    copied: PipelineConfig, variants: list[str]
+) -> None:
+    export = copied.export.model_copy(update={"variants": tuple(variants)})
+    config = copied.model_copy(update={"export": export} if variants else {})
+    run, _ = run_pipeline(config)
+    found, threads = [], dict[str, int]()
+
+    def execute_step(name: str, run: Run) -> StepResult:
+        threads[name] = threading.get_ident()
+        return execute(name, run)
+
+    for beside in (True, False):
+        for name in BESIDE:
+            shutil.rmtree(run.step(name))
+        if beside:
+            steps = run_pipeline(config, call_step=execute_step)[1]
+            assert {step.name for step in steps if not step.reused} >= set(BESIDE)
+        else:
+            assert not any(execute(name, run).reused for name in BESIDE)
+        found.append({path.relative_to(run.folder): path.read_bytes() for name in BESIDE for path in files_of(run.step(name))})
+    assert threads["evaluate"] != threads["variants"] == threading.get_ident()
+    assert {str(path) for path in found[0] if found[0][path] != found[1].get(path)} == set()
+    assert found[0].keys() == found[1].keys()
+    assert Path("export/model.onnx") in found[0]
+    assert not variants or Path("variants/model.fp16.onnx") in found[0]
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The files whose bytes do not depend on the time."""
+    timed = {"receipt.json", "variants.json"}
+    return [path for path in folder.rglob("*") if path.is_file() and path.name not in timed]
 
 
 def test_a_changed_setting_makes_a_run_out_of_date(copied: PipelineConfig) -> None:

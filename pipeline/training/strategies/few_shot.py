@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from edgeline.pipeline.data.samples import Sample
+from edgeline.pipeline.models.devices import one_blas_thread
 from edgeline.pipeline.training.context import HeldOutLogits, TrainingContext, TrainingResult
 from edgeline.pipeline.training.folds import NEVER
 from edgeline.pipeline.training.history import TrainingHistory
@@ -20,6 +21,7 @@ SHRINKAGE = 0.8
 """Share of the identity in the covariance. 0.5 to 0.95 were equally good on flowers, cells and digits (ADR 0021)."""
 
 
+@one_blas_thread()
 def fit(context: TrainingContext) -> TrainingResult:
     """Set a network's head in place.
 

@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeline.pipeline.data.samples import Prepared, Sample, map_ahead, read_image, read_prepared, stream_pixels, write_samples
+from edgeline.pipeline.data import samples as samples_module
+from edgeline.pipeline.data.samples import (
+    Prepared,
+    Sample,
+    map_ahead,
+    read_image,
+    read_pixels,
+    read_prepared,
+    stream_pixels,
+    write_samples,
+)
 from edgeline.pipeline.runs.atomic_files import write_json
 from edgeline.serve.errors import DataError, ImageError
 from edgeline.serve.preprocess import Limits, PreprocessSpec, preprocess
@@ -91,6 +101,30 @@ def test_pixels_are_streamed_in_order_and_in_batches(samples: list[Sample], size
     assert [len(batch) for batch in found] == batches
     expected = np.stack([preprocess(read_image(sample), SPEC) for sample in samples])
     assert np.array_equal(np.concatenate(found), expected)
+
+
+def test_equal_content_is_decoded_once_and_its_file_is_checked_each_time(
+    samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples_module, "_recent", samples_module._RecentPixels())
+    first = [read_pixels(sample, SPEC) for sample in samples]
+    monkeypatch.setattr(samples_module, "preprocess", None)
+    for sample, pixels_HW3 in zip(samples, first, strict=True):
+        assert np.array_equal(read_pixels(sample, SPEC), pixels_HW3)
+        assert not pixels_HW3.flags.writeable
+    Path(samples[0].path).write_bytes(b"other")
+    with pytest.raises(DataError, match="has changed since"):
+        read_pixels(samples[0], SPEC)
+
+
+def test_the_memory_of_decoded_images_is_bounded(samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    recent = samples_module._RecentPixels()
+    monkeypatch.setattr(samples_module, "_recent", recent)
+    monkeypatch.setattr(samples_module, "RECENT_BYTES", 2 * SPEC.height * SPEC.width * 3)
+    for sample in [*samples[:2], samples[0], samples[2]]:
+        read_pixels(sample, SPEC)
+    assert [sha256 for sha256, *_ in recent.kept] == [samples[0].sha256, samples[2].sha256]
+    assert recent.size == 2 * SPEC.height * SPEC.width * 3
 
 
 def test_no_samples_give_no_batches() -> None:

@@ -2,15 +2,17 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 from scipy.stats import binomtest
 
 from edgeline.pipeline.evaluation.metrics import (
     TEMPERATURES,
     best_temperature,
     calibration_error,
+    fisher_exact,
     nll,
     softmax,
     wilson_interval,
@@ -122,3 +124,13 @@ def test_the_temperature_is_within_its_bounds_and_does_not_raise_the_loss(logits
     assert TEMPERATURES[0] <= found <= TEMPERATURES[1]
     if nll(logits_NK, targets_N) < 100:
         assert nll(logits_NK / found, targets_N) <= nll(logits_NK, targets_N) + 1e-3
+
+
+TABLE = st.tuples(st.integers(0, 300), st.integers(0, 300)).filter(sum)
+
+
+@given(TABLE, TABLE)
+@example((8, 0), (0, 8))
+@example((250, 13), (900, 104))
+def test_fishers_exact_test_equals_that_of_scipy(one: tuple[int, int], other: tuple[int, int]) -> None:
+    assert fisher_exact(one, other) == pytest.approx(stats.fisher_exact([one, other]).pvalue, rel=1e-6, abs=1e-12)

@@ -6,7 +6,15 @@ import torch
 from torch import nn
 
 from edgeline.pipeline.models.backbones import Network
-from edgeline.pipeline.models.devices import autocast, choose_device, describe_device, memory_errors, one_thread, to_device
+from edgeline.pipeline.models.devices import (
+    autocast,
+    choose_device,
+    describe_device,
+    memory_errors,
+    one_blas_thread,
+    one_thread,
+    to_device,
+)
 from edgeline.serve.errors import ConfigError, TrainingError
 from edgeline.serve.runtime.cpu import usable_cores
 
@@ -109,3 +117,19 @@ def test_the_remedy_can_be_given() -> None:
 def test_other_errors_of_torch_pass_through() -> None:
     with pytest.raises(RuntimeError, match="cannot be multiplied"), memory_errors(64):
         nn.Linear(3, 4)(torch.ones(1, 5))
+
+
+def test_matrices_are_decomposed_on_one_thread_within_the_block_only() -> None:
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def threads() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    @one_blas_thread()
+    def decorated() -> set[int]:
+        return threads()
+
+    with threadpool_limits(limits=2, user_api="blas"):
+        assert threads() == {2}
+        assert decorated() == {1}
+        assert threads() == {2}
