@@ -72,7 +72,7 @@ class _Models:
 
     @cached_property
     def choice(self) -> Choice:
-        return _choose(self.run, plain(self.reference))
+        return choose_int8(search_request(self.run, plain(self.reference)))
 
     @property
     def int8_report(self) -> Int8Report | None:
@@ -109,9 +109,15 @@ def _explaining(run: Run, model: bytes) -> bytes:
     return bytes(with_more.SerializeToString(deterministic=True))
 
 
-def _choose(run: Run, reference: bytes) -> Choice:
+def search_request(run: Run, reference: bytes) -> SearchRequest:
+    """What the search for int8 reads of a run.
+
+    Args:
+        run: with a finished export.
+        reference: its float32 file, without further outputs.
+    """
     prepared, checkpoint = read_prepared(run.step("prepare")), read_settings(run.step("train"))
-    request = SearchRequest(
+    return SearchRequest(
         reference=reference,
         spec=checkpoint.preprocess,
         train=prepared.of("train"),
@@ -121,7 +127,6 @@ def _choose(run: Run, reference: bytes) -> Choice:
         tune=partial(_tune, run, reference),
         cache=ContentCache(run.config.cache / ACTIVATIONS) if checkpoint.has_frozen_backbone else None,
     )
-    return choose_int8(request)
 
 
 def _tune(run: Run, reference: bytes, ready: Quantizable, quantized: bytes, epochs: int) -> Tuned:

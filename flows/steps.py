@@ -58,7 +58,7 @@ STEPS = (
         name="verify",
         build="edgeline.export.verification.verify:build_verification",
         reads=("prepare", "train", "evaluate", "export", "variants"),
-        settings=("verify", "export.require_variants"),
+        settings=("verify", "export.require_variants", "export.max_drop"),
         packages=RUNTIMES,
     ),
 )

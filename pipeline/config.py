@@ -176,7 +176,8 @@ class ExportConfig(Section):
         1.0,
         ge=0,
         le=5,
-        description="Maximum loss of accuracy of int8 against float32 on validation images, in percentage points.",
+        description="Maximum loss of accuracy of int8 against float32 on test images, in percentage points; the release gate "
+        "applies the smaller one of this and `verify.int8.max_drop`.",
     )
     min_speedup: float = Field(
         1.05, ge=0, description="Minimum speed of int8 relative to float32 on this machine; a slower file is not shipped."
@@ -189,7 +190,7 @@ class ExportConfig(Section):
         "the training images, without their labels; 0 disables it. An epoch takes minutes on a CPU.",
     )
     thorough: bool = Field(
-        False, description="Try every int8 recipe; by default, the slower half is tried only if no quick one passes."
+        False, description="Try every int8 recipe; by default, the slower ones are tried only if no quick one passes."
     )
 
 

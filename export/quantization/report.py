@@ -1,6 +1,6 @@
 """What the int8 recipe search reports: each recipe that was tried, and the one that was chosen."""
 
-from edgeline.export.parity.report import AccuracyDrop, OutputSimilarity
+from edgeline.export.parity.report import OutputSimilarity
 from edgeline.export.records import JsonFloat, MeasuredOn, Record
 
 
@@ -20,7 +20,7 @@ class ValidationImages(Record):
 
 
 class TriedRecipe(Record):
-    """One recipe, measured on validation images."""
+    """One recipe, compared with the float32 file on validation images."""
 
     recipe: str
     holds: bool
@@ -32,7 +32,6 @@ class TriedRecipe(Record):
     integer_share: float
     """Of the multiply-adds, those that ONNX Runtime computes in integers."""
     similarity: OutputSimilarity
-    accuracy: AccuracyDrop
     p50_ms: float | None = None
     """Of one image on one thread; only of recipes that passed."""
 

@@ -1,8 +1,9 @@
 """Choose how to quantize by measuring: the fastest recipe within the thresholds, or none.
 
-Ranges come from training images, balanced over the classes. Each recipe is measured on validation images, through ONNX Runtime
-at the settings that ship; neither uses the test split, which the release gate uses afterwards. The slower recipes are tried
-only if no quick one passes: `search_schedule` has the order.
+Ranges come from training images, balanced over the classes. Each recipe is compared with the float32 file on validation images,
+through ONNX Runtime at the settings that ship. Labels are not read: the head that ships has usually learned from the validation
+images too, so an accuracy there would be too good. The release gate measures the accuracy on the test split, which the search
+does not see. The slower recipes are tried only if no quick one passes: `search_schedule` has the order.
 
 Shapes: N images, K classes, H x W the model's input.
 """
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgeline.export.parity.compare import Outputs, in_batches
-from edgeline.export.parity.similarity import compare_outputs, drop_between, failed_thresholds, sqnr_db
+from edgeline.export.parity.similarity import compare_outputs, failed_thresholds, sqnr_db
 from edgeline.export.quantization.report import CalibrationImages, Int8Report, QatReport, TriedRecipe, ValidationImages
 from edgeline.export.quantization.static_int8 import (
     Quantizable,
@@ -48,6 +49,9 @@ MAX_VALIDATION_IMAGES = 512
 SENSITIVITY_IMAGES = 16
 EXCLUDED = (1, 2, 4, 8)
 """Numbers of most sensitive layers that stay float, in the order they are tried."""
+NAMED = 3
+"""Number of most sensitive layers that are named if no recipe passes."""
+REMEDY = "train a network whose int8 pays (`edgeline backbones` lists them), or add onnx-fp16 to export.variants"
 TIMED_RUNS = 40
 ORT_MAGIC = b"ORTM"
 """At the fifth byte of a file in ORT's format."""
@@ -88,7 +92,7 @@ class SearchRequest:
     val: Sequence[Sample]
     """The recipes are measured on these."""
     config: ExportConfig
-    """Target, largest drop and effort."""
+    """Target and effort."""
     thresholds: Int8Thresholds
     """The release gate's own, so that what is chosen passes there."""
     tune: Tune | None = None
@@ -102,20 +106,20 @@ class SearchStage:
     """Recipes that are tried together."""
 
     name: str
-    recipes: tuple[Recipe, ...] = ()
+    recipes: "tuple[Recipe, ...] | Callable[[_Search], Sequence[Recipe]]"
+    """A function derives them from what was measured before."""
     quick: bool = False
     """Whether it is always tried, and completely. Other stages end with the first recipe that passes."""
-    by_sensitivity: bool = False
-    """Whether its recipes leave the most sensitive layers in float; which ones, each layer's sensitivity decides."""
 
 
 def search_schedule(config: ExportConfig) -> tuple[SearchStage, ...]:
     """The stages of the search, in order.
 
-    Quick recipes take two passes over the calibration images and run on the same kernels: the most exact of them costs no
-    speed. Averaged ranges ignore the outliers of single images. Per-tensor weights, signed and unsigned pairs are for the
-    comparison of a thorough run: they were never the better choice for these networks. Tuning the weights takes longest and
-    comes last.
+    Quick recipes take one pass over the calibration images and run on the same kernels: the most exact of them costs no speed.
+    Averaged ranges ignore the outliers of single images. The other calibration methods need histograms. Layers are left in
+    float, and weights are tuned, with the ranges that were best until then. Per-tensor weights, signed and unsigned pairs are
+    for the comparison of a thorough run: they were never the better choice for these networks. Tuning the weights takes
+    longest and comes last.
     """
     base = base_recipe(config)
     corrected = replace(base, correct_bias=True)
@@ -124,15 +128,15 @@ def search_schedule(config: ExportConfig) -> tuple[SearchStage, ...]:
         kernels.append(replace(base, reduce_range=False, weights="uint8"))
     stages = [
         SearchStage(name="quick", quick=True, recipes=(base, corrected, replace(corrected, ranges="average"))),
-        SearchStage(name="sensitive layers in float", by_sensitivity=True),
         SearchStage(
             name="calibration methods", recipes=(replace(corrected, ranges="percentile"), replace(corrected, ranges="entropy"))
         ),
+        SearchStage(name="sensitive layers in float", recipes=_without_worst),
     ]
     if config.thorough:
         stages.append(SearchStage(name="other kernels", recipes=tuple(kernels)))
     if config.qat_epochs:
-        stages.append(SearchStage(name="quantization-aware training", recipes=(replace(base, tuned=config.qat_epochs),)))
+        stages.append(SearchStage(name="quantization-aware training", recipes=_tuned))
     return tuple(stages)
 
 
@@ -144,17 +148,24 @@ class _Search:
     measured: "_Measured"
     pixels: Sequence[np.ndarray]
     """Of the validation images."""
-    targets_N: np.ndarray
     expected: Outputs
     """The reference's outputs for them."""
-    tried: list[TriedRecipe] = field(default_factory=list)
+    tried: dict[Recipe, TriedRecipe] = field(default_factory=dict)
     passed: dict[Recipe, bytes] = field(default_factory=dict)
     tuning: QatReport | None = None
+    alone_db: dict[str, float] = field(default_factory=dict)
+    """SQNR of the logits if only this layer is quantized, by its node; the most sensitive one first."""
 
-    def recipes_of(self, stage: SearchStage) -> Sequence[Recipe]:
-        if not stage.by_sensitivity:
-            return stage.recipes
-        return _without_worst(self.measured, self.pixels[:SENSITIVITY_IMAGES], self.request.config)
+    @property
+    def best(self) -> Recipe:
+        """The most exact recipe so far, of those for the target's own kernels."""
+        base = base_recipe(self.request.config)
+        own = [recipe for recipe in self.tried if (recipe.kinds, recipe.reduce_range) == (base.kinds, base.reduce_range)]
+        return max(own, key=self.sqnr_db)
+
+    def sqnr_db(self, recipe: Recipe) -> float:
+        """Of a recipe that was tried."""
+        return self.tried[recipe].similarity.sqnr_db
 
     def quantize(self, recipe: Recipe) -> bytes | None:
         """The int8 file of a recipe, None if its weights cannot be tuned."""
@@ -174,26 +185,20 @@ class _Search:
         return quantize(tuned.ready, ranges, recipe)  # the ranges that were simulated: the weights were tuned for them
 
     def evaluate(self, recipe: Recipe, model: bytes) -> bool:
-        """Measure a recipe's file on the validation images; returns whether it is within all thresholds."""
+        """Compare a recipe's file with the reference on the validation images; returns whether it is within all thresholds."""
         request = self.request
-        observed = _run(create_session(model), self.pixels)
-        similarity = compare_outputs(self.expected, observed)
-        drop = drop_between(self.expected, observed, self.targets_N)
-        thresholds = request.thresholds.model_copy(update={"max_drop": request.config.max_drop})
-        failed = failed_thresholds(similarity, drop, thresholds)
+        similarity = compare_outputs(self.expected, _run(create_session(model), self.pixels))
+        failed = failed_thresholds(similarity, None, request.thresholds)
         if request.config.target == "x86-avx2" and saturates(model):
             failed.append("two products may exceed 16 bits, so x86 without VNNI would compute other outputs")
-        self.tried.append(
-            TriedRecipe(
-                recipe=recipe.name,
-                holds=not failed,
-                failed_thresholds=tuple(failed),
-                bytes=len(model),
-                size_ratio=len(model) / len(request.reference),
-                integer_share=integer_share(request.reference, model, request.spec.height, request.spec.width),
-                similarity=similarity,
-                accuracy=drop,
-            )
+        self.tried[recipe] = TriedRecipe(
+            recipe=recipe.name,
+            holds=not failed,
+            failed_thresholds=tuple(failed),
+            bytes=len(model),
+            size_ratio=len(model) / len(request.reference),
+            integer_share=integer_share(request.reference, model, request.spec.height, request.spec.width),
+            similarity=similarity,
         )
         if not failed:
             self.passed[recipe] = model
@@ -215,7 +220,6 @@ def choose_int8(request: SearchRequest) -> Choice:
         request=request,
         measured=_Measured(make_ready(request.reference), calibration, request),
         pixels=pixels,
-        targets_N=np.array([sample.index for sample in validation]),
         expected=_run(create_session(request.reference), pixels),
     )
     for stage in search_schedule(config):
@@ -227,19 +231,31 @@ def choose_int8(request: SearchRequest) -> Choice:
         calibration=CalibrationImages(images=len(calibration), sha256=digest_of([sample.sha256 for sample in calibration])),
         evaluated_on=ValidationImages(images=len(validation)),
         exact_precision_setting=not multiplies_exactly(),
-        tried=tuple(search.tried),
+        tried=tuple(search.tried.values()),
         tuning=search.tuning,
     )
     if search.passed:
         return _fastest(search, report)
-    best = max(search.tried, key=lambda entry: entry.similarity.sqnr_db)
-    tuning_failed = f"; {search.tuning.failed}" if search.tuning is not None and search.tuning.failed else ""
-    why = f"no recipe passes; the best, {best.recipe}: {'; '.join(best.failed_thresholds)}{tuning_failed}"
-    return Choice(None, report.model_copy(update={"why": why}))
+    return Choice(None, report.model_copy(update={"why": _why_none(search)}))
+
+
+def _why_none(search: _Search) -> str:
+    """Why no recipe passes: what the best one fails, which layers lose most, and what to do."""
+    best = max(search.tried.values(), key=lambda entry: entry.similarity.sqnr_db)
+    parts = [f"no recipe passes; the best, {best.recipe}: {'; '.join(best.failed_thresholds)}"]
+    if search.tuning is not None and search.tuning.failed:
+        parts.append(search.tuning.failed)
+    weights = {node.name: node.input[1] for node in search.measured.ready.model.graph.node if node.name in search.alone_db}
+    if worst := [
+        f"{weights[name].removeprefix('network.').removesuffix('.weight')} ({search.alone_db[name]:.1f} dB if only it is int8)"
+        for name in list(search.alone_db)[:NAMED]
+    ]:
+        parts.append(f"most is lost in {', '.join(worst)}")
+    return "; ".join([*parts, REMEDY])
 
 
 def _try(search: _Search, stage: SearchStage) -> None:
-    recipes = search.recipes_of(stage)
+    recipes = stage.recipes(search) if callable(stage.recipes) else stage.recipes
     for recipe in track(recipes, f"int8 recipes: {stage.name}", len(recipes)):
         model = search.quantize(recipe)
         if model is not None and search.evaluate(recipe, model) and not stage.quick and not search.request.config.thorough:
@@ -303,18 +319,17 @@ def _fastest(search: _Search, report: Int8Report) -> Choice:
     of them is timed.
     """
     config = search.request.config
-    sqnr = {entry.recipe: entry.similarity.sqnr_db for entry in search.tried}
-    exact = {recipe.kernels: recipe for recipe in sorted(search.passed, key=lambda recipe: sqnr[recipe.name])}
+    exact = {recipe.kernels: recipe for recipe in sorted(search.passed, key=search.sqnr_db)}
     models = {"float32": search.request.reference, **{recipe.name: search.passed[recipe] for recipe in exact.values()}}
     times = time_in_turn(models, search.pixels[0][None])
     p50_ms = {recipe.name: times[exact[recipe.kernels].name] for recipe in search.passed}
     best_ms = min(times[recipe.name] for recipe in exact.values())
     fast = [recipe for recipe in exact.values() if times[recipe.name] <= best_ms * EQUALLY_FAST]
-    best = max(fast, key=lambda recipe: sqnr[recipe.name])
+    best = max(fast, key=search.sqnr_db)
     speedup = times["float32"] / times[best.name]
     here = "arm64" if not _is_x86() else "x86-vnni" if multiplies_exactly() else "x86-avx2"
     figures: dict[str, Any] = {
-        "tried": tuple(entry.model_copy(update={"p50_ms": p50_ms.get(entry.recipe)}) for entry in search.tried),
+        "tried": tuple(entry.model_copy(update={"p50_ms": p50_ms.get(entry.recipe)}) for entry in search.tried.values()),
         "float32_p50_ms": times["float32"],
         "speedup": speedup,
         "timed_on": here,
@@ -343,24 +358,28 @@ def time_in_turn(models: dict[str, bytes], pixels_1HW3: np.ndarray, runs: int = 
     return {name: float(np.median(seconds)) * 1e3 for name, seconds in times.items()}
 
 
-def _without_worst(measured: _Measured, pixels: Sequence[np.ndarray], config: ExportConfig) -> list[Recipe]:
-    """Recipes that leave the most sensitive convolutions in float, a few more each time.
+def _without_worst(search: _Search) -> list[Recipe]:
+    """Recipes that leave the most sensitive layers in float, a few more each time.
 
-    A layer's sensitivity is what quantizing it alone does to the logits.
+    A layer's sensitivity is what quantizing it alone does to the logits, with the best ranges so far.
     """
-    ready = measured.ready
-    base = base_recipe(config)
+    ready, best, pixels = search.measured.ready, search.best, search.pixels[:SENSITIVITY_IMAGES]
     nodes = [node.name for node in ready.model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
     others = [node.name for node in ready.model.graph.node if node.op_type not in ("Conv", "Gemm", "MatMul")]
     expected_NK = _run(create_session(ready.model.SerializeToString()), pixels).logits_NK
-    ranges = measured.ranges(base.ranges)
-    sqnr = {}
+    ranges = search.measured.ranges(best.ranges)
+    found = {}
     for name in track(nodes, "measuring each layer's sensitivity", len(nodes)):
-        alone = replace(base, exclude=(*others, *(n for n in nodes if n != name)))
-        sqnr[name] = sqnr_db(expected_NK, _run(create_session(quantize(ready, ranges, alone)), pixels).logits_NK)
-    worst = sorted(nodes, key=lambda name: sqnr[name])
-    corrected = replace(base, correct_bias=True)
-    return [replace(corrected, exclude=tuple(worst[:count])) for count in EXCLUDED if count < len(nodes)]
+        alone = replace(best, correct_bias=False, exclude=(*others, *(n for n in nodes if n != name)))
+        found[name] = sqnr_db(expected_NK, _run(create_session(quantize(ready, ranges, alone)), pixels).logits_NK)
+    worst = sorted(nodes, key=lambda name: found[name])
+    search.alone_db = {name: found[name] for name in worst}
+    return [replace(best, exclude=tuple(worst[:count])) for count in EXCLUDED if count < len(nodes)]
+
+
+def _tuned(search: _Search) -> list[Recipe]:
+    """The most exact recipe so far with weights tuned for it; corrected biases are then learned ones."""
+    return [replace(search.best, correct_bias=False, tuned=search.request.config.qat_epochs)]
 
 
 def _run(session: Any, pixels: Sequence[np.ndarray]) -> Outputs:

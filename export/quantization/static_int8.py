@@ -65,9 +65,14 @@ class Recipe:
         return " ".join(parts)
 
     @property
+    def kinds(self) -> tuple[str, str, bool]:
+        """The types of activations and weights, and whether each channel has its own scale."""
+        return self.activations, self.weights, self.per_channel
+
+    @property
     def kernels(self) -> tuple[str, str, bool, tuple[str, ...]]:
         """What its speed depends on; everything else only changes values in the file."""
-        return self.activations, self.weights, self.per_channel, self.exclude
+        return *self.kinds, self.exclude
 
 
 @dataclass(frozen=True, slots=True)

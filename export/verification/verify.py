@@ -31,6 +31,7 @@ from edgeline.export.verification.explanations import compare_maps
 from edgeline.export.verification.findings import find_in_verification
 from edgeline.export.verification.report import Accuracy, ImageCounts, ReferenceThresholds, VerificationReport
 from edgeline.export.verification.variants import Result, describe_reference, verify_variants
+from edgeline.pipeline.config import PipelineConfig, VerifyConfig
 from edgeline.pipeline.data.samples import Sample, read_prepared
 from edgeline.pipeline.data.stress_images import FINGERPRINT_NAME, check_preprocessing, stress_images
 from edgeline.pipeline.evaluation.metrics import wilson_interval
@@ -86,7 +87,7 @@ def context_of(run: Run) -> VerificationContext:
         model=(run.step("export") / file_names.MODEL).read_bytes(),
         spec=checkpoint.preprocess,
         samples=choose_samples([*prepared.of("test"), *prepared.of("val")], run.config.verify.images),
-        config=run.config.verify,
+        config=gate_config(run.config),
         preprocessing_fingerprint=run.step("train") / FINGERPRINT_NAME,
         opset=run.config.export.opset,
         metadata=metadata_of(run, checkpoint, temperature),
@@ -94,6 +95,13 @@ def context_of(run: Run) -> VerificationContext:
         environments=run.config.environments,
         features=ContentCache(run.config.cache / FEATURES) if checkpoint.has_frozen_backbone else None,
     )
+
+
+def gate_config(config: PipelineConfig) -> VerifyConfig:
+    """The settings of the gate: int8 may lose the smaller of `export.max_drop` and `verify.int8.max_drop` on test images."""
+    int8 = config.verify.int8
+    smaller = int8.model_copy(update={"max_drop": min(int8.max_drop, config.export.max_drop)})
+    return config.verify.model_copy(update={"int8": smaller})
 
 
 def choose_samples(samples: Sequence[Sample], limit: int) -> list[Sample]:

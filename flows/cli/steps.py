@@ -110,7 +110,7 @@ def variants(folder: RunFolder, as_json: Json = False) -> None:
     """Make further variants of a run's ONNX file: int8, half precision, ONNX Runtime's format, other runtimes' formats.
 
     The setting `export.variants` lists them. For int8 on ONNX Runtime several recipes are tried; the variant is made only if
-    one of them keeps the accuracy and is faster, and the reasons are printed.
+    one of them computes nearly what the float32 file does and is faster, and the reasons are printed.
 
     edgeline variants artifacts/runs/photos-0123456789ab
     """
@@ -119,7 +119,8 @@ def variants(folder: RunFolder, as_json: Json = False) -> None:
 
     report = VariantsReport.read(result.folder / "variants.json")
     lines = [
-        f"int8 {entry.recipe}: accuracy drop {entry.accuracy.drop_points:.2f} points, SQNR {entry.similarity.sqnr_db:.1f} dB, "
+        f"int8 {entry.recipe}: SQNR {entry.similarity.sqnr_db:.1f} dB, same best class on "
+        f"{entry.similarity.top1_agreement:.2%} of {entry.similarity.images} validation images, "
         f"{entry.integer_share:.0%} of the multiply-adds in integers"
         for entry in (report.int8.tried if report.int8 else ())
     ]

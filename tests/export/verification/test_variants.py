@@ -13,13 +13,19 @@ import pytest
 from onnx import numpy_helper
 
 from edgeline.export.graph.to_onnx import CalibratedModel
+from edgeline.export.parity.compare import Outputs
+from edgeline.export.variant_registry import VARIANTS
 from edgeline.export.variants_report import VariantsReport
 from edgeline.export.verification.context import VerificationContext
 from edgeline.export.verification.report import FailedVariant
+from edgeline.export.verification.variant_checks import Candidate, check_similarity
 from edgeline.export.verification.variants import Result, verify_variants
-from edgeline.export.verification.verify import build_verification
+from edgeline.export.verification.verify import build_verification, context_of
+from edgeline.flows.steps import step_named
+from edgeline.pipeline.config import load_config
 from edgeline.pipeline.data.samples import Sample
 from edgeline.pipeline.runs.run import Run
+from edgeline.pipeline.thresholds import Int8Thresholds
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import VerificationError
 from edgeline.serve.preprocess import PreprocessSpec
@@ -194,3 +200,33 @@ def test_bytes_that_are_not_a_model_are_rejected_with_one_line(verify: Verify, i
     found = verify(spoil(int8))
     assert not found.passed
     assert any(words in found.problems[0] for words in ("not an ONNX model", "breaks the graph contract"))
+
+
+@pytest.mark.parametrize(("export_drop", "verify_drop"), [(0.3, 1.0), (5.0, 0.3)])
+def test_the_gate_applies_the_smaller_of_both_settings_of_the_largest_drop(
+    finished: Any, export_drop: float, verify_drop: float
+) -> None:
+    config = load_config(None, [f"export.max_drop={export_drop}", f"verify.int8.max_drop={verify_drop}"])
+    gate = context_of(Run(finished.run.folder, config)).config
+    assert gate.int8.max_drop == 0.3
+    assert gate.fp16 == config.verify.fp16
+
+
+def test_another_largest_drop_is_verified_again(run: Run) -> None:
+    export = run.config.export.model_copy(update={"max_drop": 0.5})
+    stricter = Run(run.folder, run.config.model_copy(update={"export": export}))
+    assert step_named("verify").key(stricter) != step_named("verify").key(run)
+
+
+def test_the_gate_rejects_int8_that_loses_accuracy_on_the_test_images(context: VerificationContext, tmp_path: Path) -> None:
+    lenient = Int8Thresholds(min_sqnr_db=-99, min_agreement=0, min_clear_agreement=0, max_kl=99, max_difference=1)
+    gate = replace(context, config=context.config.model_copy(update={"int8": lenient}))
+    position, target = next((p, t) for p, t in gate.labeled if gate.expected.probabilities_NK[p].argmax() == t)
+    logits_NK, probabilities_NK = gate.expected.logits_NK.copy(), gate.expected.probabilities_NK.copy()
+    for array_NK in (logits_NK, probabilities_NK):
+        array_NK[position] = np.roll(array_NK[position], 1)
+    candidate = Candidate(spec=VARIANTS["ort-int8"], path=tmp_path, saturates=None, context=gate)
+    vars(candidate)["by_batch"] = {1: Outputs(probabilities_NK, logits_NK)}
+    [problem] = check_similarity(candidate).problems
+    assert problem.startswith("accuracy drops by ")
+    assert "at most 1 allowed" in problem
