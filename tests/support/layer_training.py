@@ -1,6 +1,7 @@
 """Settings, networks and interruptions for the tests of trainings of layers."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from edgeline.pipeline.data.samples import Prepared
 from edgeline.pipeline.models.backbones import Network, stages
+from edgeline.pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from edgeline.pipeline.train_config import TrainConfig
 from edgeline.pipeline.training.context import TrainingContext, TrainingResult
 from edgeline.pipeline.training.fine_tuning.layers import LayerTrainer
@@ -79,3 +81,23 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, *, epoch: int, batch: int = 0) ->
 
 def plan(strategy: str, network: Network, prepared: Prepared, folder: Path, **settings: Any) -> LayerPlan:
     return PLANS[strategy](context(network, prepared, config(strategy, **settings), folder))
+
+
+def save_teacher(network: Network, labels: tuple[str, ...], folder: Path) -> Path:
+    """Write a network as the folder of a trained run."""
+    checkpoint = Checkpoint(
+        model="mobilenet_v3_small",
+        weights="none",
+        labels=labels,
+        preprocess=replace(SPEC, height=48, width=48),
+        dropout=0.2,
+        strategy="head",
+        seed=0,
+        device="CPU",
+        history=(),
+        best_epoch=0,
+        versions={},
+    )
+    (folder / "train").mkdir(parents=True)
+    save_checkpoint(folder / "train", network, checkpoint)
+    return folder

@@ -5,6 +5,7 @@ the teachers were worth it is a question of the held-out images, and the answer 
 """
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,9 +76,10 @@ def load_teacher(context: TrainingContext, name: str) -> Teacher:
     if (folder := teacher_folder(name)) is None:
         network, spec = build(name, "imagenet", classes=len(labels), dropout=context.config.dropout)
         folder = context.folder / "teacher"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True)  # for working files
         config = context.config.model_copy(update={"epochs": 0, "learning_rate": 0.0})
         fit_once(head.fit, replace(context, network=network, spec=spec, folder=folder, config=config))
+        shutil.rmtree(folder, ignore_errors=True)
         return Teacher(network=network.to(context.device).eval(), spec=spec)
     network, checkpoint = load_checkpoint(folder)
     if set(checkpoint.labels) != set(labels):

@@ -14,7 +14,6 @@ from edgeline.pipeline.config import load_config
 from edgeline.pipeline.data.samples import Prepared
 from edgeline.pipeline.data.validation import pixel_digest
 from edgeline.pipeline.models.backbones import Network
-from edgeline.pipeline.models.checkpoint import Checkpoint, save_checkpoint
 from edgeline.pipeline.models.weights import external_files
 from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.pipeline.train_config import TrainConfig
@@ -22,9 +21,8 @@ from edgeline.pipeline.training.context import HeldOutLogits, TrainingContext
 from edgeline.pipeline.training.fine_tuning.teachers import Teacher, Teachers
 from edgeline.pipeline.training.strategies import distill, lp_ft
 from edgeline.serve.errors import ConfigError
-from edgeline.serve.preprocess import PreprocessSpec
+from tests.support.layer_training import SPEC, save_teacher
 
-SPEC = PreprocessSpec(height=32, width=32)
 LABELS = ("disc", "frame", "stripes")
 
 
@@ -48,26 +46,7 @@ def folder_of_a_teacher(small_template: Network, tmp_path_factory: pytest.TempPa
     network = copy.deepcopy(small_template)
     with torch.no_grad():
         network.classifier.bias.copy_(torch.tensor([0.0, 0.0, 30.0]))
-    return save(network, ("stripes", "disc", "frame"), tmp_path_factory.mktemp("teacher") / "run")
-
-
-def save(network: Network, labels: tuple[str, ...], folder: Path) -> Path:
-    checkpoint = Checkpoint(
-        model="mobilenet_v3_small",
-        weights="none",
-        labels=labels,
-        preprocess=replace(SPEC, height=48, width=48),
-        dropout=0.2,
-        strategy="head",
-        seed=0,
-        device="CPU",
-        history=(),
-        best_epoch=0,
-        versions={},
-    )
-    (folder / "train").mkdir(parents=True)
-    save_checkpoint(folder / "train", network, checkpoint)
-    return folder
+    return save_teacher(network, ("stripes", "disc", "frame"), tmp_path_factory.mktemp("teacher") / "run")
 
 
 def test_a_student_learns_the_answers_of_its_teacher_and_not_the_labels(
@@ -193,7 +172,7 @@ def test_a_gain_is_reported_only_if_its_interval_excludes_zero(
 
 
 def test_a_teacher_for_other_classes_is_an_error_before_training(small: Network, shapes: Prepared, tmp_path: Path) -> None:
-    teacher = save(small, ("disc", "frame", "spiral"), tmp_path / "other")
+    teacher = save_teacher(small, ("disc", "frame", "spiral"), tmp_path / "other")
     with pytest.raises(ConfigError, match="classifies 3 classes, the data has 3; they differ in spiral, stripes") as caught:
         distill.fit(make_context(small, shapes, tmp_path, teacher=(str(teacher),)))
     assert caught.value.code == "teacher_mismatch"

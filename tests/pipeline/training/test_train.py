@@ -22,6 +22,7 @@ from edgeline.pipeline.training.context import TrainingContext
 from edgeline.pipeline.training.train import STRATEGIES, build_checkpoint, find_in_weights, train
 from edgeline.serve.errors import DataError, TrainingError
 from edgeline.serve.preprocess import PreprocessSpec
+from tests.support.layer_training import save_teacher
 
 CPU = torch.device("cpu")
 FILES = [
@@ -127,10 +128,15 @@ def test_running_out_of_memory_names_a_remedy_that_suits_the_strategy(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_strategy_leaves_a_network_ready_for_use(
-    strategy: str, small: Network, make_context: Callable[..., TrainingContext], tmp_path: Path
+    strategy: str,
+    small: Network,
+    make_context: Callable[..., TrainingContext],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    named = {"unfreeze": ["features.12"]} if strategy == "partial" else {}
-    result = train(make_context(small, TrainConfig(strategy=strategy, epochs=1, views=0, **named)))
+    teacher = save_teacher(small, ("disc", "frame", "stripes"), tmp_path_factory.mktemp("teacher") / "run")
+    settings = {"partial": {"unfreeze": ["features.12"]}, "distill": {"teacher": (str(teacher),)}}.get(strategy, {})
+    result = train(make_context(small, TrainConfig(strategy=strategy, epochs=1, views=0, **settings)))
     assert not any(module.training for module in small.modules())
     assert small.classifier.weight.abs().sum() > 0
     assert result.history.best_epoch >= 1
