@@ -47,6 +47,7 @@ def test_an_old_artifact_opens_and_passes_its_golden_samples(old: Path) -> None:
     assert classifier.predict([photo])[0][0].label == "cold"
 
 
+@pytest.mark.long
 def test_the_device_commands_accept_an_old_artifact(old: Path) -> None:
     checked = edgeline("check", "artifacts/store/tints", folder=old)
     assert checked.returncode == 0, checked.stderr

@@ -46,6 +46,7 @@ def test_the_discrepancy_is_zero_for_equal_domains_and_grows_with_their_distance
     assert distances[0] < distances[1] < distances[2]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("example", ["domain_adaptation"], indirect=True)
 def test_adaptation_recovers_a_shifted_domain_that_the_plain_head_does_not(
     example: ModuleType, monkeypatch: pytest.MonkeyPatch
@@ -58,6 +59,7 @@ def test_adaptation_recovers_a_shifted_domain_that_the_plain_head_does_not(
     assert found["with MK-MMD"] > found["small network"] + 0.05
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("example", ["maml"], indirect=True)
 def test_maml_learns_episodes_of_classes_that_it_has_not_seen(example: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(example, "META_STEPS", 30)

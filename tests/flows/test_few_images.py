@@ -32,6 +32,7 @@ def photos_of_three_colors(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings", [["train.strategy=auto"], ["train.strategy=head", "train.sweep=true"]], ids=["auto", "a sweep"]
 )

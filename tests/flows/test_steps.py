@@ -96,6 +96,7 @@ BESIDE = ("evaluate", "export", "variants")
 VARIANTS: dict[str, list[str]] = {"float32 alone": [], "variants": ["onnx-int8", "onnx-fp16"]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variants", cases(VARIANTS, quick=["float32 alone"]))
 def test_steps_that_ran_side_by_side_wrote_the_same_bytes_as_one_after_the_other(
     copied: PipelineConfig, variants: list[str]

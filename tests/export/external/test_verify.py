@@ -435,6 +435,7 @@ def test_a_folder_without_photos_is_rejected(files: Path, photos: Path, tmp_path
         verify_external(VerificationRequest(file=files / "model.onnx", data=tmp_path))
 
 
+@pytest.mark.long
 def test_a_checkpoint_is_rejected_without_loading_it(files: Path, photos: Path, tmp_path: Path) -> None:
     old = tmp_path / "old.pth"
     torch.save({"weight": torch.zeros(2)}, old, _use_new_zipfile_serialization=False)

@@ -175,6 +175,7 @@ def test_evidence_of_another_number_of_classes_breaks_the_contract(explained: by
         check_graph(mutate(explained, widen), spec, classes=3)
 
 
+@pytest.mark.long
 def test_a_network_with_more_than_a_linear_layer_is_rejected(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3, stride=2), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.Hardswish()]

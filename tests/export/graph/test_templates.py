@@ -69,6 +69,7 @@ def no_exporter(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(to_onnx, "_convert", fail)
 
 
+@pytest.mark.long
 def test_a_new_head_with_more_classes_gives_the_bytes_of_a_full_export(
     exported: Export, cache: ContentCache, no_exporter: Callable[[], None]
 ) -> None:
@@ -80,12 +81,14 @@ def test_a_new_head_with_more_classes_gives_the_bytes_of_a_full_export(
     assert [exported(deployed, cache) for deployed in heads] == expected
 
 
+@pytest.mark.long
 def test_another_backbone_is_exported(exported: Export, cache: ContentCache) -> None:
     exported(network(3), cache)
     other = network(3, backbone=1)
     assert exported(other, cache) == exported(other)
 
 
+@pytest.mark.long
 def test_a_damaged_graph_is_noticed_and_exported_again(exported: Export, cache: ContentCache) -> None:
     expected = exported(network(3), cache)
     [key] = keys(cache)
@@ -113,6 +116,7 @@ COINCIDENCES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("special", COINCIDENCES.values(), ids=COINCIDENCES)
 def test_where_an_export_may_write_another_graph_there_is_an_export(
     exported: Export, cache: ContentCache, special: CalibratedModel

@@ -186,6 +186,7 @@ CANNOT: dict[str, tuple[nn.Module, int, str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("backbone", "features", "reason"), cases(CANNOT, quick=["an operator without a translation"]))
 def test_a_network_that_cannot_be_exported_is_rejected(tmp_path: Path, backbone: nn.Module, features: int, reason: str) -> None:
     with pytest.raises(ExportError, match=reason):

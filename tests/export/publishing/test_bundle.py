@@ -147,6 +147,7 @@ def test_no_file_contains_traces_of_the_machine_or_of_data_paths(finished: Any, 
     assert traces(finished.artifact, *here, "site-packages", "/tmp/", "file://") == []
 
 
+@pytest.mark.long
 def test_weights_from_a_file_are_named_without_their_folder(run: Run, redo: Callable[[Path], None], tmp_path: Path) -> None:
     path = run.step("train") / "checkpoint.json"
     settings = json.loads(path.read_text())
@@ -250,6 +251,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("places", "changes"), cases({"one place": ("once", 2), "many": ("everywhere", 7)}, quick=["one place"])
 )

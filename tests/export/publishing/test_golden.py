@@ -227,6 +227,7 @@ def test_published_photos_of_a_run_have_no_place(finished: Any) -> None:
 KINDS = {"JPEG": ("JPEG", {}), "PNG": ("PNG", {"compress_level": 1})}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "options"), cases(KINDS, quick=["JPEG"]))
 def test_a_photo_of_twelve_megapixels_becomes_a_small_sample(
     write: Write, keep: Keep, kind: str, options: dict[str, int]

@@ -76,6 +76,7 @@ def test_publishing_again_returns_the_same_version(published: tuple[Run, StepRes
     assert versions(run.config.store / "photos") == [1]
 
 
+@pytest.mark.long
 def test_other_publish_settings_make_a_new_version_next_to_the_old(published: tuple[Run, StepResult], tmp_path: Path) -> None:
     run, _ = published
     artifacts = Path(shutil.copytree(run.config.artifacts, tmp_path / "artifacts"))
@@ -90,6 +91,7 @@ def test_other_publish_settings_make_a_new_version_next_to_the_old(published: tu
     assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.long
 def test_another_name_is_published_under_it(published: tuple[Run, StepResult]) -> None:
     run, _ = published
     other = Run(run.folder, run.config.model_copy(update={"name": "trees"}))
@@ -209,6 +211,7 @@ def test_results_that_were_not_verified_are_not_published(
     assert not run.config.store.exists()
 
 
+@pytest.mark.long
 def test_an_older_model_with_every_record_forged_fails_its_self_test(run: Run, redo: Redo) -> None:
     """No hash reveals the swap, so PyTorch's outputs must."""
     a_model_swapped_with_its_receipt_and_its_digest(run, redo)

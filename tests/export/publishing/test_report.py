@@ -215,6 +215,7 @@ def test_a_class_shows_what_it_was_confused_with(finished: Any, hostile: Evaluat
     assert f"{HOSTILE[1]} (2), {HOSTILE[2]} (1)" in text
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs a program called chromium")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 1100])

@@ -241,6 +241,7 @@ def test_concurrent_publishers_get_complete_versions_of_their_own(tmp_path: Path
     assert sorted(path.name for path in (tmp_path / "colors").iterdir() if not path.name.isdigit()) == [".lock"]
 
 
+@pytest.mark.long
 def test_concurrent_publishers_of_the_same_content_get_the_same_version(tmp_path: Path, template: Path) -> None:
     found = at_once([start("publish", tmp_path, template, "a") for _ in range(3)])
     assert sorted(found) == [[[1, False]], [[1, True]], [[1, True]]]

@@ -172,6 +172,7 @@ def tuned(case: Case) -> tuple[bytes, QatReport]:
     return case.tuned(epochs=4)
 
 
+@pytest.mark.long
 def test_tuning_recovers_what_rounding_loses_in_a_few_dozen_steps(
     case: Case, tuned: tuple[bytes, QatReport], pixels: np.ndarray
 ) -> None:
@@ -189,6 +190,7 @@ def test_the_same_seed_tunes_to_the_same_bytes(case: Case) -> None:
     assert case.tuned(epochs=1)[0] == case.tuned(epochs=1)[0]
 
 
+@pytest.mark.long
 def test_tuning_changes_neither_the_float_file_nor_the_network(case: Case) -> None:
     state = {name: tensor.clone() for name, tensor in case.deployed.state_dict().items()}
     before = case.ready.model.SerializeToString(deterministic=True)

@@ -294,6 +294,7 @@ def test_a_layer_that_the_file_leaves_float_and_the_runtime_quantizes_is_named(
         check_quantized(partly, finished.model)
 
 
+@pytest.mark.long
 def test_probabilities_rounded_to_half_precision_are_rejected(
     finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, thresholds: VerifyConfig
 ) -> None:

@@ -118,6 +118,7 @@ def test_the_file_without_a_fault_passes(verify: Verify, int8: bytes) -> None:
     assert found.sha256 == hashlib.sha256(int8).hexdigest()
 
 
+@pytest.mark.long
 def test_a_file_of_another_run_is_rejected(verify: Verify, int8: bytes) -> None:
     found = verify(int8, **{"edgeline.checkpoint_sha256": "0" * 64})
     assert "make the variants again" in found.problems[0]
@@ -138,6 +139,7 @@ def test_a_layer_that_loses_too_much_is_named(verify: Verify, int8: bytes) -> No
     assert found.divergence.first.module == "backbone.blocks.4.0.conv_dw"
 
 
+@pytest.mark.long
 def test_int8_that_is_reported_not_to_saturate_is_checked(verify: Verify, int8: bytes) -> None:
     found = verify(int8, saturates=False)
     assert not found.passed

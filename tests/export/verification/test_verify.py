@@ -117,6 +117,7 @@ def test_test_images_are_chosen_before_validation_and_the_same_each_time(finishe
     assert choose_samples(held_out, 3) == chosen[:3]
 
 
+@pytest.mark.long
 def test_nan_from_pytorch_is_a_problem(
     finished: Any, deployed: CalibratedModel, spec: PreprocessSpec, thresholds: VerifyConfig
 ) -> None:
@@ -196,6 +197,7 @@ def test_the_pipeline_stops_where_verification_fails(
 # An export of another model, with every hash corrected.
 
 
+@pytest.mark.long
 def test_a_file_of_another_checkpoint_is_rejected_by_its_metadata(run: Run, redo: Redo) -> None:
     path = run.step("export") / "model.onnx"
     graph = onnx.load(path)

@@ -35,6 +35,7 @@ def test_the_command_prints_one_table_and_writes_the_page(edgeline: Edgeline, co
     assert {path.name for path in folder.iterdir()} >= {"experiment.html", "experiment.json", "cells.csv", "accuracy.png"}
 
 
+@pytest.mark.long
 def test_the_command_fails_with_one_line_after_writing_what_it_has(edgeline: Edgeline, config: PipelineConfig) -> None:
     code, out, err = edgeline(
         "experiment", *arguments(config), "--set", "train.epochs=3", "--set", "prepare.min_per_class=3,50"
@@ -46,6 +47,7 @@ def test_the_command_fails_with_one_line_after_writing_what_it_has(edgeline: Edg
     assert err.splitlines()[-1].endswith("[cells_failed]")
 
 
+@pytest.mark.long
 def test_find_rate_draws_the_loss_of_a_run_and_prints_what_to_type_next(edgeline: Edgeline, config: PipelineConfig) -> None:
     [run] = (Path(config.artifacts) / "runs").iterdir()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}

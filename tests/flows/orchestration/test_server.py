@@ -79,6 +79,7 @@ UNREADABLE: dict[str, tuple[dict[str, str], str]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("environment", "file"), cases(UNREADABLE, quick=["a broken file"]))
 def test_settings_that_prefect_cannot_read_are_an_error(tmp_path: Path, environment: dict[str, str], file: str) -> None:
     (tmp_path / "prefect.toml").write_text(file)
@@ -130,6 +131,7 @@ def test_a_failing_step_prints_nothing_but_its_error(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_configured_server_is_used_silently(
     prefect_api: str, finished: PipelineConfig, capfd: pytest.CaptureFixture[str]

@@ -485,6 +485,7 @@ def start(data: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.long
 def test_several_processes_can_prepare_the_same_data(data: Path) -> None:
     several = [start(data) for _ in range(2)]
     outcomes = [(process.communicate()[1], process.returncode) for process in several]

@@ -164,6 +164,7 @@ def test_probabilities_are_scaled_by_the_temperature_fitted_on_validation(evalua
         assert saved["targets"].tolist() == [sample.index for sample in shapes.of("test")]
 
 
+@pytest.mark.long
 def test_evaluating_again_writes_the_same_bytes_and_the_plot_of_a_sweep(evaluated_run: Run, tmp_path: Path) -> None:
     swept, again = tmp_path / "swept", tmp_path / "again"
     (swept / "train").mkdir(parents=True)

@@ -49,6 +49,7 @@ def folder_of_a_teacher(small_template: Network, tmp_path_factory: pytest.TempPa
     return save_teacher(network, ("stripes", "disc", "frame"), tmp_path_factory.mktemp("teacher") / "run")
 
 
+@pytest.mark.long
 def test_a_student_learns_the_answers_of_its_teacher_and_not_the_labels(
     teacher: Path, small: Network, shapes: Prepared, tmp_path: Path
 ) -> None:
@@ -57,6 +58,7 @@ def test_a_student_learns_the_answers_of_its_teacher_and_not_the_labels(
     assert set(result.calibration.logits_NK.argmax(1)) == {LABELS.index("frame")}
 
 
+@pytest.mark.long
 def test_with_a_share_of_zero_the_student_learns_the_labels_as_without_a_teacher(
     teacher: Path, small: Network, shapes: Prepared, tmp_path: Path
 ) -> None:
@@ -120,6 +122,7 @@ def test_the_loss_is_that_of_hinton_et_al(small: Network, tmp_path: Path) -> Non
     torch.testing.assert_close(given.blend(torch.tensor(0.7), logits, taught, images=4), expected)
 
 
+@pytest.mark.long
 def test_photos_without_labels_are_learned_from_except_copies_of_held_out_images(
     teacher: Path, small: Network, shapes: Prepared, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def test_the_cosine_layer_gives_every_image_the_class_of_the_true_cosine() -> No
     assert len(set(logits_NK.argmax(1).tolist())) == 3
 
 
+@pytest.mark.long
 def test_the_metric_with_the_lower_held_out_loss_is_used(
     lite0: Network, shapes: Prepared, spec: PreprocessSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

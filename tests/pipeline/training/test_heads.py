@@ -43,6 +43,7 @@ def targets(prepared: Prepared, split: Any) -> np.ndarray:
     return np.array([sample.index for sample in prepared.of(split)])
 
 
+@pytest.mark.long
 def test_a_head_on_imagenet_features_classifies_the_shapes(
     fitted: Fitted, lite0: Network, shapes: Prepared, spec: PreprocessSpec, tmp_path: Path
 ) -> None:
@@ -53,6 +54,7 @@ def test_a_head_on_imagenet_features_classifies_the_shapes(
     assert not list(tmp_path.glob("*.npy"))
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(fitted: Fitted, small: Network, tmp_path: Path) -> None:
     config = TrainConfig(views=1, epochs=5)
     networks = [small, *(copy.deepcopy(small) for _ in range(2))]
@@ -194,6 +196,7 @@ def test_a_held_out_image_does_not_influence_its_own_logits_but_those_of_others_
     assert not torch.equal(before.weight_KD, after.weight_KD)
 
 
+@pytest.mark.long
 def test_on_shuffled_labels_the_held_out_accuracy_is_that_of_chance_although_views_of_an_image_are_alike() -> None:
     rng, images, classes = np.random.default_rng(0), 600, 3
     features_MD = rng.normal(size=(images, 200)).astype(np.float32)
@@ -247,6 +250,7 @@ def rare_recall(prepared: Prepared, config: TrainConfig, data: HeadData) -> floa
     return float((predicted_N[data.targets_M == 1] == 1).mean())
 
 
+@pytest.mark.long
 def test_class_weights_find_more_of_a_rare_class(shapes: Prepared) -> None:
     rng = np.random.default_rng(0)
     features_MD = np.concatenate([rng.normal(0, 1, (180, 2)), rng.normal(1, 1, (20, 2))]).astype(np.float32)

@@ -179,6 +179,7 @@ def test_the_same_run_gives_the_same_checkpoint_bit_for_bit(
         assert (again.step("train") / name).read_bytes() == (trained_run.step("train") / name).read_bytes()
 
 
+@pytest.mark.long
 def test_another_seed_gives_another_checkpoint(trained_run: Run, make_run: Callable[..., Run], tmp_path: Path) -> None:
     other = make_run(tmp_path, seed=1)
     shutil.copytree(trained_run.config.cache, other.config.cache)
@@ -198,6 +199,7 @@ def test_a_network_trained_on_a_gpu_ends_on_the_cpu(
     assert np.isfinite(compute_logits(lite0, shapes.of("val"), spec, CPU)).all()
 
 
+@pytest.mark.long
 def test_random_weights_depend_on_the_seed_alone(make_run: Callable[..., Run], tmp_path: Path) -> None:
     weights = []
     for number, seed in enumerate((0, 0, 1)):

@@ -47,6 +47,7 @@ def test_the_given_image_file_is_sent(site: Any, artifact_template: Path, tmp_pa
     assert "422" in found["infer_id"]
 
 
+@pytest.mark.long
 def test_a_minimal_correct_server_conforms(tiny: Any) -> None:
     with tiny() as url:
         target = reach(url)

@@ -87,6 +87,7 @@ def test_the_distance_grows_with_the_shift(seed: int) -> None:
     assert found[3]["brightness"]["psi"] > 1 > found[3]["brightness"]["psi_by_chance"]
 
 
+@pytest.mark.long
 def test_chance_rarely_exceeds_psi_by_chance_even_with_few_images() -> None:
     """Of equal distributions, one pair in a hundred may exceed it; with 60 pairs, five in a hundred are too many."""
     reference = provenance(list(range(60)))

@@ -67,6 +67,7 @@ def test_sighup_loads_a_new_version_and_sigusr1_rolls_back(followed: Any) -> Non
         assert process.wait(DEADLINE_S) == 0
 
 
+@pytest.mark.long
 def test_after_sigkill_it_restarts_on_the_same_port(followed: Any, tmp_path: Path) -> None:
     store, _ = followed
     photo = (store / "1" / "golden" / "0.jpg").read_bytes()
@@ -84,6 +85,7 @@ def test_after_sigkill_it_restarts_on_the_same_port(followed: Any, tmp_path: Pat
         assert read_all(idle) == b""
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not processor_identity(), reason="graphs are cached only if the processor is known")
 def test_a_start_caches_the_optimized_graph_and_a_reload_does_not(followed: Any, tmp_path: Path) -> None:
     store, publish = followed

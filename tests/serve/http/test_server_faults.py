@@ -92,6 +92,7 @@ def test_fifty_concurrent_bombs_take_memory_for_one_image_a_worker(artifact_temp
         assert resident(process.pid, "VmHWM") - before < 150 * 10**6
 
 
+@pytest.mark.long
 @needs_proc
 def test_thousands_of_idle_connections_do_not_keep_new_clients_out(artifact_template: Path) -> None:
     count = 3000

@@ -119,6 +119,7 @@ def epochs_trained(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return epochs
 
 
+@pytest.mark.long
 def test_resuming_on_another_number_of_threads_is_reported(fitted: Fitted, small_template: Network) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
         interrupt(monkeypatch, epoch=2)
@@ -222,6 +223,7 @@ def two_states(small_template: Network, shapes: Prepared, tmp_path_factory: pyte
     return {path.name: path.read_bytes() for path in (folder / "selection").iterdir()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("damage", "names", "trained"), cases(DAMAGES, quick=["the newest is cut"]))
 def test_a_damaged_state_costs_an_epoch_and_does_not_change_the_result(
     damage: Callable[[Path], None],

@@ -29,6 +29,7 @@ def stage_names(strategy: str) -> dict[str, Any]:
     return {"unfreeze": ["blocks.5", "blocks.6"]} if strategy == "partial" else {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", cases({name: name for name in STRATEGIES}, quick=["lp-ft"]))
 def test_every_strategy_learns_the_shapes(strategy: str, fitted: Fitted, lite0: Network, tmp_path: Path) -> None:
     result = fitted(
@@ -43,6 +44,7 @@ def test_every_strategy_learns_the_shapes(strategy: str, fitted: Fitted, lite0: 
     assert (result.out_of_fold is None) == (strategy == "scratch")
 
 
+@pytest.mark.long
 def test_it_ends_with_the_weights_that_were_best_on_validation(
     fitted: Fitted, small: Network, shapes: Prepared, tmp_path: Path
 ) -> None:
@@ -58,6 +60,7 @@ def test_a_last_batch_of_one_image_is_left_out_where_batch_norms_learn(fitted: F
     assert len(fitted(small, config("scratch", batch_size=35, epochs=1)).history.epochs) == 1
 
 
+@pytest.mark.long
 def test_with_refit_the_weights_that_ship_learn_from_validation_too_for_the_selected_number_of_epochs(
     fitted: Fitted, small_template: Network, shapes: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +96,7 @@ def test_a_batch_in_parts_has_the_gradient_and_the_loss_of_the_whole(small: Netw
         torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.long
 def test_a_batch_that_does_not_fit_is_split_and_this_is_reported(fitted: Fitted, small: Network) -> None:
     def run_out(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if len(inputs[0]) > 4 and module.training:  # a stand-in: to fill this machine's memory would hit its other users

@@ -62,6 +62,7 @@ def test_with_plateau_the_rate_falls_whenever_the_validation_loss_has_stopped_fa
     assert factors == pytest.approx([1, 1, 1, 1, lower, lower, lower, lower**2, lower**2, lower**3])
 
 
+@pytest.mark.long
 def test_every_step_advances_the_schedule(fitted: Fitted, small: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     positions: list[float] = []
     original = layers.learning_rate_factor
@@ -81,6 +82,7 @@ def test_by_default_an_epoch_has_several_passes_over_few_images(small: Network, 
     assert (trainer.epochs, trainer.passes, trainer.total_steps) == (8, 7, 8 * 7 * 3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [{"optimizer": "sgd", "momentum": 0.9, "learning_rate": 3e-4}, {"optimizer": "adam"}, {"schedule": "plateau"}],
@@ -93,6 +95,7 @@ def test_other_optimizers_and_schedules_learn_too(settings: dict[str, Any], fitt
 # Freezing
 
 
+@pytest.mark.long
 def test_gradual_unfreezes_from_the_head_to_the_input_within_two_thirds_of_the_steps(
     small: Network, shapes: Prepared, tmp_path: Path
 ) -> None:

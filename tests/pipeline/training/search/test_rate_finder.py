@@ -77,6 +77,7 @@ def test_a_loss_that_is_no_number_ends_the_curve_and_one_from_the_start_is_an_er
         describe_losses("full", RATES.tolist(), [1.0, 1.0, 1.0, float("nan")])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strategy", ["lp-ft", "scratch"])
 def test_the_network_is_as_before_and_the_loss_of_each_step_is_drawn(
     strategy: str, small: Network, shapes: Prepared, spec: PreprocessSpec, tmp_path: Path

@@ -56,6 +56,7 @@ def test_a_sweep_replaces_settings_that_are_clearly_worse_and_trains_as_without_
     assert (alone.calibration.logits_NK == result.calibration.logits_NK).all()
 
 
+@pytest.mark.long
 def test_a_sweep_keeps_the_configured_settings_unless_others_are_better_by_more_than_noise(
     lite0: Network, shapes: Prepared, spec: PreprocessSpec, tmp_path: Path
 ) -> None:

@@ -519,6 +519,7 @@ def test_a_large_confusion_matrix_is_a_picture_and_classes_can_be_searched(
         assert page.locator("table.classes").last.locator("tbody bdi").first.inner_text() == "class 7"
 
 
+@pytest.mark.long
 def test_hostile_labels_are_shown_as_text_on_narrow_and_wide_screens(
     serving: Any, visit: Any, relabeled: Any, evaluated: Any, artifact_template: Path
 ) -> None:
