@@ -17,7 +17,7 @@ from typing import Literal
 Pays = Literal["yes", "likely", "at the edge", "no", "not measured"]
 PLAIN = "only convolutions, linear layers and ReLU, whose ranges are narrow"
 SQUEEZE = "squeeze-and-excitation and hard-swish: wide ranges need a percentile, and much of the time is not in convolutions"
-SILU = "squeeze-and-excitation and SiLU: of EfficientNet-B0 no recipe passes the gate, and int8 takes 0.87 of float32's time"
+SILU = "squeeze-and-excitation and SiLU: of EfficientNet-B0 no recipe passes the gate, and int8 would save little time"
 RESIDUAL = "about three times as fast, but adding the shortcuts widens the ranges; measured with random weights only"
 
 
