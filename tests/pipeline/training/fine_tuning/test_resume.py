@@ -17,7 +17,7 @@ from edgeline.pipeline.runs.receipts import run_step
 from edgeline.pipeline.runs.run import Run
 from edgeline.pipeline.training.fine_tuning.resume import PREVIOUS
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 @pytest.mark.long
