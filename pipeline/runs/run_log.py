@@ -143,8 +143,10 @@ class RunLog:
                 database.execute("CREATE TABLE IF NOT EXISTS runs (run TEXT PRIMARY KEY, entry TEXT) WITHOUT ROWID")
                 yield database
         except (sqlite3.Error, OSError) as error:
+            full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+            remedy = "free some space" if full else "delete it"
             raise EdgelineError(
-                f"the run log {self.path} cannot be used ({error}); delete it, and it is filled again from the run folders",
+                f"the run log {self.path} cannot be used ({error}); {remedy}, and it is filled again from the run folders",
                 code="run_log_unusable",
             ) from error
 
@@ -164,7 +166,8 @@ def _record(run: Run, error: str, experiment: str) -> None:
     try:
         RunLog(Path(run.config.artifacts)).record(run, error=error, experiment=experiment)
     except EdgelineError as problem:
-        LOG.warning("%s", problem)
+        # The error of a failed run comes next, often with the same cause, such as a full disk.
+        LOG.log(logging.DEBUG if error else logging.WARNING, "%s", problem)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

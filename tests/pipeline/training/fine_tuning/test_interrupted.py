@@ -139,7 +139,7 @@ def test_resuming_on_another_number_of_threads_is_reported(fitted: Fitted, small
 KILLED = """
 import os, signal, sys, torch
 from pathlib import Path
-from edgeline.pipeline.training import resume
+from edgeline.pipeline.training.fine_tuning import resume
 from edgeline.pipeline.training.strategies import gradual
 from edgeline.pipeline.training.context import TrainingContext
 from edgeline.pipeline.models.backbones import build
