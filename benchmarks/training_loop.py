@@ -68,7 +68,7 @@ def bare_steps(context: TrainingContext, batch_size: int, count: int) -> None:
     """Train on one batch that is on the device already."""
     network, config = context.network, context.config
     plan = full.plan(context)
-    unfreeze(network, plan, len(plan.peaks))
+    unfreeze(network, plan, len(plan.peaks))  # all stages
     optimizer = build_optimizer(parameter_groups(network, plan), config)
     shape = (batch_size, context.spec.height, context.spec.width, 3)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=context.device)

@@ -70,7 +70,7 @@ def unfreeze(network: Network, plan: LayerPlan, count: int) -> None:
     """
     named = stages(network.backbone)
     planned = [stage.name for stage in named if stage.name in plan.peaks]
-    trained = planned[len(planned) - count :]
+    trained = planned[max(0, len(planned) - count) :]
     network.train()
     for stage in named:
         stage.set_trainable(stage.name in trained)

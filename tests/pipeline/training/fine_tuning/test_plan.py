@@ -161,3 +161,9 @@ def test_gradual_trains_the_upper_half_in_the_first_third_of_the_steps_and_nothi
     assert moved == names[-len(moved) :]
     assert 0 < len(moved) <= len(names) // 2
     assert not any("running" in name for name in changed(before, small.backbone))
+
+
+def test_more_stages_than_there_are_are_all_of_them(small: Network, shapes: Prepared, tmp_path: Path) -> None:
+    all_stages = len(stages(small.backbone))
+    unfreeze(small, plan("full", small, shapes, tmp_path), all_stages + 1)
+    assert all(parameter.requires_grad for parameter in small.parameters())
