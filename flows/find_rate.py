@@ -13,12 +13,10 @@ from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.data.samples import read_prepared
 from edgeline.pipeline.evaluation.plots import write_rates_png
-from edgeline.pipeline.models.backbones import build
-from edgeline.pipeline.models.devices import choose_device
 from edgeline.pipeline.runs.run import Run
-from edgeline.pipeline.training.context import TrainingContext
 from edgeline.pipeline.training.search.rate_curve import RateCurve
 from edgeline.pipeline.training.search.rate_finder import find_rate, strategy_to_test
+from edgeline.pipeline.training.train import build_context
 
 FILE_NAME, PLOT_NAME = "learning_rate.json", "learning_rate.png"
 
@@ -49,28 +47,10 @@ def find_learning_rate(config: PipelineConfig, steps: int, out: Path | None = No
     strategy = strategy_to_test(config.train.strategy)  # before anything is computed
     run, _ = prepare(config)
     prepared = read_prepared(run.step("prepare"))
-    device = choose_device(config.train.device)
-    weights = "none" if strategy == "scratch" else config.weights
-    with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as folder:
+    tested = config.model_copy(update={"train": config.train.model_copy(update={"strategy": strategy})})
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+        context = build_context(tested, prepared, Path(folder))
         torch.manual_seed(config.seed)
-        network, spec = build(
-            config.model,
-            weights,
-            classes=len(prepared.labels),
-            dropout=config.train.dropout,
-            preprocess=config.preprocess,
-        )
-        context = TrainingContext(
-            network=network,
-            spec=spec,
-            prepared=prepared,
-            config=config.train.model_copy(update={"strategy": strategy}),
-            seed=config.seed,
-            folder=Path(folder),
-            cache=config.cache,
-            device=device,
-            pretrained=weights != "none",
-        )
         curve = find_rate(context, steps)
     target = out or run.folder / "learning_rate"
     target.mkdir(parents=True, exist_ok=True)

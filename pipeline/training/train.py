@@ -14,7 +14,8 @@ from typing import get_args
 
 import torch
 
-from edgeline.pipeline.data.samples import read_prepared
+from edgeline.pipeline.config import PipelineConfig
+from edgeline.pipeline.data.samples import Prepared, read_prepared
 from edgeline.pipeline.data.stress_images import FINGERPRINT_NAME, write_preprocessing_fingerprint
 from edgeline.pipeline.models.backbones import build
 from edgeline.pipeline.models.checkpoint import CALIBRATION, OUT_OF_FOLD, Checkpoint, save_checkpoint
@@ -76,33 +77,14 @@ def build_checkpoint(run: Run, folder: Path) -> None:
     if distributed.world_size() == 1 and (processes := distributed.process_count(config.train, device)) > 1:
         distributed.launch(processes, __name__, [str(run.folder.resolve()), str(folder.resolve())], folder)
         return
-    weights = "none" if config.train.strategy == "scratch" else config.weights
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # of the weights that are not loaded: all with `weights = "none"`, else the head's
-        network, spec = build(
-            config.model,
-            weights,
-            classes=len(prepared.labels),
-            dropout=config.train.dropout,
-            preprocess=config.preprocess,
-        )
-    context = TrainingContext(
-        network=network,
-        spec=spec,
-        prepared=prepared,
-        config=config.train,
-        seed=config.seed,
-        folder=folder,
-        cache=config.cache,
-        device=device,
-        pretrained=weights != "none",
-    )
+    context = build_context(config, prepared, folder)
     result = train(context)
     if distributed.rank() > 0:
         return
+    network, spec = context.network, context.spec
     checkpoint = Checkpoint(
         model=config.model,
-        weights=weights,
+        weights=config.weights if context.pretrained else "none",
         labels=prepared.labels,
         preprocess=spec,
         dropout=config.train.dropout,
@@ -119,6 +101,43 @@ def build_checkpoint(run: Run, folder: Path) -> None:
         result.out_of_fold.save(folder / OUT_OF_FOLD)
     write_preprocessing_fingerprint(folder / FINGERPRINT_NAME, spec)
     write_findings(folder, [*find_in_weights(network.loaded), *result.findings])
+
+
+def build_context(config: PipelineConfig, prepared: Prepared, folder: Path) -> TrainingContext:
+    """Build the network of a configuration and everything else that a strategy needs.
+
+    Args:
+        config: model, weights, preprocessing, seed and the settings of the training.
+        prepared: the samples.
+        folder: for working files.
+
+    Raises:
+        ConfigError: the configured model or device is not available.
+        WeightsError: the pretrained weights are absent or do not fit.
+        DataError: the data cannot be trained on.
+    """
+    weights = "none" if config.train.strategy == "scratch" else config.weights
+    device = choose_device(config.train.device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # of the weights that are not loaded: all with `weights = "none"`, else the head's
+        network, spec = build(
+            config.model,
+            weights,
+            classes=len(prepared.labels),
+            dropout=config.train.dropout,
+            preprocess=config.preprocess,
+        )
+    return TrainingContext(
+        network=network,
+        spec=spec,
+        prepared=prepared,
+        config=config.train,
+        seed=config.seed,
+        folder=folder,
+        cache=config.cache,
+        device=device,
+        pretrained=weights != "none",
+    )
 
 
 def find_in_weights(loaded: LoadedWeights | None) -> list[Finding]:
