@@ -48,6 +48,12 @@ class PrepareConfig(Section):
         description="Share of each class, after the test split, that becomes the validation split, unless the data defines "
         "one.",
     )
+    keep_splits: int | None = Field(
+        None,
+        ge=1,
+        description="A published version of this name: images that it knows keep their splits, so none that was a test image "
+        "is ever trained on. `edgeline retrain` sets it.",
+    )
     min_per_class: int = Field(
         3,
         ge=1,
@@ -242,6 +248,24 @@ class PublishConfig(Section):
     )
 
 
+class PromoteConfig(Section):
+    """When a new version replaces the one in use (`edgeline retrain`)."""
+
+    margin: float = Field(
+        0.02,
+        gt=0,
+        le=0.5,
+        description="A new version is promoted only if it loses at most this share of accuracy, and of the mean recall of the "
+        "classes. A smaller margin needs more test images.",
+    )
+    confidence: float = Field(
+        0.95,
+        gt=0.5,
+        lt=1,
+        description="With which probability a version that is worse by the margin is not promoted.",
+    )
+
+
 class PipelineConfig(Section):
     """The configuration of one run."""
 
@@ -273,6 +297,9 @@ class PipelineConfig(Section):
     export: ExportConfig = Field(default_factory=ExportConfig, description="Write the ONNX file, and variants of it.")
     verify: VerifyConfig = Field(default_factory=VerifyConfig, description="The release gate.")
     publish: PublishConfig = Field(default_factory=PublishConfig, description="Package and publish.")
+    promote: PromoteConfig = Field(
+        default_factory=PromoteConfig, description="Compare a new version with the one in use, and replace it."
+    )
 
     @property
     def artifact_name(self) -> str:
@@ -302,6 +329,14 @@ class PipelineConfig(Section):
     def environments(self) -> Path:
         """Folder of the separate environments of converters and runtimes."""
         return self.cache / "environments"
+
+
+def stated_config(config: PipelineConfig) -> dict[str, Any]:
+    """The settings that a published version states, as JSON types.
+
+    Left out are those that name folders of this machine, and those that do not concern the version itself.
+    """
+    return config.model_dump(mode="json", exclude={"data", "artifacts", "weights", "promote"})
 
 
 def load_config(file: Path | None = None, overrides: list[str] | None = None, **options: Any) -> PipelineConfig:

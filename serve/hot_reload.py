@@ -1,6 +1,6 @@
-"""Hot reload of the newest version in a store: load a version that is published later, and switch to it.
+"""Hot reload of a channel's version in a store: load the one that the channel moves to, and switch to it.
 
-    watcher = VersionWatcher(Path("artifacts/store/birds"), Classifier.open, report)
+    watcher = VersionWatcher(Followed(Path("artifacts/store/birds")), Classifier.open, report)
     watcher.start()
     watcher.classifier          # read it again for each image
 
@@ -13,8 +13,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from edgeline.serve.artifact.channels import Followed, read_channels
 from edgeline.serve.artifact.manifest import FILE_NAME
-from edgeline.serve.artifact.newer_version import Candidate, find_newer, find_newest
+from edgeline.serve.artifact.newer_version import Candidate, find_current, find_next
 from edgeline.serve.artifact.reader import versions
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import ArtifactError, ConfigError, EdgelineError
@@ -27,30 +28,33 @@ CLOSE_S = 10.0
 
 
 class VersionWatcher:
-    """Keeps the newest valid version of an artifact loaded."""
+    """Keeps the version of a channel loaded, or the last one before it that works."""
 
-    def __init__(self, folder: Path, open_classifier: Callable[[Path], Classifier], report: Callable[[str], None]) -> None:
-        """Open the newest version that passes its golden samples.
+    def __init__(
+        self, followed: Followed, open_classifier: Callable[[Path], Classifier], report: Callable[[str], None]
+    ) -> None:
+        """Open the channel's version, or the last one before it that passes its golden samples.
 
         Args:
-            folder: a name's folder in a store.
+            followed: a name's folder in a store, and a channel.
             open_classifier: opens one version.
             report: called with one line for each change and each failure.
 
         Raises:
-            ArtifactError: there is none; the message is that of the newest version.
+            ArtifactError: there is none; the message is that of the channel's version.
             ConfigError: the folder is an artifact, not a name's folder.
         """
+        folder = followed.path
         if (folder / FILE_NAME).is_file():
             raise ConfigError(f"--follow needs a name's folder in a store, {folder} is a single version; use its parent folder")
-        self._folder = folder
+        self._folder, self._channel = followed
         self._open = open_classifier
         self._report = report
         self._tried: Candidate | None = None
         """The last version that was opened or rejected."""
         self._reported: tuple[int, str] | None = None
         """Version and error code of the last reported failure."""
-        self.classifier, self._version = self._open_newest()
+        self.classifier, self._version = self._open_first()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="edgeline-follow", daemon=True)
 
@@ -64,32 +68,32 @@ class VersionWatcher:
         self._thread.join(CLOSE_S)
 
     def poll(self) -> None:
-        """Switch to a newer version if there is a valid one."""
+        """Switch to another version if the channel has moved to one that works."""
         try:
-            candidate = find_newer(self._folder, than=self._version)
+            candidate = find_next(self._folder, served=self._version, channel=self._channel)
             if candidate is None or candidate == self._tried:
                 return
             self._tried = candidate
             classifier = self._open(candidate.folder)
-            newest = int(candidate.folder.name)
-            _check_identity(classifier, self.classifier.manifest.name, newest)
-            self.classifier, self._version = classifier, newest
-            self._report(f"switched to {classifier.manifest.name} {newest}")
+            version = int(candidate.folder.name)
+            _check_identity(classifier, self.classifier.manifest.name, version)
+            self.classifier, self._version = classifier, version
+            self._report(f"switched to {classifier.manifest.name} {version}")
         except (EdgelineError, OSError) as error:
             self._report_failure(error)
 
-    def _open_newest(self) -> tuple[Classifier, int]:
-        candidate = find_newest(self._folder)
-        newest = int(candidate.folder.name)
+    def _open_first(self) -> tuple[Classifier, int]:
+        candidate = find_current(self._folder, self._channel)
+        current = int(candidate.folder.name)
         try:
-            return self._open(candidate.folder), newest
+            return self._open(candidate.folder), current
         except EdgelineError as error:
-            for version in reversed([number for number in versions(self._folder) if number < newest]):
+            for version in read_channels(self._folder).usable(self._channel, versions(self._folder))[1:]:
                 with suppress(EdgelineError):
-                    older = self._open(self._folder / str(version))
-                    self._tried, self._reported = candidate, (newest, error.code)
-                    self._report(f"using {older.manifest.name} {version}, version {newest} cannot be used: {_reason(error)}")
-                    return older, version
+                    earlier = self._open(self._folder / str(version))
+                    self._tried, self._reported = candidate, (current, error.code)
+                    self._report(f"using {earlier.manifest.name} {version}, version {current} cannot be used: {_reason(error)}")
+                    return earlier, version
             raise
 
     def _report_failure(self, error: EdgelineError | OSError) -> None:
@@ -97,7 +101,7 @@ class VersionWatcher:
         if failure != self._reported:
             self._reported = failure
             current = f"{self.classifier.manifest.name} {self._version}"
-            self._report(f"still using {current}, the newer version cannot be used: {_reason(error)}")
+            self._report(f"still using {current}, the channel's version cannot be used: {_reason(error)}")
 
     def _run(self) -> None:
         while not self._closing.wait(INTERVAL_S):

@@ -1,6 +1,7 @@
 """Lay out the files of an artifact and write its manifest.
 
-manifest.json  labels.txt  model.onnx  golden/  evaluation.json  verification.json  statistics.json  report.html  card.md
+manifest.json  labels.txt  model.onnx  golden/  evaluation.json  verification.json  statistics.json  images.npz
+report.html  card.md
 """
 
 import shutil
@@ -21,6 +22,9 @@ from edgeline.export.records import MeasuredOn
 from edgeline.export.variant_registry import REFERENCE, VARIANTS
 from edgeline.export.verification.report import PassedVariant, UnrunVariant, VerificationReport
 from edgeline.export.verification.verify import choose_samples
+from edgeline.pipeline.config import stated_config
+from edgeline.pipeline.data.image_record import FILE_NAME as RECORD
+from edgeline.pipeline.data.image_record import newest_record, write_record
 from edgeline.pipeline.data.samples import read_prepared
 from edgeline.pipeline.evaluation.report import FILE_NAME as EVALUATION_NAME
 from edgeline.pipeline.evaluation.report import Evaluation, read_evaluation
@@ -49,6 +53,7 @@ ROLES = {
     file_names.VERIFICATION: "verification",
     STATISTICS_NAME: "statistics",
     FEATURES_NAME: "statistics",
+    RECORD: "data",
     "report.html": "report",
     "card.md": "card",
 }
@@ -95,6 +100,7 @@ def write_bundle(run: Run, folder: Path, verification: VerificationReport, *, ve
         environments=run.config.environments,
     )
     write_baseline(folder, run, checkpoint)
+    write_record(folder / RECORD, prepared.samples, newest_record(run.config.store / run.config.artifact_name))
     provenance = {
         "content_sha256": content,
         "edgeline": package_version("edgeline"),
@@ -108,7 +114,7 @@ def write_bundle(run: Run, folder: Path, verification: VerificationReport, *, ve
         "preprocess_sha256": checkpoint.preprocess.digest(),
         "data_sha256": prepared.fingerprint,
         "images": {split: len(prepared.of(split)) for split in SPLITS},
-        "config": run.config.model_dump(mode="json", exclude={"data", "artifacts", "weights"}),
+        "config": stated_config(run.config),
         "measured_on": {name: how.to_dict() for name, how in _measured_on(run, evaluation, verification).items()},
     }
     assert verification.reference is not None, "a report that passed has the reference's figures"

@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
+from edgeline.export.promotion.challenge import predict
 from edgeline.export.records import Record
-from edgeline.pipeline.data.samples import Prepared, Sample, map_ahead, read_pixels
+from edgeline.pipeline.data.samples import Prepared, Sample
 from edgeline.pipeline.evaluation.metrics import paired_drop, wilson_interval
 from edgeline.serve.classifier import Classifier
 
@@ -80,7 +79,7 @@ def compare_versions(before: Path, after: Path, samples: Sequence[Sample], taugh
         taught: classes that are listed one by one; the others are pooled.
     """
     models = [Classifier.open(folder) for folder in (before, after)]
-    old, new = (_predict(model, samples) for model in models)
+    old, new = (predict(model, samples) for model in models)
     known = set(models[0].manifest.labels)
     truth = [sample.label for sample in samples]
     others = [i for i, label in enumerate(truth) if label not in taught]
@@ -90,18 +89,6 @@ def compare_versions(before: Path, after: Path, samples: Sequence[Sample], taugh
         other_classes=_compare(others, truth, old, new),
         taught=tuple(_of_class(label, truth, old if label in known else None, new) for label in taught),
     )
-
-
-def _predict(model: Classifier, samples: Sequence[Sample]) -> list[str]:
-    """The most likely class of each image, one image at a time as on a device."""
-    found = []
-    for pixels_HW3 in map_ahead(lambda sample: _pixels(model, sample), samples, ahead=32):
-        found.append(model.manifest.labels[int(model.probabilities(pixels_HW3[None])[0].argmax())])
-    return found
-
-
-def _pixels(model: Classifier, sample: Sample) -> np.ndarray:
-    return read_pixels(sample, model.manifest.preprocess)
 
 
 def _compare(rows: Sequence[int], truth: Sequence[str], old: Sequence[str], new: Sequence[str]) -> Compared | None:

@@ -37,15 +37,12 @@ def publish_folder(folder: Path, content: str, write: Callable[[Path, int], obje
         ArtifactError: the staged artifact fails its self-test on this machine.
         StoreError: the store cannot be written.
     """
-    try:
+    with store_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with _publisher_lock(folder):
+        with store_lock(folder):
             _remove_leftovers(folder)
             found = find_content(folder, content)
             target = _add_version(folder, write) if found is None else found
-    except OSError as error:
-        reason = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
-        raise StoreError(f"{folder} cannot be written: {reason}; nothing was published") from error
     _confirm(target)
     return target, found is not None
 
@@ -107,8 +104,18 @@ def _confirm(target: Path) -> None:
 
 
 @contextmanager
-def _publisher_lock(folder: Path) -> Iterator[None]:
-    """Publishers of one name wait for each other; the lock ends with its process."""
+def store_errors(folder: Path) -> Iterator[None]:
+    """Turn errors of the system into a StoreError: nothing was changed."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+        raise StoreError(f"{folder} cannot be written: {reason}; nothing was published") from error
+
+
+@contextmanager
+def store_lock(folder: Path) -> Iterator[None]:
+    """Who changes a name in the store waits for others who do; the lock ends with its process."""
     with (folder / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

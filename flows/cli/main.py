@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from edgeline.flows.cli import compare, deploy, experiment, models, run, steps, teach, verify
+from edgeline.flows.cli import compare, deploy, experiment, models, retrain, run, steps, store, teach, verify
 from edgeline.flows.extras import missing_extra
 from edgeline.serve.cli import register as device
 from edgeline.serve.conformance import command as conformance
@@ -48,10 +48,14 @@ def edgeline(
 
 app.command()(run.run)
 app.command()(teach.teach)
+app.command()(retrain.retrain)
 for command in (steps.prepare, steps.train, steps.evaluate, steps.export, steps.variants):
     app.command()(command)
 app.command(cls=verify.VerifyCommand)(verify.verify)
 app.command()(steps.publish)
+app.command("list")(store.list_store)
+for command in (store.show, store.promote, store.rollback, store.yank):
+    app.command()(command)
 app.command()(models.backbones)
 app.command()(models.inspect)
 app.command()(experiment.experiment)

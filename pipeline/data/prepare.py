@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from edgeline.pipeline.config import PipelineConfig, PrepareConfig
 from edgeline.pipeline.data.deduplication import Deduplicated, deduplicate
+from edgeline.pipeline.data.image_record import FILE_NAME, read_record
 from edgeline.pipeline.data.near_groups import extend_history, find_near_pairs, group_near_pairs, read_history, write_pictures
 from edgeline.pipeline.data.report import (
     build_summary,
@@ -31,7 +32,7 @@ from edgeline.pipeline.data.samples import ATTRIBUTES, Sample, write_attributes,
 from edgeline.pipeline.data.split import HELD_OUT, carve
 from edgeline.pipeline.data.validation import ValidationResult, hash_files, validate_images
 from edgeline.pipeline.names import Split
-from edgeline.pipeline.runs.atomic_files import digest_of, write_json
+from edgeline.pipeline.runs.atomic_files import digest_of, file_digest, write_json
 from edgeline.pipeline.runs.code_digest import code_digest
 from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.pipeline.runs.findings import write_findings
@@ -41,6 +42,9 @@ from edgeline.pipeline.sources.discovery import Source, find_source
 from edgeline.pipeline.sources.labels import summarize
 from edgeline.serve.errors import DataError, ImageError
 from edgeline.serve.preprocess import Limits
+
+KEPT_FIRST: tuple[Split, ...] = ("test", "train", "val")
+"""Which split a group keeps if its images had several."""
 
 
 def prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
@@ -57,6 +61,7 @@ def prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
     run = create_run(config, fingerprint)
 
     history = ContentCache(config.cache / "first_seen.sqlite")
+    kept, kept_digest = _kept_splits(config)
 
     def build(folder: Path) -> None:
         validated = validate_images(source, hashes, limits, ContentCache(config.cache / "images.sqlite"))
@@ -68,7 +73,7 @@ def prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
         if config.prepare.near_duplicates == "group":
             pairs = find_near_pairs(deduplicated.kept)
             deduplicated = group_near_pairs(deduplicated, pairs, read_history(history, deduplicated))
-        samples = _samples(source, deduplicated, _split(source, deduplicated, config))
+        samples = _samples(source, deduplicated, _split(source, deduplicated, config, kept))
         write_samples(folder / "samples.csv", samples)
         write_attributes(folder / ATTRIBUTES, {image.content.pixels: image.file.attributes for image in deduplicated.kept})
         write_duplicates(folder / "duplicates.csv", deduplicated, samples)
@@ -79,7 +84,7 @@ def prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
         summary = {"fingerprint": fingerprint, "seed": _seed(config), **build_summary(source, validated, deduplicated, samples)}
         write_json(folder / "summary.json", summary)
 
-    result = build_or_reuse(run, "prepare", _key(config, source, fingerprint), build)
+    result = build_or_reuse(run, "prepare", _key(config, source, fingerprint, kept_digest), build)
     return run, replace(result, seconds=time.monotonic() - start)
 
 
@@ -90,7 +95,7 @@ def find_run(config: PipelineConfig) -> tuple[Run, str]:
         DataError: the data does not exist, or has no known layout.
     """
     source, _, _, fingerprint = _hash_data(config)
-    return create_run(config, fingerprint), _key(config, source, fingerprint)
+    return create_run(config, fingerprint), _key(config, source, fingerprint, _kept_splits(config)[1])
 
 
 def _hash_data(config: PipelineConfig) -> tuple[Source, Limits, list[str | ImageError], str]:
@@ -100,13 +105,28 @@ def _hash_data(config: PipelineConfig) -> tuple[Source, Limits, list[str | Image
     return source, limits, hashes, _fingerprint(source, hashes)
 
 
-def _key(config: PipelineConfig, source: Source, fingerprint: str) -> str:
+def _kept_splits(config: PipelineConfig) -> tuple[Mapping[str, Split], str]:
+    """The splits that images keep, by pixel digest, and a digest of them.
+
+    Raises:
+        DataError: the version that they are kept from does not record its images.
+    """
+    version = config.prepare.keep_splits
+    if version is None:
+        return {}, ""
+    path = config.store / config.artifact_name / str(version) / FILE_NAME
+    known = {pixels: known.kept for pixels, known in read_record(path).items()}
+    return {pixels: split for pixels, split in known.items() if split is not None}, file_digest(path)
+
+
+def _key(config: PipelineConfig, source: Source, fingerprint: str, kept: str) -> str:
     inputs = {
         "fingerprint": fingerprint,
         "root": source.root,  # samples.csv contains absolute paths
         "layout": source.layout,
         "seed": _seed(config),
         "settings": config.prepare.model_dump(mode="json"),
+        "kept": kept,
     }
     return step_key(inputs, code_digest("edgeline.pipeline.data.prepare", cache=config.cache / CODE_CACHE), ("pillow",))
 
@@ -164,18 +184,29 @@ def _check_conflicts(labels: Sequence[str], deduplicated: Deduplicated, config: 
         )
 
 
-def _split(source: Source, deduplicated: Deduplicated, config: PipelineConfig) -> dict[str, Split]:
-    """Return the split of each kept image, by its pixel digest."""
+def _split(source: Source, deduplicated: Deduplicated, config: PipelineConfig, known: Mapping[str, Split]) -> dict[str, Split]:
+    """Return the split of each image, by its pixel digest.
+
+    Args:
+        source: where the images are from.
+        deduplicated: the images.
+        config: the shares and the seed.
+        known: the splits that images had in an earlier version. A group with a test image stays in test.
+    """
     shares = {"test": config.prepare.test_share, "val": config.prepare.val_share}
     roles = {source.role(given) for given in source.given}
     missing: dict[Split, float] = {split: shares[split] for split in ("test", "val") if split not in roles}
     _check_given(source.given, config.prepare.min_per_class)
     groups: dict[str, Counter[str]] = defaultdict(Counter)
+    had: dict[str, set[Split]] = defaultdict(set)
     for image in deduplicated.kept:
         if image.split in (None, "train") and image.content.pixels not in deduplicated.near_copies:
             groups[deduplicated.group(image)][image.file.label] += 1
+        if (split := known.get(image.content.pixels)) is not None:
+            had[deduplicated.group(image)].add(split)
+    kept = {name: next(split for split in KEPT_FIRST if split in had[name]) for name in groups if name in had}
     _check_counts(source.labels, deduplicated, groups, len(missing) + 1, config.prepare.min_per_class)
-    carved = carve(groups, missing, seed=_seed(config))
+    carved = carve(groups, missing, seed=_seed(config), kept=kept)
     _check_carved(source.labels, groups, carved, ("train", *missing))
     return {
         image.content.pixels: image.split if image.split in ("val", "test") else carved[deduplicated.group(image)]

@@ -3,7 +3,8 @@
 The groups of each class are ordered by a hash of the seed and the group's name. The test split takes the first of them,
 validation the last, and train those in between. A new photo therefore enters one position in one class, and only images
 next to the two boundaries can change their split: at most two, usually none or one. No rule that depends only on the
-current data and gives each split its exact share can guarantee fewer.
+current data and gives each split its exact share can guarantee fewer. For data that a published version has used, the splits
+of its images are given (`kept`), and only new photos are assigned.
 
 scikit-learn's StratifiedGroupKFold is not used because it shuffles by position: one new photo would reassign all others.
 The next model would be trained on images that the previous one was tested on, and its accuracy would look better than it is.
@@ -12,6 +13,7 @@ The next model would be trained on images that the previous one was tested on, a
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from edgeline.pipeline.names import Split
 
@@ -22,7 +24,13 @@ HELD_OUT: tuple[Split, ...] = ("test", "val")
 """In the order in which they are filled."""
 
 
-def carve(groups: Mapping[str, Counts], shares: Mapping[Split, float], *, seed: int) -> dict[str, Split]:
+def carve(
+    groups: Mapping[str, Counts],
+    shares: Mapping[Split, float],
+    *,
+    seed: int,
+    kept: Mapping[str, Split] = MappingProxyType({}),
+) -> dict[str, Split]:
     """Assign a split to each group.
 
     Args:
@@ -30,18 +38,19 @@ def carve(groups: Mapping[str, Counts], shares: Mapping[Split, float], *, seed: 
         shares: share of each class for `test`, and of the remainder for `val`. A split that is absent is not carved. The
             rest is `train`.
         seed: a different seed gives a different split.
+        kept: groups that have a split already; the others fill what these leave of the shares.
 
     Returns:
         The split of each group. Each class is in every split, unless groups with several classes make that impossible.
     """
     names = sorted(groups, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     targets = _targets(groups, shares)
-    mixed = [name for name in names if len(groups[name]) > 1]
-    placed = _place_mixed(mixed, groups, targets)
+    mixed = [name for name in names if len(groups[name]) > 1 and name not in kept]
+    placed = _place_mixed(mixed, groups, targets, kept)
     assigned = dict(placed)
     by_class: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        if len(groups[name]) == 1:
+        if len(groups[name]) == 1 and name not in kept:
             by_class[next(iter(groups[name]))].append(name)
     for label, own in by_class.items():
         sizes = {name: groups[name][label] for name in own}
@@ -72,12 +81,19 @@ def _share(total: int, share: float, *, leave: int) -> int:
 
 
 def _place_mixed(
-    names: Sequence[str], groups: Mapping[str, Counts], targets: Mapping[str, Mapping[Split, int]]
+    names: Sequence[str],
+    groups: Mapping[str, Counts],
+    targets: Mapping[str, Mapping[Split, int]],
+    kept: Mapping[str, Split],
 ) -> dict[str, Split]:
-    """Assign groups with several classes, one after the other, to the split that lacks most of their images."""
-    have: dict[str, Counter[Split]] = {label: Counter() for label in targets}
-    left = Counter(label for counts in groups.values() for label in counts)
-    placed: dict[str, Split] = {}
+    """Assign groups with several classes, one after the other, to the split that lacks most of their images.
+
+    Returns:
+        Their splits, and those that are kept.
+    """
+    have = {label: _sum(label, kept, groups) for label in targets}
+    left = Counter(label for name, counts in groups.items() if name not in kept for label in counts)
+    placed = dict(kept)
     for name in names:
         placed[name] = split = _choose(groups[name], targets, have, left)
         for label, count in groups[name].items():

@@ -1,7 +1,8 @@
 """A run: one configuration with one content of the data, and the folder with the results of its steps.
 
 `<artifacts>/runs/<name>-<digest>/` contains `config.json` and one folder for each step: prepare, train, evaluate, export,
-variants, verify. The digest covers the content of the data and every setting, so the same input gives the same folder.
+variants, verify. The digest covers the content of the data and every setting of the steps, so the same input gives the same
+folder.
 """
 
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def create_run(config: PipelineConfig, fingerprint: str) -> Run:
     Raises:
         EdgelineError: the folder cannot be written to.
     """
-    settings = config.model_dump(mode="json", exclude={"artifacts", "data"}) | {"name": config.artifact_name}
+    settings = config.model_dump(mode="json", exclude={"artifacts", "data", "promote"}) | {"name": config.artifact_name}
     folder = config.runs / f"{config.artifact_name}-{digest_of([settings, fingerprint])[:12]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ class FileEntry:
     sha256: str
     """Lower-case hex."""
     role: str
-    """`model`, `operators`, `labels`, `golden`, `evaluation`, `verification`, `statistics`, `report` or `card`."""
+    """`model`, `operators`, `labels`, `golden`, `evaluation`, `verification`, `statistics`, `data`, `report` or `card`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

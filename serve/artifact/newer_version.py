@@ -1,6 +1,6 @@
 """Find the version of an artifact to load next. Both followers of a store use it: `edgeline predict --follow` and the server.
 
-    candidate = find_newer(Path("artifacts/store/birds"), than=3)
+    candidate = find_next(Path("artifacts/store/birds"), served=3)
     if candidate is not None and candidate != last_tried:
         ...
 
@@ -11,6 +11,7 @@ loads no rejected version twice, and notices when one is repaired.
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeline.serve.artifact.channels import STABLE, read_channels
 from edgeline.serve.artifact.manifest import FILE_NAME
 from edgeline.serve.artifact.reader import resolve, versions
 from edgeline.serve.errors import ArtifactError
@@ -22,35 +23,53 @@ class Candidate:
 
     folder: Path
     version: int | None
-    """None for a path that is an artifact itself: nothing newer is ever published there."""
+    """None for a path that is an artifact itself: no other version is ever published there."""
     signature: tuple[tuple[str, int, int, int], ...]
     """Path, modification time, size and inode of everything below the folder."""
 
 
-def find_newest(path: Path) -> Candidate:
-    """Return the newest version below a name's folder in a store, or the artifact that the path itself is.
+def find_current(path: Path, channel: str = STABLE) -> Candidate:
+    """Return the version of a channel in a name's folder, or the artifact that the path itself is.
 
     Raises:
-        ArtifactError: there is no artifact, or it cannot be read.
+        ArtifactError: there is no artifact or no such channel, or it cannot be read.
         StoreError: the folder cannot be listed.
     """
-    folder = resolve(path)
-    return Candidate(folder, None if folder == path else int(folder.name), _signature(folder))
+    folder = resolve(path, channel)
+    return _candidate(folder, None if folder == path else int(folder.name))
 
 
-def find_newer(path: Path, *, than: int) -> Candidate | None:
-    """Return the newest version below a name's folder, or None if it is not newer than a given one.
+def find_next(path: Path, *, served: int, channel: str = STABLE, declined: int = 0) -> Candidate | None:
+    """Return the version to serve instead, or None if the served one is right.
 
-    While nothing is newer only the folder's listing is read, so this is cheap enough to be polled.
+    A channel may move to an older version. The newest version, on the other hand, is never followed downwards, because versions
+    may disappear for other reasons, unless the served one was yanked.
+
+    While nothing has changed, only the folder's listing and the channels are read, so this is cheap enough to be polled.
+
+    Args:
+        path: a name's folder, or an artifact, which has no other version.
+        served: the version that is loaded.
+        channel: the channel that is followed.
+        declined: a version that was rolled back from, and must not be loaded again.
 
     Raises:
-        ArtifactError: the newest version cannot be read.
+        ArtifactError: the channel or its version cannot be read.
         StoreError: the folder cannot be listed.
     """
-    if max(versions(path), default=0) <= than:
+    if not (published := versions(path)):
         return None
-    newest = find_newest(path)
-    return None if newest.version is None or newest.version <= than else newest
+    channels = read_channels(path)
+    version = channels.version(channel, published)
+    if version in (served, declined):
+        return None
+    if channels.is_latest(channel) and version < max(served, declined) and served not in channels.yanked:
+        return None
+    return _candidate(path / str(version), version)
+
+
+def _candidate(folder: Path, version: int | None) -> Candidate:
+    return Candidate(folder, version, _signature(folder))
 
 
 def _signature(folder: Path) -> tuple[tuple[str, int, int, int], ...]:

@@ -1,10 +1,11 @@
 """Open an artifact: the size and SHA-256 of every file are checked before it is parsed.
 
-    artifact = open_artifact(Path("artifacts/store/digits"))     # the newest version of that name
+    artifact = open_artifact(Path("artifacts/store/digits"))     # the stable version of that name
     artifact.read("model.onnx")                                  # exactly the bytes that were checked
 
 The store's layout is `<store>/<name>/<version>/`; versions are whole numbers. A folder with its final name is complete and
-never changes (`export.publishing.store` ensures this), so listing the store needs no index file.
+never changes (`export.publishing.store` ensures this), so listing the store needs no index file. Which version is in use is in
+`serve.artifact.channels`.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeline.serve.artifact import manifest as manifests
+from edgeline.serve.artifact.channels import STABLE, read_channels
 from edgeline.serve.artifact.manifest import Manifest
 from edgeline.serve.errors import ArtifactError, DigestError, StoreError
 from edgeline.serve.leftovers import leftover
@@ -47,7 +49,7 @@ class Artifact:
 
 
 def open_artifact(path: Path) -> Artifact:
-    """Open an artifact folder, or the newest version in a name's folder, and check all files.
+    """Open an artifact folder, or the stable version in a name's folder, and check all files.
 
     Raises:
         ArtifactError: there is none, or it has links, files that are not in the manifest, or files that differ from it.
@@ -70,11 +72,11 @@ def open_artifact(path: Path) -> Artifact:
     return artifact
 
 
-def resolve(path: Path) -> Path:
-    """Return the artifact folder for a path: itself, or the newest version in it.
+def resolve(path: Path, channel: str = STABLE) -> Path:
+    """Return the artifact folder for a path: itself, or the version of a channel in it.
 
     Raises:
-        ArtifactError: the path is neither.
+        ArtifactError: the path is neither, or has no such channel.
     """
     try:
         if (path / manifests.FILE_NAME).is_file():
@@ -84,7 +86,7 @@ def resolve(path: Path) -> Path:
             f"{path} cannot be read: {error.strerror}; {remedy(error, 'check the disk and its permissions')}"
         ) from error
     if path.is_dir() and (numbers := versions(path)):
-        return path / str(numbers[-1])
+        return path / str(read_channels(path).version(channel, numbers))
     message = f"no artifact at {path}: expected a folder with {manifests.FILE_NAME}, or with version folders"
     if path.is_dir() and (found := names(path)):
         message += f"; it is a store, so name one of its artifacts: {', '.join(str(path / name) for name in found[:5])}"

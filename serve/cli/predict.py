@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgeline.serve.cli.options import Artifact, Threads, Variant
+from edgeline.serve.cli.options import Artifact, Channel, Threads, Variant
 from edgeline.serve.errors import ConfigError
 from edgeline.serve.terminal import printable
 
 if TYPE_CHECKING:
+    from edgeline.serve.artifact.channels import Followed
     from edgeline.serve.classifier import Classifier
     from edgeline.serve.drift.collector import Drift
     from edgeline.serve.inputs.images import Picture
@@ -67,8 +68,9 @@ def predict(
     ] = None,
     follow: Annotated[
         bool,
-        typer.Option("--follow", help="Switch to newer versions published in ARTIFACT if they pass their golden samples."),
+        typer.Option("--follow", help="Switch to the versions that the channel moves to, if they pass their golden samples."),
     ] = False,
+    channel: Channel = "stable",
     drift: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write statistics of images and predictions to this file; see `edgeline drift`."),
@@ -121,11 +123,12 @@ def predict(
             from edgeline.serve.inputs.shutdown import stop_on_signals
 
             stop = stack.enter_context(stop_on_signals())
+        from edgeline.serve.artifact.channels import Followed, check_channel
         from edgeline.serve.classifier import Classifier
         from edgeline.serve.cli.output import answer
 
         open_classifier = partial(Classifier.open, variant=variant, threads=threads, cache=cache)
-        classifier = _open_and_watch(artifact, open_classifier, follow, stack)
+        classifier = _open_and_watch(Followed(artifact, check_channel(channel)), open_classifier, follow, stack)
         if explain and not classifier().explains:
             raise classifier().unexplained()
         drift_for = _collect_drift(drift, stack)
@@ -197,15 +200,17 @@ class Source:
 
 
 def _open_and_watch(
-    artifact: Path, open_classifier: "Callable[[Path], Classifier]", follow: bool, stack: ExitStack
+    followed: "Followed", open_classifier: "Callable[[Path], Classifier]", follow: bool, stack: ExitStack
 ) -> "Callable[[], Classifier]":
     """Open the artifact; returns a function that returns the current classifier."""
     if not follow:
-        classifier = open_classifier(artifact)
+        from edgeline.serve.artifact.reader import resolve
+
+        classifier = open_classifier(resolve(*followed))
         return lambda: classifier
     from edgeline.serve.hot_reload import VersionWatcher
 
-    watcher = VersionWatcher(artifact, open_classifier, _log)
+    watcher = VersionWatcher(followed, open_classifier, _log)
     watcher.start()
     stack.callback(watcher.close)
     return lambda: watcher.classifier

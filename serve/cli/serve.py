@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeline.serve.cli.options import Variant
+from edgeline.serve.cli.options import Channel, Variant
 
 if TYPE_CHECKING:
+    from edgeline.serve.artifact.channels import Followed
     from edgeline.serve.inference.scheduler import ConcurrencyPlan
 
 MAX_BYTES = 16 * 2**20
@@ -30,7 +31,7 @@ def serve(
         list[Path],
         typer.Argument(
             metavar="ARTIFACT...",
-            help="Artifact folders, or names' folders in a store for their newest version and all later ones.",
+            help="Artifact folders, or names' folders in a store for the version of a channel, which is followed.",
         ),
     ],
     host: Annotated[str, typer.Option(help="Listen address; use 127.0.0.1 unless clients are remote.")] = "127.0.0.1",
@@ -39,6 +40,7 @@ def serve(
         Path | None,
         typer.Option(help="Store to publish for download under /artifacts; by default the store of the artifact."),
     ] = None,
+    channel: Channel = "stable",
     variant: Variant = None,
     runners: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Images to process at once; by default measured at the first start.")
@@ -57,7 +59,11 @@ def serve(
     ] = MAX_PIXELS,
     grace: Annotated[int, typer.Option(min=1, help="Seconds to finish accepted requests after SIGTERM or SIGINT.")] = 30,
     challenger: Annotated[
-        Path | None, typer.Option(help="Another artifact or version that receives a share of the requests for the first.")
+        str | None,
+        typer.Option(
+            metavar="CHANNEL|PATH",
+            help="Another channel of the first name, such as `canary`, or another artifact: receives a share of the requests.",
+        ),
     ] = None,
     challenger_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the challenger, 0 to 1.")] = 0.1,
     tokens: Annotated[
@@ -83,14 +89,16 @@ def serve(
     """Serve artifacts over HTTP.
 
     Prints the address when the socket is open. `/readyz` returns 200 once the artifact has passed its golden samples, otherwise
-    the reason; `/healthz` returns 200 while the process runs. A version that is published later is validated in a separate
-    process and then replaces the current one; SIGHUP checks for new versions immediately, SIGUSR1 rolls back. On SIGTERM or
+    the reason; `/healthz` returns 200 while the process runs. A version that the channel moves to is validated in a separate
+    process and then replaces the current one; SIGHUP checks the channel immediately, SIGUSR1 rolls back. A name without
+    channels is followed to its newest version. On SIGTERM or
     SIGINT, finishes accepted requests and stops with exit code 0.
 
         edgeline serve artifacts/store/flowers --port 8000
 
         curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8000/predict?top_k=3'
     """
+    from edgeline.serve.artifact.channels import check_channel
     from edgeline.serve.http.config import ServerConfig
     from edgeline.serve.http.main import run
     from edgeline.serve.preprocess import Limits
@@ -101,13 +109,14 @@ def serve(
         host=host,
         port=port,
         store=store,
+        channel=check_channel(channel),
         variant=variant,
         plan=_concurrency_plan(runners, threads, batch),
         limits=Limits(max_bytes=max_bytes, max_pixels=max_pixels),
         deadline_s=deadline,
         queue=queue,
         grace_s=grace,
-        challenger=challenger,
+        challenger=None if challenger is None else _challenger(challenger, artifacts[0]),
         challenger_share=challenger_share,
         tokens=tokens,
         certificate=certificate,
@@ -121,6 +130,15 @@ def serve(
         metrics_port=metrics_port,
     )
     run(config)
+
+
+def _challenger(given: str, first: Path) -> "Followed":
+    """What the option means: a path if it exists or looks like one, otherwise a channel of the first name."""
+    from edgeline.serve.artifact.channels import Followed, check_channel
+
+    if os.sep in given or Path(given).exists():
+        return Followed(Path(given))
+    return Followed(first, check_channel(given))
 
 
 def _concurrency_plan(runners: int | None, threads: int | None, batch: int | None) -> "ConcurrencyPlan | None":

@@ -4,6 +4,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeline.serve.artifact.channels import STABLE, Followed
 from edgeline.serve.errors import ConfigError
 from edgeline.serve.http.transport.connections import ConnectionLimits
 from edgeline.serve.inference.scheduler import ConcurrencyPlan
@@ -21,6 +22,8 @@ class ServerConfig:
     """0 picks a free one."""
     store: Path | None = None
     """Offered for download; by default the store that the first artifact is in."""
+    channel: str = STABLE
+    """Whose version is served, of every name's folder."""
     variant: str | None = None
     """By default the float32 reference."""
     plan: ConcurrencyPlan | None = None
@@ -33,7 +36,7 @@ class ServerConfig:
     """Queued images; requests beyond that are rejected."""
     grace_s: float = 30
     """For accepted requests after a signal to stop."""
-    challenger: Path | None = None
+    challenger: Followed | None = None
     challenger_share: float = 0.0
     tokens: Path | None = None
     """File of bearer tokens; None disables authentication."""

@@ -88,7 +88,9 @@ def build(config: ServerConfig, sockets: Sockets, tokens: Tokens | None) -> Part
     """Construct a server for open sockets, from the engine up to the event loop; nothing is started."""
     drift = DriftObserver() if config.drift else None
     engine = Engine(queue_limit=config.queue, on_answer=None if drift is None else drift.record)
-    models = ModelRepository(config.artifacts, ModelLoader(config, engine), challenger=config.challenger)
+    models = ModelRepository(
+        config.artifacts, ModelLoader(config, engine), channel=config.channel, challenger=config.challenger
+    )
     connections = Connections(config.connections, affordable(config.connections))
     limits = ServingLimits(images=config.limits, deadline_s=config.deadline_s, challenger_share=config.challenger_share)
     service = Service(models, engine, limits, drift=drift, open_connections=lambda: len(connections.open))

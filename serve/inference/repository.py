@@ -1,11 +1,11 @@
-"""The served artifacts: loaded and self-tested in the background, replaced by newer versions while requests go on.
+"""The served artifacts: loaded and self-tested in the background, replaced by other versions while requests go on.
 
     models = ModelRepository([Path("artifacts/store/digits")], loader)
     models.start()                       # returns at once
     models.current()                     # None until the golden samples have passed
 
-A path that is a name's folder in a store is followed. A version that is published there is validated in a child process, opened
-in addition to the one that is served, and then takes its place between two requests. The version before stays loaded, so
+A path that is a name's folder in a store is followed. A version that its channel moves to is validated in a child process,
+opened in addition to the one that is served, and then takes its place between two requests. The version before stays loaded, so
 `roll_back` is instant. A rejected version is not tried again until its files change. `serve.inference.slot` has the states.
 
 Invariants: what `current` returns has passed its golden samples in this process; a request that started with a classifier ends
@@ -17,11 +17,12 @@ import gc
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from edgeline.serve.artifact.newer_version import find_newer, find_newest
+from edgeline.serve.artifact.channels import STABLE, Followed, read_channels
+from edgeline.serve.artifact.newer_version import find_current, find_next
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import ArtifactError, EdgelineError
 from edgeline.serve.inference.slot import Failure, Loading, Slot, Unavailable
@@ -53,10 +54,16 @@ class ModelRepository:
     """Loads artifacts in one thread, and holds the one that is served under each name."""
 
     def __init__(
-        self, paths: Sequence[Path], loader: Loader, *, challenger: Path | None = None, poll_s: float = POLL_S
+        self,
+        paths: Sequence[Path],
+        loader: Loader,
+        *,
+        channel: str = STABLE,
+        challenger: Followed | None = None,
+        poll_s: float = POLL_S,
     ) -> None:
-        self.slots = [Slot(path.absolute()) for path in paths]
-        self.challenger = None if challenger is None else Slot(challenger.absolute())
+        self.slots = [Slot(path.absolute(), channel=channel) for path in paths]
+        self.challenger = None if challenger is None else Slot(challenger.path.absolute(), channel=challenger.channel)
         """Answers a share of the requests for the first name, and never replaces the champion automatically."""
         self._loader = loader
         self._poll_s = poll_s
@@ -84,8 +91,11 @@ class ModelRepository:
         self._wake.set()
 
     def roll_back(self) -> None:
-        """Serve the previous version again, of every name that has one."""
+        """Serve the previous version again, of every name that has one which was not yanked."""
         for slot in self.slots:
+            if slot.previous is not None and slot.previous.manifest.version in _yanked(slot.path):
+                LOG.warning("not rolled back: %s was yanked", _title(slot.previous))
+                continue
             if (state := slot.roll_back()) is not None:
                 LOG.warning("rolled back from version %d: %s is served", state.rolled_back_from, _title(state.current))
 
@@ -158,13 +168,17 @@ class ModelRepository:
         return self.slots if self.challenger is None else [*self.slots, self.challenger]
 
     def _poll(self, slot: Slot) -> None:
-        """Load the newest version, unless it is the one that is served or was rejected as it is."""
-        newest_known = slot.newest_known
+        """Load the channel's version, unless it is the one that is served or was rejected as it is."""
+        served = None if slot.current is None else slot.current.manifest.version
         try:
-            candidate = find_newest(slot.path) if newest_known is None else find_newer(slot.path, than=newest_known)
+            if served is None:
+                candidate = find_current(slot.path, slot.channel)
+            else:
+                declined = slot.rolled_back_from or 0
+                candidate = find_next(slot.path, served=served, channel=slot.channel, declined=declined)
         except EdgelineError as error:
             failure = _failure(error, slot.path)
-            if slot.current is None and failure != slot.failure:
+            if failure not in (slot.failure, slot.rejected_version):
                 self._reject(slot, failure)
             return
         if candidate is None:
@@ -210,6 +224,13 @@ class ModelRepository:
         LOG.info("ready: %s", _title(found))
         del found
         _return_memory_to_system()
+
+
+def _yanked(folder: Path) -> Collection[int]:
+    try:
+        return read_channels(folder).yanked.keys()
+    except EdgelineError:
+        return ()
 
 
 def _title(classifier: Classifier) -> str:

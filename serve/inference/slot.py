@@ -4,7 +4,7 @@
        |                    ^    |  ----reject----> Serving      (with `rejected_version`)
      reject                 |  roll_back
        v                    |    v
-    Unavailable --accept----+   RolledBack          (until a version newer than `rolled_back_from` is accepted, or `resume`)
+    Unavailable --accept----+   RolledBack          (until another version than `rolled_back_from` is accepted, or `resume`)
 
 A state is immutable and replaced as a whole, so a reader in any thread sees one that is consistent.
 """
@@ -13,6 +13,7 @@ import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgeline.serve.artifact.channels import STABLE
 from edgeline.serve.artifact.newer_version import Candidate
 from edgeline.serve.artifact.reader import is_version
 from edgeline.serve.classifier import Classifier
@@ -47,17 +48,17 @@ class Serving:
     previous: Classifier | None = None
     """Served before, and still loaded."""
     rejected_version: Failure | None = None
-    """Why the newest version is not served."""
+    """Why the channel's version is not served."""
 
 
 @dataclass(frozen=True, slots=True)
 class RolledBack:
-    """The version before is served again, although a newer one works."""
+    """The version before is served again, although the channel's works."""
 
     current: Classifier
     previous: Classifier
     rolled_back_from: int
-    """Only a newer version than this one is accepted."""
+    """Not accepted again; without channels, only a newer version than this one is."""
     rejected_version: Failure | None = None
 
 
@@ -67,8 +68,9 @@ State = Loading | Unavailable | Serving | RolledBack
 class Slot:
     """One served name. Every method may be called from any thread."""
 
-    def __init__(self, path: Path, state: State = Loading()) -> None:
+    def __init__(self, path: Path, state: State = Loading(), *, channel: str = STABLE) -> None:
         self.path = path
+        self.channel = channel
         self.state = state
         self.last_tried: Candidate | None = None
         """Not tried again until its files change."""
@@ -105,7 +107,7 @@ class Slot:
 
     @property
     def rejected_version(self) -> Failure | None:
-        """Why the newest version is not served, while an older one is."""
+        """Why the channel's version is not served, while another one is."""
         state = self.state
         return state.rejected_version if isinstance(state, Serving | RolledBack) else None
 
@@ -114,18 +116,6 @@ class Slot:
         """The version that was rolled back from."""
         state = self.state
         return state.rolled_back_from if isinstance(state, RolledBack) else None
-
-    @property
-    def newest_known(self) -> int | None:
-        """The version that a candidate must exceed; None while nothing is served."""
-        state = self.state
-        match state:
-            case Serving():
-                return state.current.manifest.version
-            case RolledBack():
-                return max(state.current.manifest.version, state.rolled_back_from)
-            case _:
-                return None
 
     def classifiers(self) -> list[Classifier]:
         """The loaded versions, ascending."""
@@ -176,7 +166,7 @@ class Slot:
             return rolled_back
 
     def resume(self) -> None:
-        """Try the newest version again, even if it was rejected or rolled back from."""
+        """Try the channel's version again, even if it was rejected or rolled back from."""
         with self._lock:
             if isinstance(self.state, RolledBack):
                 self.state = Serving(self.state.current, self.state.previous, self.state.rejected_version)

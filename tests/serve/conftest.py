@@ -21,6 +21,7 @@ from PIL import Image
 from starlette.types import ASGIApp
 
 from edgeline.flows.cli.main import main
+from edgeline.serve.artifact.channels import Followed
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.http.app import AppOptions, create_app
 from edgeline.serve.http.auth import Tokens
@@ -110,7 +111,7 @@ def _serving(
         on_answer = drift.record
     engine = Engine(queue_limit=queue, on_answer=on_answer)
     loader = TestLoader(open_classifier, start=lambda: engine.start(plan), max_pixels=limits.max_pixels)
-    models = ModelRepository(artifacts, loader, challenger=challenger, poll_s=0.05)
+    models = ModelRepository(artifacts, loader, challenger=None if challenger is None else Followed(challenger), poll_s=0.05)
     open_ones = Connections(connections, affordable(connections))
     service = Service(
         models,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeline.serve.artifact.channels import Followed
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import ArtifactError, ConfigError
 from edgeline.serve.hot_reload import VersionWatcher
@@ -21,7 +22,7 @@ def _reported() -> list[str]:
 
 @pytest.fixture(name="watcher")
 def following(make_artifact: MakeArtifact, reported: list[str]) -> VersionWatcher:
-    return VersionWatcher(make_artifact().parent, Classifier.open, reported.append)
+    return VersionWatcher(Followed(make_artifact().parent), Classifier.open, reported.append)
 
 
 def damage(folder: Path) -> Path:
@@ -88,7 +89,7 @@ def test_a_rejected_version_is_not_opened_again_while_its_files_are_unchanged(ma
         opened.append(path)
         return Classifier.open(path)
 
-    watcher = VersionWatcher(make_artifact().parent, open_classifier, lambda line: None)
+    watcher = VersionWatcher(Followed(make_artifact().parent), open_classifier, lambda line: None)
     damage(make_artifact(version=2))
     for _ in range(3):
         watcher.poll()
@@ -114,7 +115,7 @@ def test_it_starts_with_the_newest_valid_version(make_artifact: MakeArtifact, re
     folder = make_artifact().parent
     make_artifact(version=2)
     broken = damage(make_artifact(version=3))
-    watcher = VersionWatcher(folder, Classifier.open, reported.append)
+    watcher = VersionWatcher(Followed(folder), Classifier.open, reported.append)
     watcher.poll()
     assert watcher.classifier.manifest.version == 2
     assert len(reported) == 1
@@ -122,12 +123,12 @@ def test_it_starts_with_the_newest_valid_version(make_artifact: MakeArtifact, re
     shutil.rmtree(folder / "1")
     shutil.rmtree(folder / "2")
     with pytest.raises(ArtifactError, match=r"model\.onnx"):
-        VersionWatcher(broken.parent, Classifier.open, reported.append)
+        VersionWatcher(Followed(broken.parent), Classifier.open, reported.append)
 
 
 def test_a_single_version_cannot_be_watched(make_artifact: MakeArtifact) -> None:
     with pytest.raises(ConfigError, match="use its parent folder"):
-        VersionWatcher(make_artifact(), Classifier.open, print)
+        VersionWatcher(Followed(make_artifact()), Classifier.open, print)
 
 
 def test_its_thread_polls_and_ends_on_close(make_artifact: MakeArtifact, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +137,7 @@ def test_its_thread_polls_and_ends_on_close(make_artifact: MakeArtifact, monkeyp
     changed = threading.Event()
     monkeypatch.setattr("edgeline.serve.hot_reload.INTERVAL_S", 0.01)
     watcher = VersionWatcher(
-        make_artifact().parent, Classifier.open, lambda line: changed.set() if "switched" in line else None
+        Followed(make_artifact().parent), Classifier.open, lambda line: changed.set() if "switched" in line else None
     )
     watcher.start()
     make_artifact(version=2)

@@ -161,13 +161,12 @@ TIMEOUT: Schema = {
 def _downloads() -> dict[str, Schema]:
     types = sorted({"application/octet-stream", *DOWNLOAD_TYPES.values()})
     parts = [_header(name) for name in ("Range", "If-Range", "If-Match")]
-    listing = {"summary": "List the artifacts and their versions", "ok": _json(ref("Artifacts")), "cached": True}
+    listing = {"summary": "List the artifacts, their versions and channels", "ok": _json(ref("Artifacts")), "cached": True}
     manifest = {"ok": _json(ref("Manifest")), "errors": (404, 412, 416), "parameters": parts, "cached": True, "partial": True}
     file: Schema = {"ok": {"content": {kind: {} for kind in types}}}
     return {
         "/artifacts": listing,
-        "/artifacts/{name}/latest": {**manifest, "summary": "The newest version's manifest"},
-        "/artifacts/{name}/{version}": {**manifest, "summary": "A version's manifest"},
+        "/artifacts/{name}/{version}": {**manifest, "summary": "The manifest of a version, or of a channel's"},
         "/artifacts/{name}/{version}/{path:path}": {**manifest, **file, "summary": "A file of a version"},
     }
 

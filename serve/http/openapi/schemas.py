@@ -179,7 +179,20 @@ SCHEMAS: dict[str, Schema] = {
             "remarks": listed(TEXT),
         }
     ),
-    "Artifacts": closed({"artifacts": listed(closed({"name": TEXT, "versions": listed(WHOLE, minItems=1), "latest": WHOLE}))}),
+    "Artifacts": closed(
+        {
+            "artifacts": listed(
+                closed(
+                    {
+                        "name": TEXT,
+                        "versions": listed(WHOLE, minItems=1),
+                        "latest": WHOLE,
+                        "channels": {"type": "object", "additionalProperties": WHOLE},
+                    }
+                )
+            )
+        }
+    ),
     "Manifest": extensible(
         {"schema": TEXT, "name": TEXT, "version": WHOLE, "labels": listed(TEXT), "variants": listed(ANY_OBJECT)}
         | {"files": listed(extensible(FILE_ENTRY))}

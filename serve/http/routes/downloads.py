@@ -1,7 +1,7 @@
 """Downloads from a store, for devices that poll often and lose their connection.
 
-    GET /artifacts                            names and versions
-    GET /artifacts/{name}/latest              the newest version's manifest: poll this with If-None-Match
+    GET /artifacts                            names, versions and channels
+    GET /artifacts/{name}/{channel}           the manifest of a channel's version: poll this with If-None-Match
     GET /artifacts/{name}/{version}           that version's manifest
     GET /artifacts/{name}/{version}/{file}    a file that the manifest lists, or manifest.json
 
@@ -23,6 +23,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from edgeline.serve.artifact.manifest import FILE_NAME
+from edgeline.serve.artifact.reader import is_version
 from edgeline.serve.errors import DigestError, InputError
 from edgeline.serve.http.conditional import byte_range, names_tag
 from edgeline.serve.http.responses import error_reply
@@ -53,13 +54,12 @@ class Downloads:
         """For `Starlette(routes=)`; each answers GET and HEAD."""
         return [
             Route("/artifacts", self.listing),
-            Route("/artifacts/{name}/latest", self.latest),
             Route("/artifacts/{name}/{version}", self.manifest),
             Route("/artifacts/{name}/{version}/{path:path}", self.file),
         ]
 
     async def listing(self, request: Request) -> Response:
-        """List every artifact with its versions."""
+        """List every artifact with its versions and channels."""
         reply = JSONResponse({"artifacts": await run_in_threadpool(self.published.listing)})
         tag = f'"{hashlib.sha256(reply.body).hexdigest()}"'
         reply.headers.update({"ETag": tag, "Cache-Control": REVALIDATE})
@@ -67,22 +67,16 @@ class Downloads:
             return Response(status_code=304, headers={"ETag": tag, "Cache-Control": REVALIDATE})
         return reply
 
-    async def latest(self, request: Request) -> Response:
-        """Return the manifest of an artifact's newest version."""
-        name = request.path_params["name"]
-        version = await run_in_threadpool(self.published.latest, name)
+    async def manifest(self, request: Request) -> Response:
+        """Return the manifest of one version, or of a channel's."""
+        name, given = request.path_params["name"], request.path_params["version"]
+        version = given if is_version(given) else await run_in_threadpool(self.published.version, name, given)
         if version is None:
             raise _not_found()
         address = (name, version, FILE_NAME)
+        caching = IMMUTABLE if version == given else REVALIDATE
         return await self._respond(
-            request, address, {"Cache-Control": REVALIDATE, "Content-Location": _location(request, address)}
-        )
-
-    async def manifest(self, request: Request) -> Response:
-        """Return the manifest of one version."""
-        address = (request.path_params["name"], request.path_params["version"], FILE_NAME)
-        return await self._respond(
-            request, address, {"Cache-Control": IMMUTABLE, "Content-Location": _location(request, address)}
+            request, address, {"Cache-Control": caching, "Content-Location": _location(request, address)}
         )
 
     async def file(self, request: Request) -> Response:
@@ -161,4 +155,6 @@ def _location(request: Request, address: Address) -> str:
 
 
 def _not_found() -> InputError:
-    return InputError("no such artifact, version or file is published; GET /artifacts lists those that are", code="not_found")
+    return InputError(
+        "no such artifact, version, channel or file is published; GET /artifacts lists those that are", code="not_found"
+    )

@@ -20,6 +20,7 @@ from typing import Self
 from starlette.concurrency import run_in_threadpool
 
 from edgeline.serve.artifact import manifest as manifests
+from edgeline.serve.artifact.channels import STABLE, Channels, read_channels
 from edgeline.serve.artifact.manifest import FileEntry, Manifest
 from edgeline.serve.artifact.reader import is_version, names, resolve, versions
 from edgeline.serve.errors import ArtifactError, DigestError, StoreError
@@ -88,14 +89,25 @@ class Published:
         self._hashing = asyncio.Lock()
 
     def listing(self) -> list[dict[str, object]]:
-        """Every artifact with its versions."""
-        found = ((name, versions(self.store / name)) for name in names(self.store))
-        return [{"name": name, "versions": numbers, "latest": numbers[-1]} for name, numbers in found if numbers]
+        """Every artifact with its versions, and the version of each channel; versions that were yanked are not listed."""
+        found = []
+        for name in names(self.store):
+            channels, published = read_channels(self.store / name), versions(self.store / name)
+            if usable := [version for version in published if version not in channels.yanked]:
+                at = {each: _version(channels, each, published) for each in sorted({STABLE, *channels.pointers})}
+                held = {each: version for each, version in at.items() if version is not None}
+                found.append({"name": name, "versions": usable, "latest": usable[-1], "channels": held})
+        return found
 
-    def latest(self, name: str) -> str | None:
-        """The newest version of an artifact; None if there is no such artifact."""
-        numbers = versions(self.store / name) if manifests.NAME.fullmatch(name) else []
-        return str(numbers[-1]) if numbers else None
+    def version(self, name: str, channel: str) -> str | None:
+        """The version of a channel; None if there is no such artifact or channel.
+
+        Raises:
+            ArtifactError: the list of channels cannot be read.
+        """
+        published = versions(self.store / name) if manifests.NAME.fullmatch(name) else []
+        found = _version(read_channels(self.store / name), channel, published) if published else None
+        return None if found is None else str(found)
 
     async def open(self, address: Address) -> tuple[OpenFile, str] | None:
         """Open a file and return it with its SHA-256; None if nothing is published under that address.
@@ -213,3 +225,10 @@ def _read_version(opened: OpenFile, name: str, version: str) -> _Version:
     if (manifest.name, str(manifest.version)) != (name, version):
         raise ArtifactError(f"{name}/{version} contains the manifest of {manifest.name}/{manifest.version}; publish it again")
     return _Version(hashlib.sha256(data).hexdigest(), {entry.path: entry for entry in manifest.files})
+
+
+def _version(channels: Channels, channel: str, published: Sequence[int]) -> int | None:
+    try:
+        return channels.version(channel, published)
+    except ArtifactError:
+        return None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeline.serve.artifact.newer_version import find_newer, find_newest
+from edgeline.serve.artifact.newer_version import find_current, find_next
 from edgeline.serve.errors import ArtifactError
 
 MakeArtifact = Callable[..., Path]
@@ -15,32 +15,32 @@ MakeArtifact = Callable[..., Path]
 def test_the_newest_version_is_found_by_number(make_artifact: MakeArtifact) -> None:
     folder = make_artifact(version=9).parent
     make_artifact(version=10)
-    assert (find_newest(folder).folder, find_newest(folder).version) == (folder / "10", 10)
+    assert (find_current(folder).folder, find_current(folder).version) == (folder / "10", 10)
 
 
 def test_an_artifact_is_its_own_newest_version_and_nothing_is_newer(make_artifact: MakeArtifact) -> None:
     artifact = make_artifact()
-    assert (find_newest(artifact).folder, find_newest(artifact).version) == (artifact, None)
-    assert find_newer(artifact, than=0) is None
+    assert (find_current(artifact).folder, find_current(artifact).version) == (artifact, None)
+    assert find_next(artifact, served=1) is None
 
 
 def test_only_a_version_above_the_given_one_is_newer(make_artifact: MakeArtifact) -> None:
     folder = make_artifact(version=2).parent
-    assert find_newer(folder, than=2) is None
-    assert find_newer(folder, than=1) == find_newest(folder)
+    assert find_next(folder, served=2) is None
+    assert find_next(folder, served=1) == find_current(folder)
 
 
 def test_a_candidate_differs_once_a_file_below_it_changes(make_artifact: MakeArtifact) -> None:
     folder = make_artifact(version=2)
-    before = find_newest(folder.parent)
-    assert find_newest(folder.parent) == before
+    before = find_current(folder.parent)
+    assert find_current(folder.parent) == before
     (folder / "golden" / "more").write_text("x")
-    assert find_newest(folder.parent) != before
+    assert find_current(folder.parent) != before
 
 
 def test_a_store_that_disappears_has_no_newest_and_no_newer_version(make_artifact: MakeArtifact) -> None:
     folder = make_artifact().parent
     shutil.rmtree(folder)
-    assert find_newer(folder, than=1) is None
+    assert find_next(folder, served=1) is None
     with pytest.raises(ArtifactError, match="no artifact at"):
-        find_newest(folder)
+        find_current(folder)

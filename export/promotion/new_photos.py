@@ -1,0 +1,127 @@
+"""Check the photos that were added since a published version, before anything is trained on them.
+
+Three things go wrong where photos arrive by themselves, and each spoils a model that would pass every later test, because the
+test images are spoiled alike: a camera that sends the same gray or black picture, a class that is no longer there, and a batch
+of photos with wrong labels. The version in use is the witness for the last one: photos of one class that it confidently takes
+for another one, far more often than it confused these two before, have suspicious labels.
+
+Shapes: N new photos, K classes.
+"""
+
+import io
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from scipy.stats import binom
+
+from edgeline.pipeline.data.samples import Prepared, Sample, map_ahead, read_image
+from edgeline.serve.errors import DataError
+
+BLANK_DEVIATION = 4.0
+"""A photo whose brightness varies by less (standard deviation, of 255) shows nothing."""
+BLANK_PHOTOS, BLANK_SHARE = 3, 0.1
+"""So many blank photos, and at least this share of the new ones, stop a run."""
+SURE = 0.6
+"""Probability from which an answer of the version in use counts against a label."""
+FEWEST = 4
+CHANCE = 1e-4
+"""Probability of suspecting correct labels, over all pairs of classes."""
+THUMBNAIL = 32
+
+
+class Witness(NamedTuple):
+    """The version in use."""
+
+    labels: Sequence[str]
+    confusion_KK: np.ndarray
+    """Its test images by true and predicted class."""
+    classify: Callable[[Sequence[Sample]], np.ndarray]
+    """Probabilities (N, K) of samples."""
+
+
+class Doubt(NamedTuple):
+    """Labels that the version in use contradicts."""
+
+    label: str
+    predicted: str
+    contradicted: int
+    photos: int
+
+
+def check_new_photos(prepared: Prepared, known: Collection[str], witness: Witness, accepted: Collection[str]) -> None:
+    """Return if the new photos look right.
+
+    Args:
+        prepared: all data.
+        known: pixel digests of the photos that a published version had.
+        witness: the version in use.
+        accepted: codes of the errors that are to be ignored.
+
+    Raises:
+        DataError: `class_lost`, `photos_blank` or `labels_suspicious`: what was seen, with examples, and what to do.
+    """
+    if "class_lost" not in accepted and (lost := [label for label in witness.labels if label not in prepared.labels]):
+        raise DataError(
+            f"the data has no class {', '.join(map(repr, lost))} any more, which the version in use knows; restore its photos, "
+            "or accept this with --accept class_lost",
+            code="class_lost",
+        )
+    new = [sample for sample in prepared.samples if sample.pixels not in known]
+    if "photos_blank" not in accepted:
+        blank = find_blank(new)
+        if len(blank) >= BLANK_PHOTOS and len(blank) >= BLANK_SHARE * len(new):
+            raise DataError(
+                f"{len(blank):,} of {len(new):,} new photos show nothing, {_examples(blank)} for example: a covered or broken "
+                "camera? Remove them, or accept this with --accept photos_blank",
+                code="photos_blank",
+            )
+    if "labels_suspicious" not in accepted and (doubts := find_doubtful_labels(new, witness)):
+        seen = "; ".join(
+            f"{each.contradicted} of {each.photos} new photos labeled {each.label!r} are taken for {each.predicted!r}"
+            for each in doubts[:3]
+        )
+        raise DataError(
+            f"{seen}, by the version in use, which rarely confused these before: wrong labels? Check the new photos, or accept "
+            "this with --accept labels_suspicious",
+            code="labels_suspicious",
+        )
+
+
+def find_blank(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples whose picture shows nothing: black, white or of one brightness."""
+    deviations = map_ahead(_deviation, samples, ahead=64)
+    return [sample for sample, deviation in zip(samples, deviations, strict=True) if deviation < BLANK_DEVIATION]
+
+
+def find_doubtful_labels(new: Sequence[Sample], witness: Witness) -> list[Doubt]:
+    """Pairs of classes that the version in use confuses in the new photos far more often than in its test images."""
+    samples = [sample for sample in new if sample.label in witness.labels]
+    if not samples:
+        return []
+    probabilities_NK = witness.classify(samples)
+    predicted_N = np.where(probabilities_NK.max(1) >= SURE, probabilities_NK.argmax(1), -1)
+    true_N = np.array([witness.labels.index(sample.label) for sample in samples])
+    support_K = witness.confusion_KK.sum(1)
+    found = []
+    for true in np.unique(true_N).tolist():
+        of_N = predicted_N[true_N == true]
+        for other in np.unique(of_N[(of_N >= 0) & (of_N != true)]).tolist():
+            contradicted = int((of_N == other).sum())
+            rate = (witness.confusion_KK[true, other] + 1) / (support_K[true] + 2)
+            by_chance = float(binom.sf(contradicted - 1, len(of_N), rate))
+            if contradicted >= FEWEST and by_chance < CHANCE / len(witness.labels) ** 2:
+                found.append(Doubt(witness.labels[true], witness.labels[other], contradicted, len(of_N)))
+    return sorted(found, key=lambda each: -each.contradicted)
+
+
+def _deviation(sample: Sample) -> float:
+    """Standard deviation of the brightness of a small version."""
+    with Image.open(io.BytesIO(read_image(sample))) as image:
+        image.draft("L", (THUMBNAIL, THUMBNAIL))
+        return float(np.asarray(image.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)).std())
+
+
+def _examples(samples: Sequence[Sample]) -> str:
+    return ", ".join(sample.name for sample in samples[:2])

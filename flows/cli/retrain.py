@@ -1,0 +1,106 @@
+"""`edgeline retrain`: train again when the data has changed, and replace the version in use only if a test allows it.
+
+Nothing heavy is imported here; the command imports what it needs when it runs.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeline.flows.cli.options import Artifacts, Config, Data, Json, Layout, Model, Name, Overrides, RunOptions, load_settings
+from edgeline.flows.cli.run import step_lines_on_stderr
+
+if TYPE_CHECKING:
+    from edgeline.export.promotion.decision import Decision, VariantDecision
+    from edgeline.flows.retrain import Retrained
+
+NAMED = 3
+"""Classes that are named for each variant, the worst ones."""
+
+
+def retrain(
+    data: Data = None,
+    layout: Layout = None,
+    config: Config = None,
+    name: Name = None,
+    model: Model = None,
+    artifacts: Artifacts = None,
+    overrides: Overrides = None,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(help="Ignore a check of the new photos: `class_lost`, `photos_blank` or `labels_suspicious`."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train again if the data has changed, and promote the new version if it is not worse.
+
+    The first version of a name becomes `stable`. Later, new photos are checked, images that a published version knows keep
+    their splits, and the steps run as in `edgeline run`. Then the new version and the stable one answer the test images that
+    neither has learned from, through their shipped files. The new one is promoted to `stable` if it loses at most
+    `promote.margin` of accuracy and of mean recall at `promote.confidence`, in float32 and int8, and no class is worse by more
+    than chance. Otherwise `stable` stays, and the reason is in its history (`edgeline show`).
+
+        edgeline retrain --data photos/ --name birds
+
+        edgeline retrain --data photos/ --name birds --set promote.margin=0.01
+    """
+    from edgeline.flows.retrain import retrain as retrain_model
+
+    options = RunOptions(
+        data=data, layout=layout, name=name, model=model, weights=None, strategy=None, seed=None, artifacts=artifacts
+    )
+    settings = load_settings(config, overrides, options)
+    with step_lines_on_stderr():
+        done = retrain_model(settings, accepted=tuple(accept or ()))
+    if as_json:
+        print(json.dumps(to_dict(done)))
+        return
+    for line in retrained_lines(done, settings.store / settings.artifact_name):
+        print(line)
+
+
+def to_dict(done: "Retrained") -> dict[str, object]:
+    """What `retrain` did, as JSON types."""
+    return {
+        "version": done.version,
+        "stable": done.stable,
+        "trained": done.trained,
+        "promoted": done.stable == done.version and done.trained,
+        "reason": done.event.why,
+        "decision": None if done.decision is None else done.decision.to_dict(),
+    }
+
+
+def retrained_lines(done: "Retrained", folder: Path) -> list[str]:
+    """What `retrain` did, for the terminal."""
+    if done.decision is None and not done.trained:
+        state = "in use" if done.version == done.stable else f"not in use ({done.event.why})"
+        return [f"nothing has changed since version {done.version}, which is {state}; stable is version {done.stable}"]
+    if done.decision is None:
+        return [f"published {folder / str(done.version)}, {done.event.why}: it is stable now"]
+    lines = [f"published {folder / str(done.version)}"]
+    moved = f"promoted: stable is version {done.version} now"
+    kept = f"not promoted: stable stays at version {done.stable}"
+    lines += [moved if done.decision.promoted else kept, f"  {done.decision.reason}"]
+    return lines + decision_lines(done.decision)
+
+
+def decision_lines(decision: "Decision") -> list[str]:
+    """The test of each variant, and the classes that changed most."""
+    lines = [line for each in decision.variants for line in _variant_lines(each)]
+    for title, labels in (("new classes", decision.new_classes), ("lost classes", decision.lost_classes)):
+        if labels:
+            lines.append(f"  {title}, not compared: {', '.join(labels)}")
+    return lines
+
+
+def _variant_lines(found: "VariantDecision") -> list[str]:
+    lines = [
+        f"  {found.variant}: {found.verdict}; accuracy {found.before:.1%} -> {found.after:.1%} on {found.images:,} images "
+        f"({found.lost} lost, {found.gained} gained)"
+    ]
+    for each in [each for each in found.classes if each.lost > each.gained][:NAMED]:
+        lines.append(f"    {each.label}: {each.lost} lost, {each.gained} gained of {each.images}, p = {each.p_value:.2g}")
+    return lines

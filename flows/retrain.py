@@ -1,0 +1,141 @@
+"""Train again when the data has changed, and replace the version in use only if a test shows that the new one is not worse.
+
+    retrained = retrain(load_config(data="photos/", name="birds"))
+
+`stable` names the version in use. Images that a published version knows keep their splits. The new version is published in any
+case, because it passed the release gate; what the comparison decides is whether `stable` moves to it. A process that is killed
+at any moment leaves the version in use as it is, and the same call completes the work.
+
+Nothing heavy is imported here.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeline.flows.steps import is_up_to_date, run_pipeline
+from edgeline.pipeline.config import PipelineConfig, stated_config
+from edgeline.pipeline.runs.run import Run, StepResult
+from edgeline.serve.artifact.channels import STABLE, Event, read_channels
+from edgeline.serve.artifact.manifest import FILE_NAME, Manifest
+from edgeline.serve.artifact.reader import versions
+from edgeline.serve.errors import ArtifactError, EdgelineError
+
+if TYPE_CHECKING:
+    from edgeline.export.promotion.decision import Decision
+
+RunPipeline = Callable[[PipelineConfig], tuple[Run, list[StepResult]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrained:
+    """What `retrain` did."""
+
+    version: int
+    """The newest version."""
+    stable: int
+    """The version in use afterwards."""
+    trained: bool
+    """False if nothing has changed since the newest version."""
+    decision: "Decision | None"
+    """None for the first version, and if there was nothing to decide."""
+    event: Event
+    """The newest entry about this version in the history of `stable`."""
+
+
+def retrain(config: PipelineConfig, *, accepted: Collection[str] = (), run_steps: RunPipeline = run_pipeline) -> Retrained:
+    """Run the pipeline if the data or the settings have changed, and decide whether its version is promoted to `stable`.
+
+    Args:
+        config: as for `edgeline run`; `promote` has the margin and the confidence of the decision.
+        accepted: codes of checks of the new photos that are to be ignored, as `check_new_photos` raises them.
+        run_steps: runs all steps; the Prefect flow passes its own.
+
+    Raises:
+        DataError: the new photos look wrong, or the version in use does not record its images.
+        EdgelineError: a step failed; the version in use stays.
+    """
+    from edgeline.export.promotion.channels import Change, promote
+
+    store = config.store / config.artifact_name
+    published = versions(store)
+    if not published:
+        _, steps = run_steps(config)
+        version = int(steps[-1].folder.name)
+        event = promote(store, version, Change(STABLE, why="the first version"))
+        return Retrained(version=version, stable=version, trained=True, decision=None, event=event)
+    in_use, newest = read_channels(store).version(STABLE, published), published[-1]
+    if STABLE not in read_channels(store).pointers:  # otherwise devices would switch to the new version before the decision
+        promote(store, in_use, Change(STABLE, why="in use before the first comparison"))
+    same = with_splits_of(config, _manifest(store / str(newest)).provenance["config"]["prepare"].get("keep_splits"))
+    if stated_config(same) == _manifest(store / str(newest)).provenance["config"] and is_up_to_date(same):
+        if (done := decided(store, newest)) is not None:
+            return Retrained(version=newest, stable=in_use, trained=False, decision=None, event=done)
+        config, trained = same, False
+    else:
+        config, trained = with_splits_of(config, newest), True
+        check_data(config, store / str(in_use), store / str(newest), accepted)
+    run, steps = run_steps(config)
+    version = int(steps[-1].folder.name)
+    if (done := decided(store, version)) is not None:  # the data of an earlier version again
+        return Retrained(version=version, stable=in_use, trained=False, decision=None, event=done)
+    decision, event = compare_and_decide(run, store / str(in_use), store / str(version))
+    stable = version if decision.promoted else in_use
+    return Retrained(version=version, stable=stable, trained=trained, decision=decision, event=event)
+
+
+def compare_and_decide(run: Run, in_use: Path, new: Path) -> "tuple[Decision, Event]":
+    """Compare a new version with the one in use on images that neither has learned from; promote it, or record why not.
+
+    Args:
+        run: of the new version.
+        in_use: folder of the version in use.
+        new: folder of the new version.
+
+    Raises:
+        EdgelineError: a version cannot be run, or the store cannot be written.
+    """
+    from edgeline.export.promotion.challenge import compare
+    from edgeline.export.promotion.channels import Change, promote, record_kept
+
+    decision = compare(run, in_use, new)
+    change = Change(STABLE, why=decision.reason, decision=decision.to_dict())
+    record = promote if decision.promoted else record_kept
+    return decision, record(new.parent, int(new.name), change)
+
+
+def check_data(config: PipelineConfig, in_use: Path, newest: Path, accepted: Collection[str]) -> None:
+    """Prepare the data, and check what is new in it with the version in use.
+
+    Raises:
+        DataError: the new photos look wrong, or the data cannot be used.
+    """
+    from edgeline.export.promotion.challenge import witness_of
+    from edgeline.export.promotion.new_photos import check_new_photos
+    from edgeline.pipeline.data.image_record import FILE_NAME as RECORD
+    from edgeline.pipeline.data.image_record import read_record
+    from edgeline.pipeline.data.prepare import prepare
+    from edgeline.pipeline.data.samples import read_prepared
+
+    run, _ = prepare(config)
+    known = read_record(newest / RECORD).keys() | read_record(in_use / RECORD).keys()
+    check_new_photos(read_prepared(run.step("prepare")), known, witness_of(in_use), accepted)
+
+
+def decided(store: Path, version: int) -> Event | None:
+    """The newest entry of `stable`'s history about a version; None if none has decided about it."""
+    events = [each for each in read_channels(store).history if each.channel == STABLE and each.version == version]
+    return events[-1] if events else None
+
+
+def with_splits_of(config: PipelineConfig, version: int | None) -> PipelineConfig:
+    """The configuration with the splits of a published version kept."""
+    return config.model_copy(update={"prepare": config.prepare.model_copy(update={"keep_splits": version})})
+
+
+def _manifest(folder: Path) -> Manifest:
+    try:
+        return Manifest.from_json((folder / FILE_NAME).read_bytes())
+    except (OSError, EdgelineError) as error:
+        raise ArtifactError(f"{folder} cannot be read: {error}; yank that version, or restore it") from error
