@@ -114,6 +114,10 @@ DEFERRED = {
     # A step that is reused is recognized before torch is imported.
     "flows.steps": {"export.publishing.publish", "export.publishing.store"},
     "flows.fit": "any",
+    "flows.retrain": {
+        *("export.promotion.challenge", "export.promotion.channels", "export.promotion.new_photos"),
+        *("pipeline.data.image_record", "pipeline.data.prepare", "pipeline.data.samples"),
+    },
     "flows.teach": {"flows.steps", "pipeline.data.samples", "export.publishing.comparison"},
     # Needs an extra, and only with an option.
     "serve.http.main": {"serve.http.observability.tracing"},

@@ -23,6 +23,8 @@ BLANK_DEVIATION = 4.0
 """A photo whose brightness varies by less (standard deviation, of 255) shows nothing."""
 BLANK_PHOTOS, BLANK_SHARE = 3, 0.1
 """So many blank photos, and at least this share of the new ones, stop a run."""
+BEFORE = 200
+"""Known photos that are looked at for comparison."""
 SURE = 0.6
 """Probability from which an answer of the version in use counts against a label."""
 FEWEST = 4
@@ -71,7 +73,7 @@ def check_new_photos(prepared: Prepared, known: Collection[str], witness: Witnes
     new = [sample for sample in prepared.samples if sample.pixels not in known]
     if "photos_blank" not in accepted:
         blank = find_blank(new)
-        if len(blank) >= BLANK_PHOTOS and len(blank) >= BLANK_SHARE * len(new):
+        if len(blank) >= BLANK_PHOTOS and len(blank) >= (BLANK_SHARE + _usually_blank(prepared, known)) * len(new):
             raise DataError(
                 f"{len(blank):,} of {len(new):,} new photos show nothing, {_examples(blank)} for example: a covered or broken "
                 "camera? Remove them, or accept this with --accept photos_blank",
@@ -93,6 +95,12 @@ def find_blank(samples: Sequence[Sample]) -> list[Sample]:
     """The samples whose picture shows nothing: black, white or of one brightness."""
     deviations = map_ahead(_deviation, samples, ahead=64)
     return [sample for sample, deviation in zip(samples, deviations, strict=True) if deviation < BLANK_DEVIATION]
+
+
+def _usually_blank(prepared: Prepared, known: Collection[str]) -> float:
+    """Share of the photos of before that show nothing: data of plain colors is no broken camera."""
+    before = [sample for sample in prepared.samples if sample.pixels in known][:BEFORE]
+    return len(find_blank(before)) / len(before) if before else 0.0
 
 
 def find_doubtful_labels(new: Sequence[Sample], witness: Witness) -> list[Doubt]:

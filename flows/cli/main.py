@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from edgeline.flows.cli import compare, deploy, experiment, models, retrain, run, steps, store, teach, verify
+from edgeline.flows.cli import compare, deploy, experiment, models, run, steps, store, update, verify
 from edgeline.flows.extras import missing_extra
 from edgeline.serve.cli import register as device
 from edgeline.serve.conformance import command as conformance
@@ -47,8 +47,8 @@ def edgeline(
 
 
 app.command()(run.run)
-app.command()(teach.teach)
-app.command()(retrain.retrain)
+app.command()(update.teach)
+app.command()(update.retrain)
 for command in (steps.prepare, steps.train, steps.evaluate, steps.export, steps.variants):
     app.command()(command)
 app.command(cls=verify.VerifyCommand)(verify.verify)

@@ -74,7 +74,7 @@ def read_record(path: Path) -> dict[str, Known]:
         DataError: the file is missing, as in versions of an earlier edgeline, or invalid.
     """
     try:
-        with np.load(path, allow_pickle=False) as held:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             digests_N32, splits_N, tested_N = held["digests"], held["splits"], held["tested"]
         if digests_N32.dtype != np.uint8 or digests_N32.shape != (len(splits_N), 32):
             raise ValueError(f"its digests have shape {digests_N32.shape} and dtype {digests_N32.dtype}")
@@ -86,7 +86,7 @@ def read_record(path: Path) -> dict[str, Known]:
             "test images; publish it again with this version of edgeline",
             code="record_missing",
         ) from error
-    except (OSError, ValueError, KeyError, IndexError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path} is not a record of images ({error}); publish that version again", code="record_invalid"
         ) from error

@@ -177,8 +177,7 @@ def check_channel(name: str) -> str:
     """
     if not CHANNEL.fullmatch(name):
         raise ConfigError(
-            f"{name[:80]!r} is no name of a channel; use up to 63 of a-z, 0-9, - and _, the first a letter, such as {STABLE}",
-            code="channel_invalid",
+            f"{name[:80]!r} is no name of a channel; use up to 63 of a-z, 0-9, - and _, the first a letter, such as {STABLE}"
         )
     return name
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from edgeline.flows import steps
 from edgeline.flows import teach as teaching
-from edgeline.flows.cli.teach import comparison_lines
+from edgeline.flows.cli.update import comparison_lines
 from edgeline.flows.teach import teach
 from edgeline.serve.errors import EdgelineError, VerificationError
 

@@ -59,7 +59,7 @@ def test_a_version_that_fails_its_golden_samples_is_reported_once_and_not_used(
         watcher.poll()
     assert watcher.classifier is before
     assert len(reported) == 1
-    assert reported[0].startswith("still using colors 1, the newer version cannot be used: model.onnx: ")
+    assert reported[0].startswith("still using colors 1, the channel's version cannot be used: model.onnx: ")
     assert reported[0].endswith("[digest_mismatch]")
     make_artifact(version=3)
     watcher.poll()

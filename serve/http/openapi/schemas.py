@@ -19,6 +19,9 @@ ARTIFACT_CODES = (
     "candidate_crashed",
     "candidate_too_large",
     "candidate_too_slow",
+    "channel_unknown",
+    "channel_version_missing",
+    "channels_invalid",
     "features_invalid",
     "format_unknown",
     "internal_error",
@@ -27,6 +30,7 @@ ARTIFACT_CODES = (
     "not_run_here",
     "out_of_memory",
     "spec_mismatch",
+    "version_yanked",
 )
 """Codes for an artifact that is not served, or a file of one that cannot be downloaded."""
 

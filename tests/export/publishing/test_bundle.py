@@ -27,7 +27,7 @@ from tests.support.cases import cases
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = {
     *("manifest.json", "labels.txt", "model.onnx", "report.html", "card.md"),
-    *("evaluation.json", "verification.json", "statistics.json"),
+    *("evaluation.json", "verification.json", "statistics.json", "images.npz"),
 }
 MODELS = {
     *("model.int8.onnx", "model.fp16.onnx", "model.ort", "model.int8.ort"),
@@ -70,9 +70,8 @@ def test_the_manifest_names_every_other_file_with_size_digest_and_role(finished:
     }
     roles = {entry.path: entry.role for entry in manifest.files if not entry.path.startswith("golden/")}
     kinds = {".onnx": "model", ".ort": "model", ".config": "operators"}
-    assert roles == {name: Path(name).stem for name in PAGES - {"manifest.json"}} | {
-        name: kinds[Path(name).suffix] for name in MODELS
-    }
+    pages = {name: Path(name).stem for name in PAGES - {"manifest.json", "images.npz"}}
+    assert roles == pages | {"images.npz": "data"} | {name: kinds[Path(name).suffix] for name in MODELS}
     assert {entry.role for entry in manifest.files if entry.path.startswith("golden/")} == {"golden"}
 
 

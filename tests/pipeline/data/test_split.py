@@ -136,3 +136,22 @@ def test_every_class_is_in_every_split_with_any_mix_of_groups(mixed: dict[str, d
     splits = carve(groups, BOTH, seed=seed)
     assert splits.keys() == groups.keys()
     assert all(set(by_split) == {"train", "val", "test"} for by_split in counts(groups, splits).values())
+
+
+@given(
+    labels=st.lists(st.sampled_from(["cat", "dog"]), min_size=12, max_size=60),
+    kept=st.dictionaries(st.integers(0, 59), st.sampled_from(["train", "val", "test"]), max_size=30),
+)
+def test_groups_that_have_a_split_keep_it_and_the_others_fill_the_shares(labels: list[str], kept: dict[int, Split]) -> None:
+    groups = {f"{number}": {label: 1} for number, label in enumerate(labels)}
+    given_splits = {f"{number}": split for number, split in kept.items() if f"{number}" in groups}
+    splits = carve(groups, BOTH, seed=0, kept=given_splits)
+    assert splits.keys() == groups.keys()
+    assert {name: splits[name] for name in given_splits} == given_splits
+    for label, total in Counter(labels).items():
+        of_label = [name for name in groups if label in groups[name]]
+        test = sum(splits[name] == "test" for name in of_label)
+        already = sum(given_splits.get(name) == "test" for name in of_label)
+        free = sum(name not in given_splits for name in of_label)
+        assert test <= max(already, int(total * 0.2 + 0.5), 1)
+        assert test >= min(already + free // 3, int(total * 0.2 + 0.5))

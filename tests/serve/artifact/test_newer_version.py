@@ -1,11 +1,13 @@
 """Finding the version to load next."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from edgeline.serve.artifact.channels import Channels
 from edgeline.serve.artifact.newer_version import find_current, find_next
 from edgeline.serve.errors import ArtifactError
 
@@ -44,3 +46,46 @@ def test_a_store_that_disappears_has_no_newest_and_no_newer_version(make_artifac
     assert find_next(folder, served=1) is None
     with pytest.raises(ArtifactError, match="no artifact at"):
         find_current(folder)
+
+
+def set_channels(folder: Path, pointers: dict[str, int], *yanked: int) -> None:
+    channels = Channels(pointers=pointers, yanked=dict.fromkeys(yanked, "bad"))
+    (folder / "channels.json").write_text(json.dumps(channels.to_json()))
+
+
+def test_a_channel_is_followed_up_and_down(make_artifact: MakeArtifact) -> None:
+    folder = make_artifact(version=1).parent
+    make_artifact(version=2)
+    make_artifact(version=3)
+    set_channels(folder, {"stable": 2})
+    assert find_current(folder).version == 2
+    assert find_next(folder, served=2) is None
+    for served in (1, 3):
+        found = find_next(folder, served=served)
+        assert found is not None
+        assert found.version == 2
+    assert find_current(folder, "latest").version == 3
+
+
+def test_a_version_that_was_rolled_back_from_is_declined_until_the_channel_moves(make_artifact: MakeArtifact) -> None:
+    folder = make_artifact(version=1).parent
+    make_artifact(version=2)
+    make_artifact(version=3)
+    set_channels(folder, {"stable": 2})
+    assert find_next(folder, served=1, declined=2) is None
+    set_channels(folder, {"stable": 3})
+    found = find_next(folder, served=1, declined=2)
+    assert found is not None
+    assert found.version == 3
+
+
+def test_the_newest_version_is_not_followed_downwards_unless_the_served_one_was_yanked(make_artifact: MakeArtifact) -> None:
+    folder = make_artifact(version=1).parent
+    make_artifact(version=2)
+    shutil.rmtree(folder / "2")
+    assert find_next(folder, served=2) is None
+    make_artifact(version=2)
+    set_channels(folder, {}, 2)
+    found = find_next(folder, served=2)
+    assert found is not None
+    assert found.version == 1

@@ -165,7 +165,7 @@ GOOD: dict[str, tuple[str, str, str, int]] = {
     "json": (*ONE, 415),
     "another model": ("/predict?model=x", "/predict", "post", 404),
     "artifacts": ("/artifacts", "/artifacts", "get", 200),
-    "latest": ("/artifacts/colors/latest", "/artifacts/{name}/latest", "get", 200),
+    "latest": ("/artifacts/colors/latest", "/artifacts/{name}/{version}", "get", 200),
     "a manifest": ("/artifacts/colors/1", "/artifacts/{name}/{version}", "get", 200),
     "no version": ("/artifacts/colors/9", "/artifacts/{name}/{version}", "get", 404),
     "v2": ("/v2", "/v2", "get", 200),

@@ -68,8 +68,8 @@ def test_the_store_is_listed(own: Any, make_artifact: MAKE) -> None:
     make_artifact(name="shapes")
     assert own.client.get("/artifacts").json() == {
         "artifacts": [
-            {"name": "colors", "versions": [1, 3, 10], "latest": 10},
-            {"name": "shapes", "versions": [1], "latest": 1},
+            {"name": "colors", "versions": [1, 3, 10], "latest": 10, "channels": {"stable": 10}},
+            {"name": "shapes", "versions": [1], "latest": 1, "channels": {"stable": 1}},
         ]
     }
 
@@ -316,7 +316,9 @@ def test_a_percent_escape_that_is_not_utf_8_is_rejected(baited: Any) -> None:
 
 
 def test_links_are_not_listed(baited: Any) -> None:
-    assert baited.client.get("/artifacts").json()["artifacts"] == [{"name": "colors", "versions": [1], "latest": 1}]
+    assert baited.client.get("/artifacts").json()["artifacts"] == [
+        {"name": "colors", "versions": [1], "latest": 1, "channels": {"stable": 1}}
+    ]
 
 
 def test_a_listed_file_replaced_by_a_link_is_a_404(own: Any, folder: Path, tmp_path: Path) -> None:

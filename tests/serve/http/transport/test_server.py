@@ -127,7 +127,9 @@ def test_a_missing_artifact_leaves_the_server_alive_with_the_reason(tmp_path: Pa
 
 def test_the_artifacts_own_store_is_offered_for_download(artifact_template: Path) -> None:
     with started(artifact_template.parent) as (_, url):
-        assert HTTP.get(f"{url}/artifacts").json()["artifacts"] == [{"name": "colors", "versions": [1], "latest": 1}]
+        assert HTTP.get(f"{url}/artifacts").json()["artifacts"] == [
+            {"name": "colors", "versions": [1], "latest": 1, "channels": {"stable": 1}}
+        ]
 
 
 def test_limits_and_another_store_can_be_set(artifact_template: Path, tmp_path: Path) -> None:

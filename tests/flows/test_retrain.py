@@ -1,0 +1,126 @@
+"""`edgeline retrain`: a version replaces the one in use only by a decision, and no test image is ever trained on."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgeline.flows import retrain as retraining
+from edgeline.flows.cli.update import retrained_lines, to_dict
+from edgeline.flows.retrain import retrain
+from edgeline.pipeline.config import PipelineConfig, load_config
+from edgeline.pipeline.data.image_record import read_record
+from edgeline.pipeline.data.prepare import prepare
+from edgeline.pipeline.data.samples import read_prepared
+from edgeline.serve.artifact.channels import read_channels
+from edgeline.serve.artifact.reader import resolve, versions
+from edgeline.serve.errors import DataError
+
+EDGELINE = str(Path(sys.executable).with_name("edgeline"))
+
+
+@pytest.fixture(name="config")
+def _config(finished_folder: Path, tmp_path: Path) -> PipelineConfig:
+    """The configuration of a published run, whose folder was copied."""
+    shutil.copytree(finished_folder, tmp_path, dirs_exist_ok=True)
+    [file] = (tmp_path / "artifacts" / "runs").glob("*/config.json")
+    return load_config(file, data=str(tmp_path / "tints"), artifacts=str(tmp_path / "artifacts"))
+
+
+def add(config: PipelineConfig, label: str, count: int, red: int, blue: int) -> None:
+    """Add photos of about one color, with noise that no two share."""
+    for number in range(count):
+        noise = np.random.default_rng((number, red)).integers(-60, 61, (32, 40, 3))
+        pixels = np.clip(noise + (red, 40 + 9 * number % 50, blue), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(Path(config.data, label, f"new-{number}.png"))
+
+
+@pytest.mark.slow
+def test_the_line_from_new_photos_to_a_decision(config: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = config.store / config.artifact_name
+    first = read_record(store / "1" / "images.npz")
+    tested = {pixels for pixels, known in first.items() if known.tested}
+    assert tested
+    assert {known.split for known in first.values()} == {"train", "val", "test"}
+    add(config, "warm", 6, 200, 60)
+    add(config, "cold", 6, 40, 220)
+
+    def killed(*_: Any) -> None:
+        assert resolve(store) == store / "1"  # published, and not in use before the decision
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(retraining, "compare_and_decide", killed)
+        with pytest.raises(KeyboardInterrupt):
+            retrain(config)
+    assert versions(store) == [1, 2]
+
+    done = retrain(config)
+    assert (done.version, done.trained) == (2, False)
+    assert done.decision is not None
+    assert done.decision.verdict == "too few images"
+    assert [each.variant for each in done.decision.variants][0] == "onnx-fp32"
+    assert (done.stable, resolve(store)) == (1, store / "1")
+    history = read_channels(store).history
+    assert [(event.action, event.version) for event in history] == [("promote", 1), ("keep", 2)]
+    assert history[0].why == "in use before the first comparison"
+    assert history[1].why == done.decision.reason
+    assert "not promoted: stable stays at version 1" in "\n".join(retrained_lines(done, store))
+    assert to_dict(done)["promoted"] is False
+
+    second = read_record(store / "2" / "images.npz")
+    assert all(second[pixels].split == "test" for pixels in tested)
+    assert all(second[pixels].split == known.split for pixels, known in first.items())
+
+    again = retrain(config)
+    assert (again.version, again.trained, again.decision) == (2, False, None)
+    assert versions(store) == [1, 2]
+    assert retrained_lines(again, store)[0].startswith("nothing has changed since version 2, which is not in use (too few")
+
+
+@pytest.mark.slow
+def test_the_first_version_becomes_stable(config: PipelineConfig) -> None:
+    shutil.rmtree(config.store)
+    done = retrain(config)
+    assert (done.version, done.stable, done.decision) == (1, 1, None)
+    assert resolve(config.store / config.artifact_name).name == "1"
+    assert "the first version: it is stable now" in retrained_lines(done, config.store)[0]
+
+
+def test_images_keep_the_splits_that_a_version_gave_them(config: PipelineConfig) -> None:
+    record = read_record(config.store / config.artifact_name / "1" / "images.npz")
+    for label, red, blue in (("warm", 210, 30), ("cold", 20, 240)):
+        add(config, label, 40, red, blue)
+    kept, free = (
+        read_prepared(prepare(retraining.with_splits_of(config, version))[0].step("prepare")).samples for version in (1, None)
+    )
+    of_kept, of_free = ({sample.pixels: sample.split for sample in samples} for samples in (kept, free))
+    assert all(of_kept[pixels] == known.split for pixels, known in record.items())
+    assert any(of_free[pixels] != known.split for pixels, known in record.items())
+    new = [split for pixels, split in of_kept.items() if pixels not in record]
+    assert {"train", "test"} <= set(new)
+
+
+def test_a_version_that_does_not_record_its_images_is_reported(config: PipelineConfig) -> None:
+    (config.store / config.artifact_name / "1" / "images.npz").unlink()
+    with pytest.raises(DataError, match="does not record its images") as caught:
+        prepare(retraining.with_splits_of(config, 1))
+    assert caught.value.code == "record_missing"
+
+
+def test_wrong_photos_stop_the_command_before_training_with_one_line(config: PipelineConfig, tmp_path: Path) -> None:
+    add(config, "warm", 6, 20, 240)  # the colors of the other class
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(config.model_dump(mode="json")))
+    done = subprocess.run([EDGELINE, "retrain", "--config", str(file)], capture_output=True, text=True)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("edgeline: 6 of 6 new photos labeled 'warm' are taken for 'cold', by the version in use, ")
+    assert last.endswith("[labels_suspicious]")
+    assert versions(config.store / config.artifact_name) == [1]
