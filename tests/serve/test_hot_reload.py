@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeline.serve.artifact.channels import Followed
+from edgeline.serve.artifact.channels import Channels, Event, Followed
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import ArtifactError, ConfigError
 from edgeline.serve.hot_reload import VersionWatcher
@@ -144,3 +144,22 @@ def test_its_thread_polls_and_ends_on_close(make_artifact: MakeArtifact, monkeyp
     assert changed.wait(20)
     watcher.close()
     assert json.loads((watcher.classifier.artifact.folder / "manifest.json").read_text())["version"] == 2
+
+
+def test_a_channel_is_followed_and_a_broken_version_is_replaced_by_the_one_it_had_before(make_artifact: MakeArtifact) -> None:
+    folder = make_artifact(version=1).parent
+    make_artifact(version=2)
+    broken = make_artifact(version=3)
+    (broken / "model.onnx").write_bytes(b"")
+    moves = [Event(at="", by="", action="promote", version=version, why="", channel="stable") for version in (1, 3)]
+    channels = Channels(pointers={"stable": 3}, history=tuple(moves))
+    (folder / "channels.json").write_text(json.dumps(channels.to_json()))
+    reported: list[str] = []
+    watcher = VersionWatcher(Followed(folder), Classifier.open, reported.append)
+    assert watcher.classifier.manifest.version == 1
+    assert reported[0].startswith("using colors 1, version 3 cannot be used: ")
+    (folder / "channels.json").write_text(json.dumps(Channels(pointers={"stable": 2}).to_json()))
+    watcher.poll()
+    assert watcher.classifier.manifest.version == 2
+    watcher.poll()
+    assert reported[1:] == ["switched to colors 2"]

@@ -13,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
+from edgeline.serve.artifact.channels import Channels, Followed
 from edgeline.serve.classifier import Classifier, Outputs
 from edgeline.serve.errors import ArtifactError
 from edgeline.serve.http.service import ServingLimits
@@ -332,3 +333,85 @@ def test_the_index_lists_every_loaded_or_rejected_version(publish: Publish, stor
     assert found.manifest.version == 1
     assert models.get("colors", 3) is None
     assert models.get("nobody") is None
+
+
+def set_channels(store: Path, pointers: dict[str, int], yanked: dict[int, str] | None = None) -> None:
+    channels = Channels(pointers=pointers, yanked=yanked or {})
+    partial = store / "colors" / "channels.partial"
+    partial.write_text(json.dumps(channels.to_json()))
+    os.replace(partial, store / "colors" / "channels.json")
+
+
+def test_a_server_follows_the_stable_version_up_and_down_and_ignores_a_newer_one(
+    publish: Publish, store: Path, serving: Any
+) -> None:
+    publish(1)
+    publish(2)
+    set_channels(store, {"stable": 1})
+    with serving(store / "colors") as site:
+        assert version_of(site) == 1
+        publish(3)
+        set_channels(store, {"stable": 2})
+        until(lambda: version_of(site) == 2)
+        set_channels(store, {"stable": 1})
+        until(lambda: version_of(site) == 1)
+        assert site.client.get("/readyz").json()["rejected"] is None
+
+
+def test_a_server_leaves_a_yanked_version_for_the_one_before_and_does_not_return_by_a_signal(
+    publish: Publish, store: Path, serving: Any
+) -> None:
+    for version in (1, 2):
+        publish(version)
+    with serving(store / "colors") as site:
+        assert version_of(site) == 2
+        set_channels(store, {}, {2: "wrong labels"})
+        until(lambda: version_of(site) == 1)
+        site.service.models.roll_back()
+        assert version_of(site) == 1
+        set_channels(store, {})
+        until(lambda: version_of(site) == 2)
+
+
+def test_if_every_version_is_yanked_the_loaded_one_stays_and_the_reason_is_shown(
+    publish: Publish, store: Path, serving: Any
+) -> None:
+    publish(1)
+    with serving(store / "colors") as site:
+        set_channels(store, {}, {1: "wrong labels"})
+        until(lambda: site.client.get("/readyz").json()["rejected"] is not None)
+        status = site.client.get("/readyz").json()
+        assert (status["version"], status["rejected"]["code"]) == (1, "version_yanked")
+        assert "1 because wrong labels" in status["rejected"]["reason"]
+
+
+def test_a_damaged_list_of_channels_changes_nothing_and_is_shown(publish: Publish, store: Path, serving: Any) -> None:
+    publish(1)
+    publish(2)
+    with serving(store / "colors") as site:
+        (store / "colors" / "channels.json").write_text("{")
+        until(lambda: site.client.get("/readyz").json()["rejected"] is not None)
+        status = site.client.get("/readyz").json()
+        assert (status["version"], status["rejected"]["code"]) == (2, "channels_invalid")
+        assert str(store) not in status["rejected"]["reason"]
+        (store / "colors" / "channels.json").unlink()
+        until(lambda: site.client.get("/readyz").json()["rejected"] is None)
+
+
+def test_the_challenger_is_the_version_of_the_canary_channel(publish: Publish, store: Path) -> None:
+    publish(1)
+    publish(2)
+    set_channels(store, {"stable": 1, "canary": 2})
+    models = ModelRepository(
+        [store / "colors"], TestLoader(open_narrow), challenger=Followed(store / "colors", "canary"), poll_s=0.01
+    )
+    models.start()
+    try:
+        until(lambda: models.ready and models.challenger is not None and models.challenger.current is not None)
+        assert models.challenger is not None
+        assert models.challenger.current is not None
+        current = models.current()
+        assert current is not None
+        assert (current.manifest.version, models.challenger.current.manifest.version) == (1, 2)
+    finally:
+        models.close(WAIT_S)

@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
+from edgeline.serve.artifact.channels import Channels
 from edgeline.serve.http.routes import published_files as published
 from edgeline.serve.http.routes.published_files import OpenFile, Published, store_of
 from tests.support.processes import HTTP
@@ -93,6 +94,24 @@ def test_the_latest_manifest_is_polled_cheaply(own: Any, folder: Path, make_arti
     newer = own.client.get("/artifacts/colors/latest", headers={"If-None-Match": reply.headers["etag"]})
     assert (newer.status_code, newer.json()["version"]) == (200, 2)
     assert newer.headers["content-location"] == "/artifacts/colors/2/manifest.json"
+
+
+def test_a_channel_is_polled_like_the_latest_version_and_yanked_ones_are_not_offered(
+    own: Any, folder: Path, make_artifact: MAKE
+) -> None:
+    for version in (2, 3):
+        make_artifact(store=folder.parent.parent, version=version)
+    channels = Channels(pointers={"stable": 2, "canary": 3}, yanked={3: "wrong labels"})
+    (folder.parent / "channels.json").write_text(json.dumps(channels.to_json()))
+    [listed] = [each for each in own.client.get("/artifacts").json()["artifacts"] if each["name"] == "colors"]
+    assert (listed["versions"], listed["latest"], listed["channels"]) == ([1, 2], 2, {"stable": 2})
+    reply = own.client.get("/artifacts/colors/stable")
+    assert (reply.json()["version"], reply.headers["cache-control"]) == (2, "no-cache")
+    assert reply.headers["content-location"] == "/artifacts/colors/2/manifest.json"
+    assert own.client.get("/artifacts/colors/stable", headers={"If-None-Match": reply.headers["etag"]}).status_code == 304
+    assert own.client.get("/artifacts/colors/latest").json()["version"] == 2
+    for absent in ("canary", "beta", "Stable", "channels.json"):
+        assert own.client.get(f"/artifacts/colors/{absent}").status_code == 404
 
 
 def test_the_location_of_the_latest_manifest_has_the_same_bytes(own: Any) -> None:
