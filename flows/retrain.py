@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeline.flows.steps import is_up_to_date, run_pipeline
-from edgeline.pipeline.config import PipelineConfig, stated_config
-from edgeline.pipeline.runs.run import Run, StepResult
+from edgeline.pipeline.config import PipelineConfig
+from edgeline.pipeline.runs.run import Run, StepResult, states
 from edgeline.serve.artifact.channels import STABLE, Event, read_channels
 from edgeline.serve.artifact.manifest import FILE_NAME, Manifest
 from edgeline.serve.artifact.reader import versions
@@ -68,8 +68,9 @@ def retrain(config: PipelineConfig, *, accepted: Collection[str] = (), run_steps
     in_use, newest = read_channels(store).version(STABLE, published), published[-1]
     if STABLE not in read_channels(store).pointers:  # otherwise devices would switch to the new version before the decision
         promote(store, in_use, Change(STABLE, why="in use before the first comparison"))
-    same = with_splits_of(config, _manifest(store / str(newest)).provenance["config"]["prepare"].get("keep_splits"))
-    if stated_config(same) == _manifest(store / str(newest)).provenance["config"] and is_up_to_date(same):
+    stated = _manifest(store / str(newest)).provenance["config"]
+    same = with_splits_of(config, stated["prepare"].get("keep_splits"))
+    if states(stated, same) and is_up_to_date(same):
         if (done := decided(store, newest)) is not None:
             return Retrained(version=newest, stable=in_use, trained=False, decision=None, event=done)
         config, trained = same, False

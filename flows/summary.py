@@ -145,8 +145,14 @@ def read_verification(artifact: str | Path) -> VerificationReport:
     return VerificationReport.read(Path(artifact) / file_names.VERIFICATION)
 
 
-def next_commands(summary: Summary, image: str | None) -> list[tuple[str, str]]:
-    """The commands to try next, each with its purpose."""
+def next_commands(summary: Summary, image: str | None, data: str) -> list[tuple[str, str]]:
+    """The commands to try next, each with its purpose.
+
+    Args:
+        summary: of the run.
+        image: one of its photos, if there is one.
+        data: what it was trained on.
+    """
     artifact = str(Path(summary.artifact).parent)
     here = Path(sys.executable).with_name("edgeline")
     short = str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
@@ -155,7 +161,9 @@ def next_commands(summary: Summary, image: str | None) -> list[tuple[str, str]]:
         (f"{edgeline} serve {quote(artifact)}", "serve it over HTTP, with a page for phones"),
         (f"{edgeline} predict {quote(artifact)} {quote(image or 'photo.jpg')}", "classify an image"),
         (f"{edgeline} check {quote(artifact)}", "run its self-test, here or on a device"),
-        (f"{edgeline} run --data FOLDER", "train on your own photos, one folder per class"),
+        (f"{edgeline} run --data FOLDER", "train on your own photos, one folder per class")
+        if data == "digits"
+        else (f"{edgeline} retrain --data {quote(data)}", "train again when the data has changed, if it is not worse"),
     ]
 
 

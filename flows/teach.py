@@ -16,8 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from edgeline.pipeline.config import PipelineConfig, stated_config
-from edgeline.pipeline.runs.run import Run, StepResult, open_run
+from edgeline.pipeline.config import PipelineConfig
+from edgeline.pipeline.runs.run import Run, StepResult, open_run, states
 from edgeline.pipeline.sources.additions import Additions, apply_additions, plan_additions
 from edgeline.serve.artifact.channels import LATEST
 from edgeline.serve.artifact.manifest import FILE_NAME as MANIFEST
@@ -115,7 +115,7 @@ def published_run(artifacts: Path, name: str) -> Published:
         summary = path.parent / "prepare" / "summary.json"
         if summary.is_file() and json.loads(summary.read_text())["fingerprint"] == manifest.provenance["data_sha256"]:
             run = open_run(path.parent)
-            if stated_config(run.config) == manifest.provenance["config"]:
+            if states(manifest.provenance["config"], run.config):
                 return Published(artifact, run)
     raise ConfigError(
         f"the run of {name} {manifest.version} is not in {artifacts / 'runs'}, so its data and settings are unknown; run "

@@ -15,7 +15,7 @@ from pathspec import GitIgnoreSpec
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from edgeline.pipeline.config_file import apply_override, read_values
-from edgeline.pipeline.config_section import Fraction, Section
+from edgeline.pipeline.config_section import Fraction, Names, Section
 from edgeline.pipeline.names import LayoutName
 from edgeline.pipeline.thresholds import Fp16Thresholds, Int8Thresholds
 from edgeline.pipeline.train_config import TrainConfig
@@ -34,7 +34,7 @@ class PrepareConfig(Section):
         "`splits`: the folders in `data` are train/, val/ and test/. `csv`: `data` is a CSV file. `auto`: decided by the names "
         "of the folders; where two readings are plausible, the run stops and lists them.",
     )
-    ignore: tuple[str, ...] = Field(
+    ignore: Names = Field(
         (), description='Files and folders to leave out, as in a .gitignore file: `["masks/", "*_mask.png"]`.'
     )
     include_hidden: bool = Field(False, description="Read files and folders whose name starts with a dot.")
@@ -331,14 +331,6 @@ class PipelineConfig(Section):
         return self.cache / "environments"
 
 
-def stated_config(config: PipelineConfig) -> dict[str, Any]:
-    """The settings that a published version states, as JSON types.
-
-    Left out are those that name folders of this machine, and those that do not concern the version itself.
-    """
-    return config.model_dump(mode="json", exclude={"data", "artifacts", "weights", "promote"})
-
-
 def load_config(file: Path | None = None, overrides: list[str] | None = None, **options: Any) -> PipelineConfig:
     """Build a configuration from a file, `key=value` overrides and options. Later ones take precedence.
 
@@ -380,8 +372,17 @@ def _describe(problem: Any) -> str:
         model: Any = PipelineConfig
         for part in problem["loc"][:-1]:
             model = model.model_fields[part].annotation
-        near = difflib.get_close_matches(str(problem["loc"][-1]), model.model_fields, n=1, cutoff=0.5)
-        return f"unknown setting {where}" + (f"; did you mean {near[0]}?" if near else "")
+        near = _nearest(str(problem["loc"][-1]), where.rpartition(".")[0], model)
+        return f"unknown setting {where}" + (f"; did you mean {near}?" if near else "")
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):  # settings that contradict each other
         return f"{where}: {problem['msg'].removeprefix('Value error, ')}"
     return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}, got {problem['input']!r}"
+
+
+def _nearest(name: str, section: str, model: Any) -> str:
+    """The setting that was probably meant, with its sections: of the same section, or of that name in another one."""
+    for other, field in PipelineConfig.model_fields.items():
+        if name in getattr(field.annotation, "model_fields", ()):
+            return f"{other}.{name}"
+    near = difflib.get_close_matches(name, model.model_fields, n=1, cutoff=0.5)
+    return ".".join([*filter(None, [section]), *near]) if near else ""

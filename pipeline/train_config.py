@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from edgeline.pipeline.config_section import Fraction, Section
+from edgeline.pipeline.config_section import Fraction, Names, Section
 from edgeline.pipeline.names import AugmentationName, StrategyName
 
 
@@ -26,10 +26,10 @@ class TrainConfig(Section):
         description="`strategy=auto`: minutes of training that the layers below the head may take, by its estimate. `auto`: "
         "none on a CPU, no limit on a GPU.",
     )
-    unfreeze: tuple[str, ...] = Field(
+    unfreeze: Names = Field(
         (), description='`partial`: the stages to train besides the head, such as `["blocks.5", "blocks.6"]`.'
     )
-    teacher: tuple[str, ...] = Field(
+    teacher: Names = Field(
         (),
         description="`distill`: what teaches, one or more: the folder of a run on the same classes, or the name of a backbone, "
         "of which a head is trained first. The mean of several is learned.",

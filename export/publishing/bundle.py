@@ -22,7 +22,6 @@ from edgeline.export.records import MeasuredOn
 from edgeline.export.variant_registry import REFERENCE, VARIANTS
 from edgeline.export.verification.report import PassedVariant, UnrunVariant, VerificationReport
 from edgeline.export.verification.verify import choose_samples
-from edgeline.pipeline.config import stated_config
 from edgeline.pipeline.data.image_record import FILE_NAME as RECORD
 from edgeline.pipeline.data.image_record import newest_record, write_record
 from edgeline.pipeline.data.samples import read_prepared
@@ -32,7 +31,7 @@ from edgeline.pipeline.models.checkpoint import load_checkpoint
 from edgeline.pipeline.names import SPLITS
 from edgeline.pipeline.runs.atomic_files import file_digest
 from edgeline.pipeline.runs.receipts import read_receipt
-from edgeline.pipeline.runs.run import Run
+from edgeline.pipeline.runs.run import Run, stated_config
 from edgeline.serve.artifact import manifest as manifests
 from edgeline.serve.artifact.cam_outputs import EMBEDDING, EVIDENCE
 from edgeline.serve.artifact.manifest import FileEntry, Manifest, Variant

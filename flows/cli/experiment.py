@@ -6,6 +6,7 @@ Nothing heavy is imported here; the command imports what it needs when it runs.
 import csv
 import json
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -188,6 +189,10 @@ def runs(
     log = RunLog(artifacts)
     log.refresh()
     entries = log.select(where or [])
+    if entries:
+        known = sorted({"time", *COLUMNS.split(","), *(name for entry in entries for name in entry.values())})
+        for option, names in (("--sort", [sort]), ("--columns", columns.split(","))):
+            check_names_of(option, names, known)
     entries.sort(key=lambda entry: _sort_key(entry, sort))
     if export is not None:
         _export_runs(entries, export)
@@ -260,6 +265,19 @@ def find_rate(
     print(f"the loss {course}; it rises above {curve.rises:.1e} and {end} ({len(curve.rates)} steps)")
     print(f"{found.folder / PLOT_NAME} shows the loss by rate")
     print(f"next: {following}")
+
+
+def check_names_of(option: str, names: list[str], known: list[str]) -> None:
+    """Reject names of settings and figures that no run has.
+
+    Raises:
+        ConfigError: with the nearest name.
+    """
+    for name in names:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known[:12])} and others (see --json)"
+            raise ConfigError(f"{option}: no run has a setting or figure {name!r}; {hint}")
 
 
 def _sort_key(entry: "RunEntry", name: str) -> tuple[bool, float, str]:

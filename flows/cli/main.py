@@ -54,8 +54,8 @@ for command in (steps.prepare, steps.train, steps.evaluate, steps.export, steps.
 app.command(cls=verify.VerifyCommand)(verify.verify)
 app.command()(steps.publish)
 app.command("list")(store.list_store)
-for command in (store.show, store.promote, store.rollback, store.yank):
-    app.command()(command)
+for about_store in (store.show, store.promote, store.rollback, store.yank):
+    app.command()(about_store)
 app.command()(models.backbones)
 app.command()(models.inspect)
 app.command()(experiment.experiment)

@@ -138,9 +138,8 @@ def _show(summary: "Summary", finished: "Run", demo: bool) -> None:
             )
     console.print("\n[bold]next[/]")
     image = held_out[0].path
-    commands = next_commands(
-        summary, str(Path(image).relative_to(Path.cwd())) if Path(image).is_relative_to(Path.cwd()) else image
-    )
+    shown = str(Path(image).relative_to(Path.cwd())) if Path(image).is_relative_to(Path.cwd()) else image
+    commands = next_commands(summary, shown, finished.config.data)
     width = max(len(command) for command, _ in commands)
     for command, purpose in commands:
         console.print(f"  {escape(command):{width}}  [dim]{purpose}[/]", soft_wrap=True)

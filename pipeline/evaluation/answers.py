@@ -16,6 +16,9 @@ from edgeline.serve.artifact.manifest import Manifest
 from edgeline.serve.artifact.reader import resolve
 from edgeline.serve.errors import ArtifactError, ConfigError, DataError, EdgelineError
 
+ANSWERS = "test.npz"
+"""In the folder of the evaluation."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -61,9 +64,14 @@ def find_evaluated_run(path: Path, artifacts: Path) -> tuple[str, Run]:
     name = f"{manifest.name} version {manifest.version}"
     own = folder.resolve().parents[2]  # <artifacts>/store/<name>/<version>
     for runs in dict.fromkeys((own / "runs", artifacts.resolve() / "runs")):
-        for candidate in sorted(runs.glob(f"{manifest.name}-*")):
-            if _checkpoint_sha256(candidate) == manifest.provenance.get("checkpoint_sha256"):
-                return name, open_run(candidate)
+        same = [
+            candidate
+            for candidate in sorted(runs.glob(f"{manifest.name}-*"))
+            if _checkpoint_sha256(candidate) == manifest.provenance.get("checkpoint_sha256")
+        ]
+        # Runs with other settings may have equal weights; one that stopped before its evaluation has no answers.
+        for candidate in sorted(same, key=lambda folder: not (folder / "evaluate" / ANSWERS).is_file()):
+            return name, open_run(candidate)
     raise ConfigError(
         f"{name}: the run that published it is not in {own / 'runs'}, and only the run has the answers to its test images; "
         "name the folder of artifacts with --artifacts, or run it again",
@@ -78,12 +86,12 @@ def read_answers(run: Run, name: str) -> Answers:
         EdgelineError: the run has not been evaluated.
     """
     folder = run.step("evaluate")
-    if not (folder / "test.npz").is_file():
+    if not (folder / ANSWERS).is_file():
         raise EdgelineError(f"{run.folder} has not been evaluated; run `edgeline evaluate {run.folder}`", code="step_missing")
     prepared = read_prepared(run.step("prepare"))
     labels = read_evaluation(folder).labels
     test = prepared.of("test")
-    with np.load(folder / "test.npz", allow_pickle=False) as saved:
+    with np.load(folder / ANSWERS, allow_pickle=False) as saved:
         predicted_N, targets_N = saved["probabilities"].argmax(1), saved["targets"]
     if targets_N.tolist() != [sample.index for sample in test]:
         raise DataError(f"{folder} is of other data than {run.step('prepare')}; run `edgeline evaluate {run.folder}` again")

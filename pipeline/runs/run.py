@@ -7,8 +7,9 @@ folder.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from edgeline.pipeline.config import PipelineConfig, load_config
+from edgeline.pipeline.config import PipelineConfig, load_config, parse_config
 from edgeline.pipeline.names import OUTPUT_MARKER
 from edgeline.pipeline.runs.atomic_files import digest_of, replace_file, write_json
 from edgeline.pipeline.runs.findings import StepFinding, read_findings
@@ -77,3 +78,22 @@ def open_run(folder: Path) -> Run:
     # Derived from the folder, because the configured path may be relative to another working directory.
     artifacts = folder.resolve().parent.parent
     return Run(folder, load_config(folder / "config.json", artifacts=str(artifacts)))
+
+
+def stated_config(config: PipelineConfig) -> dict[str, Any]:
+    """The settings that a published version states, as JSON types.
+
+    Left out are those that name folders of this machine, and those that do not concern the version itself.
+    """
+    return config.model_dump(mode="json", exclude={"data", "artifacts", "weights", "promote"})
+
+
+def states(stated: dict[str, Any], config: PipelineConfig) -> bool:
+    """Whether a version that states these settings was made with a configuration.
+
+    A version that was published by an earlier edgeline does not state settings that are new; they count as the defaults.
+    """
+    try:
+        return stated_config(parse_config(stated)) == stated_config(config)
+    except ConfigError:
+        return False

@@ -15,6 +15,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from edgeline.pipeline.config import PipelineConfig
@@ -50,6 +51,8 @@ class Additions:
     """The classes that photos were given for."""
     new_labels: tuple[str, ...]
     """Those of them that the data does not have yet."""
+    known_labels: tuple[str, ...]
+    """The classes of the data."""
     present: Mapping[str, int]
     """How many of the photos a class already has, by content."""
     unreadable: tuple[str, ...]
@@ -61,6 +64,8 @@ class Additions:
         for label in self.labels:
             targets = [photo.target for photo in self.photos if photo.label == label]
             kind = "new class" if label in self.new_labels else "class"
+            near = get_close_matches(label, self.known_labels, n=1, cutoff=0.8) if label in self.new_labels else []
+            kind += f" (not {near[0]!r}?)" if near else ""
             where = f"rows of {self.table}" if self.table else f"copies in {targets[0].parent}/" if targets else ""
             lines.append(f"{kind} {label!r}: {_photos(len(targets))} added" + (f" as {where}" if targets else ""))
             if self.present[label]:
@@ -121,6 +126,7 @@ def plan_additions(config: PipelineConfig, folders: Mapping[str, Sequence[Path]]
         photos=tuple(chosen) if table else _with_targets(source, chosen),
         labels=tuple(folders),
         new_labels=new,
+        known_labels=source.labels,
         present=present,
         unreadable=tuple(unreadable),
     )

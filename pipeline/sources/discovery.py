@@ -30,7 +30,7 @@ from edgeline.pipeline.sources.file_walk import (
     printable_name,
     read_tree,
 )
-from edgeline.pipeline.sources.image_extensions import is_named_like_an_image
+from edgeline.pipeline.sources.image_extensions import extension, is_named_like_an_image
 from edgeline.pipeline.sources.labels import check_known, check_names, summarize
 from edgeline.pipeline.sources.layout import Reading, find_splits, hidden_with_images, read_layout
 from edgeline.serve.errors import DataError
@@ -211,8 +211,25 @@ def _folder_findings(tree: Tree, reading: Reading, settings: PrepareConfig) -> I
     if beside := [name for name in reading.beside if is_named_like_an_image(name)]:
         message = f"Images next to the class folders have no class and are not used: {summarize(beside, 3)}."
         yield Finding(code="images_without_class", message=message)
+    for name in reading.beside:
+        if extension(name) == ".csv" and (lost := _columns_of(os.path.join(tree.root, name))):
+            message = (
+                f"{name} is not read, because the folders give the classes; it lists images, with {summarize(lost)}. "
+                f"To use them: --data {os.path.join(tree.root, name)}"
+            )
+            yield Finding(code="table_unread", message=message)
     if reading.layout == "leaf":
         yield from _merged_leaves(reading)
+
+
+def _columns_of(path: str) -> list[str]:
+    """What a table that lists images has besides paths and labels; nothing if it is no such table."""
+    try:
+        table = read_table(Path(path))
+    except DataError:
+        return []
+    meanings = [meaning for meaning in ("group", "split") if meaning in table.columns]
+    return [f"the column {table.columns[meaning]!r}" for meaning in meanings]
 
 
 def _merged_leaves(reading: Reading) -> Iterator[Finding]:

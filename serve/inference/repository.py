@@ -171,11 +171,11 @@ class ModelRepository:
         """Load the channel's version, unless it is the one that is served or was rejected as it is."""
         served = None if slot.current is None else slot.current.manifest.version
         try:
-            if served is None:
-                candidate = find_current(slot.path, slot.channel)
-            else:
-                declined = slot.rolled_back_from or 0
-                candidate = find_next(slot.path, served=served, channel=slot.channel, declined=declined)
+            candidate = (
+                find_current(slot.path, slot.channel)
+                if served is None
+                else find_next(slot.path, served=served, channel=slot.channel, declined=slot.rolled_back_from or 0)
+            )
         except EdgelineError as error:
             failure = _failure(error, slot.path)
             if failure not in (slot.failure, slot.rejected_version):

@@ -16,7 +16,7 @@ from edgeline.serve.errors import ConfigError, DataError, MissingExtraError
 INVALID: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "a missing folder": ({"data": "nowhere"}, DataError, "nowhere"),
     "data that are not a path": ({"data": 3}, ConfigError, "data: "),
-    "an unknown setting": ({"settings": {"train.epoch": 5}}, ConfigError, "did you mean epochs"),
+    "an unknown setting": ({"settings": {"train.epoch": 5}}, ConfigError, "did you mean train.epochs"),
     "an unknown option": ({"colour": "red"}, ConfigError, "unknown setting colour"),
     "a value out of range": ({"settings": {"train.epochs": -1}}, ConfigError, "train.epochs: "),
     "a value of the wrong type": ({"train": {"epochs": "many"}}, ConfigError, "train.epochs: "),

@@ -78,7 +78,8 @@ BAD_OVERRIDES = {
     "no key": ("=5", "must look like train.epochs=5"),
     "a crop that leaves nothing": ("preprocess.crop_fraction=0.05", "must be 0 or at least 0.1"),
     "an input too small to see on": ("preprocess.size=8", "must be 0 or at least 32"),
-    "an unknown setting": ("train.epoch=5", "unknown setting train.epoch; did you mean epochs?"),
+    "an unknown setting": ("train.epoch=5", "unknown setting train.epoch; did you mean train.epochs?"),
+    "a setting of a section, without it": ("epochs=5", "unknown setting epochs; did you mean train.epochs?"),
     "an unknown section": ("training.epochs=5", "unknown setting training; did you mean train?"),
     "nothing like it": ("zzz=1", "unknown setting zzz"),
     "below a value": ("seed.x=1", "seed: input should be a valid integer"),
@@ -200,3 +201,8 @@ def test_training_settings_that_contradict_each_other_are_rejected_with_what_to_
     assert words in message
     assert "\n" not in message
     assert "{" not in message
+
+
+@pytest.mark.parametrize("value", ["blocks.5,blocks.6", "blocks.5, blocks.6", '["blocks.5","blocks.6"]'])
+def test_a_list_of_names_needs_no_brackets(value: str) -> None:
+    assert load_config(None, [f"train.unfreeze={value}", "train.strategy=partial"]).train.unfreeze == ("blocks.5", "blocks.6")

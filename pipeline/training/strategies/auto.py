@@ -44,6 +44,8 @@ def fit(context: TrainingContext) -> TrainingResult:
         if clearly_better(few.calibration, best.calibration):
             network.head.load_state_dict(few_weights)
             best, name = few, "few-shot"
+        elif _correct(few.calibration).mean() > _correct(best.calibration).mean():
+            reasons[-1] += ", which may be chance"
     minutes = estimated_minutes(context)
     budget = context.config.budget if context.config.budget != "auto" else (0 if context.device.type == "cpu" else math.inf)
     if minutes > budget:

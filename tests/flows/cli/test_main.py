@@ -15,7 +15,7 @@ MakePhotos = Callable[..., str]
 
 INVALID = {
     "no such data": (["run", "--data", "nowhere"], "nowhere"),
-    "an unknown setting": (["run", "--set", "train.epoch=5"], "did you mean epochs"),
+    "an unknown setting": (["run", "--set", "train.epoch=5"], "did you mean train.epochs"),
     "two settings out of range": (["run", "--set", "train.epochs=-1", "--set", "verify.images=0"], "verify.images"),
     "an override without a value": (["run", "--set", "train.epochs"], "train.epochs=5"),
     "a missing configuration file": (["run", "--config", "edgeline.toml"], "edgeline.toml"),

@@ -44,7 +44,7 @@ INVALID = {
     "no value": (["train.epochs="], "must look like"),
     "no equals sign": (["train.epochs"], "must look like"),
     "the same setting twice": (["train.epochs=1", "train.epochs=2"], "given twice"),
-    "an unknown setting": (["train.epoch=1,2"], "epoch 1: unknown setting train.epoch; did you mean epochs"),
+    "an unknown setting": (["train.epoch=1,2"], "epoch 1: unknown setting train.epoch; did you mean train.epochs"),
     "a value out of range": (["train.epochs=1,-2"], "epochs -2: train.epochs"),
     "the same value twice": (["train.learning_rate=1e-3,0.001"], "two cells are the same"),
     "the seed": (["seed=1,2"], "--seeds"),

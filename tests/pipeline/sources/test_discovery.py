@@ -448,3 +448,15 @@ def test_backslashes_and_blanks_in_paths_are_repaired_where_only_then_the_file_e
     assert notes(source) == {
         "csv_paths_repaired": "Paths found only with forward slashes or without surrounding blanks: 'x\\\\a.jpg' and 1 more."
     }
+
+
+def test_a_table_with_groups_beside_class_folders_is_mentioned(tmp_path: Path) -> None:
+    data = touch(tmp_path / "d", "dog/b.jpg", "cat/c.png")
+    (data / "labels.csv").write_text("path,label,group\ndog/b.jpg,dog,1\ncat/c.png,cat,1\n")
+    (data / "prices.csv").write_text("item,price\ntea,2\n")
+    (data / "plain.csv").write_text("path,label\ndog/b.jpg,dog\ncat/c.png,cat\n")
+    source = find(data)
+    assert source.layout == "top"
+    [message] = [finding.message for finding in source.findings if finding.code == "table_unread"]
+    assert message.startswith("labels.csv is not read, because the folders give the classes; it lists images, with the column")
+    assert message.endswith(f"--data {data}/labels.csv")
