@@ -88,6 +88,9 @@ NOT_EXECUTED: dict[str, list[str]] = {
     "docs/prefect.md": [
         "needs a Prefect server and a worker as services; tests/flows/orchestration/test_worker.py runs a schedule",
     ],
+    "docs/retrain.md": [
+        "trains for a minute; tests/flows/test_retrain.py runs it on small pictures",
+    ],
     "docs/release.md": [
         "tests/test_wheel.py builds the wheel and reads it",
         "downloads the packages of the base install",
