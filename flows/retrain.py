@@ -12,7 +12,7 @@ Nothing heavy is imported here.
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgeline.flows.steps import is_up_to_date, run_pipeline
 from edgeline.pipeline.config import PipelineConfig
@@ -23,9 +23,14 @@ from edgeline.serve.artifact.reader import versions
 from edgeline.serve.errors import ArtifactError, EdgelineError
 
 if TYPE_CHECKING:
-    from edgeline.export.promotion.decision import Decision
+    from edgeline.export.promotion.decision import Decision, VariantDecision
 
 RunPipeline = Callable[[PipelineConfig], tuple[Run, list[StepResult]]]
+Decide = Callable[[Run, Path, Path], tuple["Decision", Event]]
+Check = Literal["class_lost", "photos_blank", "labels_suspicious"]
+"""Codes of the checks of new photos."""
+NAMED = 3
+"""Classes that are named for each variant, the worst ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +49,20 @@ class Retrained:
     """The newest entry about this version in the history of `stable`."""
 
 
-def retrain(config: PipelineConfig, *, accepted: Collection[str] = (), run_steps: RunPipeline = run_pipeline) -> Retrained:
+def retrain(
+    config: PipelineConfig,
+    *,
+    accepted: Collection[str] = (),
+    run_steps: RunPipeline = run_pipeline,
+    decide: Decide | None = None,
+) -> Retrained:
     """Run the pipeline if the data or the settings have changed, and decide whether its version is promoted to `stable`.
 
     Args:
         config: as for `edgeline run`; `promote` has the margin and the confidence of the decision.
         accepted: codes of checks of the new photos that are to be ignored, as `check_new_photos` raises them.
         run_steps: runs all steps; the Prefect flow passes its own.
+        decide: compares and decides, `compare_and_decide` by default; likewise.
 
     Raises:
         DataError: the new photos look wrong, or the version in use does not record its images.
@@ -81,7 +93,7 @@ def retrain(config: PipelineConfig, *, accepted: Collection[str] = (), run_steps
     version = int(steps[-1].folder.name)
     if (done := decided(store, version)) is not None:  # the data of an earlier version again
         return Retrained(version=version, stable=in_use, trained=False, decision=None, event=done)
-    decision, event = compare_and_decide(run, store / str(in_use), store / str(version))
+    decision, event = (decide or compare_and_decide)(run, store / str(in_use), store / str(version))
     stable = version if decision.promoted else in_use
     return Retrained(version=version, stable=stable, trained=trained, decision=decision, event=event)
 
@@ -140,3 +152,36 @@ def _manifest(folder: Path) -> Manifest:
         return Manifest.from_json((folder / FILE_NAME).read_bytes())
     except (OSError, EdgelineError) as error:
         raise ArtifactError(f"{folder} cannot be read: {error}; yank that version, or restore it") from error
+
+
+def retrained_lines(done: Retrained, folder: Path) -> list[str]:
+    """What `retrain` did, for the terminal."""
+    if done.decision is None and not done.trained:
+        state = "in use" if done.version == done.stable else f"not in use ({done.event.why})"
+        return [f"nothing has changed since version {done.version}, which is {state}; stable is version {done.stable}"]
+    if done.decision is None:
+        return [f"published {folder / str(done.version)}, {done.event.why}: it is stable now"]
+    lines = [f"published {folder / str(done.version)}"]
+    moved = f"promoted: stable is version {done.version} now"
+    kept = f"not promoted: stable stays at version {done.stable}"
+    lines += [moved if done.decision.promoted else kept, f"  {done.decision.reason}"]
+    return lines + decision_lines(done.decision)
+
+
+def decision_lines(decision: "Decision") -> list[str]:
+    """The test of each variant, and the classes that changed most."""
+    lines = [line for each in decision.variants for line in _variant_lines(each)]
+    for title, labels in (("new classes", decision.new_classes), ("lost classes", decision.lost_classes)):
+        if labels:
+            lines.append(f"  {title}, not compared: {', '.join(labels)}")
+    return lines
+
+
+def _variant_lines(found: "VariantDecision") -> list[str]:
+    lines = [
+        f"  {found.variant}: {found.verdict}; accuracy {found.before:.1%} -> {found.after:.1%} on {found.images:,} images "
+        f"({found.lost} lost, {found.gained} gained)"
+    ]
+    for each in [each for each in found.classes if each.lost > each.gained][:NAMED]:
+        lines.append(f"    {each.label}: {each.lost} lost, {each.gained} gained of {each.images}, p = {each.p_value:.2g}")
+    return lines

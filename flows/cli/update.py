@@ -14,12 +14,8 @@ from edgeline.flows.cli.options import Artifacts, Config, Data, Json, Layout, Mo
 from edgeline.flows.cli.run import step_lines_on_stderr
 
 if TYPE_CHECKING:
-    from edgeline.export.promotion.decision import Decision, VariantDecision
     from edgeline.export.publishing.comparison import ClassAccuracy, Compared, Comparison, Interval
     from edgeline.flows.retrain import Retrained
-
-NAMED = 3
-"""Classes that are named for each variant, the worst ones."""
 
 
 def retrain(
@@ -49,6 +45,7 @@ def retrain(
         edgeline retrain --data photos/ --name birds --set promote.margin=0.01
     """
     from edgeline.flows.retrain import retrain as retrain_model
+    from edgeline.flows.retrain import retrained_lines
 
     options = RunOptions(
         data=data, layout=layout, name=name, model=model, weights=None, strategy=None, seed=None, artifacts=artifacts
@@ -73,39 +70,6 @@ def to_dict(done: "Retrained") -> dict[str, object]:
         "reason": done.event.why,
         "decision": None if done.decision is None else done.decision.to_dict(),
     }
-
-
-def retrained_lines(done: "Retrained", folder: Path) -> list[str]:
-    """What `retrain` did, for the terminal."""
-    if done.decision is None and not done.trained:
-        state = "in use" if done.version == done.stable else f"not in use ({done.event.why})"
-        return [f"nothing has changed since version {done.version}, which is {state}; stable is version {done.stable}"]
-    if done.decision is None:
-        return [f"published {folder / str(done.version)}, {done.event.why}: it is stable now"]
-    lines = [f"published {folder / str(done.version)}"]
-    moved = f"promoted: stable is version {done.version} now"
-    kept = f"not promoted: stable stays at version {done.stable}"
-    lines += [moved if done.decision.promoted else kept, f"  {done.decision.reason}"]
-    return lines + decision_lines(done.decision)
-
-
-def decision_lines(decision: "Decision") -> list[str]:
-    """The test of each variant, and the classes that changed most."""
-    lines = [line for each in decision.variants for line in _variant_lines(each)]
-    for title, labels in (("new classes", decision.new_classes), ("lost classes", decision.lost_classes)):
-        if labels:
-            lines.append(f"  {title}, not compared: {', '.join(labels)}")
-    return lines
-
-
-def _variant_lines(found: "VariantDecision") -> list[str]:
-    lines = [
-        f"  {found.variant}: {found.verdict}; accuracy {found.before:.1%} -> {found.after:.1%} on {found.images:,} images "
-        f"({found.lost} lost, {found.gained} gained)"
-    ]
-    for each in [each for each in found.classes if each.lost > each.gained][:NAMED]:
-        lines.append(f"    {each.label}: {each.lost} lost, {each.gained} gained of {each.images}, p = {each.p_value:.2g}")
-    return lines
 
 
 def teach(

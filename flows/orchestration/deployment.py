@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from edgeline.pipeline.config import PipelineConfig
 
+FLOWS = {False: "edgeline", True: "edgeline-retrain"}
+"""The flow that a deployment runs, by `DeploymentOptions.retrain`."""
 JOB = {
     "env": {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "OMP_WAIT_POLICY": "PASSIVE"},
     "stream_output": False,  # with it, a run whose worker is killed dies at its next line of output
@@ -41,6 +43,8 @@ class DeploymentOptions:
     """Five fields: minute, hour, day of month, month, day of week."""
     timezone: str = "Europe/Prague"
     """A name of the IANA database."""
+    retrain: bool = False
+    """Whether each run also decides if its version is promoted to `stable` (`edgeline retrain`)."""
     pool: str = "edgeline"
     """A work pool; created as a process pool if there is none of this name."""
 
@@ -50,7 +54,7 @@ class DeploymentInfo:
     """A deployment as it is on the server."""
 
     deployment: str
-    """`edgeline/<name>`, as Prefect's commands take it."""
+    """`edgeline/<name>` or `edgeline-retrain/<name>`, for Prefect's commands."""
     id: str
     cron: str
     timezone: str
@@ -94,7 +98,7 @@ def deploy(config: "PipelineConfig", options: DeploymentOptions | None = None) -
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise EdgelineError(f"{server} rejects the deployment: {reason}", code="deploy_failed") from error
     return DeploymentInfo(
-        f"edgeline/{options.name}", identity, options.cron, options.timezone, options.pool, server, parameters
+        f"{FLOWS[options.retrain]}/{options.name}", identity, options.cron, options.timezone, options.pool, server, parameters
     )
 
 
@@ -156,10 +160,10 @@ def _apply(options: DeploymentOptions, parameters: dict[str, Any]) -> str:
     from prefect.schedules import Cron
     from prefect.types.entrypoint import EntrypointType
 
-    from edgeline.flows.orchestration.flow import edgeline
+    from edgeline.flows.orchestration import flow
 
     deployment = RunnerDeployment.from_flow(
-        edgeline,
+        flow.retrain if options.retrain else flow.edgeline,
         options.name,
         schedules=[Cron(options.cron, timezone=options.timezone, slug=options.name)],
         parameters=parameters,

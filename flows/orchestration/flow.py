@@ -23,12 +23,16 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
 from prefect.states import Completed
 
+from edgeline.export.promotion.decision import Decision
+from edgeline.flows import retrain as retraining
 from edgeline.flows import steps
-from edgeline.flows.orchestration.report import report
+from edgeline.flows.orchestration.report import report, report_decision
+from edgeline.flows.retrain import Check, retrained_lines
 from edgeline.flows.step_lines import step_lines
 from edgeline.pipeline.config import PipelineConfig, parse_config
 from edgeline.pipeline.data.prepare import prepare as prepare_samples
 from edgeline.pipeline.runs.run import Run, StepResult
+from edgeline.serve.artifact.channels import Event
 from edgeline.serve.errors import ConfigError, EdgelineError, StoreError
 
 PERMANENT = {
@@ -92,9 +96,40 @@ def edgeline(config: PipelineConfig) -> tuple[Run, list[StepResult]]:
     Raises:
         EdgelineError: a step failed; the results of the steps before it are kept.
     """
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(drop_traceback_of_user_errors)  # adding it twice has no effect
-    _check(config)
+    _set_up(config)
+    return _run_steps(config)
+
+
+@task(name="compare", task_run_name="compare", cache_policy=NO_CACHE)
+def compare(run: Run, in_use: Path, new: Path) -> State[tuple[Decision, Event]]:
+    """Compare the new version with the one in use; promote it, or record why not."""
+    decision, event = retraining.compare_and_decide(run, in_use, new)
+    return Completed(message=decision.reason, data=(decision, event))
+
+
+@flow(name="edgeline-retrain", flow_run_name="{config.artifact_name}")
+def retrain(config: PipelineConfig, accepted: tuple[Check, ...] = ()) -> retraining.Retrained:
+    """Run the pipeline if the data has changed, and promote the new version to `stable` if a test shows that it is not worse.
+
+    Args:
+        config: the settings of the run; `promote` has the margin and the confidence.
+        accepted: checks of the new photos that are to be ignored.
+
+    Returns:
+        What was done.
+
+    Raises:
+        EdgelineError: the new photos look wrong, or a step failed; the version in use stays.
+    """
+    _set_up(config)
+    done = retraining.retrain(config, accepted=accepted, run_steps=_run_steps, decide=lambda *given: compare(*given).result())
+    get_run_logger().info("%s", "\n".join(retrained_lines(done, config.store / config.artifact_name)))
+    report_decision(config.artifact_name, done)
+    return done
+
+
+def _run_steps(config: PipelineConfig) -> tuple[Run, list[StepResult]]:
+    """Run every step as a task of the current flow, and report what they found."""
     log = get_run_logger()
 
     def call_prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
@@ -110,6 +145,12 @@ def edgeline(config: PipelineConfig) -> tuple[Run, list[StepResult]]:
     run, results = steps.run_pipeline(config, call_prepare=call_prepare, call_step=call_step)
     report(run, results)
     return run, results
+
+
+def _set_up(config: PipelineConfig) -> None:
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(drop_traceback_of_user_errors)  # adding it twice has no effect
+    _check(config)
 
 
 def drop_traceback_of_user_errors(record: logging.LogRecord) -> bool:

@@ -8,13 +8,16 @@ from pathlib import Path
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
+from edgeline.export.promotion.decision import Bound
 from edgeline.export.publishing.variant_table import CAPTION, rows
+from edgeline.flows.retrain import Retrained
 from edgeline.flows.summary import read_verification, summarize, summary_rows
 from edgeline.pipeline.runs.run import Run, StepResult
 
 MAX_CLASSES = 30
 """Larger confusion matrices are shown as an image only."""
 PUBLISHED = "edgeline.model.published"
+PROMOTED = "edgeline.model.promoted"
 
 
 def report(run: Run, steps: list[StepResult]) -> None:
@@ -48,6 +51,45 @@ def report(run: Run, steps: list[StepResult]) -> None:
             resource={"prefect.resource.id": f"edgeline.model.{summary.name}", "prefect.resource.name": summary.name},
             payload=summary.model_dump(mode="json", include={"version", "artifact", "shipped_top1", "model_bytes"}),
         )
+
+
+def report_decision(name: str, done: Retrained) -> None:
+    """Create the artifact of a decision about a new version, and emit an event if it was promoted.
+
+    Args:
+        name: of the published artifact.
+        done: what the retraining did.
+    """
+    if done.decision is None:
+        return
+    table = [
+        {
+            "variant": each.variant,
+            "images": each.images,
+            "before": f"{each.before:.2%}",
+            "after": f"{each.after:.2%}",
+            "lost": each.lost,
+            "gained": each.gained,
+            "accuracy, points": _points(each.accuracy),
+            "mean recall, points": _points(each.macro_recall),
+            "result": each.verdict,
+        }
+        for each in done.decision.variants
+    ]
+    moved = "promoted to stable" if done.decision.promoted else f"not promoted, stable stays at {done.stable}"
+    create_table_artifact(
+        table, key=f"{artifact_key(name)}-decision", description=f"Version {done.version} is {moved}: {done.decision.reason}"
+    )
+    if done.decision.promoted:
+        emit_event(
+            PROMOTED,
+            resource={"prefect.resource.id": f"edgeline.model.{name}", "prefect.resource.name": name},
+            payload={"version": done.version, "before": done.event.before, "reason": done.decision.reason},
+        )
+
+
+def _points(bound: Bound) -> str:
+    return f"{100 * bound.gain:+.2f} ({100 * bound.low:+.2f} to {100 * bound.high:+.2f})"
 
 
 def artifact_key(name: str) -> str:

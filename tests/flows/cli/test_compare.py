@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from edgeline.pipeline.config import PipelineConfig
+from edgeline.pipeline.evaluation.answers import find_evaluated_run
 
 Edgeline = Callable[..., tuple[int, str, str]]
 
@@ -57,3 +58,13 @@ def test_a_version_without_its_run_is_named_with_what_to_do(edgeline: Edgeline, 
     assert (code, out) == (1, "")
     assert "tints version 1: the run that published it is not in" in err
     assert err.endswith("[run_missing]\n")
+
+
+def test_of_runs_with_equal_weights_the_evaluated_one_is_compared(artifacts: Path) -> None:
+    [run] = (artifacts / "runs").glob("tints-*")
+    stopped = run.with_name("tints-000000000000")
+    shutil.copytree(run, stopped)
+    shutil.rmtree(stopped / "evaluate")
+    assert stopped < run
+    _, found = find_evaluated_run(artifacts / "store" / "tints" / "1", artifacts)
+    assert found.folder == run.resolve()

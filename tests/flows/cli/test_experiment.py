@@ -88,4 +88,6 @@ def test_runs_lists_filters_and_exports_the_log(edgeline: Edgeline, config: Pipe
     assert (tmp_path / "runs.json").read_text() == "[]\n"
     assert edgeline("runs", "--artifacts", config.artifacts, "--export", "runs.csv")[0] == 0
     assert (tmp_path / "runs.csv").read_text().count("\n") == 2
+    assert "did you mean accuracy?" in edgeline("runs", "--artifacts", config.artifacts, "--sort", "acuracy")[2]
+    assert "did you mean model?" in edgeline("runs", "--artifacts", config.artifacts, "--columns", "run,modle")[2]
     assert "end in .csv or .json" in edgeline("runs", "--artifacts", config.artifacts, "--export", "runs.txt")[2]

@@ -117,6 +117,7 @@ OPTIONS = {
     "cron": ("--cron", "5 4 * * *"),
     "timezone": ("--timezone", "UTC"),
     "pool": ("--pool", "others"),
+    "retrain": ("--retrain",),
 }
 """The command's option for each field of `DeploymentOptions`, with a value other than the default."""
 
@@ -125,7 +126,7 @@ def test_every_field_of_the_deployment_options_is_an_option_of_the_command(clien
     assert OPTIONS.keys() == {field.name for field in fields(DeploymentOptions)}
     given = [word for option in OPTIONS.values() for word in option]
     assert command_line("--artifacts", str(tmp_path), *given).exit_code == 0
-    deployment = client.read_deployment_by_name("edgeline/nightly")
+    deployment = client.read_deployment_by_name("edgeline-retrain/nightly")
     [schedule] = deployment.schedules
     assert (schedule.schedule.cron, schedule.schedule.timezone) == ("5 4 * * *", "UTC")
     assert deployment.work_pool_name == "others"
@@ -133,7 +134,7 @@ def test_every_field_of_the_deployment_options_is_an_option_of_the_command(clien
 
 def test_every_option_of_the_command_is_a_setting_or_a_field_of_the_deployment_options() -> None:
     shared = {"data", "config", "name", "artifacts", "overrides", "as_json"}
-    own = {option.removeprefix("--") for option, _ in OPTIONS.values()}
+    own = {option.removeprefix("--") for option, *_ in OPTIONS.values()}
     assert signature(deploy_pipeline).parameters.keys() == shared | own
 
 
@@ -146,6 +147,14 @@ def test_a_name_that_prefect_rejects_is_reported_in_one_line(prefect_api: str, a
         deploy(PipelineConfig(), DeploymentOptions(**arguments))
     assert "\n" not in str(failure.value)
     assert failure.value.code == "deploy_failed"
+
+
+def test_a_deployment_can_decide_about_its_versions(client: SyncPrefectClient, tmp_path: Path) -> None:
+    deployed = deploy(PipelineConfig(artifacts=str(tmp_path)), DeploymentOptions(name="deciding", retrain=True))
+    assert deployed.deployment == "edgeline-retrain/deciding"
+    found = client.read_deployment(deployed.id)
+    assert found.entrypoint == "edgeline.flows.orchestration.flow.retrain"
+    assert found.parameter_openapi_schema["properties"].keys() == {"config", "accepted"}
 
 
 PARAMETERS = {

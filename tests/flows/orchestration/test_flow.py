@@ -1,10 +1,13 @@
 import errno
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.events.filters import EventFilter, EventNameFilter
@@ -14,7 +17,7 @@ from edgeline.flows import steps
 from edgeline.flows.orchestration import flow
 from edgeline.flows.orchestration.flow import TASKS, drop_traceback_of_user_errors, edgeline
 from edgeline.flows.orchestration.report import artifact_key, confusion_table
-from edgeline.pipeline.config import PipelineConfig
+from edgeline.pipeline.config import PipelineConfig, load_config
 from edgeline.pipeline.runs.run import Run, StepResult
 from edgeline.serve.errors import ConfigError, DataError, EdgelineError, StoreError, VerificationError
 
@@ -203,3 +206,29 @@ def test_publishing_is_retried_only_after_temporary_failures(error: Exception, r
 
 def test_only_publishing_is_retried() -> None:
     assert {task.name: task.retries for task in (flow.prepare, *TASKS.values()) if task.retries} == {"publish": 3}
+
+
+@pytest.mark.long
+def test_retraining_is_a_flow_whose_decision_is_an_artifact(
+    client: SyncPrefectClient, finished_folder: Path, tmp_path: Path, wait_for: Callable[..., Any]
+) -> None:
+    shutil.copytree(finished_folder, tmp_path, dirs_exist_ok=True)
+    [file] = (tmp_path / "artifacts" / "runs").glob("*/config.json")
+    config = load_config(file, ["promote.margin=0.5"], data=str(tmp_path / "tints"), artifacts=str(tmp_path / "artifacts"))
+    for label, red, blue in (("warm", 200, 60), ("cold", 40, 220)):
+        for number in range(6):
+            noise = np.random.default_rng((number, red)).integers(-60, 61, (32, 40, 3))
+            pixels = np.clip(noise + (red, 60, blue), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "tints" / label / f"new-{number}.png")
+    done = flow.retrain(config)
+    flow_run = last_flow_run(client)
+    assert (flow_run.name, flow_run.state_name) == ("tints", "Completed")
+    assert done.decision is not None
+    assert done.decision.promoted
+    assert (done.version, done.stable) == (2, 2)
+    wait_for(lambda: task_states(client, flow_run.id).keys() >= {*STEPS, "compare"})
+    [decision] = [artifact for artifact in client.read_artifacts() if artifact.key == "edgeline-tints-decision"]
+    assert decision.description == f"Version 2 is promoted to stable: {done.decision.reason}"
+    assert '"variant": "onnx-fp32"' in decision.data
+    again = flow.retrain(config)
+    assert (again.version, again.trained, again.decision) == (2, False, None)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from edgeline.pipeline.config import PipelineConfig, load_config
-from edgeline.pipeline.runs.run import create_run, open_run
+from edgeline.pipeline.runs.run import create_run, open_run, stated_config, states
 from edgeline.serve.errors import ConfigError, EdgelineError
 
 
@@ -49,3 +49,14 @@ def test_an_artifacts_folder_that_cannot_be_written_is_named(config: PipelineCon
     with pytest.raises(EdgelineError, match="cannot be written: Not a directory") as caught:
         create_run(config, "f")
     assert caught.value.code == "run_unwritable"
+
+
+def test_a_version_of_an_earlier_edgeline_states_every_setting_that_it_knew() -> None:
+    config = PipelineConfig(seed=3)
+    stated = stated_config(config)
+    assert states(stated, config)
+    del stated["prepare"]["keep_splits"], stated["evaluate"]
+    assert states(stated, config)
+    assert not states(stated | {"seed": 4}, config)
+    assert not states(stated | {"renamed": 1}, config)
+    assert states(stated, PipelineConfig(seed=3, data="elsewhere", artifacts="there"))

@@ -108,6 +108,13 @@ def test_what_will_be_added_is_described(tmp_path: Path, new: Path) -> None:
     assert lines[1].startswith(f"not added: {new / 'broken.jpg'}: ")
 
 
+def test_a_new_class_whose_name_is_close_to_a_known_one_is_asked_about(tmp_path: Path, new: Path) -> None:
+    config = config_of(folders(tmp_path / "data"), tmp_path)
+    known = plan_additions(config, {"owl": [new]}).known_labels[0]
+    [line, *_] = plan_additions(config, {f"{known}s": [new]}).lines()
+    assert line.startswith(f"new class (not {known!r}?) '{known}s': ")
+
+
 def test_the_same_call_again_adds_nothing(tmp_path: Path, new: Path) -> None:
     config = config_of(folders(tmp_path / "data"), tmp_path)
     apply_additions(plan_additions(config, {"owl": [new]}))
