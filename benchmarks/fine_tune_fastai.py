@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import fastai.callback.progress  # these two add `no_bar`, `fine_tune` and `fit_one_cycle` to Learner
+import fastai.callback.schedule  # noqa: F401
 import pandas
 import timm
 from fastai.callback.core import Callback

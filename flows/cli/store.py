@@ -118,6 +118,41 @@ def yank(
         print(f"warning: {error}; servers keep what they have loaded")
 
 
+def prune(
+    artifacts: Annotated[Path, typer.Option(help="Folder of runs and the store.")] = Path("artifacts"),
+    keep: Annotated[int, typer.Option(min=1, help="Newest versions, and newest runs, of each name to keep in any case.")] = 3,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed; without it nothing is removed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List old versions and runs that nothing needs; with `--yes`, remove them.
+
+    Kept are the newest of each name, every version that a channel has or had, the runs that published them, and runs that were
+    written to in the last day.
+
+        edgeline prune --artifacts artifacts --keep 5
+
+        edgeline prune --artifacts artifacts --keep 5 --yes
+    """
+    from edgeline.flows.prune import plan_prune
+    from edgeline.flows.prune import prune as remove
+
+    if not artifacts.is_dir():
+        raise ConfigError(f"{artifacts} does not exist; name the folder of runs and the store with --artifacts")
+    plan = plan_prune(artifacts, keep)
+    removed = remove(plan) if yes else []
+    entries = (*plan.versions, *plan.runs)
+    if as_json:
+        rows = [{"path": str(each.path), "bytes": each.bytes, "removed": each.path in removed} for each in entries]
+        print(json.dumps(rows))
+        return
+    for each in entries:
+        state = "removed" if each.path in removed else "kept, because it is needed now" if yes else "would be removed"
+        print(f"{each.path}  {each.bytes / 1e6:,.1f} MB  {state}")
+    total = sum(each.bytes for each in entries) / 1e6
+    hint = "; remove them with --yes" if entries and not yes else ""
+    print(f"{len(plan.versions)} versions and {len(plan.runs)} runs, {total:,.1f} MB{hint}")
+
+
 def _name_folder(path: Path) -> Path:
     if versions(path):
         return path

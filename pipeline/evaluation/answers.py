@@ -67,7 +67,7 @@ def find_evaluated_run(path: Path, artifacts: Path) -> tuple[str, Run]:
         same = [
             candidate
             for candidate in sorted(runs.glob(f"{manifest.name}-*"))
-            if _checkpoint_sha256(candidate) == manifest.provenance.get("checkpoint_sha256")
+            if checkpoint_sha256(candidate) == manifest.provenance.get("checkpoint_sha256")
         ]
         # Runs with other settings may have equal weights; one that stopped before its evaluation has no answers.
         for candidate in sorted(same, key=lambda folder: not (folder / "evaluate" / ANSWERS).is_file()):
@@ -117,6 +117,7 @@ def _names_with_copies(table: Path) -> set[str]:
     }
 
 
-def _checkpoint_sha256(run: Path) -> str | None:
+def checkpoint_sha256(run: Path) -> str | None:
+    """The digest of the weights of a run's folder; None if it has not been trained."""
     receipt = read_receipt(run / "train")
     return receipt["files"].get("checkpoint.safetensors", {}).get("sha256") if receipt else None

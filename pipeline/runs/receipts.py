@@ -117,6 +117,17 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
+def in_use(run: Path) -> bool:
+    """Whether a process is building a step of a run's folder."""
+    for path in run.glob(".*.lock"):
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
 def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
