@@ -38,6 +38,7 @@ docs: .venv/ready ## Write the generated pages, and build the documentation site
 bench: .venv/ready ## Run the benchmarks; each ends in one JSON line
 	for script in $(BENCHMARKS); do $(BIN)/python benchmarks/$$script.py || exit 1; done
 	$(BIN)/python benchmarks/graph_cache.py artifacts/store/digits
+	$(BIN)/python benchmarks/drift_alarms.py artifacts/store/digits
 	$(BIN)/python benchmarks/serving/overload.py --stalled 1000 --seconds 10
 
 # base_install makes the artifact of the digits, which graph_cache reads.

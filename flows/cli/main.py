@@ -54,7 +54,7 @@ for command in (steps.prepare, steps.train, steps.evaluate, steps.export, steps.
 app.command(cls=verify.VerifyCommand)(verify.verify)
 app.command()(steps.publish)
 app.command("list")(store.list_store)
-for about_store in (store.show, store.promote, store.rollback, store.yank, store.prune):
+for about_store in (store.show, store.promote, store.rollback, store.yank, store.prune, store.monitor):
     app.command()(about_store)
 app.command()(models.backbones)
 app.command()(models.inspect)

@@ -1,4 +1,4 @@
-"""The commands about a store: `list`, `show`, `promote`, `rollback` and `yank`.
+"""The commands about a store and what is in use: `list`, `show`, `promote`, `rollback`, `yank`, `prune` and `monitor`.
 
 Nothing heavy is imported here; each command imports what it needs when it runs.
 """
@@ -151,6 +151,43 @@ def prune(
     total = sum(each.bytes for each in entries) / 1e6
     hint = "; remove them with --yes" if entries and not yes else ""
     print(f"{len(plan.versions)} versions and {len(plan.runs)} runs, {total:,.1f} MB{hint}")
+
+
+def monitor(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The artifact's name.")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SNAPSHOT...", help="Drift snapshots: files, folders of them, or URLs such as http://HOST/drift."
+        ),
+    ],
+    artifacts: Annotated[Path, typer.Option(help="Folder of runs and the store.")] = Path("artifacts"),
+    channel: ChannelName = STABLE,
+    rate: Annotated[
+        float, typer.Option(min=0.0001, max=0.5, help="Probability of a false alarm, over all windows of a version.")
+    ] = 0.05,
+    as_json: Json = False,
+) -> None:
+    """Test what devices and servers have seen against the held-out images of the version in use; exit code 3 for an alarm.
+
+    The snapshots of that version are one window. Each statistic gets a permutation test, corrected for their number; the alarm
+    is corrected for the number of windows too, so it is false with the stated probability however often this runs.
+
+        edgeline monitor birds http://127.0.0.1:8000/drift
+
+        edgeline monitor birds devices/ --rate 0.01
+    """
+    from edgeline.flows.monitor import monitor as monitor_model
+    from edgeline.flows.monitor import monitoring_lines, to_dict
+
+    found = monitor_model(artifacts, name, sources, channel=channel, alpha=rate)
+    if as_json:
+        print(json.dumps(to_dict(found)))
+    else:
+        for line in monitoring_lines(found):
+            print(line)
+    if found.monitored is not None and found.monitored.alarm:
+        raise typer.Exit(3)
 
 
 def _name_folder(path: Path) -> Path:

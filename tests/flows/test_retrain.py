@@ -1,6 +1,7 @@
 """`edgeline retrain`: a version replaces the one in use only by a decision, and no test image is ever trained on."""
 
 import json
+import random
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from edgeline.pipeline.data.image_record import read_record
 from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.data.samples import read_prepared
 from edgeline.serve.artifact.channels import read_channels
-from edgeline.serve.artifact.reader import resolve, versions
+from edgeline.serve.artifact.reader import open_artifact, resolve, versions
 from edgeline.serve.errors import DataError
 
 EDGELINE = str(Path(sys.executable).with_name("edgeline"))
@@ -84,7 +85,7 @@ def test_the_line_from_new_photos_to_a_decision(config: PipelineConfig, monkeypa
     assert retrained_lines(again, store)[0].startswith("nothing has changed since version 2, which is not in use (too few")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_first_version_becomes_stable(config: PipelineConfig) -> None:
     shutil.rmtree(config.store)
     done = retrain(config)
@@ -124,3 +125,34 @@ def test_wrong_photos_stop_the_command_before_training_with_one_line(config: Pip
     assert last.startswith("edgeline: 6 of 6 new photos labeled 'warm' are taken for 'cold', by the version in use, ")
     assert last.endswith("[labels_suspicious]")
     assert versions(config.store / config.artifact_name) == [1]
+
+
+@pytest.mark.long
+def test_a_retraining_that_is_killed_again_and_again_publishes_one_version_and_decides_once(
+    config: PipelineConfig, tmp_path: Path
+) -> None:
+    add(config, "warm", 6, 200, 60)
+    add(config, "cold", 6, 40, 220)
+    file, store = tmp_path / "settings.json", config.store / config.artifact_name
+    file.write_text(json.dumps(config.model_dump(mode="json")))
+    command = [EDGELINE, "retrain", "--config", str(file), "--json"]
+    rng, kills = random.Random(0), 0
+    while kills < 10:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(rng.uniform(2, 12))
+            break  # it has finished
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+            assert resolve(store) == store / "1"
+    done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert (done["version"], done["stable"]) == (2, 1)
+    assert kills > 0
+    assert versions(store) == [1, 2]
+    events = read_channels(store).history
+    assert [(event.action, event.version) for event in events] == [("promote", 1), ("keep", 2)]
+    assert not [path.name for path in store.iterdir() if path.name.startswith((".staging", ".channels"))]
+    for version in (1, 2):
+        assert open_artifact(store / str(version)).manifest.version == version

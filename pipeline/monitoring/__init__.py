@@ -1,0 +1,1 @@
+"""Whether what a published model sees in use still is what it was tested on."""
