@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import chi2
 
-from edgeline.serve.drift.snapshot import groups_of_bins, groups_of_classes
-
-DRAWS = 4000
+GROUPS = 10
+"""Bins are combined into at most so many groups."""
+DRAWS = 2000
 """Divisions of the images that are drawn."""
 ENOUGH = 5
 """Expected count of a group from which the chi-square distribution is a good approximation (Cochran 1954)."""
@@ -66,12 +66,11 @@ def compare_window(snapshot: dict[str, Any], reference: dict[str, Any], alpha: f
     for name, held in reference["statistics"].items():
         seen = snapshot["statistics"][name]
         if held["count"] and seen["count"]:
-            raw[name] = _p_value(seen["counts"], held["counts"], [group for group, _ in groups_of_bins(held["counts"])], chance)
+            counts = np.array([seen["counts"], held["counts"]])
+            raw[name] = _p_value(_merge_neighbors(counts), chance)
     if reference["count"] and snapshot["count"]:
-        held = reference["predicted"]["counts"]
-        raw["predicted"] = _p_value(
-            snapshot["predicted"]["counts"], held, [group for group, _ in groups_of_classes(held)], chance
-        )
+        counts = np.array([snapshot["predicted"]["counts"], reference["predicted"]["counts"]])
+        raw["predicted"] = _p_value(_merge_rare(counts), chance)
     found, largest = [], 0.0
     for rank, name in enumerate(sorted(raw, key=lambda name: raw[name])):
         largest = max(largest, min(1.0, (len(raw) - rank) * raw[name]))
@@ -81,20 +80,55 @@ def compare_window(snapshot: dict[str, Any], reference: dict[str, Any], alpha: f
     return WindowResult(tuple(found), alpha)
 
 
-def _p_value(seen: list[int], held: list[int], groups: list[list[int]], chance: np.random.Generator) -> float:
-    """The share of divisions of all images whose counts differ at least as much as these, these included."""
-    rows = np.array([[sum(counts[i] for i in group) for group in groups] for counts in (seen, held)])
-    rows = rows[:, rows.sum(0) > 0]
-    total_G, n = rows.sum(0), int(rows[0].sum())
-    if rows.shape[1] < 2:
+def _merge_neighbors(counts_2B: np.ndarray) -> np.ndarray:
+    """Combine neighboring bins into at most `GROUPS` groups with enough images: (2, G).
+
+    The groups depend on the images of both together, and not on their division, so the permutation test stays exact.
+    """
+    enough, groups = _enough(counts_2B), [np.zeros(2, int)]
+    for bin_2 in counts_2B.T:
+        if groups[-1].sum() >= enough:
+            groups.append(np.zeros(2, int))
+        groups[-1] = groups[-1] + bin_2
+    if len(groups) > 1 and groups[-1].sum() < enough:
+        groups[-2:] = [groups[-2] + groups[-1]]
+    return np.stack(groups, axis=1)
+
+
+def _merge_rare(counts_2K: np.ndarray) -> np.ndarray:
+    """Combine the classes with few images into one group, with the next rarest class if they are still few: (2, G)."""
+    enough = _enough(counts_2K)
+    order = np.argsort(counts_2K.sum(0), kind="stable")
+    rare = 0
+    while rare < len(order) and (counts_2K[:, order[rare]].sum() < enough or 0 < counts_2K[:, order[:rare]].sum() < enough):
+        rare += 1
+    groups = [counts_2K[:, order[:rare]].sum(1), *counts_2K[:, order[rare:]].T]
+    return np.stack([group for group in groups if group.sum()], axis=1)
+
+
+def _enough(counts_2B: np.ndarray) -> float:
+    """Images of a group, so that it is expected to have `ENOUGH` in the smaller of the two."""
+    total, smaller = int(counts_2B.sum()), int(counts_2B.sum(1).min())
+    return max(total / GROUPS, ENOUGH * total / smaller)
+
+
+def _p_value(rows_2G: np.ndarray, chance: np.random.Generator) -> float:
+    """The share of divisions of all images whose counts differ at least as much as these, these included.
+
+    Args:
+        rows_2G: counts by group of the window and of the reference.
+        chance: draws the divisions.
+    """
+    total_G, n = rows_2G.sum(0), int(rows_2G[0].sum())
+    if len(total_G) < 2:
         return 1.0
     drawn_DG = chance.multivariate_hypergeometric(total_G, n, size=DRAWS)
     expected_G = total_G * (n / total_G.sum())
     # The reference's part of chi-square is proportional to the window's, so this orders divisions as the whole would.
     distance_D = ((drawn_DG - expected_G) ** 2 / expected_G).sum(1)
-    observed = float(((rows[0] - expected_G) ** 2 / expected_G).sum())
+    observed = float(((rows_2G[0] - expected_G) ** 2 / expected_G).sum())
     at_least = int((distance_D >= observed * (1 - 1e-9)).sum())
-    if at_least or min(expected_G.min(), (total_G - expected_G).min()) < ENOUGH:
+    if at_least or min(expected_G.min(), (total_G - expected_G).min()) < ENOUGH * (1 - 1e-9):
         return (1 + at_least) / (DRAWS + 1)
     whole = observed * total_G.sum() / (total_G.sum() - n)
     return min(1 / (DRAWS + 1), float(chi2.sf(whole, len(total_G) - 1)))

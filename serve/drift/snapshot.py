@@ -135,17 +135,17 @@ def distance(snapshot: dict[str, Any], reference: dict[str, Any]) -> dict[str, d
     for name, held in reference["statistics"].items():
         seen = snapshot["statistics"][name]
         if held["count"] and seen["count"]:
-            groups = groups_of_bins(held["counts"])
+            groups = _groups_of_bins(held["counts"])
             means = {"mean": seen["mean"], "reference_mean": held["mean"]}
             found[name] = _distances(seen["counts"], held["counts"], groups) | {"count": seen["count"]} | means
     if reference["count"] and snapshot["count"]:
         counts = reference["predicted"]["counts"]
-        by_class = _distances(snapshot["predicted"]["counts"], counts, groups_of_classes(counts))
+        by_class = _distances(snapshot["predicted"]["counts"], counts, _groups_of_classes(counts))
         found["predicted"] = by_class | {"count": snapshot["count"]}
     return found
 
 
-def groups_of_bins(counts: list[int]) -> list[tuple[list[int], float]]:
+def _groups_of_bins(counts: list[int]) -> list[tuple[list[int], float]]:
     """Groups of bins, each with the count to add; the last one has the bins that are empty in the reference."""
     enough = max(SMALLEST_GROUP, sum(counts) / GROUPS)
     groups: list[list[int]] = [[]]
@@ -160,8 +160,7 @@ def groups_of_bins(counts: list[int]) -> list[tuple[list[int], float]]:
     return [(group, 0.5) for group in groups] + [(empty, max(0.5, counts.count(1)))]
 
 
-def groups_of_classes(counts: list[int]) -> list[tuple[list[int], float]]:
-    """Groups of classes, each with the count to add; classes with few images are one group."""
+def _groups_of_classes(counts: list[int]) -> list[tuple[list[int], float]]:
     rare = [index for index, count in enumerate(counts) if count < SMALLEST_GROUP]
     groups = [([index], 0.5) for index, count in enumerate(counts) if count >= SMALLEST_GROUP]
     return groups + ([(rare, 0.5)] if rare else [])

@@ -7,12 +7,13 @@ import pytest
 
 from edgeline.pipeline.monitoring.windows import compare_window
 
-EDGES = [0.1, 0.3, 0.5, 0.7, 0.9]
+EDGES = np.linspace(0.02, 0.98, 31).tolist()
+"""Many bins, so that each reference has some that are empty: the groups must not depend on that."""
 
 
 def snapshot(values: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     """A snapshot with one statistic and two classes."""
-    counts = np.bincount(np.searchsorted(EDGES, values, side="right"), minlength=6).tolist()
+    counts = np.bincount(np.searchsorted(EDGES, values, side="right"), minlength=len(EDGES) + 1).tolist()
     held = {"edges": EDGES, "counts": counts, "count": len(values), "mean": float(values.mean()), "variance": 0.1}
     return {
         "count": len(values),
@@ -58,5 +59,5 @@ def test_the_same_window_has_the_same_p_values() -> None:
 def test_a_statistic_without_values_is_left_out() -> None:
     rng = np.random.default_rng(4)
     empty = draw(rng, 20)
-    empty["statistics"]["top"] |= {"counts": [0] * 6, "count": 0}
+    empty["statistics"]["top"] |= {"counts": [0] * (len(EDGES) + 1), "count": 0}
     assert [each.name for each in compare_window(empty, draw(rng, 60), 0.05).statistics] == ["predicted"]
