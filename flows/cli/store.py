@@ -11,12 +11,11 @@ import typer
 
 from edgeline.flows.cli.options import Json
 from edgeline.serve.artifact.channels import LATEST, STABLE, check_channel, read_channels
-from edgeline.serve.artifact.manifest import FILE_NAME, Manifest
-from edgeline.serve.artifact.reader import names, versions
 from edgeline.serve.errors import ArtifactError, ConfigError, EdgelineError
 
 if TYPE_CHECKING:
     from edgeline.serve.artifact.channels import Channels, Event
+    from edgeline.serve.artifact.manifest import Manifest
 
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of published artifacts.")]
 NamePath = Annotated[Path, typer.Argument(metavar="STORE/NAME", help="A name's folder in a store.")]
@@ -30,6 +29,8 @@ def list_store(store: Store = Path("artifacts/store"), as_json: Json = False) ->
 
     edgeline list artifacts/store
     """
+    from edgeline.serve.artifact.reader import names
+
     found = [_summary(store / name) for name in names(store)]
     if as_json:
         print(json.dumps(found))
@@ -57,6 +58,8 @@ def show(path: NamePath, as_json: Json = False) -> None:
 
     edgeline show artifacts/store/birds
     """
+    from edgeline.serve.artifact.reader import versions
+
     folder = _name_folder(path)
     channels = read_channels(folder)
     summary = _summary(folder)
@@ -109,6 +112,7 @@ def yank(
     edgeline yank artifacts/store/birds 7 --why 'trained on wrong labels'
     """
     from edgeline.export.promotion.channels import yank as yank_version
+    from edgeline.serve.artifact.reader import versions
 
     folder = _name_folder(path)
     print(_sentence(yank_version(folder, version, why, undo=undo)))
@@ -191,6 +195,9 @@ def monitor(
 
 
 def _name_folder(path: Path) -> Path:
+    from edgeline.serve.artifact.manifest import FILE_NAME
+    from edgeline.serve.artifact.reader import names, versions
+
     if versions(path):
         return path
     if (path / FILE_NAME).is_file():
@@ -202,6 +209,8 @@ def _name_folder(path: Path) -> Path:
 
 
 def _summary(folder: Path) -> dict[str, Any]:
+    from edgeline.serve.artifact.reader import versions
+
     published, channels = versions(folder), read_channels(folder)
     at = _versions_of(channels, published)
     manifest = _manifest(folder / str(at[STABLE])) if STABLE in at else None
@@ -235,7 +244,9 @@ def _described(folder: Path) -> str:
     return f"{manifest.created[:16].replace('T', ' ')}  {len(manifest.labels)} classes{share}"
 
 
-def _manifest(folder: Path) -> Manifest | None:
+def _manifest(folder: Path) -> "Manifest | None":
+    from edgeline.serve.artifact.manifest import FILE_NAME, Manifest
+
     try:
         return Manifest.from_json((folder / FILE_NAME).read_bytes())
     except (OSError, EdgelineError):

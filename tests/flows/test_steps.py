@@ -153,7 +153,11 @@ def test_the_summary_has_every_figure_and_the_next_commands(completed: Completed
     assert summary.max_difference <= 1e-4
     assert [figures["name"] for figures in summary.variants] == ["onnx-fp32"]
     assert summary.variants[0]["latency"]["threads_1"]["p95_ms"] > 0
-    assert next_commands(summary, None, "digits")[0][0].endswith(f"edgeline serve {steps[-1].folder.parent}")
+    serve, *_, again = (command for command, _ in next_commands(summary, None, run.config))
+    assert serve.endswith(f"edgeline serve {steps[-1].folder.parent}")
+    assert again.endswith(f"edgeline retrain --data {run.config.data} --name tints --artifacts {run.config.artifacts}")
+    digits = next_commands(summary, None, PipelineConfig())[-1][0]
+    assert digits.endswith("edgeline run --data FOLDER")
 
 
 def test_a_second_process_on_the_same_step_fails_and_names_the_first(copied: PipelineConfig) -> None:
