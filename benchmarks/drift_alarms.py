@@ -89,11 +89,12 @@ def delay(plain: list[dict[str, Any]], changed: list[dict[str, Any]], size: int,
     reference, rest = merge([plain[i] for i in order[: len(plain) // 2]]), order[len(plain) // 2 :]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "series.json")
-        for _ in range(QUIET_BEFORE):
-            monitor_window(path, merge([plain[i] for i in rng.choice(rest, size)]), reference)
+        for number in range(QUIET_BEFORE):
+            monitor_window(path, {f"quiet {number}": merge([plain[i] for i in rng.choice(rest, size)])}, reference)
         for number in range(1, MOST + 1):
             window = merge([changed[i] for i in rng.choice(len(changed), size)])
-            if monitor_window(path, window, reference).alarm:
+            found = monitor_window(path, {f"{number}": window}, reference)
+            if found is not None and found.alarm:
                 return float(number * size)
     return float("inf")
 

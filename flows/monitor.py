@@ -3,7 +3,7 @@
     found = monitor(artifacts, "birds", ["http://127.0.0.1:8000/drift?model=birds", "devices/"])
 
 The sources are drift snapshots: files, folders of them, or the URLs of servers. Those of the version in use are one window;
-others, of a version before, are left out and counted. A window is tested once (`pipeline.monitoring.series`).
+others, of a version before, are left out and counted. An image is in one window only (`pipeline.monitoring.series`).
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from edgeline.serve.artifact.channels import STABLE
 from edgeline.serve.artifact.manifest import FILE_NAME as MANIFEST
 from edgeline.serve.artifact.reader import open_artifact, resolve
 from edgeline.serve.drift.report import read_reference
-from edgeline.serve.drift.snapshot import MAX_BYTES, merge, read_snapshot
+from edgeline.serve.drift.snapshot import MAX_BYTES, compare_bins, read_snapshot
 from edgeline.serve.errors import ConfigError, InputError
 
 TIMEOUT_S = 10.0
+MOST_IMAGES = 10**8
+"""Of a snapshot. The draws of the permutation test have a limit."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +36,7 @@ class Monitoring:
     name: str
     version: int
     monitored: Monitored | None
-    """None if no snapshot is of the version in use."""
+    """None without a new image of the version in use."""
     snapshots: int
     others: int
     """Snapshots of other versions."""
@@ -45,7 +48,7 @@ def monitor(artifacts: Path, name: str, sources: Sequence[str], *, channel: str 
     """Read the snapshots of the version in use, test them as one window, and add it to the version's series.
 
     Args:
-        artifacts: folder of the store; the series is `monitoring/<name>.json` in it.
+        artifacts: folder of the store; `monitoring/` in it has the series of each version.
         name: of the artifact.
         sources: files, folders of `*.json`, or `http://` and `https://` URLs.
         channel: whose version is in use.
@@ -59,11 +62,16 @@ def monitor(artifacts: Path, name: str, sources: Sequence[str], *, channel: str 
     opened = open_artifact(resolve(artifacts / "store" / name, channel))
     reference = read_reference(opened)
     sha256 = hashlib.sha256((opened.folder / MANIFEST).read_bytes()).hexdigest()
-    read: list[dict[str, Any]] = []
+    read: dict[str, dict[str, Any]] = {}
     unreadable = []
     for source in expand(sources):
         try:
-            read.append(read_snapshot(_fetch(source)))
+            snapshot = read_snapshot(_fetch(source))
+            if snapshot["manifest_sha256"] == sha256:
+                compare_bins(snapshot, reference)
+                if snapshot["count"] > MOST_IMAGES:
+                    raise InputError(f"it has {snapshot['count']:,} images, at most {MOST_IMAGES:,} are expected")
+            read[source] = snapshot
         except (InputError, OSError) as error:
             unreadable.append(f"{source}: {' '.join(str(error).split())}")
     if not read:
@@ -72,10 +80,11 @@ def monitor(artifacts: Path, name: str, sources: Sequence[str], *, channel: str 
             "`edgeline predict --drift` writes, or `/drift` of a server with --drift",
             code="no_snapshots",
         )
-    own = [snapshot for snapshot in read if snapshot["manifest_sha256"] == sha256 and snapshot["count"]]
+    own = {source: each for source, each in read.items() if each["manifest_sha256"] == sha256 and each["count"]}
     found = None
     if own:
-        found = monitor_window(artifacts / "monitoring" / f"{name}.json", merge(own), reference, alpha=alpha)
+        path = artifacts / "monitoring" / f"{name}-{opened.manifest.version}-{sha256[:12]}.json"
+        found = monitor_window(path, own, reference, alpha=alpha)
     return Monitoring(
         name=name,
         version=opened.manifest.version,
@@ -101,8 +110,8 @@ def monitoring_lines(found: Monitoring) -> list[str]:
     if found.others:
         lines.append(f"{found.others} snapshots of other versions, or without images, are left out")
     if (window := found.monitored) is None:
-        return [*lines, f"{found.name} {found.version}: no images yet"]
-    title = f"{found.name} {found.version}, window {window.window}{', tested before' if window.known else ''}"
+        return [*lines, f"{found.name} {found.version}: no new images"]
+    title = f"{found.name} {found.version}, window {window.window}"
     lines.append(f"{title}: {window.count:,} images, {window.since} to {window.until}")
     for each in window.test.statistics:
         if each.name in window.test.drifted:
@@ -111,7 +120,7 @@ def monitoring_lines(found: Monitoring) -> list[str]:
     if window.alarm:
         lines.append(f"alarm: {', '.join(window.alarm)}")
     elif window.test.drifted:
-        lines.append("no alarm: this window alone could be chance among so many")
+        lines.append("no alarm: a change this large in one of so many windows can be chance")
     else:
         lines.append("no change beyond chance")
     return lines
@@ -147,6 +156,8 @@ def _fetch(source: str) -> bytes:
     try:
         with urllib.request.urlopen(source, timeout=TIMEOUT_S) as reply:
             return bytes(reply.read(MAX_BYTES + 1))
+    except (HTTPException, ValueError) as error:  # ValueError: not a URL
+        raise OSError(f"{type(error).__name__}: {error}") from error
     except urllib.error.HTTPError as error:
         body = error.read(1000)
         try:

@@ -3,23 +3,26 @@
     plan = plan_prune(Path("artifacts"), keep=3)
     prune(plan)
 
-Kept are the newest versions and runs of each name, every version that a channel has or ever had, the runs that published kept
-versions, and every run that was written to in the last day or that a process holds. What is planned is checked again when it is
-removed, because a channel may have moved since. A version disappears by one rename.
+Kept are the newest versions and runs of each name, every version that a channel has or ever had or whose splits a kept version
+keeps, the runs that published kept versions, teach kept runs or belong to an experiment, and every run that was written to in
+the last day or that a process holds. What is planned is checked again when it is removed, because a channel may have moved
+since. A version disappears by one rename.
 
 Nothing heavy is imported here.
 """
 
+import json
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgeline.export.publishing.store import STAGING, store_errors, store_lock
 from edgeline.pipeline.evaluation.answers import checkpoint_sha256
 from edgeline.pipeline.runs.receipts import in_use
+from edgeline.pipeline.runs.run_log import RunLog
 from edgeline.serve.artifact.channels import read_channels
 from edgeline.serve.artifact.manifest import FILE_NAME, Manifest
 from edgeline.serve.artifact.reader import names, versions
@@ -61,11 +64,9 @@ def plan_prune(artifacts: Path, keep: int = KEEP) -> PrunePlan:
     """
     store = artifacts / "store"
     old = [store / name / str(version) for name in names(store) for version in _old_versions(store / name, keep)]
-    gone = set(old)
-    kept = [store / name / str(version) for name in names(store) for version in versions(store / name)]
-    published = {_checkpoint_of(folder) for folder in kept if folder not in gone}
-    runs = [run for run in _old_runs(artifacts / "runs", keep) if checkpoint_sha256(run) not in published]
-    return PrunePlan(artifacts=artifacts, keep=keep, versions=_sized(old), runs=_sized(runs))
+    return PrunePlan(
+        artifacts=artifacts, keep=keep, versions=_sized(old), runs=_sized(_unneeded_runs(artifacts, keep, set(old)))
+    )
 
 
 def prune(plan: PrunePlan) -> list[Path]:
@@ -89,8 +90,9 @@ def prune(plan: PrunePlan) -> list[Path]:
             entry.path.rename(hidden)
             shutil.rmtree(hidden)
         removed.append(entry.path)
+    unneeded = _unneeded_runs(plan.artifacts, plan.keep, set())
     for entry in plan.runs:
-        if entry.path in _old_runs(plan.artifacts / "runs", plan.keep):
+        if entry.path in unneeded:
             try:
                 shutil.rmtree(entry.path)
             except OSError as error:
@@ -106,7 +108,27 @@ def _old_versions(folder: Path, keep: int) -> list[int]:
     named = set(channels.pointers.values()) | {event.version for event in moves} | {event.before for event in moves}
     # If every newer one was yanked, an older one is in use.
     newest = [version for version in published if version not in channels.yanked][-keep:] + published[-keep:]
-    return [version for version in published if version not in named and version not in newest]
+    kept = {version for version in published if version in named or version in newest}
+    waiting = list(kept)
+    while waiting:  # a version whose splits another one keeps, and so on
+        manifest = _manifest(folder / str(waiting.pop()))
+        older = None if manifest is None else manifest.provenance.get("config", {}).get("prepare", {}).get("keep_splits")
+        if older in published and older not in kept:
+            kept.add(older)
+            waiting.append(older)
+    return [version for version in published if version not in kept]
+
+
+def _unneeded_runs(artifacts: Path, keep: int, gone: Collection[Path]) -> list[Path]:
+    """The old runs that published no version besides those that are gone, teach no other run and are in no experiment."""
+    store, runs = artifacts / "store", artifacts / "runs"
+    folders = [store / name / str(version) for name in names(store) for version in versions(store / name)]
+    kept = [manifest for folder in folders if folder not in gone and (manifest := _manifest(folder)) is not None]
+    published = {manifest.provenance.get("checkpoint_sha256") for manifest in kept}
+    old = [run for run in _old_runs(runs, keep) if checkpoint_sha256(run) not in published]
+    experiments = {entry.run for entry in RunLog(artifacts).select() if entry.experiment} if old else set()
+    teachers = {folder for run in runs.glob("*/config.json") if run.parent not in old for folder in _teachers(run)}
+    return [run for run in old if run.name not in experiments and run.resolve() not in teachers]
 
 
 def _old_runs(folder: Path, keep: int) -> list[Path]:
@@ -122,12 +144,20 @@ def _last_written(run: Path) -> float:
     return max(path.stat().st_mtime for path in (run, *run.iterdir()))
 
 
-def _checkpoint_of(folder: Path) -> str | None:
+def _manifest(folder: Path) -> Manifest | None:
     try:
-        checkpoint = Manifest.from_json((folder / FILE_NAME).read_bytes()).provenance.get("checkpoint_sha256")
+        return Manifest.from_json((folder / FILE_NAME).read_bytes())
     except (OSError, EdgelineError):
         return None
-    return checkpoint if isinstance(checkpoint, str) else None
+
+
+def _teachers(config: Path) -> list[Path]:
+    """The runs that teach a run."""
+    try:
+        found = json.loads(config.read_text(encoding="utf-8")).get("train", {}).get("teacher", [])
+    except (OSError, ValueError, AttributeError):
+        return []
+    return [Path(each).resolve() for each in found]
 
 
 def _make_writable(folder: Path) -> None:

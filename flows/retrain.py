@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Literal
 
 from edgeline.flows.steps import is_up_to_date, run_pipeline
 from edgeline.pipeline.config import PipelineConfig
-from edgeline.pipeline.runs.run import Run, StepResult, states
+from edgeline.pipeline.runs.run import Run, StepResult, states, with_splits_of
 from edgeline.serve.artifact.channels import STABLE, Event, read_channels
 from edgeline.serve.artifact.manifest import FILE_NAME, Manifest
 from edgeline.serve.artifact.reader import versions
-from edgeline.serve.errors import ArtifactError, EdgelineError
+from edgeline.serve.errors import ArtifactError, DataError, EdgelineError
 
 if TYPE_CHECKING:
     from edgeline.export.promotion.decision import Decision, VariantDecision
@@ -82,7 +82,7 @@ def retrain(
         promote(store, in_use, Change(STABLE, why="in use before the first comparison"))
     stated = _manifest(store / str(newest)).provenance["config"]
     same = with_splits_of(config, stated["prepare"].get("keep_splits"))
-    if states(stated, same) and is_up_to_date(same):
+    if states(stated, same) and _is_up_to_date(same):
         if (done := decided(store, newest)) is not None:
             return Retrained(version=newest, stable=in_use, trained=False, decision=None, event=done)
         config, trained = same, False
@@ -113,7 +113,7 @@ def compare_and_decide(run: Run, in_use: Path, new: Path) -> "tuple[Decision, Ev
     from edgeline.export.promotion.channels import Change, promote, record_kept
 
     decision = compare(run, in_use, new)
-    change = Change(STABLE, why=decision.reason, decision=decision.to_dict())
+    change = Change(STABLE, why=decision.reason, decision=decision.to_dict(), expected=int(in_use.name))
     record = promote if decision.promoted else record_kept
     return decision, record(new.parent, int(new.name), change)
 
@@ -124,7 +124,7 @@ def check_data(config: PipelineConfig, in_use: Path, newest: Path, accepted: Col
     Raises:
         DataError: the new photos look wrong, or the data cannot be used.
     """
-    from edgeline.export.promotion.challenge import witness_of
+    from edgeline.export.promotion.challenge import reference_of
     from edgeline.export.promotion.new_photos import check_new_photos
     from edgeline.pipeline.data.image_record import FILE_NAME as RECORD
     from edgeline.pipeline.data.image_record import read_record
@@ -132,8 +132,9 @@ def check_data(config: PipelineConfig, in_use: Path, newest: Path, accepted: Col
     from edgeline.pipeline.data.samples import read_prepared
 
     run, _ = prepare(config)
-    known = read_record(newest / RECORD).keys() | read_record(in_use / RECORD).keys()
-    check_new_photos(read_prepared(run.step("prepare")), known, witness_of(in_use), accepted)
+    known = {**read_record(in_use / RECORD), **read_record(newest / RECORD)}
+    labels = {pixels: each.label for pixels, each in known.items()}
+    check_new_photos(read_prepared(run.step("prepare")), labels, reference_of(in_use), accepted)
 
 
 def decided(store: Path, version: int) -> Event | None:
@@ -142,9 +143,13 @@ def decided(store: Path, version: int) -> Event | None:
     return events[-1] if events else None
 
 
-def with_splits_of(config: PipelineConfig, version: int | None) -> PipelineConfig:
-    """The configuration with the splits of a published version kept."""
-    return config.model_copy(update={"prepare": config.prepare.model_copy(update={"keep_splits": version})})
+def _is_up_to_date(config: PipelineConfig) -> bool:
+    try:
+        return is_up_to_date(config)
+    except DataError as error:
+        if error.code != "record_missing":  # the version whose splits are kept is gone
+            raise
+        return False
 
 
 def _manifest(folder: Path) -> Manifest:

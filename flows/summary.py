@@ -11,7 +11,6 @@ from edgeline.export import file_names
 from edgeline.export.publishing.variant_table import figures, int8_line
 from edgeline.export.records import Record
 from edgeline.export.verification.report import Accuracy, FailedVariant, VariantResult, VerificationReport
-from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.evaluation.report import Share, read_evaluation
 from edgeline.pipeline.runs.findings import StepFinding
 from edgeline.pipeline.runs.run import Run, StepResult, run_findings
@@ -146,13 +145,13 @@ def read_verification(artifact: str | Path) -> VerificationReport:
     return VerificationReport.read(Path(artifact) / file_names.VERIFICATION)
 
 
-def next_commands(summary: Summary, image: str | None, config: PipelineConfig) -> list[tuple[str, str]]:
+def next_commands(summary: Summary, image: str | None, run: Run) -> list[tuple[str, str]]:
     """The commands to try next, each with its purpose.
 
     Args:
         summary: of the run.
         image: one of its photos, if there is one.
-        config: of the run.
+        run: its folder has the settings, with which it can be repeated.
     """
     artifact = str(Path(summary.artifact).parent)
     here = Path(sys.executable).with_name("edgeline")
@@ -163,15 +162,12 @@ def next_commands(summary: Summary, image: str | None, config: PipelineConfig) -
         (f"{edgeline} predict {quote(artifact)} {quote(image or 'photo.jpg')}", "classify an image"),
         (f"{edgeline} check {quote(artifact)}", "run its self-test, here or on a device"),
         (f"{edgeline} run --data FOLDER", "train on your own photos, one folder per class")
-        if config.data == "digits"
-        else (f"{edgeline} retrain {_same_run(config)}", "train again on changed data, and use the result if it is not worse"),
+        if run.config.data == "digits"
+        else (
+            f"{edgeline} retrain --config {quote(str(run.folder / 'config.json'))}",
+            "train again on changed data, and use the result if it is not worse",
+        ),
     ]
-
-
-def _same_run(config: PipelineConfig) -> str:
-    """The options that name the data, the artifact and the folder of a run."""
-    artifacts = "" if config.artifacts == "artifacts" else f" --artifacts {quote(config.artifacts)}"
-    return f"--data {quote(config.data)} --name {config.artifact_name}{artifacts}"
 
 
 def _variant_figures(variant: VariantResult) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgeline.pipeline.config import PipelineConfig
-from edgeline.pipeline.runs.run import Run, StepResult, open_run, states
+from edgeline.pipeline.runs.run import Run, StepResult, open_run, states, with_splits_of
 from edgeline.pipeline.sources.additions import Additions, apply_additions, plan_additions
 from edgeline.serve.artifact.channels import LATEST
 from edgeline.serve.artifact.manifest import FILE_NAME as MANIFEST
@@ -61,6 +61,7 @@ def teach(
         EdgelineError: a step failed; the data is as before.
     """
     from edgeline.flows.steps import run_pipeline
+    from edgeline.pipeline.data.image_record import FILE_NAME as RECORD
 
     before = published_run(artifacts, name)
     additions = plan_additions(before.run.config, folders)
@@ -70,9 +71,12 @@ def teach(
         return None
     if additions.photos:  # so there will be something to train
         threading.Thread(target=_import_ahead, args=(before.run.config.model,)).start()
+    config = before.run.config
+    if additions.photos and (before.artifact / RECORD).is_file():  # with new photos, every known one keeps its split
+        config = with_splits_of(config, int(before.artifact.name))
     undo = apply_additions(additions)
     try:
-        run, steps = run_pipeline(before.run.config)
+        run, steps = run_pipeline(config)
     except BaseException as error:
         undo()
         if isinstance(error, EdgelineError):

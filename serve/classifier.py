@@ -92,7 +92,7 @@ class Classifier:
         """Check an artifact's files, load one variant and run its golden samples.
 
         Args:
-            path: an artifact folder, or a name's folder in a store for its newest version.
+            path: an artifact folder, or a name's folder in a store for its stable version.
             variant: by default the float32 reference.
             threads: for one image; by default as many as this process may use.
             limits: larger images are rejected.

@@ -118,7 +118,7 @@ DEFERRED = {
         *("export.promotion.challenge", "export.promotion.channels", "export.promotion.new_photos"),
         *("pipeline.data.image_record", "pipeline.data.prepare", "pipeline.data.samples"),
     },
-    "flows.teach": {"flows.steps", "pipeline.data.samples", "export.publishing.comparison"},
+    "flows.teach": {"flows.steps", "pipeline.data.image_record", "pipeline.data.samples", "export.publishing.comparison"},
     # Needs an extra, and only with an option.
     "serve.http.main": {"serve.http.observability.tracing"},
     "export.publishing.publish": {"export.publishing.bundle"},

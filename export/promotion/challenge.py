@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeline.export.promotion.decision import Decision, PairedAnswers, decide
-from edgeline.export.promotion.new_photos import Witness
+from edgeline.export.promotion.new_photos import InUse
 from edgeline.pipeline.data.image_record import FILE_NAME as RECORD
 from edgeline.pipeline.data.image_record import read_record
 from edgeline.pipeline.data.samples import Prepared, Sample, map_ahead, read_pixels, read_prepared
@@ -22,7 +22,8 @@ COMPARED = ("float32", "int8")
 def compare(run: Run, in_use: Path, new: Path) -> Decision:
     """Compare two versions, variant by variant, on the new version's test images that the one in use has not learned from.
 
-    The classes that both know decide. A variant that only the version in use has keeps it in use: a device may be running it.
+    Only classes that both versions have are compared. A variant that only the version in use has keeps it in use, because a
+    device may be running it.
 
     Args:
         run: of the new version.
@@ -72,7 +73,7 @@ def shared_test_images(prepared: Prepared, in_use: Path) -> list[Sample]:
     return [sample for sample in prepared.of("test") if sample.pixels not in record or not record[sample.pixels].learned]
 
 
-def witness_of(in_use: Path) -> Witness:
+def reference_of(in_use: Path) -> InUse:
     """The version in use, to check new photos with."""
     model = Classifier.open(in_use)
     evaluation = Evaluation.model_validate_json((in_use / EVALUATION).read_bytes())
@@ -81,7 +82,7 @@ def witness_of(in_use: Path) -> Witness:
         pixels = map_ahead(lambda sample: read_pixels(sample, model.manifest.preprocess), samples, ahead=32)
         return np.stack([model.probabilities(pixels_HW3[None])[0] for pixels_HW3 in pixels])
 
-    return Witness(model.manifest.labels, np.array(evaluation.confusion), classify)
+    return InUse(model.manifest.labels, np.array(evaluation.confusion), classify)
 
 
 def predict(model: Classifier, samples: Sequence[Sample]) -> list[str]:

@@ -32,8 +32,8 @@ class Change(NamedTuple):
     why: str
     decision: Mapping[str, Any] | None = None
     """The comparison that decided, as JSON values; stored beside the history."""
-    action: str = "promote"
-    """`keep` for a decision after which the channel stays."""
+    expected: int | None = None
+    """The version in use that the new one was compared with; the channel must still have it."""
 
 
 def promote(folder: Path, version: int, change: Change) -> Event:
@@ -49,7 +49,7 @@ def promote(folder: Path, version: int, change: Change) -> Event:
 
     Raises:
         ArtifactError: the version is not published, damaged, or was yanked.
-        ConfigError: the channel cannot be set.
+        ConfigError: the channel cannot be set, or has moved since the comparison.
         VerificationError: the version has not passed the gate.
         StoreError: the store cannot be written.
     """
@@ -78,6 +78,7 @@ def promote(folder: Path, version: int, change: Change) -> Event:
                 code="stable_not_set",
             )
         before = channels.pointers.get(name)
+        _check_expected(channels, folder, change)
         if before == version and change.decision is None:
             return next(event for event in reversed(channels.history) if event.channel == name and event.version == version)
         event = _event("promote", version, change.why, channel=name, before=before)
@@ -97,10 +98,12 @@ def record_kept(folder: Path, version: int, change: Change) -> Event:
         change: the channel that stays, why, and the comparison.
 
     Raises:
+        ConfigError: the channel has moved since the comparison.
         StoreError: the store cannot be written.
     """
     with store_errors(folder), store_lock(folder):
         channels = read_channels(folder)
+        _check_expected(channels, folder, change)
         event = _event("keep", version, change.why, channel=change.channel, before=channels.pointers.get(change.channel))
         if change.decision is not None:
             event = replace(event, decision=_write_decision(folder, change.decision))
@@ -153,6 +156,18 @@ def yank(folder: Path, version: int, why: str, *, undo: bool = False) -> Event:
         event = _event("unyank" if undo else "yank", version, why)
         _write(folder, replace(channels, yanked=yanked, history=(*channels.history, event)))
     return event
+
+
+def _check_expected(channels: Channels, folder: Path, change: Change) -> None:
+    if change.expected is None:
+        return
+    current = channels.version(change.channel, versions(folder))
+    if current != change.expected:
+        raise ConfigError(
+            f"{change.channel} moved to version {current} during the comparison with version {change.expected}; nothing was "
+            "changed, run `edgeline retrain` again to compare with the version in use now",
+            code="channel_moved",
+        )
 
 
 def _check_published(folder: Path, version: int) -> None:

@@ -14,6 +14,7 @@ Shapes: N images, K classes.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -162,7 +163,7 @@ def _test(name: str, answers: PairedAnswers, config: PromoteConfig) -> VariantDe
     spread = math.sqrt(_design_effect(gained_N.astype(int) - lost_N, answers.groups))
     accuracy, accuracy_error = _accuracy_bound(lost, gained, images, z, spread)
     macro, macro_error = _macro_bound(counts_K3.reshape(-1, 3), z, spread)
-    classes = _class_changes(labels, counts_K3.reshape(-1, 3))
+    classes = _class_changes(labels, counts_K3.reshape(-1, 3), _votes(answers, gained_N.astype(int) - lost_N))
     changed = spread**2 * (lost + gained + 1) / (images + 2)
     needed = _needed(changed * max(1.0, (macro_error / accuracy_error) ** 2), z, config.margin)
     if accuracy.high < 0 or macro.high < 0 or any(each.p_value < CLASS_ERROR for each in classes):
@@ -226,11 +227,25 @@ def _design_effect(change_N: np.ndarray, groups: Sequence[str]) -> float:
     return max(1.0, together / alone) if alone else 1.0
 
 
-def _class_changes(labels: Sequence[str], counts_K3: np.ndarray) -> tuple[ClassChange, ...]:
+def _votes(answers: PairedAnswers, change_N: np.ndarray) -> dict[str, tuple[int, int]]:
+    """How many groups of images each class lost and gained: images of one group are one observation."""
+    net: dict[tuple[str, str], int] = defaultdict(int)
+    for label, group, change in zip(answers.truth, answers.groups, change_N.tolist(), strict=True):
+        net[label, group] += change
+    votes = dict.fromkeys(answers.truth, (0, 0))
+    for (label, _), change in net.items():
+        lost, gained = votes[label]
+        votes[label] = lost + (change < 0), gained + (change > 0)
+    return votes
+
+
+def _class_changes(
+    labels: Sequence[str], counts_K3: np.ndarray, votes: Mapping[str, tuple[int, int]]
+) -> tuple[ClassChange, ...]:
     """Every class with its corrected p-value, the worst first."""
     raw = [
-        float(binomtest(int(lost), int(lost + gained), alternative="greater").pvalue) if lost + gained else 1.0
-        for _, lost, gained in counts_K3
+        float(binomtest(lost, lost + gained, alternative="greater").pvalue) if lost + gained else 1.0
+        for lost, gained in (votes[label] for label in labels)
     ]
     corrected, largest = dict.fromkeys(range(len(raw)), 1.0), 0.0
     for rank, position in enumerate(sorted(range(len(raw)), key=lambda at: raw[at])):

@@ -2,14 +2,15 @@
 
 Three things go wrong where photos arrive by themselves, and each spoils a model that would pass every later test, because the
 test images are spoiled alike: a camera that sends the same gray or black picture, a class that is no longer there, and a batch
-of photos with wrong labels. The version in use is the witness for the last one: photos of one class that it confidently takes
-for another one, far more often than it confused these two before, have suspicious labels.
+of photos with wrong labels. The last one is found with the version in use: if it confidently classifies photos of one class as
+another one, far more often than it confused these two before, their labels are suspicious. Known photos whose label has changed
+are checked like new ones.
 
 Shapes: N new photos, K classes.
 """
 
 import io
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ CHANCE = 1e-4
 THUMBNAIL = 32
 
 
-class Witness(NamedTuple):
+class InUse(NamedTuple):
     """The version in use."""
 
     labels: Sequence[str]
@@ -52,25 +53,25 @@ class Doubt(NamedTuple):
     photos: int
 
 
-def check_new_photos(prepared: Prepared, known: Collection[str], witness: Witness, accepted: Collection[str]) -> None:
-    """Return if the new photos look right.
+def check_new_photos(prepared: Prepared, known: Mapping[str, str], in_use: InUse, accepted: Collection[str]) -> None:
+    """Return if the new photos, and those with a new label, look right.
 
     Args:
         prepared: all data.
-        known: pixel digests of the photos that a published version had.
-        witness: the version in use.
+        known: label of the photos that a published version had, by their pixel digests.
+        in_use: the version in use.
         accepted: codes of the errors that are to be ignored.
 
     Raises:
         DataError: `class_lost`, `photos_blank` or `labels_suspicious`: what was seen, with examples, and what to do.
     """
-    if "class_lost" not in accepted and (lost := [label for label in witness.labels if label not in prepared.labels]):
+    if "class_lost" not in accepted and (lost := [label for label in in_use.labels if label not in prepared.labels]):
         raise DataError(
             f"the data has no class {', '.join(map(repr, lost))} any more, which the version in use knows; restore its photos, "
             "or accept this with --accept class_lost",
             code="class_lost",
         )
-    new = [sample for sample in prepared.samples if sample.pixels not in known]
+    new = [sample for sample in prepared.samples if known.get(sample.pixels) != sample.label]
     if "photos_blank" not in accepted:
         blank = find_blank(new)
         if len(blank) >= BLANK_PHOTOS and len(blank) >= (BLANK_SHARE + _usually_blank(prepared, known)) * len(new):
@@ -79,7 +80,7 @@ def check_new_photos(prepared: Prepared, known: Collection[str], witness: Witnes
                 "camera? Remove them, or accept this with --accept photos_blank",
                 code="photos_blank",
             )
-    if "labels_suspicious" not in accepted and (doubts := find_doubtful_labels(new, witness)):
+    if "labels_suspicious" not in accepted and (doubts := find_doubtful_labels(new, in_use)):
         seen = "; ".join(
             f"{each.contradicted} of {each.photos} new photos labeled {each.label!r} are taken for {each.predicted!r}"
             for each in doubts[:3]
@@ -103,24 +104,24 @@ def _usually_blank(prepared: Prepared, known: Collection[str]) -> float:
     return len(find_blank(before)) / len(before) if before else 0.0
 
 
-def find_doubtful_labels(new: Sequence[Sample], witness: Witness) -> list[Doubt]:
+def find_doubtful_labels(new: Sequence[Sample], in_use: InUse) -> list[Doubt]:
     """Pairs of classes that the version in use confuses in the new photos far more often than in its test images."""
-    samples = [sample for sample in new if sample.label in witness.labels]
+    samples = [sample for sample in new if sample.label in in_use.labels]
     if not samples:
         return []
-    probabilities_NK = witness.classify(samples)
+    probabilities_NK = in_use.classify(samples)
     predicted_N = np.where(probabilities_NK.max(1) >= SURE, probabilities_NK.argmax(1), -1)
-    true_N = np.array([witness.labels.index(sample.label) for sample in samples])
-    support_K = witness.confusion_KK.sum(1)
+    true_N = np.array([in_use.labels.index(sample.label) for sample in samples])
+    support_K = in_use.confusion_KK.sum(1)
     found = []
     for true in np.unique(true_N).tolist():
         of_N = predicted_N[true_N == true]
         for other in np.unique(of_N[(of_N >= 0) & (of_N != true)]).tolist():
             contradicted = int((of_N == other).sum())
-            rate = (witness.confusion_KK[true, other] + 1) / (support_K[true] + 2)
+            rate = (in_use.confusion_KK[true, other] + 1) / (support_K[true] + 2)
             by_chance = float(binom.sf(contradicted - 1, len(of_N), rate))
-            if contradicted >= FEWEST and by_chance < CHANCE / len(witness.labels) ** 2:
-                found.append(Doubt(witness.labels[true], witness.labels[other], contradicted, len(of_N)))
+            if contradicted >= FEWEST and by_chance < CHANCE / len(in_use.labels) ** 2:
+                found.append(Doubt(in_use.labels[true], in_use.labels[other], contradicted, len(of_N)))
     return sorted(found, key=lambda each: -each.contradicted)
 
 

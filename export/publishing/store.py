@@ -37,7 +37,7 @@ def publish_folder(folder: Path, content: str, write: Callable[[Path, int], obje
         ArtifactError: the staged artifact fails its self-test on this machine.
         StoreError: the store cannot be written.
     """
-    with store_errors(folder):
+    with store_errors(folder, "nothing was published"):
         folder.mkdir(parents=True, exist_ok=True)
         with store_lock(folder):
             _remove_leftovers(folder)
@@ -104,18 +104,18 @@ def _confirm(target: Path) -> None:
 
 
 @contextmanager
-def store_errors(folder: Path) -> Iterator[None]:
-    """Turn errors of the system into a StoreError: nothing was changed."""
+def store_errors(folder: Path, outcome: str = "nothing was changed") -> Iterator[None]:
+    """Turn errors of the system into a StoreError that ends with the outcome."""
     try:
         yield
     except OSError as error:
         reason = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
-        raise StoreError(f"{folder} cannot be written: {reason}; nothing was published") from error
+        raise StoreError(f"{folder} cannot be written: {reason}; {outcome}") from error
 
 
 @contextmanager
 def store_lock(folder: Path) -> Iterator[None]:
-    """Who changes a name in the store waits for others who do; the lock ends with its process."""
+    """A process that changes a name in the store waits for others that do; the lock ends with its process."""
     with (folder / ".lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

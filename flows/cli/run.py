@@ -139,7 +139,7 @@ def _show(summary: "Summary", finished: "Run", demo: bool) -> None:
     console.print("\n[bold]next[/]")
     image = held_out[0].path
     shown = str(Path(image).relative_to(Path.cwd())) if Path(image).is_relative_to(Path.cwd()) else image
-    commands = next_commands(summary, shown, finished.config)
+    commands = next_commands(summary, shown, finished)
     width = max(len(command) for command, _ in commands)
     for command, purpose in commands:
         console.print(f"  {escape(command):{width}}  [dim]{purpose}[/]", soft_wrap=True)

@@ -6,7 +6,7 @@ Nothing heavy is imported here; each command imports what it needs when it runs.
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -44,9 +44,11 @@ def retrain(
 
         edgeline retrain --data photos/ --name birds --set promote.margin=0.01
     """
+    from edgeline.flows.retrain import Check, retrained_lines
     from edgeline.flows.retrain import retrain as retrain_model
-    from edgeline.flows.retrain import retrained_lines
 
+    if unknown := [code for code in accept or () if code not in get_args(Check)]:
+        raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(get_args(Check))}", param_hint="--accept")
     options = RunOptions(
         data=data, layout=layout, name=name, model=model, weights=None, strategy=None, seed=None, artifacts=artifacts
     )
@@ -66,7 +68,7 @@ def to_dict(done: "Retrained") -> dict[str, object]:
         "version": done.version,
         "stable": done.stable,
         "trained": done.trained,
-        "promoted": done.stable == done.version and done.trained,
+        "promoted": done.event.action == "promote" and done.event.version == done.stable,
         "reason": done.event.why,
         "decision": None if done.decision is None else done.decision.to_dict(),
     }

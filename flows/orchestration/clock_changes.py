@@ -1,13 +1,16 @@
 """Times of a schedule that the change to and from summer time skips or repeats."""
 
-from datetime import UTC, datetime, timedelta
+import asyncio
+from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 YEAR = timedelta(days=366)
+MOST = 3000
+"""Times of a schedule that are looked at."""
 
 
-def affected_hours(timezone: str, after: datetime) -> set[int]:
-    """The hours of the wall clock that a zone skips or repeats within a year; empty for a zone without summer time.
+def clock_changes(timezone: str, after: datetime) -> set[tuple[date, int]]:
+    """The days and hours of the wall clock that a zone skips or repeats within a year; empty for a zone without summer time.
 
     Args:
         timezone: a name of the IANA database.
@@ -19,28 +22,29 @@ def affected_hours(timezone: str, after: datetime) -> set[int]:
         local, later = hour.astimezone(zone), (hour + timedelta(hours=1)).astimezone(zone)
         moved = (later.hour - local.hour) % 24
         if moved > 1:
-            found |= {(local.hour + step) % 24 for step in range(1, moved)}
+            found |= {(local.date(), (local.hour + step) % 24) for step in range(1, moved)}
         elif moved == 0:
-            found.add(local.hour)
+            found.add((local.date(), local.hour))
         hour += timedelta(hours=1)
     return found
 
 
 def clock_change_warning(cron: str, timezone: str) -> str:
-    """A sentence if a valid schedule runs in such an hour; empty otherwise."""
-    from cronsim import CronSim
+    """A sentence if a valid schedule runs in such an hour within a year; empty otherwise, and for one that runs every hour."""
+    from prefect.server.schemas.schedules import CronSchedule
 
-    hours = affected_hours(timezone, datetime.now(UTC))
-    # The fields repeat within a year or so; what is asked is only at which hours they can match.
-    start = datetime.now(UTC).replace(tzinfo=None)
-    times = CronSim(cron, start)
-    for _ in range(500):
-        time = next(times, None)
-        if time is None or time > start + YEAR:
-            return ""
-        if time.hour in hours:
+    if cron.split()[1].startswith("*"):
+        return ""
+    now = datetime.now(UTC)
+    changes = clock_changes(timezone, now)
+    if not changes:
+        return ""
+    # In UTC, so that no time is skipped or repeated.
+    schedule = CronSchedule(cron=cron, timezone="UTC")
+    for time in asyncio.run(schedule.get_dates(n=MOST, start=now, end=now + YEAR)):
+        if (time.date(), time.hour) in changes:
             return (
-                f"{cron!r} runs at {time.hour}:{time.minute:02}, in an hour that {timezone} skips or repeats when its clocks "
-                "change; choose another hour"
+                f"{cron!r} runs at {time.hour}:{time.minute:02} on {time:%d %B}, in an hour that {timezone} skips or repeats; "
+                "choose another hour"
             )
     return ""

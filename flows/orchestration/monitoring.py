@@ -56,7 +56,7 @@ def monitor(
         for each in window.test.statistics
     ]
     create_table_artifact(rows, key=f"{artifact_key(name)}-drift", description="\n".join(monitoring_lines(found)))
-    if window.alarm and not window.known:
+    if window.alarm:
         emit_event(
             DRIFTED,
             resource={"prefect.resource.id": f"edgeline.model.{name}", "prefect.resource.name": name},

@@ -209,7 +209,11 @@ def _split(source: Source, deduplicated: Deduplicated, config: PipelineConfig, k
     carved = carve(groups, missing, seed=_seed(config), kept=kept)
     _check_carved(source.labels, groups, carved, ("train", *missing))
     return {
-        image.content.pixels: image.split if image.split in ("val", "test") else carved[deduplicated.group(image)]
+        image.content.pixels: "test"
+        if known.get(image.content.pixels) == "test"
+        else image.split
+        if image.split in ("val", "test")
+        else carved[deduplicated.group(image)]
         for image in deduplicated.kept
     }
 

@@ -91,9 +91,15 @@ def stated_config(config: PipelineConfig) -> dict[str, Any]:
 def states(stated: dict[str, Any], config: PipelineConfig) -> bool:
     """Whether a version that states these settings was made with a configuration.
 
-    A version that was published by an earlier edgeline does not state settings that are new; they count as the defaults.
+    A version that was published by an earlier edgeline does not state settings that are new; they count as the defaults. The
+    name is not compared: it may be given or derived from the data.
     """
     try:
-        return stated_config(parse_config(stated)) == stated_config(config)
+        return stated_config(parse_config(stated)) | {"name": ""} == stated_config(config) | {"name": ""}
     except ConfigError:
         return False
+
+
+def with_splits_of(config: PipelineConfig, version: int | None) -> PipelineConfig:
+    """The configuration with the splits of a published version kept."""
+    return config.model_copy(update={"prepare": config.prepare.model_copy(update={"keep_splits": version})})

@@ -57,11 +57,12 @@ def find_next(path: Path, *, served: int, channel: str = STABLE, declined: int =
         ArtifactError: the channel or its version cannot be read.
         StoreError: the folder cannot be listed.
     """
+    channels = read_channels(path)  # before the versions: a channel never moves to one that is not published yet
     if not (published := versions(path)):
         return None
-    channels = read_channels(path)
-    version = channels.version(channel, published)
-    if version in (served, declined):
+    channels.version(channel, published)
+    version = next((each for each in channels.usable(channel, published) if each != declined), served)
+    if version == served:
         return None
     if channels.is_latest(channel) and version < max(served, declined) and served not in channels.yanked:
         return None

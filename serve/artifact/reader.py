@@ -85,8 +85,10 @@ def resolve(path: Path, channel: str = STABLE) -> Path:
         raise ArtifactError(
             f"{path} cannot be read: {error.strerror}; {remedy(error, 'check the disk and its permissions')}"
         ) from error
-    if path.is_dir() and (numbers := versions(path)):
-        return path / str(read_channels(path).version(channel, numbers))
+    if path.is_dir():
+        channels = read_channels(path)  # before the versions: a channel never moves to one that is not published yet
+        if numbers := versions(path):
+            return path / str(channels.version(channel, numbers))
     message = f"no artifact at {path}: expected a folder with {manifests.FILE_NAME}, or with version folders"
     if path.is_dir() and (found := names(path)):
         message += f"; it is a store, so name one of its artifacts: {', '.join(str(path / name) for name in found[:5])}"

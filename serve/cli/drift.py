@@ -16,7 +16,7 @@ def drift(
     ],
     artifact: Annotated[
         Path,
-        typer.Option(help="The artifact that produced them: its folder, or a name's folder in a store for the newest version."),
+        typer.Option(help="The artifact that produced them: its folder, or a name's folder in a store for the stable version."),
     ],
     fail_over: Annotated[
         float | None, typer.Option(min=0, help="Exit code 1 if the PSI of a statistic exceeds both this and `by chance`.")

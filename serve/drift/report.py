@@ -27,7 +27,7 @@ def compare(paths: Sequence[Path], artifact: Path, limit: float = LIMIT) -> dict
 
     Args:
         paths: snapshot files, all of this artifact.
-        artifact: its folder, or a name's folder in a store for its newest version.
+        artifact: its folder, or a name's folder in a store for its stable version.
         limit: a statistic has drifted if its `psi` exceeds both this and `psi_by_chance`.
 
     Returns:

@@ -91,7 +91,7 @@ def merge(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for name in ("model", "version", "manifest_sha256"):
             if first[name] != other[name]:
                 raise _different(f"{name} {first[name]!r} and {other[name]!r}")
-        _compare_bins(first, other)
+        compare_bins(first, other)
     statistics = {
         name: {"edges": one["edges"], **_add([snapshot["statistics"][name] for snapshot in snapshots])}
         for name, one in first["statistics"].items()
@@ -107,6 +107,36 @@ def merge(snapshots: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "counts": _sums([snapshot["predicted"]["counts"] for snapshot in snapshots]),
         },
     }
+
+
+def subtract(snapshot: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any] | None:
+    """What a device has seen since an earlier snapshot of the same observation, which began at the same time.
+
+    The difference has counts and means, and no variances.
+
+    Returns:
+        The difference, `since` the end of the earlier one; None if it is no continuation of it.
+    """
+    if any(snapshot[name] != earlier[name] for name in ("model", "version", "manifest_sha256", "since")):
+        return None
+    statistics = {}
+    for name, held in snapshot["statistics"].items():
+        before = earlier["statistics"].get(name)
+        if before is None or before["edges"] != held["edges"]:
+            return None
+        counts = [now - then for now, then in zip(held["counts"], before["counts"], strict=True)]
+        count = held["count"] - before["count"]
+        total = held["count"] * held["mean"] - before["count"] * before["mean"]
+        statistics[name] = held | {"counts": counts, "count": count, "mean": total / count if count else 0.0, "variance": 0.0}
+    labels, then = snapshot["predicted"]["labels"], earlier["predicted"]
+    if labels != then["labels"]:
+        return None
+    predicted = [now - before for now, before in zip(snapshot["predicted"]["counts"], then["counts"], strict=True)]
+    if min(*predicted, *(count for held in statistics.values() for count in held["counts"])) < 0:
+        return None
+    count = snapshot["count"] - earlier["count"]
+    parts = {"statistics": statistics, "predicted": {"labels": labels, "counts": predicted}}
+    return snapshot | {"since": earlier["until"], "count": count} | parts
 
 
 def distance(snapshot: dict[str, Any], reference: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -130,7 +160,7 @@ def distance(snapshot: dict[str, Any], reference: dict[str, Any]) -> dict[str, d
     Raises:
         InputError: their bins or labels differ.
     """
-    _compare_bins(snapshot, reference)
+    compare_bins(snapshot, reference)
     found = {}
     for name, held in reference["statistics"].items():
         seen = snapshot["statistics"][name]
@@ -203,7 +233,12 @@ def _sums(rows: list[list[int]]) -> list[int]:
     return [sum(column) for column in zip(*rows, strict=True)]
 
 
-def _compare_bins(one: dict[str, Any], other: dict[str, Any]) -> None:
+def compare_bins(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Return if two snapshots have the same statistics, bins and labels.
+
+    Raises:
+        InputError: they differ.
+    """
     edges, others = ({name: held["edges"] for name, held in each["statistics"].items()} for each in (one, other))
     if edges != others:
         odd = sorted(name for name in edges.keys() | others.keys() if edges.get(name) != others.get(name))

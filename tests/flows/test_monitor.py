@@ -64,7 +64,8 @@ def test_brighter_photos_raise_an_alarm_that_names_what_has_changed(artifacts: P
     assert any(line.startswith("  brightness has changed: p = ") for line in lines)
     assert lines[-1].startswith("alarm: brightness")
     assert to_dict(found)["alarm"] == list(found.monitored.alarm)
-    assert json.loads((artifacts / "monitoring" / "colors.json").read_text())["windows"] == 1
+    [series] = (artifacts / "monitoring").glob("colors-1-*.json")
+    assert json.loads(series.read_text())["windows"] == 1
 
 
 def test_snapshots_of_another_version_are_left_out_and_counted(artifacts: Path, field: Callable[..., Path]) -> None:
@@ -72,17 +73,26 @@ def test_snapshots_of_another_version_are_left_out_and_counted(artifacts: Path, 
     old.write_text(json.dumps(json.loads(old.read_text()) | {"manifest_sha256": "0" * 64}))
     found = monitor(artifacts, "colors", [str(old)])
     assert (found.snapshots, found.others, found.monitored) == (0, 1, None)
-    assert monitoring_lines(found)[-1] == "colors 1: no images yet"
+    assert monitoring_lines(found)[-1] == "colors 1: no new images"
     assert not (artifacts / "monitoring").exists()
 
 
 def test_a_source_that_cannot_be_read_is_named_and_the_others_count(artifacts: Path, field: Callable[..., Path]) -> None:
     damaged = field(2)
     damaged.write_text("{")
-    sources = [str(field(1)), str(damaged), str(damaged.with_name("absent.json")), "http://127.0.0.1:9/drift"]
+    other = field(3)
+    held = json.loads(other.read_text())
+    del held["statistics"]["top"]
+    other.write_text(json.dumps(held))
+    huge = field(4)
+    held = json.loads(huge.read_text())
+    held["predicted"]["counts"][0] += 10**12
+    huge.write_text(json.dumps(held | {"count": held["count"] + 10**12}))
+    addresses = ["http://127.0.0.1:9/drift", "http://host:abc/drift", "http://[x"]
+    sources = [str(field(1)), *map(str, (damaged, other, huge, damaged.with_name("absent.json"))), *addresses]
     found = monitor(artifacts, "colors", sources)
     assert found.snapshots == 1
-    assert [each.partition(": ")[0] for each in found.unreadable] == sources[1:]
+    assert [each.split(": ")[0] for each in found.unreadable] == sources[1:]
     with pytest.raises(ConfigError, match="no drift snapshot could be read") as caught:
         monitor(artifacts, "colors", sources[1:])
     assert caught.value.code == "no_snapshots"

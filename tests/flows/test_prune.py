@@ -77,6 +77,21 @@ def test_a_run_that_is_recent_or_held_by_a_process_stays(artifacts: Path) -> Non
     assert planned(artifacts)[1] == ["2", "3", "4"]
 
 
+def test_a_version_whose_splits_a_kept_one_keeps_stays(artifacts: Path, make_artifact: Callable[..., Path]) -> None:
+    for version, older in ((7, 4), (4, 2)):
+        shutil.rmtree(artifacts / "store" / "colors" / str(version), ignore_errors=True)
+        provenance = {"config": {"prepare": {"keep_splits": older}}}
+        make_artifact(store=artifacts / "store", version=version, provenance=provenance)
+    assert planned(artifacts, keep=1)[0] == ["1", "3", "5", "6"]
+
+
+def test_runs_of_an_experiment_and_teachers_of_kept_runs_stay(artifacts: Path) -> None:
+    runs = artifacts / "runs"
+    teacher = str(runs / "colors-000000000002")
+    (runs / "colors-000000000006" / "config.json").write_text(json.dumps({"train": {"teacher": [teacher]}}))
+    assert planned(artifacts)[1] == ["1", "3", "4"]
+
+
 def test_what_is_planned_is_removed_unless_it_is_needed_by_then(artifacts: Path) -> None:
     folder = artifacts / "store" / "colors"
     plan = plan_prune(artifacts, 2)

@@ -19,6 +19,7 @@ from edgeline.pipeline.config import PipelineConfig, load_config
 from edgeline.pipeline.data.image_record import read_record
 from edgeline.pipeline.data.prepare import prepare
 from edgeline.pipeline.data.samples import read_prepared
+from edgeline.pipeline.runs.run import with_splits_of
 from edgeline.serve.artifact.channels import read_channels
 from edgeline.serve.artifact.reader import open_artifact, resolve, versions
 from edgeline.serve.errors import DataError
@@ -98,9 +99,7 @@ def test_images_keep_the_splits_that_a_version_gave_them(config: PipelineConfig)
     record = read_record(config.store / config.artifact_name / "1" / "images.npz")
     for label, red, blue in (("warm", 210, 30), ("cold", 20, 240)):
         add(config, label, 40, red, blue)
-    kept, free = (
-        read_prepared(prepare(retraining.with_splits_of(config, version))[0].step("prepare")).samples for version in (1, None)
-    )
+    kept, free = (read_prepared(prepare(with_splits_of(config, version))[0].step("prepare")).samples for version in (1, None))
     of_kept, of_free = ({sample.pixels: sample.split for sample in samples} for samples in (kept, free))
     assert all(of_kept[pixels] == known.split for pixels, known in record.items())
     assert any(of_free[pixels] != known.split for pixels, known in record.items())
@@ -111,7 +110,7 @@ def test_images_keep_the_splits_that_a_version_gave_them(config: PipelineConfig)
 def test_a_version_that_does_not_record_its_images_is_reported(config: PipelineConfig) -> None:
     (config.store / config.artifact_name / "1" / "images.npz").unlink()
     with pytest.raises(DataError, match="does not record its images") as caught:
-        prepare(retraining.with_splits_of(config, 1))
+        prepare(with_splits_of(config, 1))
     assert caught.value.code == "record_missing"
 
 

@@ -153,10 +153,10 @@ def test_the_summary_has_every_figure_and_the_next_commands(completed: Completed
     assert summary.max_difference <= 1e-4
     assert [figures["name"] for figures in summary.variants] == ["onnx-fp32"]
     assert summary.variants[0]["latency"]["threads_1"]["p95_ms"] > 0
-    serve, *_, again = (command for command, _ in next_commands(summary, None, run.config))
+    serve, *_, again = (command for command, _ in next_commands(summary, None, run))
     assert serve.endswith(f"edgeline serve {steps[-1].folder.parent}")
-    assert again.endswith(f"edgeline retrain --data {run.config.data} --name tints --artifacts {run.config.artifacts}")
-    digits = next_commands(summary, None, PipelineConfig())[-1][0]
+    assert again.endswith(f"edgeline retrain --config {run.folder / 'config.json'}")
+    digits = next_commands(summary, None, Run(run.folder, PipelineConfig()))[-1][0]
     assert digits.endswith("edgeline run --data FOLDER")
 
 

@@ -92,7 +92,10 @@ class Published:
         """Every artifact with its versions, and the version of each channel; versions that were yanked are not listed."""
         found = []
         for name in names(self.store):
-            channels, published = read_channels(self.store / name), versions(self.store / name)
+            try:
+                channels, published = read_channels(self.store / name), versions(self.store / name)
+            except ArtifactError:  # requests for this name report it
+                continue
             if usable := [version for version in published if version not in channels.yanked]:
                 at = {each: _version(channels, each, published) for each in sorted({STABLE, *channels.pointers})}
                 held = {each: version for each, version in at.items() if version is not None}
@@ -105,8 +108,11 @@ class Published:
         Raises:
             ArtifactError: the list of channels cannot be read.
         """
-        published = versions(self.store / name) if manifests.NAME.fullmatch(name) else []
-        found = _version(read_channels(self.store / name), channel, published) if published else None
+        if not manifests.NAME.fullmatch(name):
+            return None
+        channels = read_channels(self.store / name)
+        published = versions(self.store / name)
+        found = _version(channels, channel, published) if published else None
         return None if found is None else str(found)
 
     async def open(self, address: Address) -> tuple[OpenFile, str] | None:

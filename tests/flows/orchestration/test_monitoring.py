@@ -27,10 +27,10 @@ def test_an_alarm_is_an_event_with_what_has_changed_and_is_emitted_once(
     seal(folder)
     path = tmp_path / "device.json"
     path.write_text(json.dumps(observe(drift_of(Classifier.open(folder)), 150, 1, 40).snapshot()))
-    for known in (False, True):
-        found = monitor("dimmed", [str(path)], artifacts=tmp_path)
-        assert found.monitored is not None
-        assert (found.monitored.alarm[0], found.monitored.known) == ("brightness", known)
+    found = monitor("dimmed", [str(path)], artifacts=tmp_path)
+    assert found.monitored is not None
+    assert found.monitored.alarm[0] == "brightness"
+    assert monitor("dimmed", [str(path)], artifacts=tmp_path).monitored is None
 
     with get_client(sync_client=True) as client:
 

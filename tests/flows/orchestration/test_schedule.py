@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from prefect.server.schemas.schedules import CronSchedule
 
-from edgeline.flows.orchestration.clock_changes import affected_hours, clock_change_warning
+from edgeline.flows.orchestration.clock_changes import clock_change_warning, clock_changes
 from edgeline.flows.orchestration.deployment import DeploymentOptions, check_schedule
 
 DEFAULT = DeploymentOptions()
@@ -24,26 +24,34 @@ def test_a_daily_schedule_runs_once_on_every_day_of_two_years(cron: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("timezone", "hours"),
+    ("timezone", "changes"),
     [
-        ("Europe/Prague", {2}),
-        ("America/New_York", {1, 2}),
-        ("Australia/Lord_Howe", {1, 2}),
+        ("Europe/Prague", {("03-28", 2), ("10-31", 2)}),
+        ("America/New_York", {("03-14", 2), ("11-07", 1)}),
         ("Asia/Kolkata", set()),
         ("UTC", set()),
     ],
 )
-def test_the_hours_that_a_zone_skips_or_repeats_are_known(timezone: str, hours: set[int]) -> None:
-    assert affected_hours(timezone, datetime(2026, 12, 1, tzinfo=UTC)) == hours
+def test_the_hours_that_a_zone_skips_or_repeats_are_known(timezone: str, changes: set[tuple[str, int]]) -> None:
+    found = clock_changes(timezone, datetime(2026, 12, 1, tzinfo=UTC))
+    assert {(f"{day:%m-%d}", hour) for day, hour in found} == changes
 
 
-@pytest.mark.parametrize("cron", ["30 2 * * *", "*/10 2 * * 1", "0 1-4 * * *", "15 * * * *"])
+@pytest.mark.parametrize("cron", ["30 2 * * *", "*/10 2 * * SUN", "0 1-4 * * *", "0 22-23,0-2 * * *"])
 def test_a_schedule_in_such_an_hour_is_a_warning(cron: str) -> None:
-    assert clock_change_warning(cron, "Europe/Prague").endswith("skips or repeats when its clocks change; choose another hour")
+    assert clock_change_warning(cron, "Europe/Prague").endswith(
+        "in an hour that Europe/Prague skips or repeats; choose another hour"
+    )
 
 
 @pytest.mark.parametrize(
-    ("cron", "timezone"), [(DEFAULT.cron, DEFAULT.timezone), ("30 2 * * *", "UTC"), ("0 4 * * MON", "Europe/Prague")]
+    ("cron", "timezone"),
+    [
+        (DEFAULT.cron, DEFAULT.timezone),
+        ("30 2 * * *", "UTC"),
+        ("30 2 * * MON", "Europe/Prague"),
+        ("15 * * * *", "Europe/Prague"),
+    ],
 )
 def test_any_other_schedule_is_not(cron: str, timezone: str) -> None:
     assert clock_change_warning(cron, timezone) == ""
