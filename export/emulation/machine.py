@@ -150,7 +150,7 @@ def check(
     """Run the golden samples of an artifact's variants on the machine.
 
     Args:
-        artifact: its folder, or the folder of a name in a store for its newest version.
+        artifact: its folder, or the folder of a name in a store for its stable version.
         machine: from a `prepare_machine`.
         variants: names of those to check; by default all that ONNX Runtime runs. Float32 takes far longer.
         saturating: omit the exact setting that `serve.runtime.session` uses on processors whose int8 products saturate, to

@@ -45,7 +45,7 @@ def find_evaluated_run(path: Path, artifacts: Path) -> tuple[str, Run]:
     """Find the run that a path stands for.
 
     Args:
-        path: a run's folder, a published version's folder, or the folder of a name in the store for its newest version.
+        path: a run's folder, a published version's folder, or the folder of a name in the store for its stable version.
         artifacts: folder of the runs, for a version that is not in the store next to them.
 
     Returns:
