@@ -21,7 +21,7 @@ from edgeline.serve.errors import ArtifactError, ConfigError
 FILE_NAME = "channels.json"
 SCHEMA = "edgeline.channels/1"
 MAX_BYTES = 16 * 2**20
-LATEST, STABLE, CANARY = "latest", "stable", "canary"
+LATEST, STABLE = "latest", "stable"
 CHANNEL = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 """Names of channels; unlike version numbers, they start with a letter."""
 ACTIONS = ("promote", "rollback", "yank", "unyank", "keep")
