@@ -114,11 +114,16 @@ DEFERRED = {
     # A step that is reused is recognized before torch is imported.
     "flows.steps": {"export.publishing.publish", "export.publishing.store"},
     "flows.fit": "any",
-    "flows.retrain": {
+    "flows.operations.retrain": {
         *("export.promotion.challenge", "export.promotion.channels", "export.promotion.new_photos"),
         *("pipeline.data.image_record", "pipeline.data.prepare", "pipeline.data.samples"),
     },
-    "flows.teach": {"flows.steps", "pipeline.data.image_record", "pipeline.data.samples", "export.publishing.comparison"},
+    "flows.operations.teach": {
+        "flows.steps",
+        "pipeline.data.image_record",
+        "pipeline.data.samples",
+        "export.publishing.comparison",
+    },
     # Needs an extra, and only with an option.
     "serve.http.main": {"serve.http.observability.tracing"},
     "export.publishing.publish": {"export.publishing.bundle"},
@@ -195,7 +200,11 @@ def test_importing_an_entry_point_loads_nothing_heavy(module: str, heavy: set[st
 
 @pytest.mark.long
 def test_everything_below_the_flow_imports_without_prefect() -> None:
-    elsewhere = [name for name, module in modules().items() if module.subpackage not in (PREFECT_SUBPACKAGE, "flows.cli")]
+    elsewhere = [
+        name
+        for name, module in modules().items()
+        if module.subpackage != PREFECT_SUBPACKAGE and not module.subpackage.startswith("flows.cli")
+    ]
     names = [f"edgeline.{name}" for name in elsewhere]
     needs_no_other_environment = [
         name for name in names if ".converters.to_" not in name and "inspect_coreml" not in name and ".checks." not in name

@@ -13,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from edgeline.flows.cli import compare, deploy, experiment, models, run, steps, store, update, verify
+from edgeline.flows.cli import compare, experiment, models, run, steps, verify
+from edgeline.flows.cli.operations import deploy, store, update
 from edgeline.flows.extras import missing_extra
 from edgeline.serve.cli import register as device
 from edgeline.serve.conformance import command as conformance

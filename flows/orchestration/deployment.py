@@ -8,8 +8,8 @@ One run at a time. A run that falls due during another one is cancelled (`CANCEL
 current data, so queued runs would only repeat each other.
 
 To add an option of the deployment: a field of `DeploymentOptions`, its use in `_apply`, and the command's option in
-`flows.cli.deploy`. Settings of the pipeline are parameters of the deployment without further code. Prefect is imported only
-when it is used.
+`flows.cli.operations.deploy`. Settings of the pipeline are parameters of the deployment without further code. Prefect is
+imported only when it is used.
 """
 
 from dataclasses import dataclass

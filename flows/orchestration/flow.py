@@ -24,10 +24,10 @@ from prefect.context import FlowRunContext
 from prefect.states import Completed
 
 from edgeline.export.promotion.decision import Decision
-from edgeline.flows import retrain as retraining
 from edgeline.flows import steps
+from edgeline.flows.operations import retrain as retraining
+from edgeline.flows.operations.retrain import Check, retrained_lines
 from edgeline.flows.orchestration.report import report, report_decision
-from edgeline.flows.retrain import Check, retrained_lines
 from edgeline.flows.step_lines import step_lines
 from edgeline.pipeline.config import PipelineConfig, parse_config
 from edgeline.pipeline.data.prepare import prepare as prepare_samples

@@ -10,8 +10,8 @@ from prefect.artifacts import create_table_artifact
 from prefect.events import emit_event
 from pydantic import Field
 
-from edgeline.flows.monitor import Monitoring, monitoring_lines
-from edgeline.flows.monitor import monitor as monitor_model
+from edgeline.flows.operations.monitor import Monitoring, monitoring_lines
+from edgeline.flows.operations.monitor import monitor as monitor_model
 from edgeline.flows.orchestration.report import artifact_key
 from edgeline.pipeline.monitoring.series import ALPHA
 

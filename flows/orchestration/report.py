@@ -10,7 +10,7 @@ from prefect.events import emit_event
 
 from edgeline.export.promotion.decision import Bound
 from edgeline.export.publishing.variant_table import CAPTION, rows
-from edgeline.flows.retrain import Retrained
+from edgeline.flows.operations.retrain import Retrained
 from edgeline.flows.summary import read_verification, summarize, summary_rows
 from edgeline.pipeline.runs.run import Run, StepResult
 

@@ -24,8 +24,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from edgeline.flows.cli.deploy import deploy_pipeline
 from edgeline.flows.cli.main import app
+from edgeline.flows.cli.operations.deploy import deploy_pipeline
 from edgeline.flows.orchestration.deployment import JOB, DeploymentOptions, absolute_parameters, check_schedule, deploy
 from edgeline.flows.orchestration.flow import edgeline
 from edgeline.pipeline.config import PipelineConfig, parse_config

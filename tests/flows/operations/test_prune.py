@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from edgeline.export.promotion.channels import Change, promote, record_kept, yank
-from edgeline.flows.prune import RECENT_S, plan_prune, prune
+from edgeline.flows.operations.prune import RECENT_S, plan_prune, prune
 from edgeline.serve.artifact.reader import resolve, versions
 
 EDGELINE = str(Path(sys.executable).with_name("edgeline"))

@@ -15,7 +15,7 @@ from edgeline.flows.cli.run import step_lines_on_stderr
 
 if TYPE_CHECKING:
     from edgeline.export.publishing.comparison import ClassAccuracy, Compared, Comparison, Interval
-    from edgeline.flows.retrain import Retrained
+    from edgeline.flows.operations.retrain import Retrained
 
 
 def retrain(
@@ -44,8 +44,8 @@ def retrain(
 
         edgeline retrain --data photos/ --name birds --set promote.margin=0.01
     """
-    from edgeline.flows.retrain import Check, retrained_lines
-    from edgeline.flows.retrain import retrain as retrain_model
+    from edgeline.flows.operations.retrain import Check, retrained_lines
+    from edgeline.flows.operations.retrain import retrain as retrain_model
 
     if unknown := [code for code in accept or () if code not in get_args(Check)]:
         raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(get_args(Check))}", param_hint="--accept")
@@ -95,7 +95,7 @@ def teach(
 
         edgeline teach birds wren=new-wrens/ owl=owls/ --dry-run
     """
-    from edgeline.flows.teach import teach as teach_model
+    from edgeline.flows.operations.teach import teach as teach_model
     from edgeline.pipeline.runs.home import ensure_home
     from edgeline.pipeline.sources.additions import parse_classes
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from edgeline.flows import steps
-from edgeline.flows import teach as teaching
-from edgeline.flows.cli.update import comparison_lines
-from edgeline.flows.teach import teach
+from edgeline.flows.cli.operations.update import comparison_lines
+from edgeline.flows.operations import teach as teaching
+from edgeline.flows.operations.teach import teach
 from edgeline.serve.errors import EdgelineError, VerificationError
 
 EDGELINE = str(Path(sys.executable).with_name("edgeline"))

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgeline.flows import retrain as retraining
-from edgeline.flows.cli.update import to_dict
-from edgeline.flows.retrain import retrain, retrained_lines
+from edgeline.flows.cli.operations.update import to_dict
+from edgeline.flows.operations import retrain as retraining
+from edgeline.flows.operations.retrain import retrain, retrained_lines
 from edgeline.pipeline.config import PipelineConfig, load_config
 from edgeline.pipeline.data.image_record import read_record
 from edgeline.pipeline.data.prepare import prepare

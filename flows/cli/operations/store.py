@@ -137,8 +137,8 @@ def prune(
 
         edgeline prune --artifacts artifacts --keep 5 --yes
     """
-    from edgeline.flows.prune import plan_prune
-    from edgeline.flows.prune import prune as remove
+    from edgeline.flows.operations.prune import plan_prune
+    from edgeline.flows.operations.prune import prune as remove
 
     if not artifacts.is_dir():
         raise ConfigError(f"{artifacts} does not exist; name the folder of runs and the store with --artifacts")
@@ -181,8 +181,8 @@ def monitor(
 
         edgeline monitor birds devices/ --rate 0.01
     """
-    from edgeline.flows.monitor import monitor as monitor_model
-    from edgeline.flows.monitor import monitoring_lines, to_dict
+    from edgeline.flows.operations.monitor import monitor as monitor_model
+    from edgeline.flows.operations.monitor import monitoring_lines, to_dict
 
     found = monitor_model(artifacts, name, sources, channel=channel, alpha=rate)
     if as_json:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgeline.flows.monitor import monitor, monitoring_lines, to_dict
+from edgeline.flows.operations.monitor import monitor, monitoring_lines, to_dict
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.drift.collector import Drift, drift_of
 from edgeline.serve.drift.report import FILE_NAME

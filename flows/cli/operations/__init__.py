@@ -1,0 +1,1 @@
+"""Commands for models in use: retrain, promote, roll back, monitor, deploy."""
