@@ -89,7 +89,7 @@ NOT_EXECUTED: dict[str, list[str]] = {
         "needs a Prefect server and a worker as services; tests/flows/orchestration/test_worker.py runs a schedule",
     ],
     "docs/retrain.md": [
-        "trains for a minute; tests/flows/test_retrain.py runs it on small pictures",
+        "trains for a minute; tests/flows/operations/test_retrain.py runs it on small pictures",
     ],
     "docs/release.md": [
         "tests/test_wheel.py builds the wheel and reads it",
