@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from common import SHARED, install, report
 from int8 import compare_variant, export_with_own_classes, read_photos, show
 
 from edgeline.export.parity.compare import Outputs, in_batches
+from edgeline.export.quantization.histograms import collect
 from edgeline.export.quantization.static_int8 import Recipe, input_means, make_ready, measure_ranges, quantize
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +30,7 @@ OURS = {
     "edgeline": Recipe(correct_bias=True),
     "edgeline average": Recipe(ranges="average", correct_bias=True),
     "edgeline percentile": Recipe(ranges="percentile", correct_bias=True),
-    "edgeline entropy": Recipe(ranges="entropy", correct_bias=True),
+    "edgeline mse": Recipe(ranges="mse", correct_bias=True),
 }
 
 
@@ -61,7 +63,10 @@ def measure(model: str, photos: Path, folder: Path, python: Path) -> tuple[list[
     means = input_means(ready, in_batches(calibration, 8))
     for name, recipe in OURS.items():
         if recipe is not None:
-            ranges = measure_ranges(ready, in_batches(calibration, 8), recipe.ranges)
+            batches = partial(in_batches, calibration, 8)
+            ranges = measure_ranges(ready, batches(), average=recipe.ranges == "average")
+            if recipe.ranges in ("percentile", "mse"):
+                ranges = collect(ready, batches(), ranges).ranges(recipe.ranges)
         data = reference if recipe is None else quantize(ready, ranges, recipe, means)
         (folder / f"{name}.onnx").write_bytes(data)
     np.save(folder / "calibration.npy", calibration)

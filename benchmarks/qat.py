@@ -60,7 +60,7 @@ def measure(run: Run, epochs: int) -> tuple[list[dict[str, object]], dict[str, o
     tuning = tuning_of(run, reference)
     batches = partial(stream_pixels, choose_calibration(prepared.of("train"), 128), tuning.spec, CPU_BATCH)
     ready, plain = make_ready(reference), base_recipe(run.config.export)
-    ranges, means = measure_ranges(ready, batches(), "minmax"), input_means(ready, batches())
+    ranges, means = measure_ranges(ready, batches()), input_means(ready, batches())
     corrected = replace(plain, correct_bias=True)
     models = {recipe.name: quantize(ready, ranges, recipe, means) for recipe in (plain, corrected)}
     tuned = tune(tuning, ready, models[corrected.name], epochs)

@@ -151,7 +151,7 @@ def run_and_read(options: dict[str, Any], settings: list[str]) -> list[dict[str,
 def plain_int8(reference: bytes, samples: list[Sample], spec: PreprocessSpec) -> dict[str, float]:
     """The speed of int8 where it is not shipped: for some networks that alone is the reason."""
     ready = make_ready(reference)
-    model = quantize(ready, measure_ranges(ready, stream_pixels(samples, spec, 8), "minmax"), Recipe())
+    model = quantize(ready, measure_ranges(ready, stream_pixels(samples, spec, 8)), Recipe())
     image_1HW3 = next(iter(stream_pixels(samples[:1], spec, 1)))
     found = time_in_turn({"float32": reference, "int8": model}, image_1HW3)
     share = integer_share(reference, model, spec.height, spec.width)

@@ -20,6 +20,7 @@ import numpy as np
 
 from edgeline.export.parity.compare import Outputs, in_batches
 from edgeline.export.parity.similarity import compare_outputs, failed_thresholds, sqnr_db
+from edgeline.export.quantization.histograms import Histograms, collect
 from edgeline.export.quantization.report import CalibrationImages, Int8Report, QatReport, TriedRecipe, ValidationImages
 from edgeline.export.quantization.static_int8 import (
     Quantizable,
@@ -27,7 +28,6 @@ from edgeline.export.quantization.static_int8 import (
     Recipe,
     integer_share,
     make_ready,
-    measure_ranges,
     quantize,
     saturates,
 )
@@ -129,7 +129,7 @@ def search_schedule(config: ExportConfig) -> tuple[SearchStage, ...]:
     stages = [
         SearchStage(name="quick", quick=True, recipes=(base, corrected, replace(corrected, ranges="average"))),
         SearchStage(
-            name="calibration methods", recipes=(replace(corrected, ranges="percentile"), replace(corrected, ranges="entropy"))
+            name="calibration methods", recipes=(replace(corrected, ranges="percentile"), replace(corrected, ranges="mse"))
         ),
         SearchStage(name="sensitive layers in float", recipes=_without_worst),
     ]
@@ -298,13 +298,15 @@ class _Measured:
     def statistics(self) -> Statistics:
         return measure(self.ready, self.calibration, self.request.spec, self.request.cache)
 
+    @cached_property
+    def histograms(self) -> Histograms:
+        batches = stream_pixels(self.calibration, self.request.spec, CPU_BATCH)
+        return collect(self.ready, batches, self.ranges("minmax"))
+
     def ranges(self, method: str) -> Ranges:
         if method not in self._ranges:
-            if method in ("minmax", "average"):
-                self._ranges[method] = self.statistics.ranges(method)
-            else:  # from histograms
-                batches = stream_pixels(self.calibration, self.request.spec, CPU_BATCH)
-                self._ranges[method] = measure_ranges(self.ready, batches, method)
+            measured = self.statistics if method in ("minmax", "average") else self.histograms
+            self._ranges[method] = measured.ranges(method)
         return self._ranges[method]
 
     @cached_property

@@ -42,7 +42,7 @@ class Recipe:
     activations: Literal["uint8", "int8"] = "uint8"
     weights: Literal["int8", "uint8"] = "int8"
     per_channel: bool = True
-    ranges: Literal["minmax", "average", "percentile", "entropy"] = "minmax"
+    ranges: Literal["minmax", "average", "percentile", "mse"] = "minmax"
     """How a tensor's range is computed from the calibration images."""
     reduce_range: bool = False
     """Weights in 7 bits: two products then always fit into 16 bits, so every x86 computes the same."""
@@ -137,30 +137,25 @@ def with_scalar_input(model: ModelProto) -> Quantizable:
     return Quantizable(model, div.output[0], 1 / std, mean)
 
 
-def measure_ranges(ready: Quantizable, batches: Iterable[np.ndarray], method: str) -> Ranges:
-    """Run calibration images and measure every tensor's range, with one batch in memory at a time.
+def measure_ranges(ready: Quantizable, batches: Iterable[np.ndarray], *, average: bool = False) -> Ranges:
+    """Measure every tensor's range with ONNX Runtime's calibrator, with one batch in memory at a time.
+
+    `export.quantization.statistics` computes the same ranges from what it caches of each image.
 
     Args:
         ready: the result of `make_ready`.
         batches: uint8 (N, H, W, 3).
-        method: as `Recipe.ranges`.
+        average: a moving average over the batches instead of the lowest and highest value.
     """
-    from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator
 
-    kinds = {"percentile": CalibrationMethod.Percentile, "entropy": CalibrationMethod.Entropy}
-    options: dict[str, dict[str, Any]] = {
-        "average": {"moving_average": True, "averaging_constant": 0.1},
-        "percentile": {"percentile": 99.99, "symmetric": False},
-    }
     with tempfile.TemporaryDirectory() as folder, suppress_output():
         source = Path(folder, "model.onnx")
         onnx.save(ready.model, source)
         calibrator = create_calibrator(
             source,
             augmented_model_path=str(Path(folder, "augmented.onnx")),
-            calibrate_method=kinds.get(method, CalibrationMethod.MinMax),
-            extra_options=options.get(method, {}),
+            extra_options={"moving_average": average, "averaging_constant": 0.1},
         )
         for batch_NHW3 in batches:
             calibrator.collect_data(_reader(batch_NHW3))  # merges the ranges and releases the batch

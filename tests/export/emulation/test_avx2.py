@@ -64,7 +64,7 @@ def test_seven_bit_weights_need_no_exact_setting_and_eight_bit_ones_do(
     """The exact setting does not change a single bit of a model for which `saturates` is false, so devices omit it."""
     ready = make_ready(finished.model)
     pixels_NHW3 = next(stream_pixels(held_out, spec, 4))
-    ranges = measure_ranges(ready, iter([pixels_NHW3]), "minmax")
+    ranges = measure_ranges(ready, iter([pixels_NHW3]))
     seven = quantize(ready, ranges, Recipe(reduce_range=True, correct_bias=False))
     eight = quantize(ready, ranges, Recipe())
     assert (saturates(seven), saturates(eight)) == (False, True)

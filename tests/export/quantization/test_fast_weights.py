@@ -22,7 +22,7 @@ def test_every_recipe_writes_the_bytes_of_onnx_runtimes_quantizer(monkeypatch: p
 
     ready = make_ready(convolutional(*IMAGENET, layers=3))
     pixels_NHW3 = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), dtype=np.uint8)
-    ranges, means = measure_ranges(ready, [pixels_NHW3], "minmax"), input_means(ready, [pixels_NHW3])
+    ranges, means = measure_ranges(ready, [pixels_NHW3]), input_means(ready, [pixels_NHW3])
     fast = {recipe.name: quantize(ready, ranges, recipe, means) for recipe in RECIPES}
     monkeypatch.setattr(static_int8, "fast_quantizer", lambda: QDQQuantizer)
     assert fast == {recipe.name: quantize(ready, ranges, recipe, means) for recipe in RECIPES}

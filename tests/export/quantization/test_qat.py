@@ -128,7 +128,7 @@ def case(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Cas
     export(deployed, SPEC, path, GraphOptions(classes=10, opset=18))
     ready = make_ready(path.read_bytes())
     calibration = train[:24]
-    ranges = measure_ranges(ready, stream_pixels(calibration, SPEC, 8), "minmax")
+    ranges = measure_ranges(ready, stream_pixels(calibration, SPEC, 8))
     means = input_means(ready, stream_pixels(calibration, SPEC, 8))
     # A network of few layers tolerates a larger rate.
     tuning = Tuning(reference=path.read_bytes(), deployed=deployed, spec=SPEC, samples=train, learning_rate=1e-3)
