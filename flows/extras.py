@@ -14,6 +14,7 @@ EXTRAS = {
     "pytest": "conformance",
     "tritonclient": "conformance",
     "prefect": "flows",
+    "mlflow": "mlflow",
     "onnx": "export",
     "onnxscript": "export",
     "jinja2": "export",

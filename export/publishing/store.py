@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgeline.pipeline.runs.atomic_files import sync_folder, sync_tree
-from edgeline.serve.artifact.reader import open_artifact, versions
+from edgeline.serve.artifact.manifest import FILE_NAME
+from edgeline.serve.artifact.reader import Artifact, open_artifact, versions
 from edgeline.serve.classifier import Classifier
 from edgeline.serve.errors import EdgelineError, StoreError
 
@@ -47,6 +48,42 @@ def publish_folder(folder: Path, content: str, write: Callable[[Path, int], obje
     return target, found is not None
 
 
+def add_version(folder: Path, source: Artifact) -> tuple[Path, bool]:
+    """Add a version that was published elsewhere, under its own number.
+
+    Args:
+        folder: `<store>/<name>`, created if absent.
+        source: the artifact, of which all files match the manifest.
+
+    Returns:
+        The published folder, and whether it existed before.
+
+    Raises:
+        ArtifactError: the artifact fails its self-test on this machine.
+        StoreError: another artifact has this number here, or the store cannot be written.
+    """
+    target = folder / str(source.manifest.version)
+    with store_errors(folder, "nothing was published"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with store_lock(folder):
+            _remove_leftovers(folder)
+            if existed := target.is_dir():
+                if open_artifact(target).manifest_sha256 != source.manifest_sha256:
+                    raise StoreError(
+                        f"{target} is published here with other content; add this version to another store, with --artifacts"
+                    )
+            else:
+                _add_version(folder, lambda staging, _: _copy(source, staging), source.manifest.version)
+    _confirm(target)
+    return target, existed
+
+
+def _copy(source: Artifact, staging: Path) -> None:
+    for path in (FILE_NAME, *(entry.path for entry in source.manifest.files)):
+        (staging / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.folder / path, staging / path)
+
+
 def find_content(folder: Path, content: str) -> Path | None:
     """The newest version under a name's folder, if it has this content and is complete."""
     for version in versions(folder)[-1:]:
@@ -59,11 +96,11 @@ def find_content(folder: Path, content: str) -> Path | None:
     return None
 
 
-def _add_version(folder: Path, write: Callable[[Path, int], object]) -> Path:
+def _add_version(folder: Path, write: Callable[[Path, int], object], version: int | None = None) -> Path:
+    version = version or max(versions(folder), default=0) + 1
     staging = folder / f"{STAGING}{os.getpid()}-{secrets.token_hex(4)}"
     try:
         staging.mkdir()
-        version = max(versions(folder), default=0) + 1
         write(staging, version)
         Classifier.open(staging)  # what fails its self-test here is not published
         for path in (staging, *staging.rglob("*")):

@@ -88,6 +88,9 @@ NOT_EXECUTED: dict[str, list[str]] = {
     "docs/prefect.md": [
         "needs a Prefect server and a worker as services; tests/flows/orchestration/test_worker.py runs a schedule",
     ],
+    "docs/registries.md": [
+        "needs an MLflow server; tests/export/registries/test_mlflow_models.py pushes to one",
+    ],
     "docs/retrain.md": [
         "trains for a minute; tests/flows/operations/test_retrain.py runs it on small pictures",
     ],

@@ -3,28 +3,22 @@
 import json
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgeline.export.converters.environments import install
 from edgeline.pipeline.experiments.trackers import TRACKERS, history_of, send
 from edgeline.pipeline.runs.run import Run, open_run
 from edgeline.pipeline.runs.run_log import RunEntry, RunLog
 from edgeline.serve.errors import ConfigError, EdgelineError
+from tests.support.mlflow_server import make_environment, mlflow_server
 
 ROOT = Path(__file__).resolve().parents[3]
-MLFLOW = "mlflow==3.17.2"
-START_S = 300
 
 
 @pytest.fixture
@@ -67,48 +61,13 @@ def test_the_curves_of_a_run_whose_folder_is_gone_are_empty(entry: RunEntry, tmp
 
 @pytest.fixture(scope="module")
 def mlflow_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment with MLflow."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    venv.create(folder, with_pip=False)
-    install(folder / "bin" / "python", [MLFLOW])
-    return folder / "bin" / "python"
+    return make_environment(tmp_path_factory.mktemp("mlflow"))
 
 
 @pytest.fixture
 def server(mlflow_python: Path, tmp_path: Path) -> Iterator[str]:
-    """The address of an MLflow server with an empty store."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    store = tmp_path / "mlflow"
-    store.mkdir()
-    command = [mlflow_python, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{store}/mlflow.db", "--artifacts-destination", str(store / "artifacts")]
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    address = f"http://127.0.0.1:{port}"
-    with (store / "log").open("wb") as log:
-        # In a group of its own: the server starts workers.
-        process = subprocess.Popen(
-            command, env=os.environ | quiet, stdout=log, stderr=subprocess.STDOUT, cwd=store, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + START_S
-        while not answers(f"{address}/health"):
-            assert process.poll() is None, (store / "log").read_text()
-            assert time.monotonic() < deadline, (store / "log").read_text()
-            time.sleep(0.5)
+    with mlflow_server(mlflow_python, tmp_path / "mlflow") as address:
         yield address
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):
-            return True
-    except OSError:
-        return False
 
 
 def ask(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
