@@ -113,6 +113,8 @@ def summary_rows(summary: Summary) -> list[tuple[str, str]]:
     top1, images = summary.top1, summary.images
     return [
         ("artifact", f"{summary.name} version {summary.version}"),
+        ("report", str(Path(summary.artifact, "report.html"))),
+        ("run", summary.run),
         ("backbone", f"{summary.backbone}, trained on {summary.trained_on}"),
         ("images", f"{images['train']} train, {images['val']} validation, {images['test']} test; {summary.classes} classes"),
         ("accuracy (test)", f"{_percent(top1)} ({top1.correct} of {top1.total})"),

@@ -64,6 +64,7 @@ def load_settings(config: Path | None, overrides: list[str] | None, options: Run
         ConfigError: with every problem found.
     """
     from edgeline.pipeline.config import load_config
+    from edgeline.pipeline.models.catalog import BACKBONES
     from edgeline.pipeline.runs.home import ensure_home
 
     nested = {"train.strategy": options.strategy, "prepare.layout": options.layout}
@@ -78,5 +79,9 @@ def load_settings(config: Path | None, overrides: list[str] | None, options: Run
         seed=options.seed,
         artifacts=options.artifacts,
     )
+    if settings.model not in {backbone.name for backbone in BACKBONES}:
+        from edgeline.pipeline.models.pretrained import check_model  # imports torch
+
+        check_model(settings.model)
     ensure_home(Path(settings.artifacts))
     return settings

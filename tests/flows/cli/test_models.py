@@ -56,3 +56,13 @@ def test_inspect_of_a_run_has_its_classes_and_freezes_what_its_strategy_freezes(
     assert (report["strategy"], report["model"]) == ("head", "timm:test_efficientnet")
     assert head["layers"][0]["shape"][0] == 2
     assert report["trainable"] == head["parameters"] < report["parameters"]
+
+
+def test_a_network_that_does_not_exist_is_reported_before_the_photos_are_read(
+    edgeline: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    code, _, error = edgeline("prepare", "--data", "photos", "--model", "resnet51")
+    assert code == 1
+    assert "unknown model 'resnet51', perhaps resnet" in error
+    _, _, error = edgeline("prepare", "--data", "photos", "--model", "timm:mobilenetv3_large")
+    assert "timm has no model 'mobilenetv3_large', perhaps mobilenetv3_large_" in error
