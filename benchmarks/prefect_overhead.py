@@ -41,7 +41,7 @@ def main() -> None:
             server.wait()
             ways: dict[str, Callable[[], object]] = {
                 "without Prefect": lambda: run_pipeline(config),
-                "empty flow": flow(name="empty")(int),
+                "empty flow": flow(name="empty")(lambda: None),
                 "flow": lambda: edgeline(config),
             }
             seconds: dict[str, list[float]] = {name: [] for name in ways}
