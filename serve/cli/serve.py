@@ -80,7 +80,7 @@ def serve(
     inbox: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Keep photos that the model is unsure of here, for `edgeline label`; needs --inbox-consent."
+            metavar="DIR", help="Keep photos that the model is unsure of, for `edgeline label`; needs --inbox-consent."
         ),
     ] = None,
     inbox_consent: Annotated[
@@ -88,7 +88,7 @@ def serve(
     ] = "",
     inbox_photos: Annotated[
         int,
-        typer.Option(min=1, max=100_000, help="Photos without a label in the inbox; the least interesting ones are replaced."),
+        typer.Option(min=1, max=100_000, help="Photos that wait for a label; the least interesting are replaced."),
     ] = INBOX_PHOTOS,
     inbox_mb: Annotated[int, typer.Option(min=1, max=1_000_000, help="Size of these photos, in MiB.")] = INBOX_MB,
     otel: Annotated[bool, typer.Option("--otel", help="Send OpenTelemetry traces, as set by the OTEL_* variables.")] = False,

@@ -148,7 +148,7 @@ class Inbox:
             others = [] if marked else [name for name in sorted(os.listdir(folder)) if name != LOCK]
             if others:
                 raise ConfigError(
-                    f"{folder} has other files, such as {others[0]}; give an empty or new folder for the inbox",
+                    f"{folder} has other files, such as {others[0]}; give a new folder for the inbox",
                     code="inbox_taken",
                 )
             known = _read_marker(folder) if marked else {}
@@ -303,10 +303,9 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove what a process that was killed left: unfinished files, and notes without a photo."""
     photos = {path.stem for path in photos_in(folder)}
     for path in folder.iterdir():
-        stem = path.name.removesuffix(".json")
-        if path.name.startswith(".") and path.name.endswith(".tmp"):
-            path.unlink(missing_ok=True)
-        elif len(stem) == 64 and path.suffix == ".json" and stem not in photos:
+        unfinished = path.name.startswith(".") and path.name.endswith(".tmp")
+        without_photo = path.suffix == ".json" and len(path.stem) == 64 and path.stem not in photos
+        if unfinished or without_photo:
             path.unlink(missing_ok=True)
 
 

@@ -165,9 +165,7 @@ class InboxState(Collector):
         yield offered
         yield _gauge("edgeline_inbox_waiting", "Photos in the inbox without a label.", self.keeper.inbox.waiting)
         yield _gauge("edgeline_inbox_bytes", "Bytes of these photos and their notes.", self.keeper.inbox.size_bytes)
-        yield _gauge(
-            "edgeline_inbox_failing", "1 if the last photo could not be kept, else 0.", self.keeper.problem is not None
-        )
+        yield _gauge("edgeline_inbox_failing", "1 if the last photo was not written, else 0.", self.keeper.problem is not None)
 
 
 def _gauge(name: str, description: str, value: float) -> Metric:
