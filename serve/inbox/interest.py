@@ -72,7 +72,7 @@ def share_below(histogram: dict[str, Any], value: float) -> float:
         value: the value.
     """
     edges, counts = histogram["edges"], histogram["counts"]
-    total = sum(counts)
+    total: int = sum(counts)
     if total == 0:
         return 0.0
     at = bisect_right(edges, value)

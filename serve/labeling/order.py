@@ -32,7 +32,7 @@ def label_order(uncertainty_N: np.ndarray, embedding_NC: np.ndarray | None = Non
     Returns:
         The indexes of all photos, the one to label first at the front. Equal photos stay in their order.
     """
-    by_uncertainty = np.argsort(-uncertainty_N, kind="stable").tolist()
+    by_uncertainty: list[int] = np.argsort(-uncertainty_N, kind="stable").tolist()
     if embedding_NC is None or len(by_uncertainty) < 3:
         return by_uncertainty
     spread_C = embedding_NC.std(0, dtype=np.float64)

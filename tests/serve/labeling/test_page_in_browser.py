@@ -259,8 +259,9 @@ def test_every_control_has_a_name_and_can_be_reached_by_tab(visit: Any, tmp_path
             page.keyboard.press("Tab")
             names.append(page.evaluate("document.activeElement.textContent || document.activeElement.id").strip())
             assert page.locator(":focus").evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
-        assert names == ["1robin70%", "2wren25%", "3owl", "find", "0 None of these", "→ Skip"]
-        page.keyboard.press("Shift+Tab")
+        assert names == ["1robin70%", "2wren25%", "3owl", "0 None of these", "→ Skip", "find"]
+        for _ in range(2):
+            page.keyboard.press("Shift+Tab")
         page.keyboard.press("Enter")  # presses the focused button, None of these
         shows(page, 1)
         assert page.evaluate("document.activeElement.id") == "name"
