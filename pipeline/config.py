@@ -36,8 +36,8 @@ class PrepareConfig(Section):
     )
     labels: Names = Field(
         (),
-        description="CSV files with the columns `path,label[,group]`, such as those of `edgeline label`, whose photos join `data`: "
-        "its training images, if it defines splits.",
+        description="CSV files with the columns `path,label[,group]`, such as those that `edgeline label` writes: their photos "
+        "join those of `data`, as training images if it defines splits.",
     )
     ignore: Names = Field(
         (), description='Files and folders to leave out, as in a .gitignore file: `["masks/", "*_mask.png"]`.'

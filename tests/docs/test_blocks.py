@@ -88,6 +88,11 @@ NOT_EXECUTED: dict[str, list[str]] = {
     "docs/prefect.md": [
         "needs a Prefect server and a worker as services; tests/flows/orchestration/test_worker.py runs a schedule",
     ],
+    "docs/label.md": [
+        "serves until it is stopped; tests/serve/inbox/test_keeper.py starts such a server",
+        "serves a page until it is stopped; tests/serve/labeling/test_page_in_browser.py labels photos in a browser",
+        "trains; tests/flows/operations/test_retrain.py runs it on small pictures",
+    ],
     "docs/retrain.md": [
         "trains for a minute; tests/flows/operations/test_retrain.py runs it on small pictures",
     ],
