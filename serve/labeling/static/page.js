@@ -135,7 +135,10 @@ function listed(photo, wanted) {
   const few = classes.length <= PREDICTED_KEYS + LETTERS.length;
   let all;
   if (few) {
-    all = classes.map((label, at) => ({ label, key: at < 9 ? String(at + 1) : LETTERS[at - 9] }));
+    const own = (label) => /^[0-9a-z]$/i.test(label); // a class called 7 has the key 7
+    const taken = classes.filter(own).map((label) => label.toLowerCase());
+    const free = [...`123456789${LETTERS}`].filter((key) => !taken.includes(key));
+    all = classes.map((label) => ({ label, key: own(label) ? label.toLowerCase() : free.shift() ?? "" }));
   } else {
     const first = photo.predictions.map(([label]) => label).filter((label) => classes.includes(label)).slice(0, PREDICTED_KEYS);
     const others = classes.filter((label) => !first.includes(label));
@@ -155,6 +158,7 @@ function list() {
   const typed = $("find").value.trim();
   const found = listed(photo, typed.toLowerCase());
   choices = found.slice(0, ROWS);
+  $("none").querySelector("kbd").textContent = classes.includes("0") ? "-" : "0";
   marked = typed ? 0 : choices.findIndex((each) => each.label === photo.predictions[0]?.[0]);
   $("classes").replaceChildren(...choices.map(row));
   const exact = classes.some((label) => label.toLowerCase() === typed.toLowerCase());
@@ -173,7 +177,7 @@ function row({ label, key, share }, at) {
   button.addEventListener("click", () => choose(label));
   if (key) button.append(Object.assign(document.createElement("kbd"), { textContent: key.toUpperCase() }));
   button.append(Object.assign(document.createElement("bdi"), { textContent: label, title: label }));
-  if (share !== undefined) button.append(Object.assign(document.createElement("span"), { textContent: percent.format(share) }));
+  if (share >= 0.005) button.append(Object.assign(document.createElement("span"), { textContent: percent.format(share) }));
   button.dataset.at = String(at);
   item.append(button);
   return item;
@@ -213,7 +217,8 @@ const COMMANDS = {
   " ": skip,
   ArrowLeft: undo,
   Backspace: undo,
-  0: none,
+  0: none, // unless a class is called 0
+  "-": none,
   "/": () => $("find").focus(),
   "+": () => $("find").focus(),
 };

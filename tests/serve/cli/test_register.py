@@ -270,7 +270,7 @@ def test_the_defaults_of_serve_are_those_of_preprocess() -> None:
     assert (defaults["max_bytes"], defaults["max_pixels"]) == (Limits().max_bytes, Limits().max_pixels)
     assert serve_command.PILLOW_MAX_PIXELS == PILLOW_MAX_PIXELS
     inbox = InboxLimits()
-    assert (serve_command.INBOX_PHOTOS, serve_command.INBOX_MB * 2**20) == (inbox.photos, inbox.size_bytes)
+    assert (inbox.photos, inbox.size_bytes) == (serve_command.INBOX_PHOTOS, serve_command.INBOX_MB * 2**20)
 
 
 # Variants that this machine has no runtime for

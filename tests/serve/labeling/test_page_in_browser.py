@@ -206,22 +206,25 @@ def test_a_hundred_photos_are_labeled_by_key_in_a_fraction_of_five_minutes(visit
 def test_more_than_nine_classes_have_letters_and_more_than_thirty_five_the_predicted_ones_digits(
     visit: Any, tmp_path: Path
 ) -> None:
-    for count, folder in ((12, tmp_path / "few"), (60, tmp_path / "many")):
-        folder.mkdir()
-        classes = [f"class {number}" for number in range(count)]
-        with labeling(folder, classes=classes) as url:
+    cases = {
+        "few": ([f"class {number}" for number in range(12)], ["b", "1"], ["class 10", "class 0"]),
+        "digits": ([str(number) for number in range(10)] + ["other"], ["0", "7", "a", "-"], ["0", "7", "other", None]),
+        "many": ([f"class {number}" for number in range(60)], ["2"], ["class 1"]),
+    }
+    for name, (classes, keys, labels) in cases.items():
+        (tmp_path / name).mkdir()
+        with labeling(tmp_path / name, classes=classes) as url:
             page = visit(url)
-            shows(page, 0)
-            page.keyboard.press("b" if count == 12 else "2")
-            if count == 12:
-                shows(page, 1)
-            else:
-                shows(page, 1)
+            for number, key in enumerate(keys):
+                shows(page, number)
+                page.keyboard.press(key)
+            shows(page, len(keys))
+            if name == "many":
                 page.keyboard.type("class 59")
                 page.keyboard.press("Enter")
-                shows(page, 2)
-    assert saved(tmp_path / "few") == {"000": "class 10"}
-    assert saved(tmp_path / "many") == {"000": "class 1", "001": "class 59"}
+                shows(page, len(keys) + 1)
+                labels = [*labels, "class 59"]
+        assert saved(tmp_path / name) == {f"{number:03}": label for number, label in enumerate(labels)}
 
 
 @pytest.mark.long
