@@ -3,8 +3,8 @@
     python docs/images/make_images.py [--folder FOLDER] [--mermaid mermaid.min.js] [--only label]
 
 Runs the demo in FOLDER (a temporary one by default; two minutes), draws its output as SVG, serves the artifact and takes a
-screenshot of its page, and of the labeling page, in Chromium. Mermaid's script (`npm install mermaid`, `dist/mermaid.min.js`) is needed for the diagram
-alone, which stays as it is without it. Writes next to itself.
+screenshot of its page and of the labeling page in Chromium. Mermaid's script (`npm install mermaid`, `dist/mermaid.min.js`) is
+needed for the diagram alone, which stays as it is without it. Writes next to itself.
 """
 
 import argparse
