@@ -58,7 +58,8 @@ class Decisions:
         """Record a photo's label.
 
         Raises:
-            InputError: the photo was decided before, perhaps in another window: the code is `decided`.
+            InputError: the photo was decided before, perhaps in another window (code `decided`), or a server has replaced it
+                (code `gone`).
             DataError: a file cannot be read or written; it is as before.
         """
         self._add(self.path, COLUMNS, {"path": path, "label": label})
@@ -91,6 +92,10 @@ class Decisions:
                 label = decided[row["path"]]
                 shown = "none of the classes" if label is None else repr(label)
                 raise InputError(f"{row['path']} is already decided: {shown}", code="decided")
+            if not (self.path.parent / row["path"]).is_file():
+                raise InputError(
+                    f"{row['path']} is gone: a more interesting photo has replaced it, or someone removed it", code="gone"
+                )
             table = _read(file, columns)
             _replace(file, Table(table.columns, [*table.rows, row]))
 

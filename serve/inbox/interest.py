@@ -10,6 +10,7 @@ cannot.
 Shapes: K classes, C features.
 """
 
+import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
@@ -58,8 +59,9 @@ class InterestIn:
         share = 1 - margin if self._margins is None else 1 - share_below(self._margins, margin)
         distance = None
         if embedding_C is not None and self._features is not None:
-            distance = float(self._features.distance(embedding_C[None])[0])
-            if self._distances is not None:
+            found = float(self._features.distance(embedding_C[None])[0])
+            distance = found if math.isfinite(found) else None
+            if distance is not None and self._distances is not None:
                 share = max(share, share_below(self._distances, distance))
         return Interest(share=share, uncertainty=1 - margin, distance=distance)
 

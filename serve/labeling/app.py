@@ -166,7 +166,7 @@ async def _body(request: Request) -> dict[str, Any]:
 
 async def _bad_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, InputError)
-    status = {"not_found": 404, "decided": 409, "body_too_large": 413}.get(error.code, 400)
+    status = {"not_found": 404, "decided": 409, "gone": 410, "body_too_large": 413}.get(error.code, 400)
     return error_reply(request, status, error.code, str(error))
 
 

@@ -54,8 +54,8 @@ function decide(body, said) {
       classes = answer.classes ?? classes;
       history.push(photo);
     } catch (error) {
-      if (error.status !== 409) throw error;
-      note = error.message; // decided in another window
+      if (error.status !== 409 && error.status !== 410) throw error;
+      note = error.message; // decided in another window, or replaced by the server
     }
     problem(null);
     queue.shift();

@@ -10,8 +10,15 @@ from edgeline.serve.errors import DataError, InputError
 from edgeline.serve.inbox.decisions import Decisions, check_label
 
 
+@pytest.fixture(autouse=True)
+def photos(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg", "a, b.jpg"):
+        (tmp_path / name).touch()
+
+
 def label_many(path: Path, writer: int) -> None:
     for number in range(25):
+        (path.parent / f"{writer}-{number}.jpg").touch()
         Decisions(path).label(f"{writer}-{number}.jpg", f"class {writer}")
 
 
@@ -39,7 +46,7 @@ def test_no_decision_of_two_processes_is_lost(tmp_path: Path) -> None:
     for writer in writers:
         writer.join()
     assert len(Decisions(tmp_path / "labels.csv").read()) == 50
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".labels.lock", "labels.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".jpg") == [".labels.lock", "labels.csv"]
 
 
 def test_the_second_decision_about_a_photo_is_an_error_that_names_the_first(tmp_path: Path) -> None:
@@ -49,6 +56,14 @@ def test_the_second_decision_about_a_photo_is_an_error_that_names_the_first(tmp_
         with pytest.raises(InputError, match="already decided: 'wren'"):
             decide()
     assert decisions.read() == {"a.jpg": "wren"}
+
+
+def test_a_photo_that_a_server_has_replaced_gets_no_label(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(InputError, match=r"a\.jpg is gone") as caught:
+        Decisions(tmp_path / "labels.csv").label("a.jpg", "wren")
+    assert caught.value.code == "gone"
+    assert Decisions(tmp_path / "labels.csv").read() == {}
 
 
 def test_columns_and_rows_that_someone_has_added_stay(tmp_path: Path) -> None:

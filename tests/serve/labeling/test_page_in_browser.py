@@ -174,8 +174,10 @@ def test_of_two_windows_neither_loses_or_overwrites_a_decision(visit: Any, tmp_p
         sync_api.expect(second.locator("#announcement")).to_contain_text("000.png is already decided: 'robin'")
         second.keyboard.press("2")
         shows(second, 2)
-        second.reload()
-        shows(second, 2)
+        (tmp_path / "002.png").unlink()  # as a server does with the least interesting photo
+        second.keyboard.press("2")
+        shows(second, 3)
+        sync_api.expect(second.locator("#announcement")).to_contain_text("002.png is gone")
     assert saved(tmp_path) == {"000": "robin", "001": "wren"}
 
 
