@@ -34,6 +34,11 @@ class PrepareConfig(Section):
         "`splits`: the folders in `data` are train/, val/ and test/. `csv`: `data` is a CSV file. `auto`: decided by the names "
         "of the folders; where two readings are plausible, the run stops and lists them.",
     )
+    labels: Names = Field(
+        (),
+        description="CSV files with the columns `path,label[,group]`, such as those that `edgeline label` writes: their photos "
+        "join those of `data`, as training images if it defines splits.",
+    )
     ignore: Names = Field(
         (), description='Files and folders to leave out, as in a .gitignore file: `["masks/", "*_mask.png"]`.'
     )

@@ -25,7 +25,9 @@ SUBPACKAGE_FORBIDDEN = {
     "serve.runtime": {"serve.classifier", "serve.http", "serve.inference", "serve.cli"},
     "serve.inputs": {"serve.http", "serve.inference", "serve.cli"},
     "serve.drift": {"onnxruntime", "serve.http", "serve.inference", "serve.cli"},
-    "serve.http": {"serve.cli"},
+    "serve.http": {"serve.cli", "serve.labeling"},
+    "serve.inbox": HTTP_LIBRARIES | {"serve.http", "serve.inference", "serve.labeling", "serve.cli"},
+    "serve.labeling": {"serve.inference", "serve.cli"},
     "pipeline.runs": {
         "torch",
         "pipeline.data",

@@ -1,10 +1,10 @@
-"""Make the pictures of README.md and docs/index.md: a terminal, the web page, and the diagram of the README as a drawing.
+"""Make the pictures of README.md and docs/: a terminal, the two web pages, and the diagram of the README as a drawing.
 
-    python docs/images/make_images.py [--folder FOLDER] [--mermaid mermaid.min.js]
+    python docs/images/make_images.py [--folder FOLDER] [--mermaid mermaid.min.js] [--only label]
 
 Runs the demo in FOLDER (a temporary one by default; two minutes), draws its output as SVG, serves the artifact and takes a
-screenshot of its page in Chromium. Mermaid's script (`npm install mermaid`, `dist/mermaid.min.js`) is needed for the diagram
-alone, which stays as it is without it. Writes next to itself.
+screenshot of its page and of the labeling page in Chromium. Mermaid's script (`npm install mermaid`, `dist/mermaid.min.js`) is
+needed for the diagram alone, which stays as it is without it. Writes next to itself.
 """
 
 import argparse
@@ -27,6 +27,7 @@ ROOT = HERE.parents[1]
 COLUMNS = 104
 BIN = Path(sys.executable).parent
 PHOTOS = 2
+TO_LABEL, DECIDED = 40, 11
 
 
 def draw_terminal(folder: Path) -> None:
@@ -64,6 +65,32 @@ def shoot_page(browser: Browser, folder: Path) -> None:
     _shrink(HERE / "page.png")
 
 
+def shoot_label_page(browser: Browser, folder: Path) -> None:
+    """Open some digits for labeling, and take a picture of the first after a few decisions."""
+    unsorted = folder / "unsorted"
+    shutil.rmtree(unsorted, ignore_errors=True)
+    unsorted.mkdir()
+    for path in sorted((folder / "artifacts" / "data").rglob("*.png"))[:: 1797 // TO_LABEL]:
+        shutil.copy(path, unsorted / f"{path.parent.name}-{path.name}")
+    command = [BIN / "edgeline", "label", "unsorted", "--artifact", "artifacts/store/digits"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as labeling:
+        try:
+            assert labeling.stdout is not None
+            found = re.search(r"http://\S+", labeling.stdout.readline())
+            assert found
+            page = browser.new_page(viewport={"width": 960, "height": 640}, device_scale_factor=1.5)
+            page.goto(found[0])
+            for _ in range(DECIDED):
+                page.wait_for_function("() => document.body.dataset.photo")
+                shown = page.evaluate("document.body.dataset.photo")
+                page.keyboard.press("Enter")
+                page.wait_for_function("shown => document.body.dataset.photo !== shown", arg=shown)
+            page.screenshot(path=HERE / "label.png")
+        finally:
+            labeling.terminate()
+    _shrink(HERE / "label.png")
+
+
 def draw_diagram(browser: Browser, script: Path) -> None:
     """Draw the README's Mermaid block with plain text labels, which an SVG needs to be shown as an image."""
     found = re.search(r"```mermaid\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -96,12 +123,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--mermaid", type=Path)
+    parser.add_argument("--only", choices=["label"], help="this picture alone, of a FOLDER with a finished demo")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         folder = options.folder or Path(temporary)
-        draw_terminal(folder)
+        if options.only is None:
+            draw_terminal(folder)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        shoot_page(browser, folder)
+        if options.only is None:
+            shoot_page(browser, folder)
+        shoot_label_page(browser, folder)
         if options.mermaid:
             draw_diagram(browser, options.mermaid)
         browser.close()

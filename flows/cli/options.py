@@ -1,5 +1,6 @@
 """Options that several commands of the pipeline share, and the configuration made from them."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -17,6 +18,12 @@ Data = Annotated[
     typer.Option(
         help="A folder with one folder per class; a folder with `train/`, `val/` and `test/` folders of these; a CSV file with "
         "`path,label[,split][,group]`; or `digits`, the embedded data."
+    ),
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CSV", help="Photos labeled with `edgeline label` that join the data, as a CSV file; may be repeated."
     ),
 ]
 Layout = Annotated[
@@ -53,6 +60,7 @@ class RunOptions:
     strategy: str | None
     seed: int | None
     artifacts: str | None
+    labels: list[str] | None = None
 
 
 def load_settings(config: Path | None, overrides: list[str] | None, options: RunOptions) -> "PipelineConfig":
@@ -68,6 +76,8 @@ def load_settings(config: Path | None, overrides: list[str] | None, options: Run
     from edgeline.pipeline.runs.home import ensure_home
 
     nested = {"train.strategy": options.strategy, "prepare.layout": options.layout}
+    if options.labels:
+        nested["prepare.labels"] = json.dumps(options.labels)
     overrides = [*(overrides or []), *(f"{name}={value}" for name, value in nested.items() if value)]
     settings = load_config(
         config,

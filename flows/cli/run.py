@@ -18,6 +18,7 @@ from edgeline.flows.cli.options import (
     Config,
     Data,
     Json,
+    Labels,
     Layout,
     Model,
     Name,
@@ -43,6 +44,7 @@ LABEL_WIDTH, VARIANT_WIDTH = 20, 24
 
 def run(
     data: Data = None,
+    labels: Labels = None,
     layout: Layout = None,
     config: Config = None,
     name: Name = None,
@@ -72,7 +74,15 @@ def run(
     from edgeline.flows.summary import summarize
 
     options = RunOptions(
-        data=data, layout=layout, name=name, model=model, weights=weights, strategy=strategy, seed=seed, artifacts=artifacts
+        data=data,
+        layout=layout,
+        name=name,
+        model=model,
+        weights=weights,
+        strategy=strategy,
+        seed=seed,
+        artifacts=artifacts,
+        labels=labels,
     )
     settings = load_settings(config, overrides, options)
     with step_lines_on_stderr():

@@ -12,6 +12,7 @@ from edgeline.flows.cli.options import (
     Config,
     Data,
     Json,
+    Labels,
     Layout,
     Model,
     Name,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 def prepare(
     data: Data = None,
+    labels: Labels = None,
     layout: Layout = None,
     config: Config = None,
     name: Name = None,
@@ -53,7 +55,15 @@ def prepare(
     from edgeline.pipeline.data.prepare import prepare as prepare_data
 
     options = RunOptions(
-        data=data, layout=layout, name=name, model=model, weights=weights, strategy=strategy, seed=seed, artifacts=artifacts
+        data=data,
+        layout=layout,
+        name=name,
+        model=model,
+        weights=weights,
+        strategy=strategy,
+        seed=seed,
+        artifacts=artifacts,
+        labels=labels,
     )
     run, result = prepare_data(load_settings(config, overrides, options))
     summary = json.loads((result.folder / "summary.json").read_text(encoding="utf-8"))

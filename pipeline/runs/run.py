@@ -80,12 +80,16 @@ def open_run(folder: Path) -> Run:
     return Run(folder, load_config(folder / "config.json", artifacts=str(artifacts)))
 
 
-def stated_config(config: PipelineConfig) -> dict[str, Any]:
-    """The settings that a published version states, as JSON types.
+NOT_STATED: dict[str, bool | set[str]] = {
+    **dict.fromkeys(("data", "artifacts", "weights", "promote"), True),
+    "prepare": {"labels"},
+}
+"""Settings that name folders of this machine, or do not concern the version itself."""
 
-    Left out are those that name folders of this machine, and those that do not concern the version itself.
-    """
-    return config.model_dump(mode="json", exclude={"data", "artifacts", "weights", "promote"})
+
+def stated_config(config: PipelineConfig) -> dict[str, Any]:
+    """The settings that a published version states, as JSON types: all but `NOT_STATED`."""
+    return config.model_dump(mode="json", exclude=NOT_STATED)
 
 
 def states(stated: dict[str, Any], config: PipelineConfig) -> bool:

@@ -262,7 +262,8 @@ def _with_targets(source: Source, photos: Sequence[Addition]) -> tuple[Addition,
 
 def _folder(source: Source, label: str) -> Path:
     """The folder of a class, of its training images if the data has splits. A new class gets one beside the others."""
-    training = [file for file in source.files if file.given in (None, "train")]
+    inside = [file for file in source.files if not os.path.isabs(file.name)]  # files of prepare.labels may lie elsewhere
+    training = [file for file in inside if file.given in (None, "train")]
     own = Counter(os.path.dirname(file.name) for file in training if file.label == label)
     if own:
         return Path(source.root, own.most_common(1)[0][0])

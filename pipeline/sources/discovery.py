@@ -12,7 +12,7 @@ Invariant: the list of classes is fixed here, once for all splits. Files that ar
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -114,12 +114,59 @@ def find_source(data: str, artifacts: Path, settings: PrepareConfig = PrepareCon
     """
     # A shell expands `--data ~/photos` but not `--data=~/photos`, and nothing expands it in a configuration file.
     source = _find(os.path.expanduser(data) if not os.path.lexists(data) else data, artifacts, settings)
+    for labels in settings.labels:
+        source = with_labels(source, Path(os.path.expanduser(labels)))
     if printable_name(source.root) != source.root:
         raise DataError(f"{printable_name(source.root)} is not a UTF-8 path; rename the folder", code="name_not_utf8")
     if len(source.labels) < 2:
         raise DataError(_one_class(source), code="need_two_classes")
     check_names(source.labels)
     return source
+
+
+def with_labels(source: Source, path: Path) -> Source:
+    """Add the photos of a CSV file of labels to a data set; nothing is written, and no file is copied.
+
+    Raises:
+        DataError: the file cannot be read, or has a column of splits.
+    """
+    if not path.is_file():
+        raise DataError(
+            f"{path} of prepare.labels does not exist; `edgeline label` writes such a file, see docs/label.md",
+            code="labels_missing",
+        )
+    table = read_table(path)
+    if any(row.given for row in table.rows):
+        raise DataError(
+            f"{path} has splits; in files of prepare.labels they are not used: remove the column {table.columns['split']!r}",
+            code="labels_with_splits",
+        )
+    root = os.path.realpath(path.parent)
+    added = [
+        SourceFile(
+            name=_relative(os.path.join(root, row.name), source.root),
+            label=row.label,
+            given="train" if source.given else None,
+            group=row.group,
+            attributes=row.attributes,
+        )
+        for row in table.rows
+    ]
+    present = {(file.name, file.label) for file in source.files}
+    added = [file for file in added if (file.name, file.label) not in present]
+    new = sorted({file.label for file in added} - set(source.labels))
+    message = f"{path}: {len(added):,} labeled photos added" + (f"; new classes: {summarize(map(repr, new))}." if new else ".")
+    return replace(
+        source,
+        labels=tuple(sorted({*source.labels, *new})),
+        files=tuple(sorted([*source.files, *added], key=lambda file: file.name)),
+        findings=(*source.findings, Finding(code="labels_added", message=message, level="note")),
+    )
+
+
+def _relative(path: str, root: str) -> str:
+    """A file's name in a source: relative to its root, or absolute outside it."""
+    return os.path.relpath(path, root) if path.startswith(root.rstrip(os.sep) + os.sep) else path
 
 
 def _find(data: str, artifacts: Path, settings: PrepareConfig) -> Source:

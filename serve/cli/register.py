@@ -1,17 +1,18 @@
-"""The device's commands: `edgeline predict`, `edgeline check`, `edgeline drift` and `edgeline serve`.
+"""The device's commands: `edgeline predict`, `check`, `drift`, `serve` and `label`.
 
 Each is a module in this folder, imports its dependencies when it runs, so that `--help` is fast, and works with the base
-install, except for `serve`. To add a command, add its module here and to `COMMANDS`.
+install, except for `serve` and `label`. To add a command, add its module here and to `COMMANDS`.
 """
 
 import typer
 
 from edgeline.serve.cli.check import check
 from edgeline.serve.cli.drift import drift
+from edgeline.serve.cli.label import label
 from edgeline.serve.cli.predict import predict
 from edgeline.serve.cli.serve import serve
 
-COMMANDS = (predict, check, drift, serve)
+COMMANDS = (predict, check, drift, serve, label)
 """In the order in which `edgeline --help` lists them."""
 
 

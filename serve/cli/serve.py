@@ -17,6 +17,8 @@ MAX_BYTES = 16 * 2**20
 MAX_PIXELS = 50_000_000
 PILLOW_MAX_PIXELS = 178_956_970
 """Duplicated from `serve.preprocess`, so that `--help` does not import Pillow; a test compares them."""
+INBOX_PHOTOS, INBOX_MB = 500, 512
+"""Duplicated from `serve.inbox.folder`, likewise."""
 
 
 class LogFormat(StrEnum):
@@ -75,6 +77,20 @@ def serve(
     log_format: Annotated[LogFormat, typer.Option(help="Format of the log on stderr.")] = LogFormat.TEXT,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log each request.")] = False,
     drift: Annotated[bool, typer.Option("--drift", help="Collect statistics of images and predictions for /drift.")] = False,
+    inbox: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Keep photos that the model is unsure of, for `edgeline label`; needs --inbox-consent."
+        ),
+    ] = None,
+    inbox_consent: Annotated[
+        str, typer.Option(metavar="TEXT", help="States why photos of requests may be kept; recorded in the inbox.")
+    ] = "",
+    inbox_photos: Annotated[
+        int,
+        typer.Option(min=1, max=100_000, help="Photos that wait for a label; the least interesting are replaced."),
+    ] = INBOX_PHOTOS,
+    inbox_mb: Annotated[int, typer.Option(min=1, max=1_000_000, help="Size of these photos, in MiB.")] = INBOX_MB,
     otel: Annotated[bool, typer.Option("--otel", help="Send OpenTelemetry traces, as set by the OTEL_* variables.")] = False,
     metrics_port: Annotated[
         int,
@@ -101,7 +117,12 @@ def serve(
     from edgeline.serve.artifact.channels import check_channel
     from edgeline.serve.http.config import ServerConfig
     from edgeline.serve.http.main import run
+    from edgeline.serve.inbox.folder import InboxLimits
+    from edgeline.serve.inbox.keeper import InboxSettings
     from edgeline.serve.preprocess import Limits
+
+    if inbox is None and inbox_consent:
+        raise typer.BadParameter("without --inbox nothing is kept", param_hint="--inbox-consent")
 
     # Every option is mapped to the server's configuration here, and nowhere else.
     config = ServerConfig(
@@ -125,6 +146,11 @@ def serve(
         json_logs=log_format is LogFormat.JSON,
         access_log=access_log,
         drift=drift,
+        inbox=None
+        if inbox is None
+        else InboxSettings(
+            folder=inbox, consent=inbox_consent, limits=InboxLimits(photos=inbox_photos, size_bytes=inbox_mb * 2**20)
+        ),
         otel=otel,
         cache=cache if cache is not None else default_cache(),
         metrics_port=metrics_port,

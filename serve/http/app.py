@@ -37,6 +37,8 @@ from edgeline.serve.http.routes.page import page_routes
 from edgeline.serve.http.routes.predict import PredictRoutes
 from edgeline.serve.http.service import Service
 
+KEEPS_PHOTOS = "Photos that the model is unsure of are kept on this server, without their metadata, to be labeled by people."
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AppOptions:
@@ -52,6 +54,8 @@ class AppOptions:
     """Origins whose pages may call the server from a browser."""
     access_log: bool = False
     """Whether each request is logged."""
+    keeps_photos: bool = False
+    """Whether photos of requests are kept, which the page then states."""
 
 
 def create_app(service: Service, options: AppOptions = AppOptions()) -> Starlette:
@@ -90,7 +94,7 @@ def _routes(service: Service, options: AppOptions) -> list[Route]:
     routes = [*PredictRoutes(service).routes(), *health.probes()]
     if options.metrics:
         routes += health.statistics()
-    routes += page_routes(service.classifier)
+    routes += page_routes(service.classifier, [KEEPS_PHOTOS] if options.keeps_photos else [])
     models = Served(service.models, service.answer, service.limits.deadline_s)
     routes += V2(models, service.admit, service.budget).routes()
     if options.store is not None:

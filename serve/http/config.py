@@ -7,6 +7,7 @@ from pathlib import Path
 from edgeline.serve.artifact.channels import STABLE, Followed
 from edgeline.serve.errors import ConfigError
 from edgeline.serve.http.transport.connections import ConnectionLimits
+from edgeline.serve.inbox.keeper import InboxSettings
 from edgeline.serve.inference.scheduler import ConcurrencyPlan
 from edgeline.serve.preprocess import Limits
 
@@ -46,6 +47,8 @@ class ServerConfig:
     json_logs: bool = False
     access_log: bool = False
     drift: bool = False
+    inbox: InboxSettings | None = None
+    """Where unusual photos of requests are kept; None keeps none."""
     otel: bool = False
     cache: Path | None = None
     """Folder for what later starts can reuse; None caches nothing."""

@@ -24,11 +24,14 @@ from edgeline.serve.http.fast_path import FastPath
 from edgeline.serve.http.load_shedding import LoadShedding
 from edgeline.serve.http.model_loader import ModelLoader
 from edgeline.serve.http.observability.logs import set_up_logs
+from edgeline.serve.http.observability.metrics import InboxState
 from edgeline.serve.http.routes.published_files import store_of
 from edgeline.serve.http.service import Service, ServingLimits
 from edgeline.serve.http.transport.connections import Connections, Handlers, affordable
 from edgeline.serve.http.transport.server import LAME_DUCK_S, Hooks, Server, is_exposed, listen, url_of
+from edgeline.serve.inbox.keeper import Keeper
 from edgeline.serve.inference.drift_observer import DriftObserver
+from edgeline.serve.inference.job import Answer, Job
 from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.scheduler import Engine
 from edgeline.serve.terminal import printable
@@ -55,6 +58,8 @@ class Parts:
     engine: Engine
     models: ModelRepository
     server: Server
+    keeper: Keeper | None
+    """Keeps photos for labeling."""
     metrics: ASGIApp
     """For the metrics socket."""
     shut_down_tracing: Callable[[], None]
@@ -77,6 +82,8 @@ def run(config: ServerConfig) -> None:
         parts.server.run(listener, tls=tls, also=[] if metrics is None else [(metrics, parts.metrics)])
     parts.shut_down_tracing()
     loaded, finished = parts.models.close(CLOSE_S), parts.engine.close(CLOSE_S)
+    if parts.keeper is not None and not parts.keeper.close(CLOSE_S):  # its thread is a daemon
+        _warn(f"photos for {parts.keeper.inbox.folder} were not written: the disk did not respond")
     if not finished:
         _warn(UNFINISHED)
     if not (loaded and finished):
@@ -85,21 +92,30 @@ def run(config: ServerConfig) -> None:
 
 
 def build(config: ServerConfig, sockets: Sockets, tokens: Tokens | None) -> Parts:
-    """Construct a server for open sockets, from the engine up to the event loop; nothing is started."""
+    """Construct a server for open sockets, from the engine up to the event loop; nothing is started but the inbox's thread.
+
+    Raises:
+        ConfigError: the inbox cannot be used.
+    """
+    store = config.store or store_of(config.artifacts[0])
     drift = DriftObserver() if config.drift else None
-    engine = Engine(queue_limit=config.queue, on_answer=None if drift is None else drift.record)
+    keeper = None if config.inbox is None else Keeper.open(config.inbox, store)
+    engine = Engine(queue_limit=config.queue, on_answer=_recorder(drift, keeper))
     models = ModelRepository(
         config.artifacts, ModelLoader(config, engine), channel=config.channel, challenger=config.challenger
     )
     connections = Connections(config.connections, affordable(config.connections))
     limits = ServingLimits(images=config.limits, deadline_s=config.deadline_s, challenger_share=config.challenger_share)
     service = Service(models, engine, limits, drift=drift, open_connections=lambda: len(connections.open))
+    if keeper is not None:
+        service.metrics.registry.register(InboxState(keeper))
     options = AppOptions(
-        store=config.store or store_of(config.artifacts[0]),
+        store=store,
         metrics=sockets.metrics is None,
         tokens=tokens,
         cors=config.cors,
         access_log=config.access_log,
+        keeps_photos=keeper is not None,
     )
     handlers, shut_down_tracing = _handlers(config, service, options)
     hooks = _hooks(config, sockets, service)
@@ -107,9 +123,24 @@ def build(config: ServerConfig, sockets: Sockets, tokens: Tokens | None) -> Part
         engine=engine,
         models=models,
         server=Server(handlers, connections, hooks=hooks, grace_s=config.grace_s),
+        keeper=keeper,
         metrics=metrics_app(service),
         shut_down_tracing=shut_down_tracing,
     )
+
+
+def _recorder(drift: DriftObserver | None, keeper: Keeper | None) -> Callable[[Job, Answer], None] | None:
+    """What the engine calls with every answer; None if nothing is recorded."""
+    if drift is None and keeper is None:
+        return None
+
+    def record(job: Job, answer: Answer) -> None:
+        if drift is not None:
+            drift.record(job, answer)
+        if keeper is not None and isinstance(job.item, bytes):
+            keeper.offer(job.classifier, job.item, answer.probabilities_K, answer.embedding_C)
+
+    return record
 
 
 def _handlers(config: ServerConfig, service: Service, options: AppOptions) -> tuple[Handlers, Callable[[], None]]:
@@ -134,6 +165,8 @@ def _hooks(config: ServerConfig, sockets: Sockets, service: Service) -> Hooks:
         print(f"edgeline serves {_titles(config.artifacts)} on {sockets.url}", flush=True)
         if sockets.metrics is not None:
             print(f"edgeline: metrics on {url_of(sockets.metrics)}/metrics", flush=True)
+        if config.inbox is not None:
+            print(f"edgeline: unusual photos are kept in {printable(str(config.inbox.folder))}", flush=True)
         # Everything that exists now is permanent. Scanning it for garbage, every few seconds with many connections, would
         # delay requests by tens of milliseconds.
         gc.freeze()

@@ -91,6 +91,11 @@ NOT_EXECUTED: dict[str, list[str]] = {
     "docs/registries.md": [
         "needs an MLflow server; tests/export/registries/test_mlflow_models.py pushes to one",
     ],
+    "docs/label.md": [
+        "serves until it is stopped; tests/serve/inbox/test_keeper.py starts such a server",
+        "serves a page until it is stopped; tests/serve/labeling/test_page_in_browser.py labels photos in a browser",
+        "trains; tests/flows/operations/test_retrain.py runs it on small pictures",
+    ],
     "docs/retrain.md": [
         "trains for a minute; tests/flows/operations/test_retrain.py runs it on small pictures",
     ],

@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from edgeline.flows.cli.options import Artifacts, Config, Data, Json, Layout, Model, Name, Overrides, RunOptions, load_settings
+from edgeline.flows.cli.options import (
+    Artifacts,
+    Config,
+    Data,
+    Json,
+    Labels,
+    Layout,
+    Model,
+    Name,
+    Overrides,
+    RunOptions,
+    load_settings,
+)
 from edgeline.flows.cli.run import step_lines_on_stderr
 
 if TYPE_CHECKING:
@@ -20,6 +32,7 @@ if TYPE_CHECKING:
 
 def retrain(
     data: Data = None,
+    labels: Labels = None,
     layout: Layout = None,
     config: Config = None,
     name: Name = None,
@@ -42,7 +55,7 @@ def retrain(
 
         edgeline retrain --data photos/ --name birds
 
-        edgeline retrain --data photos/ --name birds --set promote.margin=0.01
+        edgeline retrain --data photos/ --name birds --labels inbox/labels.csv
     """
     from edgeline.flows.operations.retrain import Check, retrained_lines
     from edgeline.flows.operations.retrain import retrain as retrain_model
@@ -50,7 +63,15 @@ def retrain(
     if unknown := [code for code in accept or () if code not in get_args(Check)]:
         raise typer.BadParameter(f"{unknown[0]!r} is not one of {', '.join(get_args(Check))}", param_hint="--accept")
     options = RunOptions(
-        data=data, layout=layout, name=name, model=model, weights=None, strategy=None, seed=None, artifacts=artifacts
+        data=data,
+        layout=layout,
+        name=name,
+        model=model,
+        weights=None,
+        strategy=None,
+        seed=None,
+        artifacts=artifacts,
+        labels=labels,
     )
     settings = load_settings(config, overrides, options)
     with step_lines_on_stderr():

@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from edgeline.serve.classifier import Classifier
+from edgeline.serve.inbox.keeper import OUTCOMES, Keeper
 from edgeline.serve.inference.job import Answer
 from edgeline.serve.inference.repository import ModelRepository
 from edgeline.serve.inference.scheduler import BATCHES, Engine
@@ -148,6 +149,23 @@ class Distances(Collector):
             for statistic, distances in found.items():
                 index.add_metric([slot.name, statistic], distances["psi"])
         yield index
+
+
+class InboxState(Collector):
+    """Metrics of the inbox, which keeps unusual photos to be labeled."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self.keeper = keeper
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the current state as metrics."""
+        offered = CounterMetricFamily("edgeline_inbox_offered", "Unusual photos, by what became of them.", labels=["outcome"])
+        for outcome in OUTCOMES:
+            offered.add_metric([outcome], self.keeper.outcomes[outcome])
+        yield offered
+        yield _gauge("edgeline_inbox_waiting", "Photos in the inbox without a label.", self.keeper.inbox.waiting)
+        yield _gauge("edgeline_inbox_bytes", "Bytes of these photos and their notes.", self.keeper.inbox.size_bytes)
+        yield _gauge("edgeline_inbox_failing", "1 if the last photo was not written, else 0.", self.keeper.problem is not None)
 
 
 def _gauge(name: str, description: str, value: float) -> Metric:

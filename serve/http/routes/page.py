@@ -12,7 +12,7 @@ Invariants:
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -66,21 +66,23 @@ PATHS = frozenset("/" if path.name == "index.html" else f"/{path.name}" for path
 """Paths of the page's files: the same on every server, so they need no token."""
 
 
-def page_routes(current: Callable[[], Classifier]) -> list[Route]:
+def page_routes(current: Callable[[], Classifier], remarks: Sequence[str] = ()) -> list[Route]:
     """The page's routes, for `Starlette(routes=)`; each answers GET and HEAD.
 
     Args:
         current: returns the classifier that `/model` describes, or raises NotReadyError.
+        remarks: about the server, for the page.
     """
     files = [_file_route(path) for path in FILES]
-    return [*files, Route("/model", ModelFacts(current).model)]
+    return [*files, Route("/model", ModelFacts(current, remarks).model)]
 
 
 class ModelFacts:
     """`GET /model`, built once for each artifact."""
 
-    def __init__(self, current: Callable[[], Classifier]) -> None:
+    def __init__(self, current: Callable[[], Classifier], remarks: Sequence[str] = ()) -> None:
         self._current = current
+        self._remarks = remarks
         self._made: tuple[Artifact | None, bytes] = (None, b"")
 
     async def model(self, request: Request) -> Response:
@@ -88,21 +90,21 @@ class ModelFacts:
         classifier = self._current()
         artifact, body = self._made
         if artifact is not classifier.artifact:
-            body = await run_in_threadpool(facts, classifier)
+            body = await run_in_threadpool(facts, classifier, self._remarks)
             self._made = (classifier.artifact, body)
         return _reply(request, body, "application/json")
 
 
-def facts(classifier: Classifier) -> bytes:
+def facts(classifier: Classifier, about_server: Sequence[str] = ()) -> bytes:
     """The JSON of `/model`.
 
     `evaluation` is the artifact's own, except for its confusion matrix: that is a list of `[true, predicted, images]`, by
-    index, without the zeros. `remarks` lists what was left out, and why.
+    index, without the zeros. `remarks` lists `about_server`, and what was left out, with the reason.
 
     Raises:
         DigestError: a file of the artifact no longer matches the manifest.
     """
-    manifest, remarks = classifier.manifest, list[str]()
+    manifest, remarks = classifier.manifest, list(about_server)
     card = _read(classifier.artifact, CARD, MAX_CARD_BYTES, remarks)
     body = {
         "model": manifest.name,

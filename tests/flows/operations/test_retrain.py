@@ -87,6 +87,32 @@ def test_the_line_from_new_photos_to_a_decision(config: PipelineConfig, monkeypa
 
 
 @pytest.mark.long
+def test_labels_of_an_inbox_reach_the_next_version_and_the_users_folders_stay_as_they_are(
+    config: PipelineConfig, tmp_path: Path
+) -> None:
+    from edgeline.serve.inbox.decisions import Decisions
+
+    before = sorted(path for path in Path(config.data).rglob("*"))
+    add(config, "warm", 4, 200, 60)
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    for photo in Path(config.data, "warm").glob("new-*"):
+        photo.rename(inbox / photo.name)
+        Decisions(inbox / "labels.csv").label(photo.name, "warm")
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(config.model_dump(mode="json")))
+    command = [EDGELINE, "retrain", "--config", str(file), "--labels", str(inbox / "labels.csv"), "--json"]
+    done, again = (json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout) for _ in range(2))
+    assert (done["version"], done["trained"]) == (2, True)
+    assert (again["version"], again["trained"]) == (2, False)
+    first, second = (read_record(config.store / config.artifact_name / version / "images.npz") for version in "12")
+    assert len(second) == len(first) + 4
+    assert sorted(path for path in Path(config.data).rglob("*")) == before
+    stated = json.loads((config.store / config.artifact_name / "2" / "manifest.json").read_text())["provenance"]["config"]
+    assert "labels" not in stated["prepare"]  # a path of this machine
+
+
+@pytest.mark.long
 def test_the_first_version_becomes_stable(config: PipelineConfig) -> None:
     shutil.rmtree(config.store)
     done = retrain(config)

@@ -460,3 +460,40 @@ def test_a_table_with_groups_beside_class_folders_is_mentioned(tmp_path: Path) -
     [message] = [finding.message for finding in source.findings if finding.code == "table_unread"]
     assert message.startswith("labels.csv is not read, because the folders give the classes; it lists images, with the column")
     assert message.endswith(f"--data {data}/labels.csv")
+
+
+# Files of prepare.labels
+
+
+def test_labeled_photos_of_another_folder_join_the_data(tmp_path: Path) -> None:
+    data = touch(tmp_path / "d", "dog/b.jpg", "cat/c.png")
+    inbox = touch(tmp_path / "inbox", "1.jpg", "2.jpg")
+    (inbox / "labels.csv").write_text("path,label\n1.jpg,cat\n2.jpg,owl\n")
+    source = find(data, labels=(str(inbox / "labels.csv"),))
+    assert source.labels == ("cat", "dog", "owl")
+    assert listed(source) == [
+        (str(inbox / "1.jpg"), "cat", None),
+        (str(inbox / "2.jpg"), "owl", None),
+        ("cat/c.png", "cat", None),
+        ("dog/b.jpg", "dog", None),
+    ]
+    assert [Path(source.path(file)).is_file() for file in source.files] == [True] * 4
+    assert "2 labeled photos added; new classes: 'owl'" in notes(source)["labels_added"]
+
+
+def test_labeled_photos_join_the_training_images_of_data_with_splits(tmp_path: Path) -> None:
+    data = touch(tmp_path / "d", "train/dog/b.jpg", "train/cat/c.png", "test/dog/e.jpg", "test/cat/f.png")
+    (data.parent / "labels.csv").write_text("path,label\nd/train/dog/b.jpg,dog\nnew.jpg,cat\n")
+    source = find(data, labels=(str(data.parent / "labels.csv"),))
+    assert (str(tmp_path / "new.jpg"), "cat", "train") in listed(source)
+    assert len(source.files) == 5  # one row lists an image that the data has with that label
+
+
+def test_a_labels_file_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
+    data = touch(tmp_path / "d", "dog/b.jpg", "cat/c.png")
+    labels = tmp_path / "labels.csv"
+    assert data_error(data, labels=(str(labels),)).code == "labels_missing"
+    labels.write_text("path,label,split\nd/dog/b.jpg,dog,train\n")
+    assert data_error(data, labels=(str(labels),)).code == "labels_with_splits"
+    labels.write_text("path,label\nd/dog/b.jpg,Dog\n")
+    assert data_error(data, labels=(str(labels),)).code == "label_collision"

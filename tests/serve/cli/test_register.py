@@ -19,6 +19,7 @@ from PIL import Image
 
 from edgeline.serve.cli import register as register_module
 from edgeline.serve.cli import serve as serve_command
+from edgeline.serve.inbox.folder import InboxLimits
 from edgeline.serve.preprocess import PILLOW_MAX_PIXELS, Limits
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -268,6 +269,8 @@ def test_the_defaults_of_serve_are_those_of_preprocess() -> None:
     defaults = {name: parameter.default for name, parameter in inspect.signature(serve_command.serve).parameters.items()}
     assert (defaults["max_bytes"], defaults["max_pixels"]) == (Limits().max_bytes, Limits().max_pixels)
     assert serve_command.PILLOW_MAX_PIXELS == PILLOW_MAX_PIXELS
+    inbox = InboxLimits()
+    assert (inbox.photos, inbox.size_bytes) == (serve_command.INBOX_PHOTOS, serve_command.INBOX_MB * 2**20)
 
 
 # Variants that this machine has no runtime for

@@ -1,0 +1,1 @@
+"""`edgeline label`: a local page on which people label photos with the keyboard."""
