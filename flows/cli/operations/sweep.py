@@ -1,7 +1,6 @@
 """`edgeline sweep`: find crashed runs and start them again. Imports Prefect when it runs."""
 
 import json
-import sys
 import time
 from dataclasses import asdict
 from typing import Annotated
@@ -45,16 +44,14 @@ def sweep(
         try:
             swept = sweep_runs(gone or ())
             lines = [json.dumps(asdict(swept))] if as_json else sweep_lines(swept)
-            quiet = "no crashed runs"
         except EdgelineError as error:
             if every is None or error.code != "prefect_unreachable":
                 raise
-            lines, quiet = [f"waiting for the server: {' '.join(str(error).split())}"], ""
-        if lines != reported:  # what cannot be judged is found again each time
-            print("\n".join(lines) or quiet, file=sys.stdout, flush=True)
-        elif every is None:
-            print(quiet)
-        reported = lines
+            lines = [f"waiting for the server: {' '.join(str(error).split())}"]
         if every is None:
+            print("\n".join(lines) or "no crashed runs")
             return
+        if lines and lines != reported:  # what cannot be judged is found again each time
+            print("\n".join(lines), flush=True)
+        reported = lines
         time.sleep(every)
