@@ -27,7 +27,7 @@ from edgeline.export.promotion.decision import Decision
 from edgeline.flows import steps
 from edgeline.flows.operations import retrain as retraining
 from edgeline.flows.operations.retrain import Check, retrained_lines
-from edgeline.flows.orchestration.crashed_runs import record_process
+from edgeline.flows.orchestration.crashes.record import record_process
 from edgeline.flows.orchestration.report import report, report_decision
 from edgeline.flows.step_lines import step_lines
 from edgeline.pipeline.config import PipelineConfig, parse_config

@@ -33,7 +33,7 @@ def run(options: UpOptions) -> None:
         EdgelineError: the folder cannot be used.
     """
     signals = _Signals()
-    with _locked(options), signals.caught():
+    with locked(options), signals.caught():
         check_port(HOST, options.prefect_port, "--prefect-port")
         check_port(options.host, options.port, "--port")
         with display(_notes(options)) as show, Supervisor(services=services(options), home=options.home) as supervisor:
@@ -79,7 +79,7 @@ def _notes(options: UpOptions) -> list[str]:
 
 
 @contextmanager
-def _locked(options: UpOptions) -> Iterator[None]:
+def locked(options: UpOptions) -> Iterator[None]:
     """Hold the folder's lock, which ends with this process; the file has its id."""
     options.home.mkdir(parents=True, exist_ok=True)
     path = options.home / LOCK

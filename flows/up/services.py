@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgeline.flows.orchestration.crashes.run_process import this_machine
 from edgeline.flows.orchestration.embedded import BATCHES
-from edgeline.flows.orchestration.run_process import this_machine
 from edgeline.serve.artifact.reader import versions
 from edgeline.serve.errors import EdgelineError
 

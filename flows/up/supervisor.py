@@ -24,8 +24,8 @@ from edgeline.flows.up.services import Service
 
 GUARD = Path(__file__).with_name("guard.py")
 FIRST_DELAY_S, LAST_DELAY_S = 1.0, 60.0
-"""Of a restart; doubled for each one until the service has run for `STEADY_S`."""
-STEADY_S = 60.0
+"""Of a restart; doubled for each one until the service has been ready for `STEADY_S`."""
+STEADY_S = 10.0
 PROBE_EVERY_S = 5.0
 TAIL = 20_000
 
@@ -55,7 +55,7 @@ class Running:
     process: subprocess.Popen[bytes] | None = None
     """Its guard."""
     log_start: int = 0
-    started_at: float = 0.0
+    ready_at: float | None = None
     probed_at: float = 0.0
     delay_s: float = FIRST_DELAY_S
     again_at: float = 0.0
@@ -141,12 +141,12 @@ class Supervisor:
                 cwd=self.home / "prefect",  # Prefect reads settings from files in the working folder
                 start_new_session=True,  # so that Ctrl-C reaches only this process, which stops them in order
             )
-        each.state, each.detail, each.started_at = State.STARTING, "", time.monotonic()
+        each.state, each.detail, each.ready_at = State.STARTING, "", None
 
     def _note_death(self, each: Running) -> None:
         assert each.process is not None
         reason = self._reason(each, each.process.returncode)
-        if time.monotonic() - each.started_at > STEADY_S:
+        if each.ready_at is not None and time.monotonic() - each.ready_at > STEADY_S:
             each.delay_s = FIRST_DELAY_S
         each.state, each.again_at = State.DIED, time.monotonic() + each.delay_s
         each.detail = f"{reason}; again in {each.delay_s:.0f} s"
@@ -171,7 +171,7 @@ class Supervisor:
             return
         each.probed_at = now
         if each.service.is_ready(self._log(each)):
-            each.state, each.detail = State.READY, ""
+            each.state, each.detail, each.ready_at = State.READY, "", each.ready_at or now
         elif each.state is State.READY:
             each.state = State.UNRESPONSIVE
 

@@ -36,8 +36,8 @@ def sweep(
     from edgeline.serve.errors import EdgelineError
 
     opt_out()
-    from edgeline.flows.orchestration.crashed_runs import sweep as sweep_runs
-    from edgeline.flows.orchestration.crashed_runs import sweep_lines
+    from edgeline.flows.orchestration.crashes.crashed_runs import sweep as sweep_runs
+    from edgeline.flows.orchestration.crashes.crashed_runs import sweep_lines
 
     reported: list[str] = []
     while True:

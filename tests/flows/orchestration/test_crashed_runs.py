@@ -14,9 +14,10 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempoten
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelling, Completed, Crashed, Pending, Running
 
-from edgeline.flows.orchestration import crashed_runs
-from edgeline.flows.orchestration.crashed_runs import PROCESS, RESTART, WORKER, record_process, sweep
-from edgeline.flows.orchestration.run_process import RUN_VARIABLE, RunProcess, this_machine
+from edgeline.flows.orchestration.crashes import crashed_runs
+from edgeline.flows.orchestration.crashes.crashed_runs import RESTART, WORKER, sweep
+from edgeline.flows.orchestration.crashes.record import PROCESS, record_process
+from edgeline.flows.orchestration.crashes.run_process import RUN_VARIABLE, RunProcess, this_machine
 from edgeline.serve.errors import ConfigError
 
 
@@ -136,13 +137,11 @@ HEALTHY: dict[str, tuple[State[Any], dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize(("state", "labels"), HEALTHY.values(), ids=HEALTHY)
-def test_a_run_that_may_be_healthy_is_left_alone(
-    client: SyncPrefectClient, started: Callable[..., FlowRun], state: State[Any], labels: dict[str, str]
-) -> None:
-    run = started(state.model_copy(), None, labels)
+def test_runs_that_may_be_healthy_are_left_alone(client: SyncPrefectClient, started: Callable[..., FlowRun]) -> None:
+    runs = {name: started(state.model_copy(), None, labels) for name, (state, labels) in HEALTHY.items()}
     sweep()
-    assert client.read_flow_run(run.id).state_type == state.type
+    states = {name: client.read_flow_run(run.id).state_type for name, run in runs.items()}
+    assert states == {name: state.type for name, (state, _) in HEALTHY.items()}
 
 
 def test_a_flow_of_others_is_left_alone(client: SyncPrefectClient, started: Callable[..., FlowRun], dead: RunProcess) -> None:
@@ -158,13 +157,10 @@ DEAD: dict[str, tuple[State[Any], dict[str, str]]] = {
 }
 
 
-@pytest.mark.parametrize(("state", "labels"), DEAD.values(), ids=DEAD)
-def test_a_run_whose_process_is_gone_is_crashed(
-    client: SyncPrefectClient, started: Callable[..., FlowRun], state: State[Any], labels: dict[str, str]
-) -> None:
-    run = started(state.model_copy(), None, labels)
+def test_runs_whose_process_is_gone_are_crashed(client: SyncPrefectClient, started: Callable[..., FlowRun]) -> None:
+    runs = {name: started(state.model_copy(), None, labels) for name, (state, labels) in DEAD.items()}
     sweep()
-    assert client.read_flow_run(run.id).state_name == "Crashed"
+    assert {name: client.read_flow_run(run.id).state_name for name, run in runs.items()} == dict.fromkeys(DEAD, "Crashed")
 
 
 def test_a_process_that_a_worker_has_started_keeps_its_run_alive(

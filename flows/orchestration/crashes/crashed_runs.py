@@ -37,19 +37,17 @@ from prefect.client.schemas.filters import (
     TaskRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed
 
-from edgeline.flows.orchestration.run_process import RunProcess, exists, runs_in_processes, this_machine
+from edgeline.flows.orchestration.crashes.record import PROCESS
+from edgeline.flows.orchestration.crashes.run_process import RunProcess, exists, runs_in_processes, this_machine
 from edgeline.flows.orchestration.server import check_server, configured_url
 from edgeline.serve.errors import ConfigError, EdgelineError
 
 if TYPE_CHECKING:
     from uuid import UUID
 
-PROCESS = "edgeline.process"
-"""Label of a flow run: its process."""
 WORKER = "prefect.worker.name"
 RESTART = "edgeline-restart-"
 """Prefix of the idempotency key of a run that was started again; the id of the crashed run follows."""
@@ -87,14 +85,6 @@ class Sweep:
     """Runs whose process runs."""
     elsewhere: list[SweptRun]
     """Unfinished runs that cannot be judged on this machine."""
-
-
-def record_process() -> None:
-    """Note on the current flow run which process executes it; without effect outside of a run."""
-    context = FlowRunContext.get()
-    if context is not None and context.flow_run is not None:
-        with get_client(sync_client=True) as client:
-            client.update_flow_run_labels(context.flow_run.id, {PROCESS: str(RunProcess.current())})
 
 
 def sweep(gone: Collection[str] = ()) -> Sweep:

@@ -6,8 +6,8 @@ A worker runs it, so it does not run while there is none, and it judges only the
 
 from prefect import flow, get_run_logger
 
-from edgeline.flows.orchestration.crashed_runs import SWEEP, Sweep, sweep_lines
-from edgeline.flows.orchestration.crashed_runs import sweep as sweep_runs
+from edgeline.flows.orchestration.crashes.crashed_runs import SWEEP, Sweep, sweep_lines
+from edgeline.flows.orchestration.crashes.crashed_runs import sweep as sweep_runs
 
 CRON = "*/2 * * * *"
 
