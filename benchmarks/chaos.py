@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--longest", type=float, default=20, help="longest time between two kills, in seconds")
+    parser.add_argument("--minutes", type=float, default=240, help="begin no further run after this time")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary, Clock() as clock:
         folder, ports = Path(temporary), (free_port(), free_port())
@@ -56,7 +57,7 @@ def main() -> None:
         killer = Killer(folder / "artifacts" / "up", arguments)
         with up(folder, ports), connected() as runs:
             runs.until(lambda: runs.deploy(configure(folder, 0)), START_S)
-            repeat(folder, runs, killer, arguments)
+            done = repeat(folder, runs, killer, arguments)
             runs.until(runs.none_alive, START_S)
             found = runs.until(runs.read, START_S)
             unfinished = [run.id for run in found if not run.state.is_final() and not run.state.is_scheduled()]
@@ -64,19 +65,20 @@ def main() -> None:
         figures = examine(folder / "artifacts" / "store" / NAME)
     figures |= {"kills": sum(killer.kills.values()), "by": dict(killer.kills), "unfinished": len(unfinished)}
     figures |= {"submitted": runs.submitted, "started_again_by_the_sweep": restarts}
-    report("chaos", runs=arguments.runs, **figures, seconds=clock.seconds, seed=arguments.seed)
+    report("chaos", runs=done, **figures, seconds=clock.seconds, seed=arguments.seed)
     sys.exit(
         figures["versions"] != arguments.runs or figures["digests"] != arguments.runs or bool(figures["bad"] or unfinished)
     )
 
 
-def repeat(folder: Path, runs: "Runs", killer: "Killer", arguments: argparse.Namespace) -> None:
-    """Make all runs one after another, and repeat the last one until all kills are done."""
+def repeat(folder: Path, runs: "Runs", killer: "Killer", arguments: argparse.Namespace) -> int:
+    """Make all runs one after another, and repeat the last one until all kills are done; return the number of different ones."""
     begun, number = time.monotonic(), 0
-    while number < arguments.runs or killer.left:
+    while (number < arguments.runs or killer.left) and time.monotonic() < begun + 60 * arguments.minutes:
         finish(runs, configure(folder, min(number, arguments.runs - 1)), killer)
         number += 1
         print(f"{time.monotonic() - begun:6.0f} s  {number} runs done, {sum(killer.kills.values())} kills", flush=True)
+    return min(number, arguments.runs)
 
 
 def finish(runs: "Runs", config: PipelineConfig, killer: "Killer") -> None:

@@ -47,7 +47,7 @@ def sweep(
         except EdgelineError as error:
             if every is None or error.code != "prefect_unreachable":
                 raise
-            lines = [f"waiting for the server: {' '.join(str(error).split())}"]
+            lines = [f"waiting: {' '.join(str(error).split()).partition('; ')[0]}"]  # the rest is advice for other commands
         if every is None:
             print("\n".join(lines) or "no crashed runs")
             return

@@ -14,6 +14,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempoten
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelling, Completed, Crashed, Pending, Running
 
+from edgeline.flows.cli.operations.sweep import sweep as command
 from edgeline.flows.orchestration.crashes import crashed_runs
 from edgeline.flows.orchestration.crashes.crashed_runs import RESTART, WORKER, sweep
 from edgeline.flows.orchestration.crashes.record import PROCESS, record_process
@@ -197,6 +198,18 @@ def test_the_runs_of_a_machine_that_is_gone_are_crashed(client: SyncPrefectClien
 def test_a_flow_records_its_process(client: SyncPrefectClient) -> None:
     run = swept(return_state=True).state_details.flow_run_id
     assert RunProcess.parse(client.read_flow_run(run).labels[PROCESS]) == ME
+
+
+def test_the_command_prints_what_was_found_and_done(
+    started: Callable[..., FlowRun], deployment: UUID, dead: RunProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = started(Running(), deployment, {PROCESS: str(dead)})
+    command()
+    found, again = capsys.readouterr().out.splitlines()
+    assert found == f"{run.name} ({run.id}): its process {dead.pid} on {dead.machine} is gone"
+    assert again.startswith(f"{run.name} ({run.id}): started again as ")
+    command()
+    assert capsys.readouterr().out == "no crashed runs\n"
 
 
 def test_a_sweep_needs_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
