@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def repeat(folder: Path, runs: "Runs", killer: "Killer", arguments: argparse.Namespace) -> int:
-    """Make all runs one after another, and repeat the last one until all kills are done; return the number of different ones."""
+    """Make all runs one after another, the last one until all kills are done; return the number of different ones."""
     begun, number = time.monotonic(), 0
     while (number < arguments.runs or killer.left) and time.monotonic() < begun + 60 * arguments.minutes:
         finish(runs, configure(folder, min(number, arguments.runs - 1)), killer)

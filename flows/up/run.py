@@ -1,7 +1,4 @@
-"""Run all services until a signal to stop.
-
-run(UpOptions(artifacts=Path("artifacts")))
-"""
+"""Run all services until a signal to stop, and report what prevents that before anything is started."""
 
 import errno
 import fcntl

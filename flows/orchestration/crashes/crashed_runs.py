@@ -103,11 +103,13 @@ def sweep(gone: Collection[str] = ()) -> Sweep:
     with _connected() as client:
         flows = _own_flows(client)
         ended, elsewhere, alive = [], [], 0
-        running = runs_in_processes()
-        for run in _runs(client, flows, FlowRunFilter(state=_state(LIVE))):
+        runs = _runs(client, flows, FlowRunFilter(state=_state(LIVE)))
+        running = runs_in_processes()  # after the runs: one that starts meanwhile must not look dead
+        for run in runs:
             verdict = _judge(run, running, gone)
-            if verdict.dead and _end(client, run, verdict.reason):
-                ended.append(_swept(run, verdict.reason))
+            if verdict.dead:
+                if _end(client, run, verdict.reason):
+                    ended.append(_swept(run, verdict.reason))
             elif verdict.unknown:
                 elsewhere.append(_swept(run, verdict.reason))
             else:
