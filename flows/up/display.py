@@ -43,7 +43,15 @@ def display(notes: Sequence[str]) -> Iterator[Show]:
         return Group(table, "", *(f"[dim]{escape(note)}[/]" for note in notes))
 
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
-        yield lambda running: live.update(picture(running), refresh=True)
+        shown: list[object] = []
+
+        def show(running: Sequence[Running]) -> None:
+            state = [(each.state, each.detail, each.restarts) for each in running]
+            if state != shown:
+                shown[:] = state
+                live.update(picture(running), refresh=True)
+
+        yield show
 
 
 class _Lines:

@@ -8,13 +8,17 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from types import FrameType
 
+from edgeline.flows.extras import EXTRAS
 from edgeline.flows.up.display import Show, display
 from edgeline.flows.up.services import HOST, UpOptions, services
 from edgeline.flows.up.supervisor import Supervisor
-from edgeline.serve.errors import ConfigError
+from edgeline.serve.errors import ConfigError, MissingExtraError
 
+NEEDED = ("prefect", "starlette")
+"""Packages without which a service could not start."""
 LOCK = "up.lock"
 STEP_S = 0.2
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -27,8 +31,12 @@ def run(options: UpOptions) -> None:
 
     Raises:
         ConfigError: a port is in use, or another `edgeline up` runs in the folder.
-        EdgelineError: the folder cannot be used.
+        MissingExtraError: a service needs a package that is not installed.
+        OSError: the folder cannot be used.
     """
+    for package in NEEDED:
+        if find_spec(package) is None:
+            raise MissingExtraError(package, EXTRAS[package])
     signals = _Signals()
     with locked(options), signals.caught():
         check_port(HOST, options.prefect_port, "--prefect-port")

@@ -182,7 +182,7 @@ def _models(options: UpOptions) -> Service:
 
     def missing() -> str | None:
         model = f"a version of {options.name}" if options.name else "a first version"
-        return None if names() else f"{model} in {options.store}"
+        return None if names() else f"{model} in {options.store} (edgeline run --data photos/)"
 
     def command() -> list[str]:
         folders = [str(options.store / name) for name in names()]

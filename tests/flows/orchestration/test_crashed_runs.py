@@ -177,6 +177,26 @@ def test_a_process_that_a_worker_has_started_keeps_its_run_alive(
     assert client.read_flow_run(run.id).state_name == "Crashed"
 
 
+def test_a_run_whose_process_starts_during_the_sweep_is_alive(
+    client: SyncPrefectClient, started: Callable[..., FlowRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started(Running(), None, {WORKER: this_machine()})
+    environment, read = os.environ | {RUN_VARIABLE: str(run.id)}, crashed_runs._runs
+    processes = []
+
+    def read_then_start(*arguments: Any) -> list[FlowRun]:
+        found = read(*arguments)
+        processes.append(subprocess.Popen([sys.executable, "-c", "input()"], env=environment, stdin=subprocess.PIPE))
+        return found
+
+    monkeypatch.setattr(crashed_runs, "_runs", read_then_start)
+    sweep()
+    for process in processes:
+        process.kill()
+        process.communicate()
+    assert client.read_flow_run(run.id).state_name == "Running"
+
+
 def test_a_pending_run_that_no_worker_started_is_crashed_after_a_while(
     client: SyncPrefectClient, started: Callable[..., FlowRun], monkeypatch: pytest.MonkeyPatch
 ) -> None:

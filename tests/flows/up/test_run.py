@@ -13,15 +13,18 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
 
+from edgeline.flows.extras import EXTRAS
 from edgeline.flows.orchestration.crashes.crashed_runs import RESTART
 from edgeline.flows.orchestration.crashes.run_process import runs_in_processes
 from edgeline.flows.orchestration.deployment import deploy
+from edgeline.flows.up.display import display
 from edgeline.flows.up.run import locked, run
-from edgeline.flows.up.services import UpOptions, names_in
+from edgeline.flows.up.services import UpOptions, names_in, services
+from edgeline.flows.up.supervisor import Running, State
 from edgeline.pipeline.config import PipelineConfig
 from edgeline.serve.artifact.reader import versions
 from edgeline.serve.classifier import Classifier
-from edgeline.serve.errors import ConfigError
+from edgeline.serve.errors import ConfigError, MissingExtraError
 from tests.flows.up.conftest import START_S, Up, client_of, free_port, up_in
 
 SWEPT_S = 180
@@ -53,6 +56,30 @@ def test_a_second_one_in_the_same_folder_is_an_error_that_names_the_first(tmp_pa
     options = UpOptions(artifacts=tmp_path)
     with locked(options), pytest.raises(ConfigError, match=f"already runs in {tmp_path}/up as process {os.getpid()};"):
         run(options)
+
+
+def test_a_missing_extra_is_an_error_instead_of_a_service_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeline.flows.up.run.NEEDED", ("opentelemetry_of_nobody",))
+    monkeypatch.setitem(EXTRAS, "opentelemetry_of_nobody", "otel")
+    with pytest.raises(MissingExtraError, match="otel"):
+        run(UpOptions(artifacts=tmp_path))
+
+
+def test_without_a_terminal_each_change_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = services(UpOptions(artifacts=tmp_path))[:2]
+    running = [Running(service=each, log=tmp_path / each.name) for each in (first, second)]
+    with display(["note"]) as show:
+        running[1].detail = "for prefect"
+        show(running)
+        running[0].state = State.READY
+        show(running)
+        show(running)
+    assert capsys.readouterr().out.splitlines() == [
+        "note",
+        "prefect: waiting",
+        "worker: waiting for prefect",
+        "prefect: ready, http://127.0.0.1:4200",
+    ]
 
 
 def test_only_names_with_a_version_are_served(tmp_path: Path) -> None:
@@ -126,7 +153,7 @@ def test_the_server_waits_for_a_first_version_and_nothing_is_left_afterwards(
 ) -> None:
     with up_in(tmp_path / "artifacts", database) as up:
         wait_for(lambda: up.is_ready("prefect", "worker", "sweep"), START_S)
-        assert f"models: waiting for a first version in {up.artifacts / 'store'}" in up.lines
+        assert f"models: waiting for a first version in {up.artifacts / 'store'} (edgeline run --data photos/)" in up.lines
         shutil.copytree(finished.store, tmp_path / "copy")
         os.rename(tmp_path / "copy", up.artifacts / "store")
         wait_for(lambda: up.is_ready("models"), START_S)
