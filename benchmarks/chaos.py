@@ -39,7 +39,8 @@ NAME = "chaos"
 SETTINGS = ["train.strategy=head", "train.epochs=3", "publish.golden=2", "export.variants=[]", "model=timm:test_efficientnet"]
 SETTINGS += ["weights=none", "preprocess.size=32"]
 TARGETS = {"run": ("worker", "prefect.engine"), "worker": ("worker", "worker start"), "server": ("prefect", "server start")}
-WEIGHTS = {"run": 2, "worker": 2, "server": 1}
+WEIGHTS = {"run": 3, "worker": 3, "server": 1}
+"""How often each is killed: a server takes longest to start, and little happens meanwhile."""
 START_S, QUIET_S = 300, 90
 
 
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--longest", type=float, default=20, help="longest time between two kills, in seconds")
+    parser.add_argument("--longest", type=float, default=40, help="longest time between two kills, in seconds")
     parser.add_argument("--minutes", type=float, default=240, help="begin no further run after this time")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary, Clock() as clock:
