@@ -4,7 +4,7 @@
 
 `edgeline up` runs in a folder of its own. Each run has data of its own: small pictures of two classes, so it takes seconds. A
 kill is a signal to one process, SIGKILL or SIGTERM. A run that was killed is started again by the sweep; if that one is killed
-too, this script starts it once more, as the next night would. When all runs are done and kills are left, the runs are repeated.
+too, this script starts it once more, as the next night would. Each run has its share of the kills.
 In the end there must be one version for each input digest, no unfinished run, and every version must pass its self-test.
 """
 
@@ -73,13 +73,14 @@ def main() -> None:
 
 
 def repeat(folder: Path, runs: "Runs", killer: "Killer", arguments: argparse.Namespace) -> int:
-    """Make all runs one after another, the last one until all kills are done; return the number of different ones."""
+    """Make all runs one after another, each with its share of the kills; return how many were made in time."""
     begun, number = time.monotonic(), 0
-    while (number < arguments.runs or killer.left) and time.monotonic() < begun + 60 * arguments.minutes:
-        finish(runs, configure(folder, min(number, arguments.runs - 1)), killer)
+    while number < arguments.runs and time.monotonic() < begun + 60 * arguments.minutes:
+        killer.left = round(arguments.kills * (number + 1) / arguments.runs) - sum(killer.kills.values())
+        finish(runs, configure(folder, number), killer)
         number += 1
         print(f"{time.monotonic() - begun:6.0f} s  {number} runs done, {sum(killer.kills.values())} kills", flush=True)
-    return min(number, arguments.runs)
+    return number
 
 
 def finish(runs: "Runs", config: PipelineConfig, killer: "Killer") -> None:
@@ -105,7 +106,7 @@ class Killer:
     """Sends signals to processes at random times."""
 
     def __init__(self, home: Path, arguments: argparse.Namespace) -> None:
-        self.home, self.left, self.longest = home, arguments.kills, arguments.longest
+        self.home, self.left, self.longest = home, 0, arguments.longest
         self.chance = random.Random(arguments.seed)
         self.kills: Counter[str] = Counter()
         self.next = time.monotonic() + self.longest
