@@ -73,14 +73,19 @@ def main() -> None:
 
 
 def repeat(folder: Path, runs: "Runs", killer: "Killer", arguments: argparse.Namespace) -> int:
-    """Make all runs one after another, each with its share of the kills; return how many were made in time."""
+    """Make all runs one after another, each with its share of the kills, and the last one again until all kills are done.
+
+    Returns:
+        How many different ones were made in time.
+    """
     begun, number = time.monotonic(), 0
-    while number < arguments.runs and time.monotonic() < begun + 60 * arguments.minutes:
-        killer.left = round(arguments.kills * (number + 1) / arguments.runs) - sum(killer.kills.values())
-        finish(runs, configure(folder, number), killer)
+    while (number < arguments.runs or killer.left) and time.monotonic() < begun + 60 * arguments.minutes:
+        planned = arguments.kills * min(number + 1, arguments.runs) / arguments.runs
+        killer.left = round(planned) - sum(killer.kills.values())
+        finish(runs, configure(folder, min(number, arguments.runs - 1)), killer)
         number += 1
         print(f"{time.monotonic() - begun:6.0f} s  {number} runs done, {sum(killer.kills.values())} kills", flush=True)
-    return number
+    return min(number, arguments.runs)
 
 
 def finish(runs: "Runs", config: PipelineConfig, killer: "Killer") -> None:
