@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 MARK = "EDGELINE_UP"
 RUN = b"PREFECT__FLOW_RUN_ID="
@@ -33,7 +32,7 @@ def main() -> None:
     service = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=os.environ | {MARK: mark})
     lock = threading.Lock()
 
-    def stop(number: int = 0, frame: FrameType | None = None) -> None:
+    def stop() -> None:
         if not lock.acquire(blocking=False):
             return
         service.terminate()
@@ -42,7 +41,8 @@ def main() -> None:
         end_marked(mark)
         os._exit(0)
 
-    signal.signal(signal.SIGTERM, stop)
+    # In a thread: this one waits for the service, which the handler would interrupt but not end.
+    signal.signal(signal.SIGTERM, lambda number, frame: threading.Thread(target=stop).start())
     threading.Thread(target=_when_closed, args=(stop,), daemon=True).start()
     code = service.wait()
     if lock.acquire(blocking=False):

@@ -91,7 +91,8 @@ def sweep(gone: Collection[str] = ()) -> Sweep:
     """Mark the runs of this machine whose process is gone as crashed, and start crashed runs again.
 
     Only flows of edgeline are looked at. A run is started again if it belongs to a deployment, crashed within the last 24
-    hours, was not itself started again, and no later run of its deployment has the same parameters.
+    hours, was not itself started again, and no later run of its deployment has the same parameters. While another run of the
+    deployment is in progress, it waits for a later sweep.
 
     Args:
         gone: names of machines that were switched off for good; their runs count as dead.
@@ -191,7 +192,8 @@ def _end(client: SyncPrefectClient, run: FlowRun, reason: str) -> bool:
 
 
 def _start_again(client: SyncPrefectClient, flows: "list[UUID]") -> list[SweptRun]:
-    since = FlowRunFilterEndTime(after_=datetime.now(UTC) - WITHIN)
+    earliest = datetime.now(UTC) - WITHIN
+    since = FlowRunFilterEndTime(after_=earliest)
     crashed = [
         run
         for run in _runs(client, flows, FlowRunFilter(state=_state([StateType.CRASHED]), end_time=since))
@@ -200,10 +202,23 @@ def _start_again(client: SyncPrefectClient, flows: "list[UUID]") -> list[SweptRu
     keys = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=[_key(run) for run in crashed]))
     done = {run.idempotency_key for run in _runs(client, flows, keys)} if crashed else set()
     restarted = []
-    for run in crashed:
-        if _key(run) not in done and not _has_successor(client, run) and (new := _create(client, run)) is not None:
+    for run in sorted(crashed, key=lambda run: run.created or earliest):
+        if _key(run) in done or _has_successor(client, run) or _is_busy(client, run):
+            continue
+        if (new := _create(client, run)) is not None:
             restarted.append(_swept(run, f"started again as {new.name} ({new.id})", restart=str(new.id)))
     return restarted
+
+
+def _is_busy(client: SyncPrefectClient, run: FlowRun) -> bool:
+    """Whether another run of the deployment is in progress: with a limit of one at a time, a new run would be cancelled."""
+    assert run.deployment_id is not None
+    deployment = DeploymentFilter(id=DeploymentFilterId(any_=[run.deployment_id]))
+    states = FlowRunFilter(state=_state([*LIVE, StateType.SCHEDULED]))
+    found = _pages(
+        lambda offset: client.read_flow_runs(deployment_filter=deployment, flow_run_filter=states, limit=PAGE, offset=offset)
+    )
+    return any(other.state_type in LIVE or (other.idempotency_key or "").startswith(RESTART) for other in found)
 
 
 def _has_successor(client: SyncPrefectClient, run: FlowRun) -> bool:

@@ -111,11 +111,29 @@ def test_a_crashed_run_is_not_started_again_after_a_later_one_with_the_same_para
     client: SyncPrefectClient, started: Callable[..., FlowRun], deployment: UUID
 ) -> None:
     crashed = [started(Running(), deployment, parameters={"number": number}) for number in (1, 2)]
-    started(Running(), deployment, {PROCESS: str(RunProcess.current())}, parameters={"number": 1})
+    later = started(Running(), deployment, {PROCESS: str(RunProcess.current())}, parameters={"number": 1})
     for run in crashed:
         client.set_flow_run_state(run.id, Crashed())
     sweep()
+    assert [len(restart_of(client, run)) for run in crashed] == [0, 0]  # the later one is in progress
+    client.set_flow_run_state(later.id, Completed())
+    sweep()
     assert [len(restart_of(client, run)) for run in crashed] == [0, 1]
+
+
+def test_crashed_runs_of_one_deployment_are_started_again_one_after_another(
+    client: SyncPrefectClient, started: Callable[..., FlowRun], deployment: UUID
+) -> None:
+    crashed = [started(Running(), deployment, parameters={"number": number}) for number in (1, 2)]
+    for run in reversed(crashed):
+        client.set_flow_run_state(run.id, Crashed())
+    for _ in range(2):
+        sweep()
+        assert [len(restart_of(client, run)) for run in crashed] == [1, 0]
+    [again] = restart_of(client, crashed[0])
+    client.set_flow_run_state(again.id, Completed(), force=True)
+    sweep()
+    assert [len(restart_of(client, run)) for run in crashed] == [1, 1]
 
 
 def test_a_cancelled_run_whose_process_is_gone_becomes_cancelled_and_is_not_started_again(
