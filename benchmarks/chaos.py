@@ -68,7 +68,7 @@ def main() -> None:
     figures |= {"submitted": runs.submitted, "started_again_by_the_sweep": restarts}
     report("chaos", runs=done, **figures, seconds=clock.seconds, seed=arguments.seed)
     sys.exit(
-        figures["versions"] != arguments.runs or figures["digests"] != arguments.runs or bool(figures["bad"] or unfinished)
+        figures["published"] != arguments.runs or figures["digests"] != arguments.runs or bool(figures["bad"] or unfinished)
     )
 
 
@@ -264,7 +264,7 @@ def examine(store: Path) -> dict[str, Any]:
         except EdgelineError as error:
             bad.append(f"{version}: {error}")
         digests.add(json.loads((store / str(version) / FILE_NAME).read_text())["provenance"]["data_sha256"])
-    return {"versions": len(found), "digests": len(digests), "bad": bad}
+    return {"published": len(found), "digests": len(digests), "bad": bad}
 
 
 def free_port() -> int:
