@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from edgeline.flows.cli import compare, experiment, models, run, steps, verify
-from edgeline.flows.cli.operations import deploy, registries, store, update
+from edgeline.flows.cli.operations import deploy, registries, store, sweep, up, update
 from edgeline.flows.extras import missing_extra
 from edgeline.serve.cli import register as device
 from edgeline.serve.conformance import command as conformance
@@ -69,6 +69,8 @@ app.command()(verify.emulate)
 app.command()(compare.diff)
 app.command()(models.explain)
 app.command("deploy")(deploy.deploy_pipeline)
+app.command()(up.up)
+app.command()(sweep.sweep)
 device.register(app)
 conformance.register(app)
 

@@ -27,6 +27,7 @@ from edgeline.export.promotion.decision import Decision
 from edgeline.flows import steps
 from edgeline.flows.operations import retrain as retraining
 from edgeline.flows.operations.retrain import Check, retrained_lines
+from edgeline.flows.orchestration.crashes.record import record_process
 from edgeline.flows.orchestration.report import report, report_decision
 from edgeline.flows.step_lines import step_lines
 from edgeline.pipeline.config import PipelineConfig, parse_config
@@ -150,6 +151,7 @@ def _run_steps(config: PipelineConfig) -> tuple[Run, list[StepResult]]:
 def _set_up(config: PipelineConfig) -> None:
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(drop_traceback_of_user_errors)  # adding it twice has no effect
+    record_process()
     _check(config)
 
 

@@ -86,7 +86,9 @@ NOT_EXECUTED: dict[str, list[str]] = {
         "the photos are yours",
     ],
     "docs/prefect.md": [
+        "runs until it is stopped; tests/flows/up/test_run.py runs it",
         "needs a Prefect server and a worker as services; tests/flows/orchestration/test_worker.py runs a schedule",
+        "needs a PostgreSQL server and its administrator; tests/flows/up/test_postgres.py runs with one",
     ],
     "docs/registries.md": [
         "needs an MLflow server; tests/export/registries/test_mlflow_models.py pushes to one",

@@ -1,0 +1,1 @@
+"""Runs whose process was killed: found, marked as crashed, and started again."""

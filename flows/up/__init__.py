@@ -1,0 +1,1 @@
+"""Everything that a team on one machine needs, started by one command: `edgeline up`."""
