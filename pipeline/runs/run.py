@@ -54,7 +54,9 @@ def create_run(config: PipelineConfig, fingerprint: str) -> Run:
     Raises:
         EdgelineError: the folder cannot be written to.
     """
-    settings = config.model_dump(mode="json", exclude={"artifacts", "data", "promote"}) | {"name": config.artifact_name}
+    settings = config.model_dump(mode="json", exclude={"artifacts", "data", "promote", "engine"}) | {
+        "name": config.artifact_name
+    }
     folder = config.runs / f"{config.artifact_name}-{digest_of([settings, fingerprint])[:12]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +87,7 @@ def stated_config(config: PipelineConfig) -> dict[str, Any]:
 
     Left out are those that name folders of this machine, and those that do not concern the version itself.
     """
-    return config.model_dump(mode="json", exclude={"data", "artifacts", "weights", "promote"})
+    return config.model_dump(mode="json", exclude={"data", "artifacts", "weights", "promote", "engine"})
 
 
 def states(stated: dict[str, Any], config: PipelineConfig) -> bool:
