@@ -1,10 +1,11 @@
 """The section `engine` of the configuration: what works on shards of images."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from edgeline.pipeline.config_section import Section
+from edgeline.serve.errors import ConfigError
 
 
 class EngineConfig(Section):
@@ -29,3 +30,19 @@ class EngineConfig(Section):
         if self.kind == "dask" and self.workers:
             raise ValueError("workers is for the kind local only; a cluster has as many as were started")
         return self
+
+
+def engine_config(**values: Any) -> EngineConfig:
+    """The section alone, for a command without a whole configuration.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    try:
+        return EngineConfig.model_validate(values)
+    except ValidationError as error:
+        problems = (
+            ".".join(["engine", *map(str, each["loc"])]) + f": {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors()
+        )
+        raise ConfigError("; ".join(problems)) from error

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from edgeline.flows.cli import compare, experiment, models, run, steps, verify
-from edgeline.flows.cli.operations import deploy, store, update
+from edgeline.flows.cli.operations import deploy, score, store, update
 from edgeline.flows.extras import missing_extra
 from edgeline.serve.cli import register as device
 from edgeline.serve.conformance import command as conformance
@@ -57,6 +57,7 @@ app.command()(steps.publish)
 app.command("list")(store.list_store)
 for about_store in (store.show, store.promote, store.rollback, store.yank, store.prune, store.monitor):
     app.command()(about_store)
+app.command()(score.score)
 app.command()(models.backbones)
 app.command()(models.inspect)
 app.command()(experiment.experiment)
