@@ -19,10 +19,18 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.workers: list[subprocess.Popen[bytes]] = []
-        described = folder / "scheduler.json"
-        self.scheduler = self._start("dask_scheduler", "--port", "0", "--scheduler-file", str(described))
-        self._wait_until(described.exists)
-        self.address: str = json.loads(described.read_text())["address"]
+        self.described = folder / "scheduler.json"
+        self.scheduler = self._start("dask_scheduler", "--port", "0", "--scheduler-file", str(self.described))
+        self.address = ""
+
+    def wait_for_scheduler(self) -> None:
+        """Return when the scheduler has written its address."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not self.address:
+            assert time.monotonic() < deadline, (self.folder / "dask_scheduler-0.log").read_text()
+            time.sleep(0.05)
+            with contextlib.suppress(OSError, ValueError):  # not there yet, or not complete
+                self.address = json.loads(self.described.read_text())["address"]
 
     def add_worker(self, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """Start a worker with one thread; returns when the scheduler knows it."""
@@ -46,18 +54,13 @@ class Cluster:
         with (self.folder / f"{program}-{len(self.workers)}.log").open("wb") as log:
             return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=variables)
 
-    def _wait_until(self, condition: "object") -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not condition():  # type: ignore[operator]
-            assert time.monotonic() < deadline, (self.folder / "dask_scheduler-0.log").read_text()
-            time.sleep(0.05)
-
 
 @contextlib.contextmanager
 def dask_cluster(folder: Path, workers: int = 2) -> Iterator[Cluster]:
     """Start a scheduler and workers; all are ended afterwards."""
     cluster = Cluster(folder)
     try:
+        cluster.wait_for_scheduler()
         for _ in range(workers):
             cluster.add_worker()
         yield cluster
