@@ -20,7 +20,7 @@ from edgeline.serve.preprocess import Limits
 from tests.support.dask_processes import Cluster, dask_cluster
 
 pytestmark = pytest.mark.long
-EACH = 150
+EACH = 60
 
 
 @pytest.fixture(scope="module")
