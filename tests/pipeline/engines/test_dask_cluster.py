@@ -66,8 +66,8 @@ def test_a_worker_that_is_killed_in_mid_run_loses_nothing(cluster: Cluster, phot
 
     def kill_one() -> None:
         """As soon as the first results are in the cache, so the workers are busy."""
-        cache = tmp_path / "dask" / "cache" / "images.sqlite-wal"
-        while not killed.is_set() and not (cache.exists() and cache.stat().st_size > 50_000):
+        cache = tmp_path / "dask" / "cache" / "images.sqlite"
+        while not killed.is_set() and not (cache.exists() and cache.stat().st_size > 40_000):
             time.sleep(0.005)
         cluster.workers[0].send_signal(signal.SIGKILL)
         killed.set()
