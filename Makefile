@@ -43,7 +43,7 @@ bench: .venv/ready ## Run the benchmarks; each ends in one JSON line
 
 # base_install makes the artifact of the digits, which graph_cache reads.
 BENCHMARKS := head_training fine_tune training_loop feature_extraction accuracy strategies sweep few_shot label_errors \
-	false_promotions labeling chaos base_install \
+	false_promotions labeling chaos engines scale base_install \
 	second_run prefect_overhead teach near_duplicates device int8 int8_backbones \
 	int8_rivals variants exports qat explain $(addprefix serving/, decode throughput tail overload idle photos reload stops quota token_timing \
 	conformance_mlserver soak)

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from edgeline.pipeline.config_file import apply_override, read_values
 from edgeline.pipeline.config_section import Fraction, Names, Section
+from edgeline.pipeline.engine_config import EngineConfig
 from edgeline.pipeline.names import LayoutName
 from edgeline.pipeline.thresholds import Fp16Thresholds, Int8Thresholds
 from edgeline.pipeline.train_config import TrainConfig
@@ -304,6 +305,9 @@ class PipelineConfig(Section):
     publish: PublishConfig = Field(default_factory=PublishConfig, description="Package and publish.")
     promote: PromoteConfig = Field(
         default_factory=PromoteConfig, description="Compare a new version with the one in use, and replace it."
+    )
+    engine: EngineConfig = Field(
+        default_factory=EngineConfig, description="Work on many images with this process, or with a cluster."
     )
 
     @property

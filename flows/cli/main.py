@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from edgeline.flows.cli import compare, experiment, models, run, steps, verify
-from edgeline.flows.cli.operations import deploy, registries, store, sweep, up, update
+from edgeline.flows.cli.operations import deploy, registries, score, store, sweep, up, update
 from edgeline.flows.extras import missing_extra
 from edgeline.serve.cli import register as device
 from edgeline.serve.conformance import command as conformance
@@ -59,6 +59,7 @@ for about_store in (store.show, store.promote, store.rollback, store.yank, store
     app.command()(about_store)
 app.command()(registries.push)
 app.command()(registries.pull)
+app.command()(score.score)
 app.command()(models.backbones)
 app.command()(models.inspect)
 app.command()(experiment.experiment)

@@ -55,6 +55,7 @@ def prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
 
     Raises:
         DataError: the data cannot be trained on. The message names what to change.
+        EdgelineError: the engine cannot be used, see `pipeline.engines.map_shards`.
     """
     start = time.monotonic()
     source, limits, hashes, fingerprint = _hash_data(config)
@@ -64,7 +65,7 @@ def prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
     kept, kept_digest = _kept_splits(config)
 
     def build(folder: Path) -> None:
-        validated = validate_images(source, hashes, limits, ContentCache(config.cache / "images.sqlite"))
+        validated = validate_images(source, hashes, limits, ContentCache(config.cache / "images.sqlite"), config.engine)
         write_rejected(folder / "rejected.csv", (*validated.rejected, *validated.ignored))
         _check_validated(source, validated, config.prepare, folder / "rejected.csv")
         deduplicated = deduplicate(validated.images, on_leakage=config.prepare.on_leakage)
@@ -101,7 +102,7 @@ def find_run(config: PipelineConfig) -> tuple[Run, str]:
 def _hash_data(config: PipelineConfig) -> tuple[Source, Limits, list[str | ImageError], str]:
     source = find_source(config.data, Path(config.artifacts), config.prepare)
     limits = Limits(max_bytes=config.prepare.max_bytes, max_pixels=config.prepare.max_pixels)
-    hashes = hash_files([source.path(file) for file in source.files], limits)
+    hashes = hash_files([source.path(file) for file in source.files], limits, config.engine)
     return source, limits, hashes, _fingerprint(source, hashes)
 
 

@@ -3,7 +3,8 @@
 The result depends only on the file's bytes, the limits and the code, so it is cached under their digests: after one photo
 is added, one photo is decoded. Every run hashes all files.
 
-Memory is bounded by a few images in each thread, whatever the size of the data set.
+Memory is bounded by a few images in each thread or worker, whatever the size of the data set. Only this process writes to the
+cache.
 """
 
 import base64
@@ -11,15 +12,17 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
-from typing import TypeVar
+from functools import partial
+from itertools import chain
 
 from PIL import Image
 
 from edgeline.pipeline.data.near_duplicates import perceptual_hash
-from edgeline.pipeline.data.samples import map_ahead
+from edgeline.pipeline.engine_config import EngineConfig
+from edgeline.pipeline.engines.map_shards import divide, map_shards
+from edgeline.pipeline.engines.pool import Needs
 from edgeline.pipeline.names import Split
 from edgeline.pipeline.progress import track
 from edgeline.pipeline.runs.code_digest import code_digest
@@ -38,10 +41,9 @@ STRIP_PIXELS = 2**20
 
 FEW_COLORS = 16
 
-BATCH = 256
-"""Results written to the cache at a time. A kill loses at most this many."""
-
-T = TypeVar("T")
+HASHED, DECODED = 1024, 64
+"""Files in a shard, at most. Results are written to the cache by shards."""
+LOCAL = EngineConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +104,18 @@ class ValidationResult:
         return len(self.images) + len(self.rejected)
 
 
-def hash_files(paths: Sequence[str], limits: Limits) -> list[str | ImageError]:
-    """Return the SHA-256 of each file, or the reason why it cannot be read. Files over the limit are not read."""
-    hashes = map_ahead(lambda path: _hash(path, limits), paths, ahead=64)
-    return list(track(hashes, "hashing files", len(paths)))
+def hash_files(paths: Sequence[str], limits: Limits, engine: EngineConfig = LOCAL) -> list[str | ImageError]:
+    """Return the SHA-256 of each file, or the reason why it cannot be read. Files over the limit are not read.
+
+    Raises:
+        EdgelineError: the engine cannot be used, see `map_shards`.
+    """
+    shards = map_shards(partial(_hash_shard, limits=limits), divide(paths, HASHED), engine, _needs(paths))
+    return list(track(chain.from_iterable(shards), "hashing files", len(paths)))
 
 
 def validate_images(
-    source: Source, hashes: Sequence[str | ImageError], limits: Limits, cache: ContentCache
+    source: Source, hashes: Sequence[str | ImageError], limits: Limits, cache: ContentCache, engine: EngineConfig = LOCAL
 ) -> ValidationResult:
     """Validate the files of a source by decoding them, or use cached results.
 
@@ -118,15 +124,17 @@ def validate_images(
         hashes: SHA-256 of its files, as `hash_files` returns them.
         limits: larger images are rejected.
         cache: for the results.
+        engine: where they are decoded.
 
     Raises:
         DataError: a file has changed since it was hashed.
+        EdgelineError: the engine cannot be used, see `map_shards`.
     """
     contents: dict[str, str] = {}
     for file, sha256 in zip(source.files, hashes, strict=True):
         if isinstance(sha256, str):
             contents.setdefault(sha256, source.path(file))
-    results, decoded = _validate_contents(contents, limits, cache)
+    results, decoded = _validate_contents(contents, limits, cache, engine)
     images, rejected, ignored = [], list(source.rejected), []
     for file, sha256 in zip(source.files, hashes, strict=True):
         result = results[sha256] if isinstance(sha256, str) else sha256
@@ -155,17 +163,29 @@ def _is_not_an_image(error: ImageError, *, opened: bool) -> bool:
 
 
 def _validate_contents(
-    paths: Mapping[str, str], limits: Limits, cache: ContentCache
+    paths: Mapping[str, str], limits: Limits, cache: ContentCache, engine: EngineConfig
 ) -> tuple[dict[str, ImageContent | ImageError], int]:
     """Return the result for each content, given a file with that content, and how many were not cached."""
     code = step_key(asdict(limits), code_digest(__name__), ("pillow",))
     results = {key.partition(":")[0]: _parse(value) for key, value in cache.get(f"{sha256}:{code}" for sha256 in paths)}
     missing = [(sha256, path) for sha256, path in paths.items() if sha256 not in results]
-    new = map_ahead(lambda item: (item[0], _decode(item[1], item[0], limits)), missing, ahead=16)
-    for batch in _batches(track(new, "reading images", len(missing)), BATCH):
-        cache.put([(f"{sha256}:{code}", result) for sha256, result in batch])
-        results.update((sha256, _parse(result)) for sha256, result in batch)
+    if not missing:
+        return results, 0
+    shards = list(divide(missing, DECODED))
+    decoded = map_shards(partial(_decode_shard, limits=limits), shards, engine, _needs([path for _, path in missing]))
+    decoded = track(decoded, "reading images", len(missing), step=len(shards[0]))
+    for shard, new in zip(shards, decoded, strict=True):
+        cache.put([(f"{sha256}:{code}", result) for (sha256, _), result in zip(shard, new, strict=True)])
+        results.update((sha256, _parse(result)) for (sha256, _), result in zip(shard, new, strict=True))
     return results, len(missing)
+
+
+def _needs(paths: Sequence[str]) -> Needs:
+    return Needs(paths=(*paths[:1], *paths[-1:]), packages=("pillow",))
+
+
+def _hash_shard(paths: Sequence[str], limits: Limits) -> list[str | ImageError]:
+    return [_hash(path, limits) for path in paths]
 
 
 def _hash(path: str, limits: Limits) -> str | ImageError:
@@ -179,6 +199,10 @@ def _hash(path: str, limits: Limits) -> str | ImageError:
         return error
     except OSError as error:
         return ImageError(f"cannot be read: {error.strerror}", code="unreadable")
+
+
+def _decode_shard(files: Sequence[tuple[str, str]], limits: Limits) -> list[bytes]:
+    return [_decode(path, sha256, limits) for sha256, path in files]
 
 
 def _decode(path: str, sha256: str, limits: Limits) -> bytes:
@@ -224,9 +248,3 @@ def _read_again(path: str, sha256: str, limits: Limits) -> bytes:
     raise DataError(
         f"{path} has changed while the data was read; try again when nothing writes to it", code="changed_during_read"
     )
-
-
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

@@ -28,6 +28,9 @@ EXCLUDED = frozenset(
         "edgeline.pipeline.config",  # settings are in the key by value
         "edgeline.pipeline.config_file",
         "edgeline.pipeline.config_section",
+        "edgeline.pipeline.engine_config",
+        "edgeline.pipeline.engines.map_shards",  # where work is done
+        "edgeline.pipeline.engines.pool",
         "edgeline.pipeline.train_config",
         "edgeline.pipeline.names",
         "edgeline.pipeline.thresholds",

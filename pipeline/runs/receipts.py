@@ -53,7 +53,7 @@ def run_step(folder: Path, key: str, build: Callable[[Path], None]) -> bool:
         return False
     partial = folder.with_name(folder.name + ".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(folder.with_name(f".{folder.name}.lock")):
+    with locked(folder.with_name(f".{folder.name}.lock")):
         if is_current(folder, key):
             return False
         if partial.exists() and _read_key(partial) != key:
@@ -100,7 +100,7 @@ def read_receipt(folder: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Lock a step. The lock ends with its process, so it cannot become stale."""
     with path.open("a+") as file:
         try:

@@ -54,7 +54,9 @@ def create_run(config: PipelineConfig, fingerprint: str) -> Run:
     Raises:
         EdgelineError: the folder cannot be written to.
     """
-    settings = config.model_dump(mode="json", exclude={"artifacts", "data", "promote"}) | {"name": config.artifact_name}
+    settings = config.model_dump(mode="json", exclude={"artifacts", "data", "promote", "engine"}) | {
+        "name": config.artifact_name
+    }
     folder = config.runs / f"{config.artifact_name}-{digest_of([settings, fingerprint])[:12]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +83,7 @@ def open_run(folder: Path) -> Run:
 
 
 NOT_STATED: dict[str, bool | set[str]] = {
-    **dict.fromkeys(("data", "artifacts", "weights", "promote"), True),
+    **dict.fromkeys(("data", "artifacts", "weights", "promote", "engine"), True),
     "prepare": {"labels"},
 }
 """Settings that name folders of this machine, or do not concern the version itself."""

@@ -105,6 +105,9 @@ NOT_EXECUTED: dict[str, list[str]] = {
         "tests/test_wheel.py builds the wheel and reads it",
         "downloads the packages of the base install",
     ],
+    "docs/scale.md": [
+        "needs two machines; tests/pipeline/engines/test_dask_cluster.py starts a scheduler and workers",
+    ],
     "docs/tutorial.md": [
         "trains for about a minute; tests/flows runs every step",
         "trains for about a minute; tests/flows runs every step",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from edgeline.pipeline.data.validation import BATCH, STRIP_PIXELS, ValidationResult, hash_files, pixel_digest, validate_images
+from edgeline.pipeline.data.validation import DECODED, STRIP_PIXELS, ValidationResult, hash_files, pixel_digest, validate_images
 from edgeline.pipeline.runs.content_cache import ContentCache
 from edgeline.pipeline.sources.discovery import Source, find_source
 from edgeline.serve.errors import DataError, ImageError
@@ -197,10 +197,10 @@ def test_rejections_are_cached_with_their_reason(data: Path) -> None:
     assert "truncated" in first.rejected[0].message
 
 
-def test_more_files_than_a_batch_are_all_validated(data: Path) -> None:
-    for number in range(BATCH + 3):
+def test_more_files_than_a_shard_are_all_validated(data: Path) -> None:
+    for number in range(DECODED + 3):
         photo(data / "cat" / f"{number}.png", number + 10)
-    assert len(validated(data).images) == BATCH + 4  # the first photo is overwritten
+    assert len(validated(data).images) == DECODED + 4  # the first photo is overwritten
     assert validated(data).decoded == 0
 
 

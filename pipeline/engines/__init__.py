@@ -1,0 +1,1 @@
+"""Engines that work on shards of images: threads of this process, or a cluster."""

@@ -1,0 +1,1 @@
+"""Batch inference: the predictions of many images as a folder of Parquet files."""
