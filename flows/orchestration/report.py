@@ -4,11 +4,12 @@ import base64
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
-from edgeline.export.promotion.decision import Bound
+from edgeline.export.promotion.decision import Bound, Decision
 from edgeline.export.publishing.variant_table import CAPTION, rows
 from edgeline.flows.operations.retrain import Retrained
 from edgeline.flows.summary import read_verification, summarize, summary_rows
@@ -17,7 +18,7 @@ from edgeline.pipeline.runs.run import Run, StepResult
 MAX_CLASSES = 30
 """Larger confusion matrices are shown as an image only."""
 PUBLISHED = "edgeline.model.published"
-PROMOTED = "edgeline.model.promoted"
+PROMOTED, REJECTED = "edgeline.model.promoted", "edgeline.model.rejected"
 
 
 def report(run: Run, steps: list[StepResult]) -> None:
@@ -54,15 +55,27 @@ def report(run: Run, steps: list[StepResult]) -> None:
 
 
 def report_decision(name: str, done: Retrained) -> None:
-    """Create the artifact of a decision about a new version, and emit an event if it was promoted.
+    """Create the artifact of a decision about a new version, and emit an event of what was decided.
 
     Args:
         name: of the published artifact.
         done: what the retraining did.
     """
-    if done.decision is None:
+    if (decision := done.decision) is None:
         return
-    table = [
+    moved = "promoted to stable" if decision.promoted else f"not promoted, stable stays at {done.stable}"
+    message = f"Version {done.version} is {moved}: {decision.reason}"
+    create_table_artifact(decision_rows(decision), key=f"{artifact_key(name)}-decision", description=message)
+    emit_event(
+        PROMOTED if decision.promoted else REJECTED,
+        resource={"prefect.resource.id": f"edgeline.model.{name}", "prefect.resource.name": name},
+        payload={"version": done.version, "before": done.event.before, "reason": decision.reason, "message": message},
+    )
+
+
+def decision_rows(decision: Decision) -> list[dict[str, Any]]:
+    """A decision as a table, one row for each variant."""
+    return [
         {
             "variant": each.variant,
             "images": each.images,
@@ -74,18 +87,8 @@ def report_decision(name: str, done: Retrained) -> None:
             "mean recall, points": _points(each.macro_recall),
             "result": each.verdict,
         }
-        for each in done.decision.variants
+        for each in decision.variants
     ]
-    moved = "promoted to stable" if done.decision.promoted else f"not promoted, stable stays at {done.stable}"
-    create_table_artifact(
-        table, key=f"{artifact_key(name)}-decision", description=f"Version {done.version} is {moved}: {done.decision.reason}"
-    )
-    if done.decision.promoted:
-        emit_event(
-            PROMOTED,
-            resource={"prefect.resource.id": f"edgeline.model.{name}", "prefect.resource.name": name},
-            payload={"version": done.version, "before": done.event.before, "reason": done.decision.reason},
-        )
 
 
 def _points(bound: Bound) -> str:
