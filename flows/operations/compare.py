@@ -1,22 +1,19 @@
 """Compare two published versions as a promotion would, and change nothing.
 
-    decision = compare_published(Path("artifacts"), "birds", 7)
-
-Nothing heavy is imported here.
+decision = compare_published(Path("artifacts"), "birds", 7)
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from edgeline.export.promotion.challenge import compare
+from edgeline.export.promotion.decision import Decision
+from edgeline.pipeline.evaluation.answers import find_evaluated_run
 from edgeline.serve.artifact.channels import STABLE
 from edgeline.serve.artifact.reader import is_version, names, resolve, versions
 from edgeline.serve.errors import ArtifactError
 
-if TYPE_CHECKING:
-    from edgeline.export.promotion.decision import Decision
 
-
-def compare_published(artifacts: Path, name: str, version: int, against: str = STABLE) -> "Decision":
+def compare_published(artifacts: Path, name: str, version: int, against: str = STABLE) -> Decision:
     """Let two versions answer the test images of the first that the second has not learned from, through their shipped files.
 
     Margin and confidence are those of the run that published the version.
@@ -32,9 +29,6 @@ def compare_published(artifacts: Path, name: str, version: int, against: str = S
         ConfigError: the run that published the version is gone.
         EdgelineError: a version cannot be run.
     """
-    from edgeline.export.promotion.challenge import compare
-    from edgeline.pipeline.evaluation.answers import find_evaluated_run
-
     folder = name_folder(artifacts, name)
     new = version_folder(folder, version)
     in_use = version_folder(folder, int(against)) if is_version(against) else resolve(folder, against)

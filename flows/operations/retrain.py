@@ -163,7 +163,7 @@ def waiting_for_labels(inbox: Path, version: int) -> str:
     """What a model that drifts waits for, as a sentence.
 
     Args:
-        inbox: a folder of photos with `labels.csv` (`path,label`) and `labels.none.csv` (`path`), the photos that were looked at.
+        inbox: a folder of photos; `labels.csv` and `labels.none.csv` in it name, as `path`, those that were looked at.
         version: the newest one.
 
     Raises:
@@ -177,7 +177,8 @@ def waiting_for_labels(inbox: Path, version: int) -> str:
                     seen |= {row["path"] for row in csv.DictReader(file)}
         photos = [path.name for path in inbox.iterdir() if path.suffix.lower() in PHOTOS]
     except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise ConfigError(f"the inbox {inbox} cannot be read: {error}; expected a folder of photos") from error
+        reason = f"no column {error}" if isinstance(error, KeyError) else str(error)
+        raise ConfigError(f"the inbox {inbox} cannot be read: {reason}; expected a folder of photos") from error
     count = len(set(photos) - seen)
     state = f"{count:,} photos in {inbox} wait for one" if count else f"{inbox} has no photo that waits for one"
     return f"no photos with a new label since version {version}; {state}"

@@ -11,8 +11,8 @@ in the state `Cached`.
 Only publishing is retried, because it writes to a store that may be on a network. The other steps would fail in the same way
 again, and an interrupted run resumes when it is started the next time.
 
-A task is called with the results that it reads, because Prefect draws its graph from them. The run, which `prepare` returns too,
-is quoted: otherwise every task would hang from `prepare`.
+A task is called with the results that it reads, because Prefect draws its graph from them. The run, which `prepare` returns
+too, is quoted: otherwise every task would hang from `prepare`.
 """
 
 import errno
@@ -145,7 +145,7 @@ def retrain(
     results: dict[str, StepResult] = {}
 
     def decide(run: Run, in_use: Path, new: Path) -> tuple[Decision, Event]:
-        decision = compare(quote(run), in_use, results["publish"]).result()
+        decision = compare(_unlinked(run), in_use, results["publish"]).result()
         return decision, promote(decision, in_use, new).result()
 
     done = retraining.retrain(
@@ -165,6 +165,11 @@ def nearest_results(name: str) -> list[str]:
     return [each for each in needed if not any(each in steps.DEPENDS[other] for other in needed)]
 
 
+def _unlinked(run: Run) -> Any:
+    """The run as an argument of a task, which does not hang from `prepare` because of it."""
+    return quote(run)
+
+
 def _run_steps(config: PipelineConfig, done: dict[str, StepResult]) -> tuple[Run, list[StepResult]]:
     """Run every step as a task of the current flow, add their results to `done`, and report what they found."""
     log = get_run_logger()
@@ -175,7 +180,7 @@ def _run_steps(config: PipelineConfig, done: dict[str, StepResult]) -> tuple[Run
         return run, done["prepare"]
 
     def call_step(name: str, run: Run) -> StepResult:
-        done[name] = TASKS[name](quote(run), [done[each] for each in nearest_results(name)]).result()
+        done[name] = TASKS[name](_unlinked(run), [done[each] for each in nearest_results(name)]).result()
         log.info("%s", _message(done[name]))
         return done[name]
 

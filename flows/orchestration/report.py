@@ -49,7 +49,7 @@ def report(run: Run, steps: list[StepResult]) -> None:
     if not steps[-1].reused:
         emit_event(
             PUBLISHED,
-            resource={"prefect.resource.id": f"edgeline.model.{summary.name}", "prefect.resource.name": summary.name},
+            resource={"prefect.resource.id": resource_id(summary.name), "prefect.resource.name": summary.name},
             payload=summary.model_dump(mode="json", include={"version", "artifact", "shipped_top1", "model_bytes"}),
         )
 
@@ -68,7 +68,7 @@ def report_decision(name: str, done: Retrained) -> None:
     create_table_artifact(decision_rows(decision), key=f"{artifact_key(name)}-decision", description=message)
     emit_event(
         PROMOTED if decision.promoted else REJECTED,
-        resource={"prefect.resource.id": f"edgeline.model.{name}", "prefect.resource.name": name},
+        resource={"prefect.resource.id": resource_id(name), "prefect.resource.name": name},
         payload={"version": done.version, "before": done.event.before, "reason": decision.reason, "message": message},
     )
 
@@ -93,6 +93,11 @@ def decision_rows(decision: Decision) -> list[dict[str, Any]]:
 
 def _points(bound: Bound) -> str:
     return f"{100 * bound.gain:+.2f} ({100 * bound.low:+.2f} to {100 * bound.high:+.2f})"
+
+
+def resource_id(name: str) -> str:
+    """What events about a published name are of."""
+    return f"edgeline.model.{name}"
 
 
 def artifact_key(name: str) -> str:

@@ -87,6 +87,8 @@ NOT_EXECUTED: dict[str, list[str]] = {
     ],
     "docs/prefect.md": [
         "needs a Prefect server and a worker as services; tests/flows/orchestration/test_worker.py runs a schedule",
+        "needs a Prefect server; tests/flows/orchestration/deployments/test_deployment.py runs the command",
+        "needs Docker or Kubernetes; tests/flows/orchestration/deployments/test_pools.py checks the templates",
     ],
     "docs/retrain.md": [
         "trains for a minute; tests/flows/operations/test_retrain.py runs it on small pictures",
