@@ -78,14 +78,16 @@ def test_a_finished_run_has_tables_and_the_confusion_matrix_in_the_ui(
 ) -> None:
     edgeline(finished)
     mine = {artifact.key: artifact for artifact in client.read_artifacts() if artifact.flow_run_id == last_flow_run(client).id}
-    kinds = ("-variants", "-findings", "-confusion", "-confusion-image")
+    plots = ("confusion", "history", "learning-curve", "reliability", "embedding")
+    kinds = ("-variants", "-findings", "-confusion", *(f"-{plot}-image" for plot in plots))
     assert set(mine) == {"edgeline-tints", *(f"edgeline-tints{kind}" for kind in kinds)}
     assert '"onnx-fp32"' in mine["edgeline-tints-variants"].data
     assert "Rejected files, listed in rejected.csv: 1 not_an_image (warm/broken.jpg)." in mine["edgeline-tints-findings"].data
     assert '"artifact"' in mine["edgeline-tints"].data
     assert "tints version 1" in mine["edgeline-tints"].data
     assert mine["edgeline-tints-confusion"].data.startswith("| true \\ predicted | cold | warm |")
-    assert mine["edgeline-tints-confusion-image"].data.startswith("data:image/png;base64,iVBORw0KGgo")
+    for plot in plots:
+        assert mine[f"edgeline-tints-{plot}-image"].data.startswith("data:image/png;base64,iVBORw0KGgo")
 
 
 @pytest.mark.slow
@@ -251,6 +253,9 @@ def test_retraining_is_a_flow_whose_decision_is_an_artifact(
     [decision] = [artifact for artifact in client.read_artifacts() if artifact.key == "edgeline-tints-decision"]
     assert decision.description == f"Version 2 is promoted to stable: {done.decision.reason}"
     assert '"variant": "onnx-fp32"' in decision.data
+    [document] = [artifact for artifact in client.read_artifacts() if artifact.key == "edgeline-tints-promotion"]
+    assert str(done.event.decision) in document.data
+    assert "    onnx-fp32: " in document.data
     (tmp_path / "inbox").mkdir()
     for photo in ("a.jpg", "b.jpg", "c.png"):
         (tmp_path / "inbox" / photo).touch()

@@ -147,7 +147,7 @@ def test_a_deployment_runs_on_schedule_and_publishes(
     assert keys == {
         "edgeline-tints",
         "edgeline-tints-confusion",
-        "edgeline-tints-confusion-image",
+        *(f"edgeline-tints-{plot}-image" for plot in ("confusion", "history", "learning-curve", "reliability", "embedding")),
         "edgeline-tints-variants",
         "edgeline-tints-findings",
     }
