@@ -152,13 +152,13 @@ class Runs:
 
     def deploy(self, config: PipelineConfig) -> bool:
         """Create the deployment."""
-        from edgeline.flows.orchestration.deployment import deploy
+        from edgeline.flows.orchestration.deployments.deployment import deploy
 
         return bool(deploy(config).id)
 
     def submit(self, config: PipelineConfig) -> str:
         """Start a run with these settings; return its id."""
-        from edgeline.flows.orchestration.deployment import absolute_parameters
+        from edgeline.flows.orchestration.deployments.deployment import absolute_parameters
 
         deployment = self.client.read_deployment_by_name("edgeline/scheduled")
         key, parameters = f"chaos-{self.submitted + 1}", {"config": absolute_parameters(config)}

@@ -26,7 +26,7 @@ from edgeline.pipeline.runs.run_log import RunLog
 from edgeline.serve.artifact.channels import read_channels
 from edgeline.serve.artifact.manifest import FILE_NAME, Manifest
 from edgeline.serve.artifact.reader import names, versions
-from edgeline.serve.errors import EdgelineError
+from edgeline.serve.errors import ConfigError, EdgelineError
 
 KEEP = 3
 RECENT_S = 24 * 3600.0
@@ -59,9 +59,12 @@ def plan_prune(artifacts: Path, keep: int = KEEP) -> PrunePlan:
         keep: newest versions, and newest runs, of each name that are kept in any case.
 
     Raises:
+        ConfigError: there is no such folder.
         ArtifactError: the channels of a name cannot be read.
         StoreError: the store cannot be read.
     """
+    if not artifacts.is_dir():
+        raise ConfigError(f"{artifacts} does not exist; name the folder of runs and the store as `artifacts`")
     store = artifacts / "store"
     old = [store / name / str(version) for name in names(store) for version in _old_versions(store / name, keep)]
     return PrunePlan(

@@ -18,9 +18,12 @@ from edgeline.flows.steps import is_up_to_date, run_pipeline
 from edgeline.pipeline.config import PipelineConfig
 from edgeline.pipeline.runs.run import Run, StepResult, states, with_splits_of
 from edgeline.serve.artifact.channels import STABLE, Event, read_channels
-from edgeline.serve.artifact.manifest import FILE_NAME, Manifest
+from edgeline.serve.artifact.manifest import FILE_NAME as MANIFEST
+from edgeline.serve.artifact.manifest import Manifest
 from edgeline.serve.artifact.reader import versions
-from edgeline.serve.errors import ArtifactError, DataError, EdgelineError
+from edgeline.serve.errors import ArtifactError, ConfigError, DataError, EdgelineError
+from edgeline.serve.inbox.decisions import FILE_NAME as LABELS
+from edgeline.serve.inbox.decisions import Decisions
 
 if TYPE_CHECKING:
     from edgeline.export.promotion.decision import Decision, VariantDecision
@@ -29,6 +32,7 @@ RunPipeline = Callable[[PipelineConfig], tuple[Run, list[StepResult]]]
 Decide = Callable[[Run, Path, Path], tuple["Decision", Event]]
 Check = Literal["class_lost", "photos_blank", "labels_suspicious"]
 """Codes of the checks of new photos."""
+PHOTOS = (".jpg", ".jpeg", ".png", ".webp")
 NAMED = 3
 """Classes that are named for each variant, the worst ones."""
 
@@ -47,12 +51,15 @@ class Retrained:
     """None for the first version, and if there was nothing to decide."""
     event: Event
     """The newest entry about this version in the history of `stable`."""
+    waiting: str = ""
+    """Without new labeled photos: which inbox has photos without a label, and how many. Empty if no inbox was given."""
 
 
 def retrain(
     config: PipelineConfig,
     *,
     accepted: Collection[str] = (),
+    inbox: Path | None = None,
     run_steps: RunPipeline = run_pipeline,
     decide: Decide | None = None,
 ) -> Retrained:
@@ -61,6 +68,7 @@ def retrain(
     Args:
         config: as for `edgeline run`; `promote` has the margin and the confidence of the decision.
         accepted: codes of checks of the new photos that are to be ignored, as `check_new_photos` raises them.
+        inbox: folder of photos that wait for labels, which is reported if nothing has changed.
         run_steps: runs all steps; the Prefect flow passes its own.
         decide: compares and decides, `compare_and_decide` by default; likewise.
 
@@ -84,7 +92,8 @@ def retrain(
     same = with_splits_of(config, stated["prepare"].get("keep_splits"))
     if states(stated, same) and _is_up_to_date(same):
         if (done := decided(store, newest)) is not None:
-            return Retrained(version=newest, stable=in_use, trained=False, decision=None, event=done)
+            waiting = "" if inbox is None else waiting_for_labels(inbox, newest)
+            return Retrained(version=newest, stable=in_use, trained=False, decision=None, event=done, waiting=waiting)
         config, trained = same, False
     else:
         config, trained = with_splits_of(config, newest), True
@@ -110,12 +119,27 @@ def compare_and_decide(run: Run, in_use: Path, new: Path) -> "tuple[Decision, Ev
         EdgelineError: a version cannot be run, or the store cannot be written.
     """
     from edgeline.export.promotion.challenge import compare
-    from edgeline.export.promotion.channels import Change, promote, record_kept
 
     decision = compare(run, in_use, new)
+    return decision, record_decision(decision, in_use, new)
+
+
+def record_decision(decision: "Decision", in_use: Path, new: Path) -> Event:
+    """Promote the new version to `stable`, or record why not.
+
+    Args:
+        decision: from the comparison of the two.
+        in_use: folder of the version in use.
+        new: folder of the new version.
+
+    Raises:
+        EdgelineError: the store cannot be written, or `stable` has moved since the comparison.
+    """
+    from edgeline.export.promotion.channels import Change, promote, record_kept
+
     change = Change(STABLE, why=decision.reason, decision=decision.to_dict(), expected=int(in_use.name))
     record = promote if decision.promoted else record_kept
-    return decision, record(new.parent, int(new.name), change)
+    return record(new.parent, int(new.name), change)
 
 
 def check_data(config: PipelineConfig, in_use: Path, newest: Path, accepted: Collection[str]) -> None:
@@ -137,6 +161,25 @@ def check_data(config: PipelineConfig, in_use: Path, newest: Path, accepted: Col
     check_new_photos(read_prepared(run.step("prepare")), labels, reference_of(in_use), accepted)
 
 
+def waiting_for_labels(inbox: Path, version: int) -> str:
+    """What a model that drifts waits for, as a sentence.
+
+    Args:
+        inbox: a folder of photos, and of the decisions about them (`serve.inbox.decisions`).
+        version: the newest one.
+
+    Raises:
+        ConfigError: the folder or its tables cannot be read.
+    """
+    try:
+        decided = Decisions(inbox / LABELS).read()
+        count = sum(path.suffix.lower() in PHOTOS and path.name not in decided for path in inbox.iterdir())
+    except (OSError, DataError) as error:
+        raise ConfigError(f"the inbox {inbox} cannot be read: {error}; expected a folder of photos") from error
+    state = f"{count:,} photos in {inbox} wait for one" if count else f"{inbox} has no photo that waits for one"
+    return f"no photos with a new label since version {version}; {state}"
+
+
 def decided(store: Path, version: int) -> Event | None:
     """The newest entry of `stable`'s history about a version; None if none has decided about it."""
     events = [each for each in read_channels(store).history if each.channel == STABLE and each.version == version]
@@ -154,7 +197,7 @@ def _is_up_to_date(config: PipelineConfig) -> bool:
 
 def _manifest(folder: Path) -> Manifest:
     try:
-        return Manifest.from_json((folder / FILE_NAME).read_bytes())
+        return Manifest.from_json((folder / MANIFEST).read_bytes())
     except (OSError, EdgelineError) as error:
         raise ArtifactError(f"{folder} cannot be read: {error}; yank that version, or restore it") from error
 
@@ -163,7 +206,8 @@ def retrained_lines(done: Retrained, folder: Path) -> list[str]:
     """What `retrain` did, for the terminal."""
     if done.decision is None and not done.trained:
         state = "in use" if done.version == done.stable else f"not in use ({done.event.why})"
-        return [f"nothing has changed since version {done.version}, which is {state}; stable is version {done.stable}"]
+        lines = [f"nothing has changed since version {done.version}, which is {state}; stable is version {done.stable}"]
+        return [*lines, *([f"waiting for labels: {done.waiting}"] if done.waiting else [])]
     if done.decision is None:
         return [f"published {folder / str(done.version)}, {done.event.why}: it is stable now"]
     lines = [f"published {folder / str(done.version)}"]

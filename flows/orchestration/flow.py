@@ -10,10 +10,14 @@ in the state `Cached`.
 
 Only publishing is retried, because it writes to a store that may be on a network. The other steps would fail in the same way
 again, and an interrupted run resumes when it is started the next time.
+
+A task is called with the results that it reads, because Prefect draws its graph from them. The run, which `prepare` returns
+too, is quoted: otherwise every task would hang from `prepare`.
 """
 
 import errno
 import logging
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
 from prefect.states import Completed
+from prefect.utilities.annotations import quote
 
 from edgeline.export.promotion.decision import Decision
 from edgeline.flows import steps
@@ -68,10 +73,10 @@ def prepare(config: PipelineConfig) -> State[tuple[Run, StepResult]]:
     return _completed(result, (run, result))
 
 
-def step_task(name: str) -> Task[[Run], State[StepResult]]:
-    """The task that executes a step of `flows.steps`."""
+def step_task(name: str) -> Task[[Run, list[StepResult]], State[StepResult]]:
+    """The task that executes a step of `flows.steps`, given the run and the results that `nearest_results` names."""
 
-    def execute(run: Run) -> State[StepResult]:
+    def execute(run: Run, results: list[StepResult]) -> State[StepResult]:
         result = steps.execute(name, run)
         return _completed(result, result)
 
@@ -97,24 +102,38 @@ def edgeline(config: PipelineConfig) -> tuple[Run, list[StepResult]]:
     Raises:
         EdgelineError: a step failed; the results of the steps before it are kept.
     """
-    _set_up(config)
-    return _run_steps(config)
+    set_up(config.artifacts)
+    parse_config(config.model_dump())  # what the schema of the parameters cannot express
+    return _run_steps(config, {})
 
 
 @task(name="compare", task_run_name="compare", cache_policy=NO_CACHE)
-def compare(run: Run, in_use: Path, new: Path) -> State[tuple[Decision, Event]]:
-    """Compare the new version with the one in use; promote it, or record why not."""
-    decision, event = retraining.compare_and_decide(run, in_use, new)
-    return Completed(message=decision.reason, data=(decision, event))
+def compare(run: Run, in_use: Path, published: StepResult) -> State[Decision]:
+    """Compare the new version with the one in use."""
+    from edgeline.export.promotion.challenge import compare
+
+    decision = compare(run, in_use, published.folder)
+    return Completed(message=decision.reason, data=decision)
+
+
+@task(name="promote", task_run_name="promote", cache_policy=NO_CACHE)
+def promote(decision: Decision, in_use: Path, new: Path) -> State[Event]:
+    """Promote the new version to `stable`, or record why not."""
+    event = retraining.record_decision(decision, in_use, new)
+    return Completed(name="Promoted" if decision.promoted else "Not promoted", message=decision.reason, data=event)
 
 
 @flow(name="edgeline-retrain", flow_run_name="{config.artifact_name}")
-def retrain(config: PipelineConfig, accepted: tuple[Check, ...] = ()) -> retraining.Retrained:
+def retrain(
+    config: PipelineConfig, accepted: tuple[Check, ...] = (), drifted: tuple[str, ...] = (), inbox: Path | None = None
+) -> State[retraining.Retrained]:
     """Run the pipeline if the data has changed, and promote the new version to `stable` if a test shows that it is not worse.
 
     Args:
         config: the settings of the run; `promote` has the margin and the confidence.
         accepted: checks of the new photos that are to be ignored.
+        drifted: what has drifted, if that is why this runs. Without new labeled photos it then ends as `Waiting for labels`.
+        inbox: folder of photos that wait for labels.
 
     Returns:
         What was done.
@@ -122,37 +141,83 @@ def retrain(config: PipelineConfig, accepted: tuple[Check, ...] = ()) -> retrain
     Raises:
         EdgelineError: the new photos look wrong, or a step failed; the version in use stays.
     """
-    _set_up(config)
-    done = retraining.retrain(config, accepted=accepted, run_steps=_run_steps, decide=lambda *given: compare(*given).result())
+    set_up(config.artifacts)
+    parse_config(config.model_dump())
+    results: dict[str, StepResult] = {}
+
+    def decide(run: Run, in_use: Path, new: Path) -> tuple[Decision, Event]:
+        decision = compare(_unlinked(run), in_use, results["publish"]).result()
+        return decision, promote(decision, in_use, new).result()
+
+    done = retraining.retrain(
+        config, accepted=accepted, inbox=inbox, run_steps=lambda settings: _run_steps(settings, results), decide=decide
+    )
     get_run_logger().info("%s", "\n".join(retrained_lines(done, config.store / config.artifact_name)))
     report_decision(config.artifact_name, done)
-    return done
+    if drifted and not done.trained and done.decision is None:
+        waits = done.waiting or f"no photos with a new label since version {done.version}"
+        return Completed(name="Waiting for labels", message=f"{', '.join(drifted)} drifted; {waits}", data=done)
+    return Completed(message=done.event.why, data=done)
 
 
-def _run_steps(config: PipelineConfig) -> tuple[Run, list[StepResult]]:
-    """Run every step as a task of the current flow, and report what they found."""
+def nearest_results(name: str) -> list[str]:
+    """The steps whose results a step reads, without those that the others of them were made from."""
+    needed = steps.DEPENDS[name]
+    return [each for each in needed if not any(each in steps.DEPENDS[other] for other in needed)]
+
+
+def _unlinked(run: Run) -> Any:
+    """The run as an argument of a task, which does not hang from `prepare` because of it."""
+    return quote(run)
+
+
+def _run_steps(config: PipelineConfig, done: dict[str, StepResult]) -> tuple[Run, list[StepResult]]:
+    """Run every step as a task of the current flow, add their results to `done`, and report what they found."""
     log = get_run_logger()
 
     def call_prepare(config: PipelineConfig) -> tuple[Run, StepResult]:
-        run, result = prepare(config).result()
-        log.info("%s", _message(result))
-        return run, result
+        run, done["prepare"] = prepare(config).result()
+        log.info("%s", _message(done["prepare"]))
+        return run, done["prepare"]
 
     def call_step(name: str, run: Run) -> StepResult:
-        result = TASKS[name](run).result()
-        log.info("%s", _message(result))
-        return result
+        done[name] = TASKS[name](_unlinked(run), [done[each] for each in nearest_results(name)]).result()
+        log.info("%s", _message(done[name]))
+        return done[name]
 
     run, results = steps.run_pipeline(config, call_prepare=call_prepare, call_step=call_step)
     report(run, results)
     return run, results
 
 
-def _set_up(config: PipelineConfig) -> None:
+def set_up(artifacts: str | Path) -> None:
+    """Prepare the current flow run, and check what concerns the worker that it runs on.
+
+    Args:
+        artifacts: folder of runs and the store.
+
+    Raises:
+        ConfigError: the folder is relative to the worker's, or the worker has another version of edgeline.
+    """
     for name in ("prefect.flow_runs", "prefect.task_runs"):
         logging.getLogger(name).addFilter(drop_traceback_of_user_errors)  # adding it twice has no effect
     record_process()
-    _check(config)
+    context = FlowRunContext.get()
+    flow_run = None if context is None else context.flow_run
+    if flow_run is None or flow_run.deployment_id is None:
+        return
+    ours, deployed = version("edgeline"), flow_run.deployment_version
+    if deployed and deployed != ours:
+        raise ConfigError(
+            f"this worker has edgeline {ours}, the deployment was made with edgeline {deployed}: install {deployed} on the "
+            "worker, or repeat `edgeline deploy` with the worker's version",
+            code="worker_version",
+        )
+    if not Path(artifacts).is_absolute():
+        raise ConfigError(
+            f"artifacts is {str(artifacts)!r}, which a worker would resolve in a temporary folder; give the deployment an "
+            "absolute path"
+        )
 
 
 def drop_traceback_of_user_errors(record: logging.LogRecord) -> bool:
@@ -160,22 +225,6 @@ def drop_traceback_of_user_errors(record: logging.LogRecord) -> bool:
     if record.exc_info and isinstance(record.exc_info[1], EdgelineError):
         record.exc_info = record.exc_text = None
     return True
-
-
-def _check(config: PipelineConfig) -> None:
-    """Check what the schema of the parameters cannot express.
-
-    Raises:
-        ConfigError: the configuration is invalid, or not fit for a worker.
-    """
-    parse_config(config.model_dump())
-    context = FlowRunContext.get()
-    deployed = context is not None and context.flow_run is not None and context.flow_run.deployment_id is not None
-    if deployed and not Path(config.artifacts).is_absolute():
-        raise ConfigError(
-            f"artifacts is {config.artifacts!r}, which a worker would resolve in a temporary folder; give the deployment an "
-            "absolute path"
-        )
 
 
 def _message(result: StepResult) -> str:

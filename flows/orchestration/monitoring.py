@@ -1,6 +1,6 @@
 """The monitoring of a published model as a Prefect flow: a table of each window, and an event for an alarm.
 
-The event `edgeline.model.drifted` is meant for an automation that starts a run of `edgeline-retrain`.
+The event `edgeline.model.drifted` starts a run of `edgeline-retrain`, by an automation of `edgeline deploy --retrain`.
 """
 
 from pathlib import Path
@@ -12,7 +12,8 @@ from pydantic import Field
 
 from edgeline.flows.operations.monitor import Monitoring, monitoring_lines
 from edgeline.flows.operations.monitor import monitor as monitor_model
-from edgeline.flows.orchestration.report import artifact_key
+from edgeline.flows.orchestration.flow import set_up
+from edgeline.flows.orchestration.report import artifact_key, resource_id
 from edgeline.pipeline.monitoring.series import ALPHA
 
 DRIFTED = "edgeline.model.drifted"
@@ -41,6 +42,7 @@ def monitor(
     Raises:
         EdgelineError: the version in use or all of the sources cannot be read.
     """
+    set_up(artifacts)
     found = monitor_model(artifacts, name, sources, channel=channel, alpha=alpha)
     get_run_logger().info("%s", "\n".join(monitoring_lines(found)))
     if (window := found.monitored) is None:
@@ -57,9 +59,16 @@ def monitor(
     ]
     create_table_artifact(rows, key=f"{artifact_key(name)}-drift", description="\n".join(monitoring_lines(found)))
     if window.alarm:
+        message = f"Version {found.version}: {', '.join(window.alarm)} changed in {window.count:,} images until {window.until}"
         emit_event(
             DRIFTED,
-            resource={"prefect.resource.id": f"edgeline.model.{name}", "prefect.resource.name": name},
-            payload={"version": found.version, "drifted": list(window.alarm), "images": window.count, "until": window.until},
+            resource={"prefect.resource.id": resource_id(name), "prefect.resource.name": name},
+            payload={
+                "version": found.version,
+                "drifted": list(window.alarm),
+                "images": window.count,
+                "until": window.until,
+                "message": message,
+            },
         )
     return found

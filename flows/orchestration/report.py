@@ -1,30 +1,42 @@
-"""The artifacts and the event of a finished run in Prefect: tables of figures and variants, and the confusion matrix."""
+"""The artifacts and events of a finished run in Prefect: tables of figures and variants, plots, and the decision.
+
+Artifacts of one name share a key, so the UI shows their history.
+"""
 
 import base64
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
 
-from edgeline.export.promotion.decision import Bound
+from edgeline.export.promotion.decision import Bound, Decision
 from edgeline.export.publishing.variant_table import CAPTION, rows
-from edgeline.flows.operations.retrain import Retrained
+from edgeline.flows.operations.retrain import Retrained, decision_lines
 from edgeline.flows.summary import read_verification, summarize, summary_rows
 from edgeline.pipeline.runs.run import Run, StepResult
 
 MAX_CLASSES = 30
 """Larger confusion matrices are shown as an image only."""
+PLOTS = {
+    "confusion": "Confusion matrix of the test split: shares of each true class.",
+    "history": "Loss and accuracy by epoch.",
+    "sweep": "The settings of the head that were tried.",
+    "learning_curve": "Accuracy by number of training images.",
+    "reliability": "How often the model is right, by its stated probability.",
+    "embedding": "Map of the test images; mistakes are marked.",
+}
+"""Pictures that the evaluation may have written, each with its description."""
 PUBLISHED = "edgeline.model.published"
-PROMOTED = "edgeline.model.promoted"
+PROMOTED, REJECTED = "edgeline.model.promoted", "edgeline.model.rejected"
 
 
 def report(run: Run, steps: list[StepResult]) -> None:
     """Create the artifacts of a finished run, and emit an event if it published a new version.
 
-    Artifacts of one name share a key, so the UI shows their history. The event is meant for triggers: it is not emitted by a
-    run whose artifact was already published.
+    The event is meant for triggers: it is not emitted by a run whose artifact was already published.
 
     Args:
         run: finished up to its last step.
@@ -44,25 +56,43 @@ def report(run: Run, steps: list[StepResult]) -> None:
     create_table_artifact(
         found, key=f"{key}-findings", description="What the steps noticed: data left out, variants not shipped."
     )
-    _report_confusion(key, run.step("evaluate"))
+    _report_evaluation(key, run.step("evaluate"))
     if not steps[-1].reused:
         emit_event(
             PUBLISHED,
-            resource={"prefect.resource.id": f"edgeline.model.{summary.name}", "prefect.resource.name": summary.name},
+            resource={"prefect.resource.id": resource_id(summary.name), "prefect.resource.name": summary.name},
             payload=summary.model_dump(mode="json", include={"version", "artifact", "shipped_top1", "model_bytes"}),
         )
 
 
 def report_decision(name: str, done: Retrained) -> None:
-    """Create the artifact of a decision about a new version, and emit an event if it was promoted.
+    """Create the artifact of a decision about a new version, and emit an event of what was decided.
 
     Args:
         name: of the published artifact.
         done: what the retraining did.
     """
-    if done.decision is None:
+    if (decision := done.decision) is None:
         return
-    table = [
+    moved = "promoted to stable" if decision.promoted else f"not promoted, stable stays at {done.stable}"
+    message = f"Version {done.version} is {moved}: {decision.reason}"
+    create_table_artifact(decision_rows(decision), key=f"{artifact_key(name)}-decision", description=message)
+    document = "\n".join(f"    {line}" for line in decision_lines(decision))
+    create_markdown_artifact(
+        key=f"{artifact_key(name)}-promotion",
+        markdown=f"{_cell(message)}\n\n{document}\n\nThe whole comparison: `{done.event.decision}` in the name's folder.",
+        description="The last decision about a new version.",
+    )
+    emit_event(
+        PROMOTED if decision.promoted else REJECTED,
+        resource={"prefect.resource.id": resource_id(name), "prefect.resource.name": name},
+        payload={"version": done.version, "before": done.event.before, "reason": decision.reason, "message": message},
+    )
+
+
+def decision_rows(decision: Decision) -> list[dict[str, Any]]:
+    """A decision as a table, one row for each variant."""
+    return [
         {
             "variant": each.variant,
             "images": each.images,
@@ -74,22 +104,17 @@ def report_decision(name: str, done: Retrained) -> None:
             "mean recall, points": _points(each.macro_recall),
             "result": each.verdict,
         }
-        for each in done.decision.variants
+        for each in decision.variants
     ]
-    moved = "promoted to stable" if done.decision.promoted else f"not promoted, stable stays at {done.stable}"
-    create_table_artifact(
-        table, key=f"{artifact_key(name)}-decision", description=f"Version {done.version} is {moved}: {done.decision.reason}"
-    )
-    if done.decision.promoted:
-        emit_event(
-            PROMOTED,
-            resource={"prefect.resource.id": f"edgeline.model.{name}", "prefect.resource.name": name},
-            payload={"version": done.version, "before": done.event.before, "reason": done.decision.reason},
-        )
 
 
 def _points(bound: Bound) -> str:
     return f"{100 * bound.gain:+.2f} ({100 * bound.low:+.2f} to {100 * bound.high:+.2f})"
+
+
+def resource_id(name: str) -> str:
+    """What events about a published name are of."""
+    return f"edgeline.model.{name}"
 
 
 def artifact_key(name: str) -> str:
@@ -106,14 +131,16 @@ def confusion_table(confusion: list[list[int]], labels: list[str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _report_confusion(key: str, folder: Path) -> None:
+def _report_evaluation(key: str, folder: Path) -> None:
     evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    image = base64.b64encode((folder / "confusion.png").read_bytes()).decode()
-    create_image_artifact(
-        key=f"{key}-confusion-image",
-        image_url=f"data:image/png;base64,{image}",
-        description="Confusion matrix of the test split: shares of each true class.",
-    )
+    for plot, description in PLOTS.items():
+        if (path := folder / f"{plot}.png").is_file():
+            image = base64.b64encode(path.read_bytes()).decode()
+            create_image_artifact(
+                key=f"{key}-{plot.replace('_', '-')}-image",
+                image_url=f"data:image/png;base64,{image}",
+                description=description,
+            )
     if len(evaluation["labels"]) <= MAX_CLASSES:
         create_markdown_artifact(
             key=f"{key}-confusion",

@@ -88,6 +88,8 @@ NOT_EXECUTED: dict[str, list[str]] = {
     "docs/prefect.md": [
         "runs until it is stopped; tests/flows/up/test_run.py runs it",
         "needs a Prefect server and a worker as services; tests/flows/orchestration/test_worker.py runs a schedule",
+        "needs a Prefect server; tests/flows/orchestration/deployments/test_deployment.py runs the command",
+        "needs Docker or Kubernetes; tests/flows/orchestration/deployments/test_pools.py checks the templates",
         "needs a PostgreSQL server and its administrator; tests/flows/up/test_postgres.py runs with one",
     ],
     "docs/registries.md": [

@@ -140,8 +140,6 @@ def prune(
     from edgeline.flows.operations.prune import plan_prune
     from edgeline.flows.operations.prune import prune as remove
 
-    if not artifacts.is_dir():
-        raise ConfigError(f"{artifacts} does not exist; name the folder of runs and the store with --artifacts")
     plan = plan_prune(artifacts, keep)
     removed = remove(plan) if yes else []
     entries = (*plan.versions, *plan.runs)

@@ -43,6 +43,9 @@ def retrain(
         list[str] | None,
         typer.Option(help="Ignore a check of the new photos: `class_lost`, `photos_blank` or `labels_suspicious`."),
     ] = None,
+    inbox: Annotated[
+        Path | None, typer.Option(help="Folder of photos that wait for labels, which is reported if nothing has changed.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train again if the data has changed, and promote the new version if it is not worse.
@@ -75,7 +78,7 @@ def retrain(
     )
     settings = load_settings(config, overrides, options)
     with step_lines_on_stderr():
-        done = retrain_model(settings, accepted=tuple(accept or ()))
+        done = retrain_model(settings, accepted=tuple(accept or ()), inbox=inbox)
     if as_json:
         print(json.dumps(to_dict(done)))
         return
@@ -91,6 +94,7 @@ def to_dict(done: "Retrained") -> dict[str, object]:
         "trained": done.trained,
         "promoted": done.event.action == "promote" and done.event.version == done.stable,
         "reason": done.event.why,
+        "waiting": done.waiting,
         "decision": None if done.decision is None else done.decision.to_dict(),
     }
 

@@ -51,8 +51,6 @@ if TYPE_CHECKING:
 WORKER = "prefect.worker.name"
 RESTART = "edgeline-restart-"
 """Prefix of the idempotency key of a run that was started again; the id of the crashed run follows."""
-SWEEP = "edgeline-sweep"
-"""The flow of the sweep, which is never started again: the next one does the same."""
 PENDING_S = 90.0
 """How long a worker may take from claiming a run to starting its process."""
 WITHIN = timedelta(hours=24)
@@ -258,7 +256,7 @@ def _swept(run: FlowRun, what: str, restart: str | None = None) -> SweptRun:
 
 def _own_flows(client: SyncPrefectClient) -> "list[UUID]":
     found = client.read_flows(flow_filter=FlowFilter(name=FlowFilterName(like_="edgeline")), limit=PAGE)
-    return [flow.id for flow in found if (flow.name == "edgeline" or flow.name.startswith("edgeline-")) and flow.name != SWEEP]
+    return [flow.id for flow in found if flow.name == "edgeline" or flow.name.startswith("edgeline-")]
 
 
 def _runs(client: SyncPrefectClient, flows: "list[UUID]", wanted: FlowRunFilter) -> list[FlowRun]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from edgeline.flows.cli.operations.update import to_dict
 from edgeline.flows.operations import retrain as retraining
-from edgeline.flows.operations.retrain import retrain, retrained_lines
+from edgeline.flows.operations.retrain import retrain, retrained_lines, waiting_for_labels
 from edgeline.pipeline.config import PipelineConfig, load_config
 from edgeline.pipeline.data.image_record import read_record
 from edgeline.pipeline.data.prepare import prepare
@@ -22,7 +22,7 @@ from edgeline.pipeline.data.samples import read_prepared
 from edgeline.pipeline.runs.run import with_splits_of
 from edgeline.serve.artifact.channels import read_channels
 from edgeline.serve.artifact.reader import open_artifact, resolve, versions
-from edgeline.serve.errors import DataError
+from edgeline.serve.errors import ConfigError, DataError
 
 EDGELINE = str(Path(sys.executable).with_name("edgeline"))
 
@@ -84,6 +84,21 @@ def test_the_line_from_new_photos_to_a_decision(config: PipelineConfig, monkeypa
     assert (again.version, again.trained, again.decision) == (2, False, None)
     assert versions(store) == [1, 2]
     assert retrained_lines(again, store)[0].startswith("nothing has changed since version 2, which is not in use (too few")
+
+
+def test_photos_that_wait_for_a_label_are_counted(tmp_path: Path) -> None:
+    assert waiting_for_labels(tmp_path, 2) == (
+        f"no photos with a new label since version 2; {tmp_path} has no photo that waits for one"
+    )
+    for name in ("a.jpg", "b.jpg", "c.png", "d.webp", "a.json", "inbox.json"):
+        (tmp_path / name).touch()
+    (tmp_path / "labels.csv").write_text("path,label\na.jpg,warm\n")
+    (tmp_path / "labels.none.csv").write_text("path\nb.jpg\n")
+    assert waiting_for_labels(tmp_path, 2).endswith(f"; 2 photos in {tmp_path} wait for one")
+    (tmp_path / "labels.csv").write_text("file,label\na.jpg,warm\n")
+    for wrong in (tmp_path, tmp_path / "gone"):
+        with pytest.raises(ConfigError, match=f"the inbox {wrong} cannot be read"):
+            waiting_for_labels(wrong, 2)
 
 
 @pytest.mark.long

@@ -14,7 +14,7 @@ from prefect.events.filters import EventFilter, EventNameFilter
 from prefect.states import Failed
 
 from edgeline.flows import steps
-from edgeline.flows.orchestration import flow
+from edgeline.flows.orchestration import flow, store
 from edgeline.flows.orchestration.flow import TASKS, drop_traceback_of_user_errors, edgeline
 from edgeline.flows.orchestration.report import artifact_key, confusion_table
 from edgeline.pipeline.config import PipelineConfig, load_config
@@ -36,12 +36,30 @@ def task_states(client: SyncPrefectClient, run_id: Any) -> dict[str, str]:
     return {run.name: run.state_name for run in runs if run.state and run.state.is_final()}
 
 
+def graph(client: SyncPrefectClient, run_id: Any) -> dict[str, set[str]]:
+    """Each task in the graph of the UI, with those that it hangs from."""
+    nodes = client.request("GET", f"/flow_runs/{run_id}/graph-v2").json()["nodes"]
+    names = {identity: node["label"] for identity, node in nodes}
+    return {node["label"]: {names[parent["id"]] for parent in node["parents"]} for _, node in nodes}
+
+
+GRAPH = {
+    "prepare": set(),
+    "train": {"prepare"},
+    "evaluate": {"train"},
+    "export": {"train"},
+    "variants": {"export"},
+    "verify": {"evaluate", "variants"},
+    "publish": {"verify"},
+}
+
+
 def last_flow_run(client: SyncPrefectClient) -> Any:
     return client.read_flow_runs(sort="EXPECTED_START_TIME_DESC", limit=1)[0]
 
 
 @pytest.mark.slow
-def test_a_run_whose_results_exist_reuses_all_of_them(
+def test_a_run_whose_results_exist_reuses_all_of_them_and_its_graph_is_that_of_the_steps(
     client: SyncPrefectClient, finished: PipelineConfig, wait_for: Callable[..., Any]
 ) -> None:
     run, results = edgeline(finished)
@@ -51,6 +69,7 @@ def test_a_run_whose_results_exist_reuses_all_of_them(
     flow_run = last_flow_run(client)
     assert (flow_run.name, flow_run.state_name) == ("tints", "Completed")
     wait_for(lambda: task_states(client, flow_run.id) == dict.fromkeys(STEPS, "Cached"))
+    assert graph(client, flow_run.id) == GRAPH
 
 
 @pytest.mark.slow
@@ -59,14 +78,16 @@ def test_a_finished_run_has_tables_and_the_confusion_matrix_in_the_ui(
 ) -> None:
     edgeline(finished)
     mine = {artifact.key: artifact for artifact in client.read_artifacts() if artifact.flow_run_id == last_flow_run(client).id}
-    kinds = ("-variants", "-findings", "-confusion", "-confusion-image")
+    plots = ("confusion", "history", "learning-curve", "reliability", "embedding")
+    kinds = ("-variants", "-findings", "-confusion", *(f"-{plot}-image" for plot in plots))
     assert set(mine) == {"edgeline-tints", *(f"edgeline-tints{kind}" for kind in kinds)}
     assert '"onnx-fp32"' in mine["edgeline-tints-variants"].data
     assert "Rejected files, listed in rejected.csv: 1 not_an_image (warm/broken.jpg)." in mine["edgeline-tints-findings"].data
     assert '"artifact"' in mine["edgeline-tints"].data
     assert "tints version 1" in mine["edgeline-tints"].data
     assert mine["edgeline-tints-confusion"].data.startswith("| true \\ predicted | cold | warm |")
-    assert mine["edgeline-tints-confusion-image"].data.startswith("data:image/png;base64,iVBORw0KGgo")
+    for plot in plots:
+        assert mine[f"edgeline-tints-{plot}-image"].data.startswith("data:image/png;base64,iVBORw0KGgo")
 
 
 @pytest.mark.slow
@@ -170,7 +191,7 @@ def test_a_task_executes_its_step(name: str, reused: bool, monkeypatch: pytest.M
     result = StepResult(name, tmp_path / name, reused=reused, seconds=2.0)
     executed: list[tuple[str, Run]] = []
     monkeypatch.setattr(steps, "execute", lambda *arguments: executed.append(arguments) or result)
-    state = TASKS[name].fn(run)
+    state = TASKS[name].fn(run, [])
     assert executed == [(name, run)]
     assert (state.data, state.name) == (result, "Cached" if reused else "Completed")
 
@@ -226,9 +247,25 @@ def test_retraining_is_a_flow_whose_decision_is_an_artifact(
     assert done.decision is not None
     assert done.decision.promoted
     assert (done.version, done.stable) == (2, 2)
-    wait_for(lambda: task_states(client, flow_run.id).keys() >= {*STEPS, "compare"})
+    wait_for(lambda: task_states(client, flow_run.id).keys() >= {*STEPS, "compare", "promote"})
+    assert graph(client, flow_run.id) == GRAPH | {"compare": {"publish"}, "promote": {"compare"}}
+    assert task_states(client, flow_run.id)["promote"] == "Promoted"
     [decision] = [artifact for artifact in client.read_artifacts() if artifact.key == "edgeline-tints-decision"]
     assert decision.description == f"Version 2 is promoted to stable: {done.decision.reason}"
     assert '"variant": "onnx-fp32"' in decision.data
-    again = flow.retrain(config)
+    [document] = [artifact for artifact in client.read_artifacts() if artifact.key == "edgeline-tints-promotion"]
+    assert str(done.event.decision) in document.data
+    assert "    onnx-fp32: " in document.data
+    (tmp_path / "inbox").mkdir()
+    for photo in ("a.jpg", "b.jpg", "c.png"):
+        (tmp_path / "inbox" / photo).touch()
+    (tmp_path / "inbox" / "labels.csv").write_text("path,label\na.jpg,warm\n")
+    again = flow.retrain(config, drifted=("brightness",), inbox=tmp_path / "inbox")
     assert (again.version, again.trained, again.decision) == (2, False, None)
+    state = last_flow_run(client).state
+    assert (state.name, state.type.value) == ("Waiting for labels", "COMPLETED")
+    assert state.message == (
+        f"brightness drifted; no photos with a new label since version 2; 2 photos in {tmp_path / 'inbox'} wait for one"
+    )
+    unchanged = store.compare("tints", 2, against="1", artifacts=tmp_path / "artifacts")
+    assert unchanged == done.decision

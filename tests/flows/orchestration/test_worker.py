@@ -120,8 +120,8 @@ def test_a_deployment_runs_on_schedule_and_publishes(
     folder = photos.parent  # relative paths refer to this folder
     options = ("--data", photos.name, "--artifacts", str(tmp_path), "--set", "train.epochs=3", "--cron", "* * * * *")
     output = call(edgeline, "deploy", *options, environment=environment, folder=folder)
-    assert "prefect worker start --pool edgeline" in output
-    deployment = client.read_deployment_by_name("edgeline/scheduled")
+    assert "prefect deployment run edgeline/tints" in output
+    deployment = client.read_deployment_by_name("edgeline/tints")
 
     def started() -> Any:
         mine = DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
@@ -147,7 +147,7 @@ def test_a_deployment_runs_on_schedule_and_publishes(
     assert keys == {
         "edgeline-tints",
         "edgeline-tints-confusion",
-        "edgeline-tints-confusion-image",
+        *(f"edgeline-tints-{plot}-image" for plot in ("confusion", "history", "learning-curve", "reliability", "embedding")),
         "edgeline-tints-variants",
         "edgeline-tints-findings",
     }
@@ -158,9 +158,10 @@ def test_prefect_yaml_can_be_deployed_unchanged(environment: dict[str, str], cli
     call(sys.executable, "-m", "prefect", "work-pool", "create", "edgeline", "--type", "process", "--overwrite",
          environment=environment, folder=ROOT)  # fmt: skip
     call(sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", environment=environment, folder=ROOT)
-    [schedule] = client.read_deployment_by_name("edgeline/scheduled").schedules
+    [schedule] = client.read_deployment_by_name("edgeline-retrain/scheduled").schedules
     assert (schedule.schedule.cron, schedule.schedule.timezone) == ("0 3 * * *", "Europe/Prague")
     on_demand = client.read_deployment_by_name("edgeline/on-demand")
     assert on_demand.schedules == []
     assert on_demand.enforce_parameter_schema
     assert on_demand.pull_steps == []
+    assert client.read_deployment_by_name("edgeline-promote/promote").parameters["name"] == "birds"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgeline.flows.orchestration.deployment import deploy
+from edgeline.flows.orchestration.deployments.deployment import deploy
 from edgeline.pipeline.config import PipelineConfig
 from edgeline.serve.artifact.reader import versions
 from tests.flows.up.conftest import START_S, client_of, free_port, up_in

@@ -16,7 +16,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempoten
 from edgeline.flows.extras import EXTRAS
 from edgeline.flows.orchestration.crashes.crashed_runs import RESTART
 from edgeline.flows.orchestration.crashes.run_process import runs_in_processes
-from edgeline.flows.orchestration.deployment import deploy
+from edgeline.flows.orchestration.deployments.deployment import deploy
 from edgeline.flows.up.display import display
 from edgeline.flows.up.run import locked, run
 from edgeline.flows.up.services import UpOptions, names_in, services

@@ -4,9 +4,7 @@ import asyncio
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-YEAR = timedelta(days=366)
-MOST = 3000
-"""Times of a schedule that are looked at."""
+YEAR, HOUR = timedelta(days=366), timedelta(hours=1)
 
 
 def clock_changes(timezone: str, after: datetime) -> set[tuple[date, int]]:
@@ -19,13 +17,13 @@ def clock_changes(timezone: str, after: datetime) -> set[tuple[date, int]]:
     zone, found = ZoneInfo(timezone), set()
     hour = after.replace(minute=0, second=0, microsecond=0)
     while hour < after + YEAR:
-        local, later = hour.astimezone(zone), (hour + timedelta(hours=1)).astimezone(zone)
+        local, later = hour.astimezone(zone), (hour + HOUR).astimezone(zone)
         moved = (later.hour - local.hour) % 24
         if moved > 1:
             found |= {(local.date(), (local.hour + step) % 24) for step in range(1, moved)}
         elif moved == 0:
             found.add((local.date(), local.hour))
-        hour += timedelta(hours=1)
+        hour += HOUR
     return found
 
 
@@ -35,14 +33,11 @@ def clock_change_warning(cron: str, timezone: str) -> str:
 
     if cron.split()[1].startswith("*"):
         return ""
-    now = datetime.now(UTC)
-    changes = clock_changes(timezone, now)
-    if not changes:
-        return ""
     # In UTC, so that no time is skipped or repeated.
     schedule = CronSchedule(cron=cron, timezone="UTC")
-    for time in asyncio.run(schedule.get_dates(n=MOST, start=now, end=now + YEAR)):
-        if (time.date(), time.hour) in changes:
+    for day, hour in sorted(clock_changes(timezone, datetime.now(UTC))):
+        start = datetime(day.year, day.month, day.day, hour, tzinfo=UTC)
+        for time in asyncio.run(schedule.get_dates(n=1, start=start, end=start + HOUR - timedelta(seconds=1))):
             return (
                 f"{cron!r} runs at {time.hour}:{time.minute:02} on {time:%d %B}, in an hour that {timezone} skips or repeats; "
                 "choose another hour"

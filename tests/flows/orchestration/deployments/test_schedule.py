@@ -6,13 +6,20 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from prefect.server.schemas.schedules import CronSchedule
 
-from edgeline.flows.orchestration.clock_changes import clock_change_warning, clock_changes
-from edgeline.flows.orchestration.deployment import DeploymentOptions, check_schedule
+from edgeline.flows.orchestration.deployments.clock_changes import clock_change_warning, clock_changes
+from edgeline.flows.orchestration.deployments.deployment import MONITOR_CRON, PRUNE_CRON, DeploymentOptions, check_schedule
 
 DEFAULT = DeploymentOptions()
+DAILY = {
+    "retraining": DEFAULT.cron,
+    "pruning": PRUNE_CRON,
+    "monitoring": MONITOR_CRON,
+    "an hour that is skipped and repeated": "30 2 * * *",
+}
+"""The schedules that ship, also those of `prefect.yaml`, and one that does not."""
 
 
-@pytest.mark.parametrize("cron", [DEFAULT.cron, "30 2 * * *"], ids=["the default", "an hour that is skipped and repeated"])
+@pytest.mark.parametrize("cron", DAILY.values(), ids=DAILY)
 def test_a_daily_schedule_runs_once_on_every_day_of_two_years(cron: str) -> None:
     check_schedule(cron, DEFAULT.timezone)
     schedule = CronSchedule(cron=cron, timezone=DEFAULT.timezone)
@@ -47,7 +54,7 @@ def test_a_schedule_in_such_an_hour_is_a_warning(cron: str) -> None:
 @pytest.mark.parametrize(
     ("cron", "timezone"),
     [
-        (DEFAULT.cron, DEFAULT.timezone),
+        *((cron, DEFAULT.timezone) for cron in (DEFAULT.cron, PRUNE_CRON, MONITOR_CRON)),
         ("30 2 * * *", "UTC"),
         ("30 2 * * MON", "Europe/Prague"),
         ("15 * * * *", "Europe/Prague"),

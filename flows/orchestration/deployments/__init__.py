@@ -1,0 +1,1 @@
+"""What edgeline sets up on a Prefect server: deployments, their schedules, and automations."""
