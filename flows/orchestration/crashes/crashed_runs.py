@@ -4,7 +4,7 @@
 
 Prefect marks a run as crashed only if its worker notices: the run of a worker that was killed or stopped, or of a machine that
 was switched off, stays in the state Running. Here a run is dead only if its process on this machine is known to have ended; a
-run is never judged by silence, so a healthy one is not touched however long it takes (ADR 0027). Runs of other machines are
+run is never judged by silence, so a healthy one is not touched however long it takes (ADR 0026). Runs of other machines are
 left to the sweep there, unless their machine is said to be gone.
 
 A run that is started again has the same parameters and an idempotency key, so that there is one new run however many sweeps
