@@ -160,7 +160,7 @@ class Runs:
         """Start a run with these settings; return its id."""
         from edgeline.flows.orchestration.deployments.deployment import absolute_parameters
 
-        deployment = self.client.read_deployment_by_name("edgeline/scheduled")
+        deployment = self.client.read_deployment_by_name(f"edgeline/{NAME}")
         key, parameters = f"chaos-{self.submitted + 1}", {"config": absolute_parameters(config)}
         run = self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters, idempotency_key=key)
         self.submitted += 1
