@@ -14,11 +14,9 @@ import pytest
 
 from edgeline.flows.experiment import MODULE, Experiment, Outcome, run_experiment
 from edgeline.pipeline.config import PipelineConfig
-from edgeline.pipeline.engine_config import EngineConfig
 from edgeline.pipeline.experiments.grid import base_values, make_cells, read_axes
 from edgeline.pipeline.runs.atomic_files import write_json
 from edgeline.pipeline.runs.run_log import RunLog
-from tests.support.dask_processes import dask_cluster
 
 
 @pytest.fixture
@@ -94,16 +92,3 @@ def test_a_cell_ends_with_the_process_that_started_it(config: PipelineConfig, tm
         assert process.wait(timeout=60) == 1
         assert process.stderr is not None
         assert process.stderr.read() == b""
-
-
-@pytest.mark.long
-def test_the_cells_of_an_experiment_run_on_the_workers_of_a_cluster(config: PipelineConfig, tmp_path: Path) -> None:
-    (tmp_path / "cluster").mkdir()
-    with dask_cluster(tmp_path / "cluster", workers=1) as cluster:
-        engine = EngineConfig(kind="dask", address=cluster.address)
-        trial = replace(experiment(config, "train.epochs=2,4", "prepare.min_per_class=3,50"), engine=engine)
-        outcomes = run_experiment(trial)
-    assert [bool(outcome.error) for outcome in outcomes] == [False, True, False, True]
-    assert "too few distinct images" in outcomes[1].error
-    assert not any(outcome.reused for outcome in outcomes)
-    assert {outcome.cell.config.engine.kind for outcome in outcomes} == {"local"}

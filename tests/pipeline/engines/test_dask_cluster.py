@@ -91,7 +91,7 @@ def test_a_worker_with_another_version_is_named_before_any_work(cluster: Cluster
     described = tmp_path / "path" / "edgeline-0.0.9.dist-info"
     described.mkdir(parents=True)
     (described / "METADATA").write_text("Metadata-Version: 2.1\nName: edgeline\nVersion: 0.0.9\n")
-    cluster.add_worker({"PYTHONPATH": str(tmp_path / "path")})
+    cluster.add_worker({"PYTHONPATH": str(tmp_path / "path"), "PYTHONSAFEPATH": "1"})  # not the metadata of the working folder
     try:
         with pytest.raises(EdgelineError, match=r"worker tcp://\S+ has edgeline 0\.0\.9, this process has 0\.1\.0") as caught:
             prepare(configured(photos, tmp_path / "artifacts", cluster))
