@@ -78,8 +78,7 @@ def experiment(
     from edgeline.flows.experiment import Experiment, run_experiment
     from edgeline.pipeline.experiments.grid import base_values, make_cells, read_axes
 
-    engine = [each for each in overrides or [] if each.startswith("engine.")]
-    axes = read_axes(each for each in overrides or [] if each not in engine)
+    axes = read_axes(overrides or [])
     for option, setting in ((strategies, "train.strategy"), (models, "model")):
         if option:
             axes = {**read_axes([f"{setting}={option}"]), **axes}

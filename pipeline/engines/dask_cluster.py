@@ -2,7 +2,7 @@
 
 When a worker is lost, Dask gives its shards to another one, without a notice.
 
-A scheduler and its workers exchange pickled objects, so whoever reaches them can run code there, and in this process: keep them
+A scheduler and its workers exchange pickled objects: anyone who can reach them can run code there and here. Keep them
 in a trusted network, or use Dask's own TLS (addresses that start with `tls://`).
 """
 

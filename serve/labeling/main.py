@@ -147,7 +147,7 @@ def _store_around(folder: Path) -> Path | None:
             versioned = [each / str(version) for each in named for version in versions(each)]
         except EdgelineError:  # it cannot be listed
             continue
-        if any((each / MANIFEST).is_file() for each in (place, *versioned)):  # a folder such as 2026/ is no version
+        if any((each / MANIFEST).is_file() for each in (place, *versioned)):  # a folder such as 2026/ is not a version
             return place
     return None
 

@@ -5,7 +5,7 @@
 Prefect marks a run as crashed only if its worker notices: the run of a worker that was killed or stopped, or of a machine that
 was switched off, stays in the state Running. Here a run is dead only if its process on this machine is known to have ended; a
 run is never judged by silence, so a healthy one is not touched however long it takes (ADR 0026). Runs of other machines are
-left to the sweep there, unless their machine is said to be gone.
+left to the sweep there, unless the caller names their machine as gone.
 
 A run that is started again has the same parameters and an idempotency key, so that there is one new run however many sweeps
 find the old one. It recognizes finished steps and publishes the same version (`docs/guarantees.md`).
@@ -117,7 +117,7 @@ def sweep(gone: Collection[str] = ()) -> Sweep:
 
 
 def sweep_lines(swept: Sweep) -> list[str]:
-    """What a sweep did, for the terminal and the log; empty if there is nothing to say."""
+    """What a sweep did, for the terminal and the log; empty if it found nothing."""
     lines = [f"{run.name} ({run.id}): {run.what}" for run in (*swept.ended, *swept.restarted)]
     return lines + [f"{run.name} ({run.id}): not judged, {run.what}" for run in swept.elsewhere]
 

@@ -151,7 +151,7 @@ HEALTHY: dict[str, tuple[State[Any], dict[str, str]]] = {
     "on another machine": (Running(), {PROCESS: str(replace(ME, machine="elsewhere", pid=1))}),
     "started by a worker of another machine": (Running(), {WORKER: "elsewhere"}),
     "a worker is about to start it": (Pending(), {WORKER: this_machine()}),
-    "it says nothing about itself": (Running(), {}),
+    "it recorded neither worker nor process": (Running(), {}),
     "it has completed": (Completed(), {PROCESS: str(replace(ME, started="earlier"))}),
 }
 
